@@ -1,0 +1,65 @@
+//! Health and metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::{StatusCode, header};
+
+use crate::catalog::Catalog;
+use crate::metrics::Metrics;
+
+/// What health and metrics are read from.
+#[derive(Clone)]
+pub struct Admin {
+    /// What exists.
+    pub catalog: Catalog,
+    /// The metrics.
+    pub metrics: Metrics,
+    /// Whether requests are wanted.
+    pub ready: Arc<AtomicBool>,
+}
+
+impl Admin {
+    /// `/livez`, `/readyz` and `/metrics`.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self)
+    }
+
+    /// Brings the gauges that describe the catalog up to date.
+    pub fn refresh(&self) {
+        let (space, counts) = {
+            let state = self.catalog.view();
+            (state.space(), state.file_counts())
+        };
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        for (state, count) in ["open", "closed", "forgotten"].into_iter().zip(counts) {
+            self.metrics.files.with_label_values(&[state]).set(gauge(count));
+        }
+        self.metrics.delete_queue.set(gauge(counts[2]));
+        self.metrics.physical_bytes.set(gauge(space.physical_bytes));
+        self.metrics.live_bytes.set(gauge(space.live_bytes));
+        self.metrics.space_amplification.set(space.amplification());
+    }
+}
+
+/// 200 when requests are wanted; else 503 with the reason.
+async fn ready(State(admin): State<Admin>) -> Response {
+    match admin.catalog.check() {
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+        Ok(()) if admin.ready.load(Ordering::Acquire) => "ready\n".into_response(),
+        Ok(()) => (StatusCode::SERVICE_UNAVAILABLE, "starting or shutting down\n").into_response(),
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    admin.refresh();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
+}

@@ -1,0 +1,164 @@
+//! Bodies: paid for before they are read, copied once, checked while they arrive.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use http::{HeaderMap, StatusCode};
+
+use super::status::ApiError;
+use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::model::{SegmentCrc, SegmentHasher};
+use crate::runtime::{ByteBudget, PaidBytes};
+
+/// Header with the CRC-32C of a body, 8 hex digits.
+pub const CRC_HEADER: &str = "x-esker-crc32c";
+
+/// What limits the bodies of a door.
+#[derive(Clone)]
+pub struct Admission {
+    /// Memory for bodies.
+    pub budget: ByteBudget,
+    /// How long a body waits for memory.
+    pub patience: Duration,
+    /// Longest time between two pieces of a body.
+    pub silence_max: Duration,
+    /// Counts what is turned away.
+    pub metrics: Metrics,
+}
+
+/// A body in memory.
+#[derive(Debug)]
+pub struct Body {
+    /// Its bytes.
+    pub data: Bytes,
+    /// Their checksums.
+    pub crc: SegmentCrc,
+    /// The memory they are in.
+    pub paid: PaidBytes,
+}
+
+impl Admission {
+    /// Pays for `bytes` before they are read.
+    ///
+    /// # Errors
+    /// 413 if the budget never holds that many, 503 if it does not now.
+    pub async fn pay(&self, bytes: u64) -> Result<PaidBytes, ApiError> {
+        self.budget.pay(bytes, self.patience).await.map_err(|error| {
+            self.metrics.rejected.with_label_values(&["memory"]).inc();
+            error.into()
+        })
+    }
+
+    /// Reads exactly `len` bytes.
+    ///
+    /// # Errors
+    /// 400 if the body ends early, 408 if it stalls, 503 if there is no memory for it.
+    pub async fn receive<S, E>(&self, source: &mut Source<S>, len: u64) -> Result<Body, ApiError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+    {
+        let paid = self.pay(len).await?;
+        let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
+        let mut data = BytesMut::with_capacity(wanted);
+        let mut hasher = SegmentHasher::default();
+        while data.len() < wanted {
+            let piece = source.next(self, wanted - data.len()).await?.ok_or_else(|| self.cut_short(len, data.len()))?;
+            hasher.update(&piece);
+            data.extend_from_slice(&piece);
+        }
+        Ok(Body { data: data.freeze(), crc: hasher.finish(), paid })
+    }
+
+    /// A body that ended before it was whole.
+    pub fn cut_short(&self, announced: u64, received: usize) -> ApiError {
+        self.metrics.rejected.with_label_values(&["body"]).inc();
+        ApiError::invalid("body", format!("ends after {received} bytes, {announced} were announced"))
+    }
+}
+
+/// The bytes of a request as they arrive.
+pub struct Source<S> {
+    stream: S,
+    rest: Bytes,
+}
+
+impl<S, E> Source<S>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin,
+{
+    /// Bytes from `stream`.
+    pub fn new(stream: S) -> Self {
+        Self { stream, rest: Bytes::new() }
+    }
+
+    /// The next bytes, at most `max`; none at the end.
+    ///
+    /// # Errors
+    /// 400 if the connection breaks, 408 if it stalls.
+    pub async fn next(&mut self, admission: &Admission, max: usize) -> Result<Option<Bytes>, ApiError> {
+        while self.rest.is_empty() {
+            match tokio::time::timeout(admission.silence_max, self.stream.next()).await {
+                Ok(Some(Ok(piece))) => self.rest = piece,
+                Ok(Some(Err(_))) => {
+                    admission.metrics.rejected.with_label_values(&["body"]).inc();
+                    return Err(ApiError::invalid("body", "the body broke off"));
+                }
+                Ok(None) => return Ok(None),
+                Err(_) => {
+                    admission.metrics.rejected.with_label_values(&["slow"]).inc();
+                    let message = format!("no byte of the body arrived for {:?}", admission.silence_max);
+                    return Err(ApiError::invalid("body", message).with_status(StatusCode::REQUEST_TIMEOUT));
+                }
+            }
+        }
+        Ok(Some(self.rest.split_to(max.min(self.rest.len()))))
+    }
+}
+
+/// The announced length of a body.
+///
+/// # Errors
+/// 411 if there is none, 413 if it is over `max`.
+pub fn announced_len(headers: &HeaderMap, max: u64) -> Result<u64, ApiError> {
+    let header = headers.get(http::header::CONTENT_LENGTH);
+    let Some(header) = header else {
+        let error = ApiError::invalid("content-length", "a segment must announce its length");
+        return Err(error.with_status(StatusCode::LENGTH_REQUIRED));
+    };
+    let len = header.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+    let len = len.ok_or_else(|| ApiError::invalid("content-length", "is not a number"))?;
+    check_len("content-length", len, max)?;
+    Ok(len)
+}
+
+/// Checks the length of a segment.
+///
+/// # Errors
+/// 400 for 0 bytes, 413 for more than `max`.
+pub fn check_len(field: &'static str, len: u64, max: u64) -> Result<(), ApiError> {
+    if len == 0 {
+        return Err(ApiError::invalid(field, "a segment must have at least one byte; leave an empty one out"));
+    }
+    if len > max {
+        let error = ApiError::invalid(field, format!("{len} bytes are more than limits.segment-size-max, {max}"));
+        return Err(error.with_status(StatusCode::PAYLOAD_TOO_LARGE));
+    }
+    Ok(())
+}
+
+/// Compares what was announced with what arrived.
+///
+/// # Errors
+/// 400 if they differ, or what was announced is not 8 hex digits.
+pub fn check_crc(announced: Option<&str>, actual: u32) -> Result<(), ApiError> {
+    let Some(text) = announced else { return Ok(()) };
+    let wanted = (text.len() == 8).then(|| u32::from_str_radix(text, 16).ok()).flatten();
+    let wanted = wanted.ok_or_else(|| ApiError::invalid("crc32c", format!("must be 8 hex digits, is {text:?}")))?;
+    if wanted != actual {
+        let message = format!("the body has CRC-32C {actual:08x}, {wanted:08x} was announced");
+        return Err(ApiError { kind: ErrorKind::Invalid, ..ApiError::invalid("crc32c", message) });
+    }
+    Ok(())
+}

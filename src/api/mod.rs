@@ -1,0 +1,19 @@
+//! The doors: the only module that knows HTTP.
+//!
+//! - [`server`]: connections, their limits, and how they end.
+//! - [`wire`]: what the native API's JSON looks like.
+//! - [`status`]: what an error looks like.
+//! - [`body`]: bodies, paid for before they are read.
+//! - [`batch`]: many segments in one request.
+//! - [`native`]: the native API.
+//! - [`s3`]: the S3 API.
+//! - [`admin`]: health and metrics.
+
+pub mod admin;
+pub mod batch;
+pub mod body;
+pub mod native;
+pub mod s3;
+pub mod server;
+pub mod status;
+pub mod wire;

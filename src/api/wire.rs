@@ -1,0 +1,239 @@
+//! The native API's JSON, version 1. `clients/openapi.json` is made from these types.
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::catalog::record::{CheckpointRecord, CheckpointState};
+use crate::catalog::state::SegmentView;
+use crate::model::{CheckpointId, Handle, JobId, Location};
+
+/// Body of every error.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorDetail {
+    /// What to do next: `invalid`, `not_found`, `conflict`, `precondition`, `overloaded`, `unavailable`, `corrupt`,
+    /// `shutting_down` or `internal`.
+    pub kind: String,
+    /// The field of the request that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong, in a sentence.
+    pub message: String,
+}
+
+/// A job to create.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewJob {
+    /// Its id.
+    #[schema(example = "wordcount")]
+    pub job: String,
+}
+
+/// A job.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct JobInfo {
+    /// Its id.
+    pub job: String,
+    /// When it was created, in milliseconds since 1970; none for a job that is known by its S3 keys alone.
+    pub created_ms: Option<u64>,
+    /// Checkpoints up to here are subsumed.
+    pub subsumed: Option<u64>,
+    /// Its segments, whoever keeps them alive.
+    pub segments: u64,
+}
+
+/// Who writes a segment, and for what.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PutParams {
+    /// The checkpoint that the segment is written for.
+    pub checkpoint: Option<u64>,
+    /// `shared` (may be used by later checkpoints) or `exclusive`; default `exclusive`.
+    pub scope: Option<String>,
+    /// The operator; goes with `subtask` and `parallelism`.
+    pub operator: Option<String>,
+    /// Index of the subtask, from 0.
+    pub subtask: Option<u32>,
+    /// Parallelism of the operator.
+    pub parallelism: Option<u32>,
+    /// The task manager that writes.
+    pub task_manager: Option<String>,
+    /// What the worker calls it.
+    pub name: Option<String>,
+}
+
+/// Head of one segment in a request with many; in JSON, before the segment's bytes.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchHead {
+    /// Bytes of the segment.
+    pub len: u64,
+    /// The checkpoint that the segment is written for.
+    pub checkpoint: Option<u64>,
+    /// `shared` or `exclusive`; default `exclusive`.
+    pub scope: Option<String>,
+    /// The operator; goes with `subtask` and `parallelism`.
+    pub operator: Option<String>,
+    /// Index of the subtask, from 0.
+    pub subtask: Option<u32>,
+    /// Parallelism of the operator.
+    pub parallelism: Option<u32>,
+    /// The task manager that writes.
+    pub task_manager: Option<String>,
+    /// What the worker calls it.
+    pub name: Option<String>,
+    /// CRC-32C of the bytes, 8 hex digits.
+    pub crc32c: Option<String>,
+    /// A repeat with the same key gets the same segment.
+    pub idempotency_key: Option<String>,
+}
+
+impl BatchHead {
+    /// What a put of one segment would say.
+    pub fn params(&self) -> PutParams {
+        PutParams {
+            checkpoint: self.checkpoint,
+            scope: self.scope.clone(),
+            operator: self.operator.clone(),
+            subtask: self.subtask,
+            parallelism: self.parallelism,
+            task_manager: self.task_manager.clone(),
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// One answer to a request with many segments: a segment or an error.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum BatchAnswer {
+    /// It is stored.
+    Stored(SegmentInfo),
+    /// It is not.
+    Error(ErrorBody),
+}
+
+/// A stored segment.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct SegmentInfo {
+    /// Its identity.
+    pub segment: String,
+    /// Enough to read it while the daemon is down: `esker1:<segment>:<file>:<offset>:<len>:<crc32c>`.
+    pub handle: String,
+    /// The physical file below the store's root; none when it is inside the catalog.
+    pub file: Option<String>,
+    /// First byte in the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// CRC-32C of its bytes, 8 hex digits.
+    pub crc32c: String,
+}
+
+impl From<&Handle> for SegmentInfo {
+    fn from(handle: &Handle) -> Self {
+        let (file, offset) = match &handle.location {
+            Location::Inline { .. } => (None, 0),
+            Location::File(segment) => (Some(segment.file.to_string()), segment.offset),
+        };
+        Self {
+            segment: handle.id.to_string(),
+            handle: handle.to_string(),
+            file,
+            offset,
+            len: handle.location.len(),
+            crc32c: format!("{:08x}", handle.crc32c),
+        }
+    }
+}
+
+/// A segment in a listing.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ListedSegment {
+    /// The segment.
+    #[serde(flatten)]
+    pub info: SegmentInfo,
+    /// `shared` or `exclusive`.
+    pub scope: String,
+    /// The checkpoint it was written for.
+    pub checkpoint: Option<u64>,
+    /// The subtask that wrote it, as `<operator>_<index>_<parallelism>`.
+    pub subtask: Option<String>,
+    /// The task manager that wrote it.
+    pub task_manager: Option<String>,
+    /// What the worker calls it.
+    pub name: Option<String>,
+}
+
+impl From<&SegmentView> for ListedSegment {
+    fn from(view: &SegmentView) -> Self {
+        let record = &view.record;
+        Self {
+            info: (&view.handle()).into(),
+            scope: record.scope.to_string(),
+            checkpoint: record.checkpoint.map(|checkpoint| checkpoint.0),
+            subtask: record.writer.subtask.as_ref().map(ToString::to_string),
+            task_manager: record.writer.task_manager.as_ref().map(ToString::to_string),
+            name: record.name.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// One page of a job's segments.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct SegmentPage {
+    /// In the order of their identities.
+    pub segments: Vec<ListedSegment>,
+    /// Give it as `after` to get the next page; none on the last.
+    pub next: Option<String>,
+}
+
+/// What to list.
+#[derive(Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListParams {
+    /// Only segments that were written for this checkpoint.
+    pub checkpoint: Option<u64>,
+    /// Only segments after this one.
+    pub after: Option<String>,
+    /// At most so many; 1 to 10,000, default 1,000.
+    pub limit: Option<u32>,
+}
+
+/// A checkpoint that is not subsumed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct CheckpointInfo {
+    /// The job.
+    pub job: String,
+    /// Its number.
+    pub checkpoint: u64,
+    /// `pending`, `completed` or `aborted`.
+    #[schema(value_type = String)]
+    pub state: CheckpointState,
+    /// When it began, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// When it completed or was aborted.
+    pub ended_ms: Option<u64>,
+}
+
+impl CheckpointInfo {
+    /// What is known of a checkpoint.
+    pub fn of(job: &JobId, id: CheckpointId, record: &CheckpointRecord) -> Self {
+        Self {
+            job: job.to_string(),
+            checkpoint: id.0,
+            state: record.state,
+            begun_ms: record.begun.0,
+            ended_ms: record.ended.map(|at| at.0),
+        }
+    }
+}

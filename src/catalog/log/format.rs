@@ -1,0 +1,471 @@
+//! The bytes of the log: segment header, frame, row.
+//!
+//! All integers are little-endian and unaligned. A segment is one header and then frames without
+//! gaps; one frame is one group of batches that became durable together.
+//!
+//! ```text
+//! segment header, 36 bytes
+//!   magic      8   "ESKERLOG"
+//!   version    u32 1
+//!   reserved   u32 0
+//!   epoch      u64 the writer epoch of every frame in this segment, also in the file name
+//!   first_id   u64 the id of the first frame, also in the file name
+//!   crc        u32 CRC32C of the 32 bytes before it
+//!
+//! frame, 36 bytes and the rows
+//!   body_len   u32 bytes after the field `crc`, at least 28: zeros are never a frame
+//!   crc        u32 CRC32C of `body_len` and of the body
+//!   body:
+//!   wal_id     u64 grows from frame to frame
+//!   epoch      u64 as in the segment header
+//!   durable_id u64 the last frame known to be durable when this one was written: a bad frame with
+//!                  an id up to that was damaged later, it is not the tail of a crash
+//!   row_count  u32 at least 1
+//!   row*
+//!
+//! row
+//!   flags      u8  bits 0 and 1: 0 value, 1 merge operand, 2 tombstone;
+//!                  bit 2: has create_ts; bit 3: has expire_ts; the others are zero
+//!   seq        u64 sequence number, shared by the rows of one batch
+//!   key_len    u32
+//!   value_len  u32 zero for a tombstone
+//!   create_ts  i64 if flagged, milliseconds since 1970
+//!   expire_ts  i64 if flagged, milliseconds since 1970
+//!   key        key_len bytes
+//!   value      value_len bytes
+//! ```
+//!
+//! # Invariants
+//! - No input makes a decoder panic or allocate more than the input justifies.
+//! - What was encoded decodes to the same rows; SlateDB relies on every field.
+
+use bytes::{Buf, Bytes};
+use crc_fast::{CrcAlgorithm, Digest};
+use slatedb::{RowEntry, ValueDeletable};
+
+/// Bytes of a segment header.
+pub const SEGMENT_HEADER_LEN: usize = 36;
+/// Bytes of a frame in front of its rows.
+pub const FRAME_HEADER_LEN: usize = 36;
+/// The largest body a frame may have; more than any group, less than `u32::MAX`.
+pub const FRAME_BODY_BYTES_MAX: usize = 1 << 30;
+
+const MAGIC: [u8; 8] = *b"ESKERLOG";
+const VERSION: u32 = 1;
+/// Bytes of a frame that its own length does not count.
+const FRAME_PREFIX_LEN: usize = 8;
+const FRAME_BODY_LEN_MIN: usize = FRAME_HEADER_LEN - FRAME_PREFIX_LEN;
+const ROW_LEN_MIN: usize = 17;
+
+const KIND_MASK: u8 = 0b11;
+const KIND_VALUE: u8 = 0;
+const KIND_MERGE: u8 = 1;
+const KIND_TOMBSTONE: u8 = 2;
+const HAS_CREATE_TS: u8 = 1 << 2;
+const HAS_EXPIRE_TS: u8 = 1 << 3;
+const FLAGS_KNOWN: u8 = KIND_MASK | HAS_CREATE_TS | HAS_EXPIRE_TS;
+
+/// Why some bytes are not what they should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The bytes end too early.
+    #[error("the bytes end inside a {0}")]
+    Short(&'static str),
+    /// A checksum does not match.
+    #[error("the checksum of a {0} does not match")]
+    Checksum(&'static str),
+    /// A field has a value that was never written.
+    #[error("impossible {0}")]
+    Field(&'static str),
+    /// Written by a later version of this program.
+    #[error("log format version {0} is unknown, this program knows up to {VERSION}")]
+    Version(u32),
+}
+
+/// The first bytes of a segment, and its file name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentHeader {
+    /// The writer epoch.
+    pub epoch: u64,
+    /// The id of the first frame.
+    pub first_id: u64,
+}
+
+impl SegmentHeader {
+    /// The bytes at the start of the segment.
+    pub fn encode(self) -> [u8; SEGMENT_HEADER_LEN] {
+        let mut out = [0; SEGMENT_HEADER_LEN];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
+        out[24..32].copy_from_slice(&self.first_id.to_le_bytes());
+        let crc = crc32c(&[&out[..32]]);
+        out[32..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads the header at the start of `bytes`.
+    ///
+    /// # Errors
+    /// `Short` if a crash cut it, otherwise what is wrong with it.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut bytes = bytes.get(..SEGMENT_HEADER_LEN).ok_or(Malformed::Short("segment header"))?;
+        let crc = crc32c(&[&bytes[..32]]);
+        let magic = bytes.copy_to_bytes(8);
+        let version = bytes.get_u32_le();
+        let _reserved = bytes.get_u32_le();
+        let header = Self { epoch: bytes.get_u64_le(), first_id: bytes.get_u64_le() };
+        if bytes.get_u32_le() != crc {
+            return Err(Malformed::Checksum("segment header"));
+        }
+        if magic != MAGIC[..] {
+            return Err(Malformed::Field("magic of a segment"));
+        }
+        if version != VERSION {
+            return Err(Malformed::Version(version));
+        }
+        Ok(header)
+    }
+
+    /// `<epoch>-<first id>.log`, both with twenty digits, so that names sort as segments do.
+    pub fn file_name(self) -> String {
+        format!("{:020}-{:020}.log", self.epoch, self.first_id)
+    }
+
+    /// Reads a file name; `None` if the file is not a segment.
+    pub fn from_file_name(name: &str) -> Option<Self> {
+        let (epoch, first_id) = name.strip_suffix(".log")?.split_once('-')?;
+        let header = Self { epoch: epoch.parse().ok()?, first_id: first_id.parse().ok()? };
+        (header.file_name() == name).then_some(header)
+    }
+}
+
+/// Collects rows and becomes one frame.
+#[derive(Debug)]
+pub struct FrameBuilder {
+    /// Room for the header, then the rows.
+    bytes: Vec<u8>,
+    row_count: u32,
+    last_seq: u64,
+}
+
+impl FrameBuilder {
+    /// Starts a frame in `buffer`, whose contents are dropped.
+    pub fn new(mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        buffer.resize(FRAME_HEADER_LEN, 0);
+        Self { bytes: buffer, row_count: 0, last_seq: 0 }
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, row: &RowEntry) {
+        let (kind, value): (u8, &[u8]) = match &row.value {
+            ValueDeletable::Value(value) => (KIND_VALUE, value),
+            ValueDeletable::Merge(value) => (KIND_MERGE, value),
+            ValueDeletable::Tombstone => (KIND_TOMBSTONE, &[]),
+        };
+        let flags = kind | row.create_ts.map_or(0, |_| HAS_CREATE_TS) | row.expire_ts.map_or(0, |_| HAS_EXPIRE_TS);
+        let out = &mut self.bytes;
+        out.push(flags);
+        out.extend_from_slice(&row.seq.to_le_bytes());
+        out.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        for timestamp in [row.create_ts, row.expire_ts].into_iter().flatten() {
+            out.extend_from_slice(&timestamp.to_le_bytes());
+        }
+        out.extend_from_slice(&row.key);
+        out.extend_from_slice(value);
+        self.row_count += 1;
+        self.last_seq = row.seq;
+    }
+
+    /// How many rows the frame has.
+    pub fn row_count(&self) -> u32 {
+        self.row_count
+    }
+
+    /// The sequence number of the last row.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
+    /// Bytes of the frame so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Fills in the header and returns the finished frame.
+    pub fn seal(&mut self, wal_id: u64, epoch: u64, durable_id: u64) -> &[u8] {
+        let body_len = (self.bytes.len() - FRAME_PREFIX_LEN) as u32;
+        self.bytes[8..16].copy_from_slice(&wal_id.to_le_bytes());
+        self.bytes[16..24].copy_from_slice(&epoch.to_le_bytes());
+        self.bytes[24..32].copy_from_slice(&durable_id.to_le_bytes());
+        self.bytes[32..36].copy_from_slice(&self.row_count.to_le_bytes());
+        let crc = crc32c(&[&body_len.to_le_bytes(), &self.bytes[FRAME_PREFIX_LEN..]]);
+        self.bytes[..4].copy_from_slice(&body_len.to_le_bytes());
+        self.bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        &self.bytes
+    }
+
+    /// Gives the buffer back.
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// Bytes a row takes in a frame.
+pub fn row_len(row: &RowEntry) -> usize {
+    let timestamps = usize::from(row.create_ts.is_some()) + usize::from(row.expire_ts.is_some());
+    ROW_LEN_MIN + 8 * timestamps + row.key.len() + row.value.len()
+}
+
+/// A frame whose checksum is right; its rows are still encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// The id.
+    pub wal_id: u64,
+    /// The writer epoch.
+    pub epoch: u64,
+    /// The last frame known to be durable when this one was written.
+    pub durable_id: u64,
+    /// How many rows follow the header.
+    pub row_count: u32,
+    /// Bytes of header and rows.
+    pub len: usize,
+}
+
+impl Frame {
+    /// Reads and checks the frame at the start of `bytes`.
+    ///
+    /// # Errors
+    /// What is wrong; every torn or zero-filled frame ends here.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let frame = Self::peek(bytes)?;
+        let crc = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        if crc32c(&[&bytes[..4], &bytes[FRAME_PREFIX_LEN..frame.len]]) != crc {
+            return Err(Malformed::Checksum("frame"));
+        }
+        if frame.row_count == 0 {
+            return Err(Malformed::Field("row count of a frame"));
+        }
+        Ok(frame)
+    }
+
+    /// Reads the frame at the start of `bytes` without checking it.
+    ///
+    /// # Errors
+    /// `Short` or `Field` if there cannot be a frame.
+    pub fn peek(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut header = bytes.get(..FRAME_HEADER_LEN).ok_or(Malformed::Short("frame header"))?;
+        let body_len = header.get_u32_le() as usize;
+        if !(FRAME_BODY_LEN_MIN..=FRAME_BODY_BYTES_MAX).contains(&body_len) {
+            return Err(Malformed::Field("length of a frame"));
+        }
+        let len = FRAME_PREFIX_LEN + body_len;
+        if bytes.len() < len {
+            return Err(Malformed::Short("frame"));
+        }
+        let _crc = header.get_u32_le();
+        Ok(Self {
+            wal_id: header.get_u64_le(),
+            epoch: header.get_u64_le(),
+            durable_id: header.get_u64_le(),
+            row_count: header.get_u32_le(),
+            len,
+        })
+    }
+
+    /// Decodes the rows of this frame, which starts at the start of `bytes`.
+    ///
+    /// The rows share the memory of `bytes`.
+    ///
+    /// # Errors
+    /// What is wrong, although the checksum was right: a bug, or another program's file.
+    pub fn rows(&self, bytes: &Bytes) -> Result<Vec<RowEntry>, Malformed> {
+        if bytes.len() < self.len {
+            return Err(Malformed::Short("frame"));
+        }
+        let mut rest = bytes.slice(FRAME_HEADER_LEN..self.len);
+        let count = self.row_count as usize;
+        if count > rest.len() / ROW_LEN_MIN {
+            return Err(Malformed::Field("row count of a frame"));
+        }
+        let mut rows = Vec::with_capacity(count);
+        for _ in 0..count {
+            rows.push(decode_row(&mut rest)?);
+        }
+        if rest.is_empty() { Ok(rows) } else { Err(Malformed::Field("bytes behind the last row of a frame")) }
+    }
+}
+
+fn decode_row(rest: &mut Bytes) -> Result<RowEntry, Malformed> {
+    const SHORT: Malformed = Malformed::Short("row");
+    if rest.len() < ROW_LEN_MIN {
+        return Err(SHORT);
+    }
+    let flags = rest.get_u8();
+    if flags & !FLAGS_KNOWN != 0 {
+        return Err(Malformed::Field("flags of a row"));
+    }
+    let seq = rest.get_u64_le();
+    let key_len = rest.get_u32_le() as usize;
+    let value_len = rest.get_u32_le() as usize;
+    let mut timestamp = |flag: u8| match flags & flag {
+        0 => Ok(None),
+        _ => rest.try_get_i64_le().map(Some).map_err(|_| SHORT),
+    };
+    let create_ts = timestamp(HAS_CREATE_TS)?;
+    let expire_ts = timestamp(HAS_EXPIRE_TS)?;
+    // Both came from a u32, so the sum fits a u64 on every machine this runs on.
+    if (rest.len() as u64) < key_len as u64 + value_len as u64 {
+        return Err(SHORT);
+    }
+    let key = rest.split_to(key_len);
+    let value = rest.split_to(value_len);
+    let value = match flags & KIND_MASK {
+        KIND_VALUE => ValueDeletable::Value(value),
+        KIND_MERGE => ValueDeletable::Merge(value),
+        KIND_TOMBSTONE if value.is_empty() => ValueDeletable::Tombstone,
+        _ => return Err(Malformed::Field("kind of a row")),
+    };
+    Ok(RowEntry { key, value, seq, create_ts, expire_ts })
+}
+
+/// CRC32C of the parts as if they were one.
+pub fn crc32c(parts: &[&[u8]]) -> u32 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    for part in parts {
+        digest.update(part);
+    }
+    digest.finalize() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_row() -> impl Strategy<Value = RowEntry> {
+        let bytes = || vec(any::<u8>(), 0..40).prop_map(Bytes::from);
+        let value = prop_oneof![
+            bytes().prop_map(ValueDeletable::Value),
+            bytes().prop_map(ValueDeletable::Merge),
+            Just(ValueDeletable::Tombstone),
+        ];
+        let timestamp = || proptest::option::of(any::<i64>());
+        (bytes(), value, any::<u64>(), timestamp(), timestamp())
+            .prop_map(|(key, value, seq, create_ts, expire_ts)| RowEntry { key, value, seq, create_ts, expire_ts })
+    }
+
+    fn frame_of(rows: &[RowEntry]) -> Bytes {
+        let mut builder = FrameBuilder::new(Vec::new());
+        rows.iter().for_each(|row| builder.push(row));
+        Bytes::copy_from_slice(builder.seal(7, 3, 5))
+    }
+
+    fn sample_rows() -> Vec<RowEntry> {
+        let row = |key: &'static str, value, create_ts, expire_ts| RowEntry {
+            key: Bytes::from(key),
+            value,
+            seq: 9,
+            create_ts,
+            expire_ts,
+        };
+        let value = ValueDeletable::Value(Bytes::from("v"));
+        let merge = ValueDeletable::Merge(Bytes::from("m"));
+        vec![
+            row("a", value, Some(-1), None),
+            row("b", merge, None, Some(2)),
+            row("c", ValueDeletable::Tombstone, None, None),
+        ]
+    }
+
+    /// Never change these: they are what older daemons left on disks.
+    const STORED_HEADER_1: &str = "45534b45524c4f47010000000000000003000000000000000700000000000000346b3b6a";
+    const STORED_FRAME_1: &str = "64000000fc360ba10700000000000000030000000000000005000000000000000300000004090000\
+        00000000000100000001000000ffffffffffffffff61760909000000000000000100000001000000\
+        0200000000000000626d020900000000000000010000000000000063";
+
+    #[test]
+    fn version_1_is_as_it_was_stored() {
+        let header = SegmentHeader { epoch: 3, first_id: 7 };
+        let frame = frame_of(&sample_rows());
+
+        assert_eq!(hex::encode(header.encode()), STORED_HEADER_1);
+        assert_eq!(hex::encode(&frame), STORED_FRAME_1);
+        let stored = Bytes::from(hex::decode(STORED_FRAME_1).unwrap());
+        let rows = Frame::decode(&stored).unwrap().rows(&stored).unwrap();
+        assert_eq!(rows, sample_rows());
+    }
+
+    #[test]
+    fn file_names_sort_as_segments_do_and_read_back() {
+        let low = SegmentHeader { epoch: 9, first_id: 100 };
+        let high = SegmentHeader { epoch: 10, first_id: 101 };
+
+        assert!(low.file_name() < high.file_name());
+        assert_eq!(SegmentHeader::from_file_name(&low.file_name()), Some(low));
+        for other in ["FENCE", "1-2.log", "+0000000000000000009-00000000000000000100.log", "x"] {
+            assert_eq!(SegmentHeader::from_file_name(other), None);
+        }
+    }
+
+    #[test]
+    fn zeros_are_not_a_frame() {
+        assert_eq!(Frame::decode(&[0; 4096]), Err(Malformed::Field("length of a frame")));
+    }
+
+    proptest! {
+        #[test]
+        fn rows_survive_the_round_trip(rows in vec(any_row(), 1..20)) {
+            let bytes = frame_of(&rows);
+
+            let frame = Frame::decode(&bytes).unwrap();
+
+            let lens: usize = rows.iter().map(row_len).sum();
+            prop_assert_eq!(frame.len, FRAME_HEADER_LEN + lens);
+            prop_assert_eq!((frame.wal_id, frame.epoch, frame.durable_id), (7, 3, 5));
+            prop_assert_eq!(frame.rows(&bytes).unwrap(), rows);
+        }
+
+        #[test]
+        fn any_flipped_bit_is_noticed(rows in vec(any_row(), 1..4), at: usize, bit in 0..8u8) {
+            let mut bytes = frame_of(&rows).to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 1u8 << bit;
+
+            prop_assert!(Frame::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_cut_is_noticed(rows in vec(any_row(), 1..4), at: usize) {
+            let bytes = frame_of(&rows);
+
+            prop_assert!(Frame::decode(&bytes[..at % bytes.len()]).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_a_decoder_panic(bytes in vec(any::<u8>(), 0..400)) {
+            let _ = SegmentHeader::decode(&bytes);
+            let _ = Frame::decode(&bytes);
+        }
+
+        #[test]
+        fn no_rows_make_the_decoder_panic(
+            rows in vec(any_row(), 1..4),
+            row_count: u32,
+            flips in vec((any::<usize>(), any::<u8>()), 0..6),
+        ) {
+            let mut bytes = frame_of(&rows).to_vec();
+            let frame = Frame { row_count: row_count % 5, ..Frame::peek(&bytes).unwrap() };
+            for (at, value) in flips {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+
+            let _ = frame.rows(&Bytes::from(bytes));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The catalog's log on a local disk: SlateDB's write-ahead log as a file that only grows.
+//!
+//! SlateDB's own log writes one object per commit. On an object store that is one request; on a
+//! local disk it is a small file each time, the very disease this daemon cures. This log appends
+//! to a few large files instead: whatever was committed while the last `fdatasync` ran becomes one
+//! *frame* and shares the next one.
+//!
+//! ```text
+//! append -> current frame -> (flusher thread) -> write, fdatasync -> SlateDB's durable sequence
+//!                                                                    number -> waiters
+//! <folder>/TURN   locked by the one opener that is fencing
+//! <folder>/FENCE  the highest epoch that may write: u64 and its CRC32C, both little-endian
+//! <folder>/DATA   locked shared around every flush, exclusive by the fencer
+//! <folder>/<epoch>-<first id>.log   segments, format.rs
+//! ```
+//!
+//! Bytes are in `format.rs`, reading them after a crash in `scan.rs`, the order in which a new
+//! owner takes over in `fence.rs`, appending in `writer.rs`, deleting in `gc.rs`. SlateDB calls a
+//! frame a *WAL file*; its ids are our frame ids. Who may open the folder at all, and which log a
+//! database was written with, is [`super::slate`]'s business: SlateDB checks neither.
+//!
+//! # Invariants
+//! - A batch is in one frame, whole. Frames are in the order of their sequence numbers and ids.
+//! - An id at or below one that was durable is never used again.
+//! - Nothing counts as durable before its `fdatasync` returned. After a failed one nothing more is
+//!   written; the log has to be opened again.
+//! - While epoch `e` is in FENCE, no frame of an epoch below `e` reaches a segment.
+//! - Only the last segment may have a torn tail: a new one is begun after the old one was synced,
+//!   or after a fencer cut and synced it.
+//! - A segment is deleted when the latest manifest needs none of its frames, and never the newest.
+//!
+//! # Crash
+//!
+//! | crash during | leaves | healed at the next open by |
+//! | --- | --- | --- |
+//! | creating a segment | an empty file, or one without a whole header | deleting it |
+//! | writing a frame | a torn tail, never answered | cutting it, `fdatasync` |
+//! | `fdatasync` | a whole frame in the page cache | `fdatasync` before it is replayed |
+//! | answering | a durable frame | replay: it counts |
+//! | fencing, after FENCE | a FENCE without a segment | the next opener has a higher epoch |
+//! | fencing, after the cut | a clean log | nothing to do |
+//! | deleting | segments that nobody needs | the next collection |
+//!
+//! A bad frame that a later frame calls durable is damage, not a tail: the log is then not opened,
+//! so that nothing acknowledged is cut.
+
+mod fence;
+mod format;
+mod gc;
+mod scan;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use fence::LogInit;
+pub use gc::LogGc;
+
+/// One log: where it is and what is known about it. Shared by its writer, collector and owner.
+#[derive(Debug)]
+pub struct Log {
+    folder: PathBuf,
+    /// A segment that is longer than this is followed by a new one.
+    segment_bytes: u64,
+    usage: Usage,
+    abort: writer::AbortHandle,
+}
+
+impl Log {
+    /// A log in `folder`, which is created when the log is opened.
+    pub fn new(folder: PathBuf, segment_bytes: u64) -> Arc<Self> {
+        Arc::new(Self { folder, segment_bytes, usage: Usage::default(), abort: writer::AbortHandle::default() })
+    }
+
+    /// How many segments there are.
+    pub fn segments(&self) -> u64 {
+        self.usage.segments.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.usage.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many groups were synced since the log was opened.
+    pub fn syncs(&self) -> u64 {
+        self.usage.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Stops the writer as a crash would: what is not durable yet never will be.
+    pub fn abort(&self) {
+        self.abort.abort();
+    }
+
+    /// Makes the next write fail as on a full disk.
+    #[cfg(test)]
+    pub fn fail_next_write(&self) {
+        self.usage.fail_next.store(true, Ordering::Release);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Usage {
+    segments: AtomicU64,
+    bytes: AtomicU64,
+    syncs: AtomicU64,
+    #[cfg(test)]
+    fail_next: std::sync::atomic::AtomicBool,
+}
+
+impl Usage {
+    fn reset(&self, segments: u64, bytes: u64) {
+        self.segments.store(segments, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn add_segment(&self) {
+        self.segments.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn add_sync(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove_segment(&self, bytes: u64) {
+        self.segments.fetch_sub(1, Ordering::Relaxed);
+        self.remove_bytes(bytes);
+    }
+
+    fn remove_bytes(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

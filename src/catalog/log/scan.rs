@@ -1,0 +1,221 @@
+//! Reads the bytes of one segment up to where they stop making sense.
+//!
+//! Tells the harmless end of a crash from damage: a tail that was never durable may be cut, a frame
+//! that once was durable may not.
+
+use super::format::{FRAME_HEADER_LEN, Frame, Malformed, SEGMENT_HEADER_LEN, SegmentHeader};
+
+/// What a segment holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scan {
+    /// The id of the last good frame.
+    pub last_id: Option<u64>,
+    /// Bytes up to the end of the last good frame.
+    pub good_len: usize,
+    /// What follows.
+    pub end: ScanEnd,
+}
+
+/// How a segment ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScanEnd {
+    /// With its last frame.
+    Clean,
+    /// With bytes that were being written when the writer died.
+    Torn(Malformed),
+    /// With a bad frame that was durable, because a later frame says so.
+    Damaged(Malformed),
+}
+
+/// Walks the frames of a segment whose name says `expected`.
+///
+/// A segment whose header was torn has a good length of zero.
+///
+/// # Errors
+/// The header is whole, but not what `expected` says or not of a version known here.
+pub fn scan(bytes: &[u8], expected: SegmentHeader) -> Result<Scan, Malformed> {
+    let mut scan = Scan { last_id: None, good_len: 0, end: ScanEnd::Clean };
+    match SegmentHeader::decode(bytes) {
+        Ok(header) if header == expected => scan.good_len = SEGMENT_HEADER_LEN,
+        Ok(_) => return Err(Malformed::Field("epoch or id in a segment header")),
+        Err(error @ (Malformed::Short(_) | Malformed::Checksum(_))) => {
+            scan.end = judge_tail(bytes, expected.epoch, expected.first_id, error);
+            return Ok(scan);
+        }
+        Err(error) => return Err(error),
+    }
+    while scan.good_len < bytes.len() {
+        let next_id_min = scan.last_id.map_or(expected.first_id, |id| id + 1);
+        match next_frame(&bytes[scan.good_len..], expected.epoch, next_id_min) {
+            Ok(frame) => {
+                scan.good_len += frame.len;
+                scan.last_id = Some(frame.wal_id);
+            }
+            Err(error) => {
+                let tail = &bytes[scan.good_len..];
+                scan.end = judge_tail(tail, expected.epoch, next_id_min, error);
+                break;
+            }
+        }
+    }
+    Ok(scan)
+}
+
+fn next_frame(bytes: &[u8], epoch: u64, id_min: u64) -> Result<Frame, Malformed> {
+    let frame = Frame::decode(bytes)?;
+    if frame.epoch != epoch {
+        return Err(Malformed::Field("epoch of a frame"));
+    }
+    if frame.wal_id < id_min || frame.wal_id == u64::MAX {
+        return Err(Malformed::Field("id of a frame"));
+    }
+    Ok(frame)
+}
+
+/// Decides whether `tail`, which should begin with frame `id`, was ever durable: if so, a later
+/// frame knows.
+fn judge_tail(tail: &[u8], epoch: u64, id: u64, error: Malformed) -> ScanEnd {
+    let knows =
+        |frame: &Frame| frame.epoch == epoch && frame.wal_id > id && (id..frame.wal_id).contains(&frame.durable_id);
+    // The length of the bad frame may be bad too, so the next may begin anywhere.
+    let was_durable = (1..tail.len().saturating_sub(FRAME_HEADER_LEN)).any(|at| {
+        let rest = &tail[at..];
+        Frame::peek(rest).is_ok_and(|frame| knows(&frame)) && Frame::decode(rest).is_ok()
+    });
+    if was_durable { ScanEnd::Damaged(error) } else { ScanEnd::Torn(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use slatedb::{RowEntry, ValueDeletable};
+
+    use super::super::format::FrameBuilder;
+    use super::*;
+
+    const HEADER: SegmentHeader = SegmentHeader { epoch: 2, first_id: 10 };
+
+    fn frame(wal_id: u64, durable_id: u64) -> Vec<u8> {
+        let mut builder = FrameBuilder::new(Vec::new());
+        builder.push(&RowEntry {
+            key: Bytes::from("key"),
+            value: ValueDeletable::Value(Bytes::from(vec![0xaa; 50])),
+            seq: wal_id,
+            create_ts: None,
+            expire_ts: None,
+        });
+        builder.seal(wal_id, HEADER.epoch, durable_id).to_vec()
+    }
+
+    fn segment(frames: &[Vec<u8>]) -> Vec<u8> {
+        [HEADER.encode().to_vec(), frames.concat()].concat()
+    }
+
+    #[test]
+    fn a_whole_segment_is_clean() {
+        let bytes = segment(&[frame(10, 9), frame(11, 10), frame(15, 11)]);
+
+        let scan = scan(&bytes, HEADER).unwrap();
+
+        assert_eq!(scan.last_id, Some(15));
+        assert_eq!((scan.good_len, scan.end), (bytes.len(), ScanEnd::Clean));
+    }
+
+    #[test]
+    fn zeros_garbage_and_half_a_frame_are_torn() {
+        let good = segment(&[frame(10, 9)]);
+        for tail in [vec![0; 4096], vec![0x5a; 700], frame(11, 10)[..40].to_vec(), vec![1]] {
+            let scan = scan(&[good.clone(), tail].concat(), HEADER).unwrap();
+
+            assert_eq!((scan.last_id, scan.good_len), (Some(10), good.len()));
+            assert!(matches!(scan.end, ScanEnd::Torn(_)), "{:?}", scan.end);
+        }
+    }
+
+    #[test]
+    fn a_torn_header_leaves_nothing_unless_a_frame_was_durable() {
+        let short = HEADER.encode()[..20].to_vec();
+        let zeros = vec![0; 4096];
+        let mut flipped = segment(&[frame(10, 9)]);
+        flipped[20] ^= 1;
+        for bytes in [vec![], short, zeros, flipped] {
+            let scan = scan(&bytes, HEADER).unwrap();
+
+            assert_eq!((scan.last_id, scan.good_len), (None, 0));
+            assert!(matches!(scan.end, ScanEnd::Torn(_)), "{:?}", scan.end);
+        }
+
+        let mut durable = segment(&[frame(10, 9), frame(11, 10)]);
+        durable[20] ^= 1;
+        let scan = scan(&durable, HEADER).unwrap();
+        assert!(matches!(scan.end, ScanEnd::Damaged(_)), "{:?}", scan.end);
+    }
+
+    #[test]
+    fn another_version_or_name_is_refused() {
+        let mut bytes = segment(&[]);
+        bytes[8] = 2;
+        let crc = super::super::format::crc32c(&[&bytes[..32]]);
+        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
+        let other_name = SegmentHeader { epoch: 3, ..HEADER };
+
+        assert_eq!(scan(&bytes, HEADER), Err(Malformed::Version(2)));
+        assert!(scan(&segment(&[]), other_name).is_err());
+    }
+
+    #[test]
+    fn frames_of_one_sync_may_be_torn_in_any_order() {
+        let mut bytes = segment(&[frame(10, 9), frame(11, 10), frame(12, 10)]);
+        let second = SEGMENT_HEADER_LEN + frame(10, 9).len();
+        bytes[second + 50] ^= 1;
+
+        let scan = scan(&bytes, HEADER).unwrap();
+
+        assert!(matches!(scan.end, ScanEnd::Torn(_)), "{:?}", scan.end);
+    }
+
+    #[test]
+    fn a_bad_frame_that_was_durable_is_damage() {
+        for field in [0, 5, 12, 50] {
+            let mut bytes = segment(&[frame(10, 9), frame(11, 10), frame(12, 11)]);
+            let second = SEGMENT_HEADER_LEN + frame(10, 9).len();
+            bytes[second + field] ^= 1;
+
+            let scan = scan(&bytes, HEADER).unwrap();
+
+            assert_eq!(scan.last_id, Some(10));
+            assert!(matches!(scan.end, ScanEnd::Damaged(_)), "{:?}", scan.end);
+        }
+    }
+
+    #[test]
+    fn a_frame_of_another_epoch_or_an_older_id_ends_the_segment() {
+        let mut other = FrameBuilder::new(Vec::new());
+        other.push(&RowEntry {
+            key: Bytes::from("k"),
+            value: ValueDeletable::Tombstone,
+            seq: 1,
+            create_ts: None,
+            expire_ts: None,
+        });
+        for tail in [other.seal(11, 1, 10).to_vec(), frame(10, 9)] {
+            let scan = scan(&segment(&[frame(10, 9), tail]), HEADER).unwrap();
+
+            assert_eq!(scan.last_id, Some(10));
+            assert!(matches!(scan.end, ScanEnd::Torn(Malformed::Field(_))));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_scan_panic(tail in vec(any::<u8>(), 0..600)) {
+            let bytes = [segment(&[frame(10, 9)]), tail].concat();
+
+            let scan = scan(&bytes, HEADER).unwrap();
+
+            prop_assert!(scan.good_len <= bytes.len());
+        }
+    }
+}

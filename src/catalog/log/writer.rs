@@ -1,0 +1,484 @@
+//! Appends batches and makes them durable, many at a time.
+//!
+//! [`LogWriter::append`] encodes the batch into the current frame and wakes the flusher, one plain
+//! thread. The flusher takes everything that has gathered, writes it with one call, syncs once,
+//! tells SlateDB and starts over. Nothing waits for a timer and nothing polls.
+//!
+//! # Invariants
+//! - The listener and the waiters are called without the lock held, since they may ask for the status.
+//! - However the flusher ends, by request, error or panic, the log is closed with a reason, SlateDB
+//!   hears of it and no waiter is left behind.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::thread;
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use parking_lot::{Condvar, Mutex};
+use slatedb::RowEntry;
+use slatedb::wal::{WalError, WalEvent, WalFlushResult, WalObserver, WalStatus, WalStatusListener, WalWriter};
+use tokio::sync::oneshot;
+
+use super::Log;
+use super::fence::FenceFiles;
+use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, SegmentHeader, row_len};
+use crate::store::append_file::AppendFile;
+
+/// A frame that has grown to this is followed by a new one, which may still share its sync.
+const FRAME_BYTES_TARGET: usize = 8 << 20;
+/// So many whole segments behind the replay point, and the memtable is asked to go to storage.
+const SEGMENTS_BEFORE_MEMTABLE_FLUSH: usize = 4;
+/// A buffer that grew beyond this is not kept for the next frame.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
+/// The log's writing half, which SlateDB owns.
+pub struct LogWriter {
+    shared: Arc<Shared>,
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+impl LogWriter {
+    /// Starts the flusher for `epoch`, whose first frame gets the id `last_id + 1`.
+    ///
+    /// # Errors
+    /// `Unavailable` if no thread can be started.
+    pub(super) fn start(log: Arc<Log>, fence: FenceFiles, epoch: u64, last_id: u64) -> Result<Self, WalError> {
+        let shared = Arc::new(Shared { state: Mutex::new(State::new(last_id)), wake: Condvar::new() });
+        log.abort.arm(&shared);
+        let (ended_tx, ended) = oneshot::channel();
+        let flusher = Flusher { shared: shared.clone(), log, fence, epoch, segment: None, _ended: ended_tx };
+        thread::Builder::new()
+            .name("catalog-log".to_owned())
+            .spawn(move || flusher.run())
+            .map_err(|error| WalError::Unavailable(Arc::new(error)))?;
+        Ok(Self { shared, ended: Some(ended) })
+    }
+}
+
+#[async_trait]
+impl WalWriter for LogWriter {
+    async fn append(&mut self, batch: &[RowEntry]) -> Result<(), WalError> {
+        self.shared.state.lock().append(batch)?;
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<WalFlushResult, WalError> {
+        let (done, completion) = oneshot::channel();
+        let wal_id = self.shared.state.lock().request_flush(done)?;
+        self.shared.wake.notify_one();
+        Ok(WalFlushResult { wal_id, completion: async { completion.await.unwrap_or(Err(WalError::Closed)) }.boxed() })
+    }
+
+    fn should_flush_memtable(&self, replay_after_wal_id: u64) -> bool {
+        let state = self.shared.state.lock();
+        state.recent_segments.len() == SEGMENTS_BEFORE_MEMTABLE_FLUSH && state.recent_segments[0] > replay_after_wal_id
+    }
+
+    fn observer(&self) -> Box<dyn WalObserver> {
+        Box::new(LogObserver(self.shared.clone()))
+    }
+
+    fn status(&self) -> Result<WalStatus, WalStatus> {
+        self.shared.status()
+    }
+
+    async fn close(&mut self) -> Result<(), WalError> {
+        self.shared.stop(Stop::WhenDurable);
+        if let Some(ended) = self.ended.take() {
+            // The sender is dropped, never used: the error is the signal.
+            ended.await.unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        self.shared.stop(Stop::Now);
+    }
+}
+
+/// The log's status, for SlateDB.
+struct LogObserver(Arc<Shared>);
+
+#[async_trait]
+impl WalObserver for LogObserver {
+    fn status(&self) -> Result<WalStatus, WalStatus> {
+        self.0.status()
+    }
+
+    fn subscribe(&self, listener: WalStatusListener) -> Result<(), WalError> {
+        let closed = {
+            let mut state = self.0.state.lock();
+            state.listener = Some(listener.clone());
+            state.closed.is_some().then(|| state.status())
+        };
+        if let Some(status) = closed {
+            listener(WalEvent::WalClosed(status));
+        }
+        Ok(())
+    }
+}
+
+/// Lets the owner of the database stop the writer, which SlateDB has taken.
+#[derive(Debug, Default)]
+pub(super) struct AbortHandle(Mutex<std::sync::Weak<Shared>>);
+
+impl AbortHandle {
+    fn arm(&self, shared: &Arc<Shared>) {
+        *self.0.lock() = Arc::downgrade(shared);
+    }
+
+    pub(super) fn abort(&self) {
+        let shared = self.0.lock().upgrade();
+        if let Some(shared) = shared {
+            shared.stop(Stop::Now);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    /// Write what was appended, then end.
+    WhenDurable,
+    /// End as in a crash.
+    Now,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn status(&self) -> Result<WalStatus, WalStatus> {
+        let status = self.state.lock().status();
+        match status.closed_reason {
+            None => Ok(status),
+            Some(_) => Err(status),
+        }
+    }
+
+    fn stop(&self, stop: Stop) {
+        let mut state = self.state.lock();
+        if state.stop != Stop::Now {
+            state.stop = stop;
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Closes the log for `reason`; only the first reason counts.
+    fn close(&self, reason: WalError) {
+        let mut state = self.state.lock();
+        if state.closed.is_some() {
+            return;
+        }
+        state.closed = Some(reason.clone());
+        state.current = None;
+        state.queue.clear();
+        state.in_flight = Pending::default();
+        let status = state.status();
+        let listener = state.listener.clone();
+        let waiters = std::mem::take(&mut state.waiters);
+        drop(state);
+        if let Some(listener) = listener {
+            listener(WalEvent::WalClosed(status));
+        }
+        for (_, done) in waiters {
+            answer(done, Err(reason.clone()));
+        }
+    }
+}
+
+/// What the lock guards.
+struct State {
+    current: Option<FrameBuilder>,
+    /// Finished frames and their ids, oldest first.
+    queue: VecDeque<(u64, FrameBuilder)>,
+    in_flight: Pending,
+    /// The id the next finished frame gets.
+    next_id: u64,
+    last_durable_id: u64,
+    last_durable_seq: Option<u64>,
+    /// First ids of the latest segments of this epoch, oldest first.
+    recent_segments: VecDeque<u64>,
+    /// Who waits for which id.
+    waiters: Vec<(u64, oneshot::Sender<Result<(), WalError>>)>,
+    listener: Option<WalStatusListener>,
+    spare_buffer: Vec<u8>,
+    stop: Stop,
+    closed: Option<WalError>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Pending {
+    bytes: usize,
+    rows: usize,
+}
+
+impl State {
+    fn new(last_id: u64) -> Self {
+        Self {
+            current: None,
+            queue: VecDeque::new(),
+            in_flight: Pending::default(),
+            next_id: last_id + 1,
+            last_durable_id: last_id,
+            last_durable_seq: None,
+            recent_segments: VecDeque::with_capacity(SEGMENTS_BEFORE_MEMTABLE_FLUSH),
+            waiters: Vec::new(),
+            listener: None,
+            spare_buffer: Vec::new(),
+            stop: Stop::No,
+            closed: None,
+        }
+    }
+
+    fn append(&mut self, batch: &[RowEntry]) -> Result<(), WalError> {
+        self.check_open()?;
+        let batch_len: usize = batch.iter().map(row_len).sum();
+        if batch_len > FRAME_BODY_BYTES_MAX - FRAME_HEADER_LEN {
+            let error = format!("a batch of {batch_len} bytes does not fit a frame");
+            return Err(WalError::InternalError(Arc::new(io::Error::other(error))));
+        }
+        let frame_len = self.current.as_ref().map_or(0, FrameBuilder::len);
+        if frame_len + batch_len > FRAME_BYTES_TARGET {
+            self.finish_frame();
+        }
+        let spare = &mut self.spare_buffer;
+        let frame = self.current.get_or_insert_with(|| FrameBuilder::new(std::mem::take(spare)));
+        batch.iter().for_each(|row| frame.push(row));
+        Ok(())
+    }
+
+    /// Gives the current frame its id and returns the last id given.
+    fn finish_frame(&mut self) -> u64 {
+        if let Some(frame) = self.current.take_if(|frame| frame.row_count() > 0) {
+            self.queue.push_back((self.next_id, frame));
+            self.next_id += 1;
+        }
+        self.next_id - 1
+    }
+
+    fn request_flush(&mut self, done: oneshot::Sender<Result<(), WalError>>) -> Result<u64, WalError> {
+        self.check_open()?;
+        let id = self.finish_frame();
+        if id <= self.last_durable_id {
+            answer(done, Ok(()));
+        } else {
+            self.waiters.push((id, done));
+        }
+        Ok(id)
+    }
+
+    fn check_open(&self) -> Result<(), WalError> {
+        match (&self.closed, self.stop) {
+            (Some(reason), _) => Err(reason.clone()),
+            (None, Stop::No) => Ok(()),
+            (None, _) => Err(WalError::Closed),
+        }
+    }
+
+    fn status(&self) -> WalStatus {
+        let mut pending = self.in_flight;
+        let waiting = self.queue.iter().map(|(_, frame)| frame);
+        for frame in waiting.chain(&self.current) {
+            pending.bytes += frame.len();
+            pending.rows += frame.row_count() as usize;
+        }
+        WalStatus {
+            closed_reason: self.closed.clone(),
+            estimated_bytes: pending.bytes,
+            last_flushed_wal_id: self.last_durable_id,
+            last_flushed_seq: self.last_durable_seq,
+            buffered_wal_entries_count: pending.rows,
+        }
+    }
+
+    /// Takes everything that waits to be written.
+    fn take_work(&mut self) -> VecDeque<(u64, FrameBuilder)> {
+        self.finish_frame();
+        let frames = std::mem::take(&mut self.queue);
+        self.in_flight = Pending {
+            bytes: frames.iter().map(|(_, frame)| frame.len()).sum(),
+            rows: frames.iter().map(|(_, frame)| frame.row_count() as usize).sum(),
+        };
+        frames
+    }
+
+    fn note_segment(&mut self, first_id: u64) {
+        if self.recent_segments.len() == SEGMENTS_BEFORE_MEMTABLE_FLUSH {
+            self.recent_segments.pop_front();
+        }
+        self.recent_segments.push_back(first_id);
+    }
+
+    /// Takes the waiters for ids up to `id`.
+    fn take_waiters(&mut self, id: u64) -> Vec<oneshot::Sender<Result<(), WalError>>> {
+        let waiters = std::mem::take(&mut self.waiters);
+        let (served, rest): (Vec<_>, Vec<_>) = waiters.into_iter().partition(|(waits_for, _)| *waits_for <= id);
+        self.waiters = rest;
+        served.into_iter().map(|(_, done)| done).collect()
+    }
+}
+
+/// The thread that writes and syncs.
+struct Flusher {
+    shared: Arc<Shared>,
+    log: Arc<Log>,
+    fence: FenceFiles,
+    epoch: u64,
+    segment: Option<AppendFile>,
+    /// Dropped when the thread ends, which is what [`LogWriter::close`] waits for.
+    _ended: oneshot::Sender<()>,
+}
+
+impl Flusher {
+    fn run(mut self) {
+        let reason = loop {
+            let Some((frames, durable_id)) = self.next_work() else {
+                break WalError::Closed;
+            };
+            match self.write(frames, durable_id) {
+                Ok(written) => self.publish(written),
+                Err(error) => break error,
+            }
+        };
+        self.shared.close(reason);
+    }
+
+    /// Waits for work; `None` when it is time to end.
+    fn next_work(&self) -> Option<(VecDeque<(u64, FrameBuilder)>, u64)> {
+        let mut state = self.shared.state.lock();
+        loop {
+            if state.stop == Stop::Now {
+                return None;
+            }
+            let frames = state.take_work();
+            if !frames.is_empty() {
+                return Some((frames, state.last_durable_id));
+            }
+            if state.stop == Stop::WhenDurable {
+                return None;
+            }
+            self.shared.wake.wait(&mut state);
+        }
+    }
+
+    /// Writes the frames and returns once they are durable.
+    fn write(&mut self, mut frames: VecDeque<(u64, FrameBuilder)>, durable_id: u64) -> Result<Written, WalError> {
+        let (Some(first_id), Some((last_id, last))) = (frames.front().map(|(id, _)| *id), frames.back()) else {
+            return Err(WalError::InternalError(Arc::new(io::Error::other("nothing to write"))));
+        };
+        let (last_id, last_seq) = (*last_id, last.last_seq());
+        let parts: Vec<_> =
+            frames.iter_mut().map(|(id, frame)| IoSlice::new(frame.seal(*id, self.epoch, durable_id))).collect();
+        let permit = self.fence.enter(self.epoch)?;
+        let segment =
+            begin_segment_if_full(&mut self.segment, &self.log, self.epoch, first_id).and_then(|(segment, is_new)| {
+                append(&self.log, segment, &parts)?;
+                Ok(is_new)
+            });
+        drop(permit);
+        let is_new = segment.map_err(|error| WalError::Unavailable(Arc::new(error)))?;
+        Ok(Written {
+            last_id,
+            last_seq,
+            segment_first_id: is_new.then_some(first_id),
+            buffer: frames.pop_back().map(|(_, frame)| frame.into_buffer()),
+        })
+    }
+
+    /// Tells everyone that the frames are durable.
+    fn publish(&self, written: Written) {
+        let mut state = self.shared.state.lock();
+        state.in_flight = Pending::default();
+        state.last_durable_id = written.last_id;
+        state.last_durable_seq = Some(written.last_seq);
+        if let Some(first_id) = written.segment_first_id {
+            state.note_segment(first_id);
+        }
+        if let Some(buffer) = written.buffer.filter(|b| b.capacity() <= BUFFER_BYTES_KEPT) {
+            state.spare_buffer = buffer;
+        }
+        let status = state.status();
+        let listener = state.listener.clone();
+        let waiters = state.take_waiters(written.last_id);
+        drop(state);
+        if let Some(listener) = listener {
+            listener(WalEvent::WalFlushed(status));
+        }
+        for done in waiters {
+            answer(done, Ok(()));
+        }
+    }
+}
+
+impl Drop for Flusher {
+    /// Does something only if the thread panicked.
+    fn drop(&mut self) {
+        let error = io::Error::other("the log's thread panicked");
+        self.shared.close(WalError::InternalError(Arc::new(error)));
+    }
+}
+
+struct Written {
+    last_id: u64,
+    last_seq: u64,
+    /// Set if the frames began a new segment.
+    segment_first_id: Option<u64>,
+    buffer: Option<Vec<u8>>,
+}
+
+/// Returns the segment to append to, and whether it is new.
+fn begin_segment_if_full<'a>(
+    segment: &'a mut Option<AppendFile>,
+    log: &Log,
+    epoch: u64,
+    first_id: u64,
+) -> io::Result<(&'a mut AppendFile, bool)> {
+    let full = segment.take_if(|segment| segment.len() >= log.segment_bytes).is_some();
+    match segment {
+        Some(segment) => Ok((segment, false)),
+        None => {
+            let header = SegmentHeader { epoch, first_id };
+            let mut new = AppendFile::create(log.folder.join(header.file_name()))?;
+            let header = header.encode();
+            new.append(&[IoSlice::new(&header)])?;
+            log.usage.add_segment();
+            log.usage.add_bytes(header.len() as u64);
+            tracing::debug!(epoch, first_id, full, "catalog log begins a segment");
+            Ok((segment.insert(new), true))
+        }
+    }
+}
+
+fn append(log: &Log, segment: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    #[cfg(test)]
+    if log.usage.fail_next.load(std::sync::atomic::Ordering::Acquire) {
+        segment.poison();
+    }
+    let offset = segment.append(parts)?;
+    segment.sync()?;
+    log.usage.add_bytes(segment.len() - offset);
+    log.usage.add_sync();
+    Ok(())
+}
+
+/// Answers a waiter that may have gone.
+fn answer(done: oneshot::Sender<Result<(), WalError>>, result: Result<(), WalError>) {
+    if done.send(result).is_err() {
+        tracing::trace!("nobody waits for this flush any more");
+    }
+}

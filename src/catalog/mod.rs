@@ -1,0 +1,389 @@
+//! What exists: segments, physical files, jobs, checkpoints, S3 objects. State in memory, log in SlateDB.
+//!
+//! [`state::State`] decides; it is a plain state machine behind a lock that is held for microseconds. One owner
+//! task takes [`Command`]s in the order of their arrival, applies what has collected, and writes all that as one
+//! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
+//! So commands that arrive while a batch is being synced share the next one.
+//!
+//! # What may be read, and when
+//! - New things become visible by [`Catalog::confirm`], which is called when their commit and their bytes are durable.
+//! - Deleted things disappear at once; whoever finds nothing under a key that was just deleted waits until the delete
+//!   is durable ([`Catalog::object`]), so that what was seen to be gone stays gone.
+//!
+//! # Crash
+//! The journal holds a prefix of the batches, among them every one that was answered. [`state::State::uncertain_files`]
+//! names the files whose bytes have to be looked at before the first answer; `daemon` does that.
+//!
+//! # Two daemons
+//! The second one to open the journal shuts the first one out: its next commit fails, [`Catalog::lost`] is cancelled,
+//! and nothing is answered any more.
+
+pub mod command;
+pub mod log;
+pub mod record;
+pub mod slate;
+pub mod state;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::model::{Millis, SegmentId};
+use crate::runtime::{Clock, Failure, TaskGroup};
+use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
+use record::RecordKey;
+use slate::{Commit, Journal, JournalError};
+use state::{ListPage, ListQuery, ObjectView, State};
+
+/// Commands that may wait for the owner.
+const COMMANDS_MAX: usize = 4096;
+/// Commands that share a batch at most.
+const BATCH_COMMANDS_MAX: usize = 1024;
+/// Batches that may wait for durability.
+const BATCHES_IN_FLIGHT_MAX: usize = 64;
+
+/// Why the catalog did not do what it was told.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CatalogError {
+    /// It does not fit what exists. Nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The journal cannot be written any more; this daemon answers nothing from here on.
+    #[error("the catalog is lost: {0}")]
+    Lost(Arc<JournalError>),
+    /// The daemon is shutting down.
+    #[error("the catalog is closed")]
+    Closed,
+}
+
+impl CatalogError {
+    /// What the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(refusal) => refusal.kind(),
+            Self::Lost(_) => ErrorKind::Unavailable,
+            Self::Closed => ErrorKind::ShuttingDown,
+        }
+    }
+}
+
+/// A handle to the catalog. Clones share it.
+#[derive(Clone)]
+pub struct Catalog {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Request>,
+}
+
+struct Shared {
+    state: RwLock<State>,
+    journal: Journal,
+    clock: Clock,
+    lost: CancellationToken,
+    lost_because: Mutex<Option<Arc<JournalError>>>,
+    /// Number of the last batch that is durable.
+    durable: watch::Sender<u64>,
+    /// Number of the last batch that was applied.
+    applied: AtomicU64,
+    /// Keys that were deleted by a batch that is not durable yet, and the number of that batch.
+    deleting: Mutex<HashMap<(String, String), u64>>,
+}
+
+struct Request {
+    command: Option<Command>,
+    settle: Settle,
+    reply: oneshot::Sender<Result<Outcome, CatalogError>>,
+}
+
+/// Who confirms a store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settle {
+    /// The caller, once the bytes are durable too.
+    ByCaller,
+    /// The catalog, as soon as the commit is durable: there are no other bytes.
+    OnCommit,
+}
+
+/// A batch on its way to durability.
+struct Batch {
+    number: u64,
+    commit: Option<Commit>,
+    answers: Vec<Answer>,
+}
+
+struct Answer {
+    outcome: Result<Outcome, Refusal>,
+    settle: Settle,
+    reply: oneshot::Sender<Result<Outcome, CatalogError>>,
+}
+
+impl Catalog {
+    /// Starts the owner of `state`, which was loaded from `journal` and settled.
+    pub fn start(state: State, journal: Journal, clock: Clock, metrics: &Metrics, tasks: &TaskGroup) -> Self {
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            journal,
+            clock,
+            lost: CancellationToken::new(),
+            lost_because: Mutex::default(),
+            durable: watch::Sender::new(0),
+            applied: AtomicU64::new(0),
+            deleting: Mutex::default(),
+        });
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
+        let commits = metrics.commits.clone();
+        tasks.spawn("catalog-owner", Failure::StopsTheDaemon, own(Arc::clone(&shared), inbox, batches, commits));
+        tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
+        Self { shared, commands }
+    }
+
+    /// Does what `command` says. Resolves once that is durable.
+    ///
+    /// A [`Command::Store`] is not visible before [`Self::confirm`].
+    ///
+    /// # Errors
+    /// [`CatalogError::Refused`] if it does not fit what exists; nothing changed then, and what the refusal is founded
+    /// on is durable.
+    ///
+    /// # Cancel safety
+    /// A dropped call may still be carried out.
+    pub async fn execute(&self, command: Command) -> Result<Outcome, CatalogError> {
+        self.request(Some(command), Settle::ByCaller).await
+    }
+
+    /// Stores items that have no bytes outside the catalog. Resolves once they are durable and visible.
+    ///
+    /// # Errors
+    /// As [`Self::execute`]; each item may be refused by itself.
+    pub async fn store(&self, store: Store) -> Result<Vec<Result<Stored, Refusal>>, CatalogError> {
+        debug_assert!(store.file.is_none(), "bytes in a file are confirmed by whoever writes them");
+        match self.request(Some(Command::Store(store)), Settle::OnCommit).await? {
+            Outcome::Stored(_, answers) => Ok(answers),
+            Outcome::Done | Outcome::Deleted(_) => Ok(vec![]),
+        }
+    }
+
+    /// Writes whatever confirmations left to be written. Resolves once everything up to now is durable.
+    ///
+    /// # Errors
+    /// [`CatalogError`] if the journal is lost or closed.
+    pub async fn sync(&self) -> Result<(), CatalogError> {
+        self.request(None, Settle::ByCaller).await.map(|_| ())
+    }
+
+    async fn request(&self, command: Option<Command>, settle: Settle) -> Result<Outcome, CatalogError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { command, settle, reply };
+        self.commands.send(request).await.map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    fn gone(&self) -> CatalogError {
+        self.shared.lost_error().unwrap_or(CatalogError::Closed)
+    }
+
+    /// The bytes of a store and its commit are durable: it is visible from now on.
+    pub fn confirm(&self, token: StoreToken) {
+        self.shared.state.write().confirm(token, self.shared.clock.now());
+    }
+
+    /// The bytes of a store are lost, or nobody knows: it never happened.
+    pub fn fail(&self, token: StoreToken) {
+        self.shared.state.write().fail(token, self.shared.clock.now());
+    }
+
+    /// The state as of now. Hold it shortly and never across an await.
+    pub fn view(&self) -> RwLockReadGuard<'_, State> {
+        self.shared.state.read()
+    }
+
+    /// The object under a key. When there is none because it is being deleted, waits until that is durable.
+    ///
+    /// # Errors
+    /// [`CatalogError::Lost`] if this daemon may no longer answer.
+    pub async fn object(&self, bucket: &str, key: &str) -> Result<Option<ObjectView>, CatalogError> {
+        self.check()?;
+        let found = self.view().object(bucket, key);
+        if found.is_none() {
+            let deleting = self.shared.deleting.lock().get(&(bucket.to_owned(), key.to_owned())).copied();
+            self.wait_durable(deleting).await?;
+        }
+        Ok(found)
+    }
+
+    /// One page of a bucket's keys; deletes that it shows are durable.
+    ///
+    /// # Errors
+    /// [`CatalogError`] if there is no such bucket, or this daemon may no longer answer.
+    pub async fn list(&self, bucket: &str, query: &ListQuery<'_>) -> Result<ListPage, CatalogError> {
+        self.check()?;
+        let page = {
+            let state = self.view();
+            if !state.has_bucket(bucket) {
+                return Err(Refusal::NoSuchBucket(bucket.to_owned()).into());
+            }
+            state.list(bucket, query)
+        };
+        let deleting = self.shared.deleting.lock().values().max().copied();
+        self.wait_durable(deleting).await?;
+        Ok(page)
+    }
+
+    async fn wait_durable(&self, batch: Option<u64>) -> Result<(), CatalogError> {
+        let Some(batch) = batch else { return Ok(()) };
+        let mut durable = self.shared.durable.subscribe();
+        tokio::select! {
+            reached = durable.wait_for(|durable| *durable >= batch) => reached.map(|_| ()).map_err(|_| self.gone()),
+            () = self.shared.lost.cancelled() => Err(self.gone()),
+        }
+    }
+
+    /// The bytes of an inline segment; none if it was freed.
+    ///
+    /// # Errors
+    /// [`CatalogError::Lost`] if the journal does not answer.
+    pub async fn inline_data(&self, id: SegmentId) -> Result<Option<Bytes>, CatalogError> {
+        let key = RecordKey::Data(id).encode();
+        self.shared.journal.get(&key).await.map_err(|error| CatalogError::Lost(Arc::new(error)))
+    }
+
+    /// Whether this daemon may still answer.
+    ///
+    /// # Errors
+    /// [`CatalogError::Lost`] with the reason.
+    pub fn check(&self) -> Result<(), CatalogError> {
+        self.shared.lost_error().map_or(Ok(()), Err)
+    }
+
+    /// Cancelled when the journal cannot be written any more.
+    pub fn lost(&self) -> CancellationToken {
+        self.shared.lost.clone()
+    }
+
+    /// The epoch of this owner; grows with each.
+    pub fn epoch(&self) -> u64 {
+        self.shared.journal.epoch()
+    }
+
+    /// The time, as the catalog stamps it.
+    pub fn now(&self) -> Millis {
+        self.shared.clock.now()
+    }
+
+    /// Writes what is left and closes the journal.
+    ///
+    /// # Errors
+    /// [`CatalogError`] if something could not be written; everything that was answered is durable all the same.
+    pub async fn close(&self) -> Result<(), CatalogError> {
+        self.sync().await?;
+        self.shared.journal.close().await.map_err(|error| CatalogError::Lost(Arc::new(error)))
+    }
+}
+
+impl Shared {
+    fn lost_error(&self) -> Option<CatalogError> {
+        self.lost_because.lock().clone().map(CatalogError::Lost)
+    }
+
+    fn lose(&self, error: JournalError) -> CatalogError {
+        let error = {
+            let mut because = self.lost_because.lock();
+            Arc::clone(because.get_or_insert_with(|| Arc::new(error)))
+        };
+        if !self.lost.is_cancelled() {
+            tracing::error!(error = crate::error::chain(&*error), "the catalog is lost, nothing is answered any more");
+            self.lost.cancel();
+        }
+        CatalogError::Lost(error)
+    }
+
+    /// Applies requests in order; what they changed, and what confirmations changed since, is one batch.
+    fn apply(&self, requests: &mut Vec<Request>) -> (u64, Vec<record::Mutation>, Vec<Answer>) {
+        let number = self.applied.load(Ordering::Relaxed) + 1;
+        let now = self.clock.now();
+        let mut state = self.state.write();
+        let mut answers = Vec::with_capacity(requests.len());
+        for Request { command, settle, reply } in requests.drain(..) {
+            if let Some(Command::DeleteObjects(bucket, objects)) = &command {
+                let mut deleting = self.deleting.lock();
+                deleting.extend(objects.iter().map(|object| ((bucket.clone(), object.key.clone()), number)));
+            }
+            let outcome = command.map_or(Ok(Outcome::Done), |command| state.apply(command, now));
+            answers.push(Answer { outcome, settle, reply });
+        }
+        self.applied.store(number, Ordering::Relaxed);
+        (number, state.take_mutations(), answers)
+    }
+}
+
+/// The owner: applies commands and writes batches, in order.
+async fn own(
+    shared: Arc<Shared>,
+    mut inbox: mpsc::Receiver<Request>,
+    batches: mpsc::Sender<Batch>,
+    commits: prometheus::IntCounter,
+) {
+    let mut requests = Vec::with_capacity(BATCH_COMMANDS_MAX);
+    while inbox.recv_many(&mut requests, BATCH_COMMANDS_MAX).await > 0 {
+        if let Some(error) = shared.lost_error() {
+            requests.drain(..).for_each(|request| drop(request.reply.send(Err(error.clone()))));
+            continue;
+        }
+        let (number, mutations, answers) = shared.apply(&mut requests);
+        let commit = if mutations.is_empty() {
+            None
+        } else {
+            commits.inc();
+            match shared.journal.write(mutations).await {
+                Ok(commit) => Some(commit),
+                Err(error) => {
+                    let error = shared.lose(error);
+                    answers.into_iter().for_each(|answer| drop(answer.reply.send(Err(error.clone()))));
+                    continue;
+                }
+            }
+        };
+        if batches.send(Batch { number, commit, answers }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits for each batch to become durable, then answers its requests.
+async fn answer(shared: Arc<Shared>, mut in_flight: mpsc::Receiver<Batch>) {
+    while let Some(Batch { number, commit, answers }) = in_flight.recv().await {
+        let durable = match commit {
+            Some(commit) => commit.durable().await,
+            None => Ok(()),
+        };
+        let error = match durable {
+            Ok(()) => shared.lost_error(),
+            Err(error) => Some(shared.lose(error)),
+        };
+        for Answer { outcome, settle, reply } in answers {
+            if error.is_none()
+                && settle == Settle::OnCommit
+                && let Ok(Outcome::Stored(token, _)) = &outcome
+            {
+                shared.state.write().confirm(*token, shared.clock.now());
+            }
+            let answer = match &error {
+                Some(error) => Err(error.clone()),
+                None => outcome.map_err(CatalogError::Refused),
+            };
+            // Nobody waits for the answer of a request that was given up.
+            drop(reply.send(answer));
+        }
+        if error.is_none() {
+            shared.durable.send_replace(number);
+            shared.deleting.lock().retain(|_, batch| *batch > number);
+        }
+    }
+}

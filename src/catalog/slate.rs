@@ -1,0 +1,451 @@
+//! The catalog's journal: its records, durable and in one order, in SlateDB.
+//!
+//! [`Journal::open`] hands out every record once; from then on the catalog's state is in memory and
+//! the journal is only written. [`Journal::write`] takes a batch, [`Commit::durable`] says when it
+//! may be answered. What the records mean is left to the catalog.
+//!
+//! On an object store SlateDB writes its log itself, one object per group: a single task flushes,
+//! and whatever is written meanwhile shares the next flush. On a local disk the log is ours, see
+//! `log/mod.rs`. Besides that module, this is the only one that names SlateDB.
+//!
+//! # Invariants
+//! - A batch is applied whole or not at all, and batches in the order in which `write` was called.
+//! - Only [`Commit::durable`] proves anything. A fenced journal still takes writes for a while, and
+//!   [`Journal::close`] may succeed on one that has failed.
+//! - A database is only ever opened with the log it was created with: SlateDB would ignore the
+//!   other one's commits without a word. The marker `FORMAT` says which it is.
+//! - On a local disk one process has the folder, by a lock taken before anything is touched. Without
+//!   it a second daemon would shut the first out even if it then fails to open.
+//!
+//! # Crash
+//! Everything that was durable is there, whole; a batch that was not durable may be there as well.
+
+mod group;
+mod settings;
+
+use std::fmt;
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use parking_lot::Mutex;
+use slatedb::config::ScanOptions;
+use slatedb::{CloseReason, Db, GarbageCollectorBuilder, WriteBatch, WriteHandle};
+
+use self::group::GroupCommit;
+pub use self::settings::JournalSettings;
+use self::settings::{Updates, block_cache, gc_options, slate_settings};
+use super::log::{Log, LogGc, LogInit};
+use super::record::Mutation;
+use crate::store::append_file::sync_parent;
+
+/// The catalog's records on storage.
+///
+/// Dropping it without [`Journal::close`] is a crash: durable batches survive, others may not.
+pub struct Journal {
+    db: Db,
+    epoch: u64,
+    backend: Backend,
+}
+
+enum Backend {
+    Object(GroupCommit),
+    Local {
+        log: AbortOnDrop,
+        /// Held as long as the journal is open.
+        lock: Mutex<Option<File>>,
+    },
+}
+
+/// Where a journal lives.
+#[derive(Debug, Clone)]
+pub enum Placement {
+    /// On an object store, under `prefix`. The store must honour conditional puts.
+    Object {
+        /// The store.
+        store: Arc<dyn ObjectStore>,
+        /// Everything the journal writes has a name below it.
+        prefix: Path,
+    },
+    /// In a folder on a local disk, which is created if need be: the database in `db`, the log in
+    /// `log`, the lock in `LOCK`.
+    Local {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// The two kinds of [`Placement`], for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JournalKind {
+    /// On an object store.
+    Object,
+    /// On a local disk.
+    Local,
+}
+
+/// What the journal uses, as far as it knows without asking storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalStats {
+    /// Groups that became durable since it was opened; on an object store one PUT each.
+    pub groups: u64,
+    /// Segments of the local log.
+    pub log_segments: u64,
+    /// Bytes of the local log.
+    pub log_bytes: u64,
+}
+
+/// What a failed part of the journal says about itself.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the journal did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another daemon has opened the journal; this one is of no more use.
+    #[error("another daemon has taken the journal over")]
+    Fenced,
+    /// Another daemon, or another part of this one, has the folder.
+    #[error("folder {} is in use by another daemon", folder.display())]
+    Locked {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Storage failed. The outcome of writes that were not durable is unknown until the next open.
+    #[error("the storage of the journal failed")]
+    Unavailable(#[source] Cause),
+    /// What is on storage is not what was written.
+    #[error("the journal is damaged")]
+    Corrupt(#[source] Cause),
+    /// The database was written with another log, or by a later version.
+    #[error("the journal was written as {found:?} and cannot be opened as {expected:?}")]
+    WrongFormat {
+        /// What the marker says; empty if there is a database without one.
+        found: String,
+        /// What it would have to say.
+        expected: String,
+    },
+    /// The journal was closed.
+    #[error("the journal is closed")]
+    Closed,
+    /// The batch or the settings cannot be used; nothing was done.
+    #[error("{0}")]
+    Invalid(String),
+    /// The visitor refused a record.
+    #[error("a record of the journal was refused")]
+    Visit(#[source] Cause),
+    /// SlateDB ended in a way it should not.
+    #[error("the journal failed by a bug")]
+    Internal(#[source] Cause),
+}
+
+impl From<slatedb::Error> for JournalError {
+    fn from(error: slatedb::Error) -> Self {
+        match error.kind() {
+            slatedb::ErrorKind::Closed(CloseReason::Fenced) => Self::Fenced,
+            slatedb::ErrorKind::Closed(CloseReason::Clean) => Self::Closed,
+            slatedb::ErrorKind::Unavailable => Self::Unavailable(error.into()),
+            slatedb::ErrorKind::Data => Self::Corrupt(error.into()),
+            _ => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<object_store::Error> for JournalError {
+    fn from(error: object_store::Error) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
+
+/// An accepted batch, durable or not yet.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    handle: WriteHandle,
+}
+
+impl Commit {
+    /// Resolves when the batch, and with it every earlier one, is durable.
+    ///
+    /// # Errors
+    /// Why the journal closed first: `Fenced`, `Unavailable`, `Closed`, `Corrupt` or `Internal`. The
+    /// batch may then be there or not; the next open shows.
+    ///
+    /// # Cancel safety
+    /// Cancel safe, and can be called by many and again.
+    pub async fn durable(&self) -> Result<(), JournalError> {
+        Ok(self.handle.await_durable().await?)
+    }
+
+    /// The batch's place in the order of all batches ever written.
+    pub fn seq(&self) -> u64 {
+        self.handle.seqnum()
+    }
+}
+
+impl Journal {
+    /// Opens or creates the journal, shuts out older owners, and hands every record to `visit` in
+    /// the order of the keys.
+    ///
+    /// # Errors
+    /// `Locked`, `WrongFormat` and `Invalid` before anything was touched; `Fenced` if a newer
+    /// owner came in between; `Corrupt` or `Unavailable` if storage is so; `Visit` if `visit` failed.
+    /// Except for the first three, older owners are shut out even then.
+    ///
+    /// # Cancel safety
+    /// A dropped call leaves what a crash leaves.
+    pub async fn open<E: Into<Cause>>(
+        placement: Placement,
+        settings: JournalSettings,
+        visit: impl FnMut(Bytes, Bytes) -> Result<(), E> + Send,
+    ) -> Result<Self, JournalError> {
+        if settings.unflushed_bytes_max / 2 < settings.l0_bytes {
+            let reason = "unflushed_bytes_max is less than twice l0_bytes";
+            return Err(JournalError::Invalid(reason.to_owned()));
+        }
+        let journal = match placement {
+            Placement::Object { store, prefix } => open_object(store, prefix, &settings).await?,
+            Placement::Local { folder } => open_local(folder, &settings).await?,
+        };
+        match visit_all(&journal.db, visit).await {
+            Ok(()) => Ok(journal),
+            Err(error) => {
+                if let Err(error) = journal.close().await {
+                    tracing::warn!(%error, "closing a journal that could not be read");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Applies one batch atomically; later entries win over earlier ones for the same key.
+    ///
+    /// Returns once the batch is accepted in memory, which is no promise yet. Calls that do not
+    /// overlap are applied in their order.
+    ///
+    /// # Errors
+    /// `Invalid` if the batch is empty, larger than 64 MiB, or has a key that is empty or too
+    /// long. Otherwise why the journal is closed.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a dropped call may still apply the batch.
+    pub async fn write(&self, batch: Vec<Mutation>) -> Result<Commit, JournalError> {
+        let handle = self.db.write(write_batch(batch)?).await?;
+        if let Backend::Object(group_commit) = &self.backend {
+            group_commit.wake();
+        }
+        Ok(Commit { handle })
+    }
+
+    /// Makes everything durable, closes the database and gives the folder free.
+    ///
+    /// # Errors
+    /// Why the last writes could not be made durable. Success is no proof that they are, on a journal
+    /// that failed before: see [`Commit::durable`].
+    pub async fn close(&self) -> Result<(), JournalError> {
+        let closed = self.db.close().await;
+        if let Backend::Local { lock, .. } = &self.backend {
+            lock.lock().take();
+        }
+        Ok(closed?)
+    }
+
+    /// The value under `key`, durable or not.
+    ///
+    /// # Errors
+    /// Why the journal is closed, or `Unavailable` or `Corrupt` if storage is so.
+    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, JournalError> {
+        Ok(self.db.get(key).await?)
+    }
+
+    /// SlateDB's writer epoch: grows with every open, so no two owners have the same. Failed opens
+    /// leave gaps.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Where the journal lives.
+    pub fn kind(&self) -> JournalKind {
+        match self.backend {
+            Backend::Object(_) => JournalKind::Object,
+            Backend::Local { .. } => JournalKind::Local,
+        }
+    }
+
+    /// Figures for metrics, read from memory.
+    pub fn stats(&self) -> JournalStats {
+        match &self.backend {
+            Backend::Object(group_commit) => {
+                JournalStats { groups: group_commit.groups(), log_segments: 0, log_bytes: 0 }
+            }
+            Backend::Local { log, .. } => {
+                JournalStats { groups: log.0.syncs(), log_segments: log.0.segments(), log_bytes: log.0.bytes() }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").field("kind", &self.kind()).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+const KEY_BYTES_MAX: usize = u16::MAX as usize;
+const BATCH_BYTES_MAX: usize = 64 << 20;
+
+fn write_batch(mutations: Vec<Mutation>) -> Result<WriteBatch, JournalError> {
+    let invalid = |reason: &str| Err(JournalError::Invalid(reason.to_owned()));
+    if mutations.is_empty() {
+        return invalid("the batch is empty");
+    }
+    let mut batch = WriteBatch::new();
+    let mut bytes = 0;
+    for mutation in mutations {
+        let (key, value) = match mutation {
+            Mutation::Put { key, value } => (key, Some(value)),
+            Mutation::Delete { key } => (key, None),
+        };
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            return invalid("a key is empty or longer than 65,535 bytes");
+        }
+        bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        if bytes > BATCH_BYTES_MAX {
+            return invalid("the batch is larger than 64 MiB");
+        }
+        match value {
+            Some(value) => batch.put_bytes(key, value),
+            None => batch.delete(key),
+        }
+    }
+    Ok(batch)
+}
+
+async fn open_object(
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    settings: &JournalSettings,
+) -> Result<Journal, JournalError> {
+    check_marker(&store, &prefix, "objects").await?;
+    let db = Db::builder(prefix, store)
+        .with_settings(slate_settings(settings, Updates::Conditional))
+        .with_db_cache(block_cache(settings), 0)
+        .build()
+        .await?;
+    Ok(Journal { epoch: db.manifest().writer_epoch(), backend: Backend::Object(GroupCommit::start(db.clone())), db })
+}
+
+async fn open_local(folder: PathBuf, settings: &JournalSettings) -> Result<Journal, JournalError> {
+    let (lock, store) = {
+        let folder = folder.clone();
+        tokio::task::spawn_blocking(move || lock_folder(&folder))
+            .await
+            .map_err(|error| JournalError::Internal(error.into()))??
+    };
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let prefix = Path::from("db");
+    check_marker(&store, &prefix, "local-log").await?;
+    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes));
+    let slate_settings = slate_settings(settings, Updates::Unconditional);
+    // SlateDB's own collector would look for its own log and never shorten ours.
+    let gc = GarbageCollectorBuilder::new(prefix.clone(), store.clone())
+        .with_options(gc_options(settings, Updates::Unconditional))
+        .with_wal_gc(Arc::new(LogGc::new(log.0.clone())));
+    let db = Db::builder(prefix, store)
+        .with_settings(slate_settings)
+        .with_db_cache(block_cache(settings), 0)
+        .with_wal_writer(Box::new(LogInit::new(log.0.clone())))
+        .with_gc_builder(gc)
+        .build()
+        .await?;
+    Ok(Journal {
+        epoch: db.manifest().writer_epoch(),
+        backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },
+        db,
+    })
+}
+
+/// Creates the folder and locks it for as long as the returned file is open.
+fn lock_folder(folder: &FilePath) -> Result<(File, LocalFileSystem), JournalError> {
+    let unavailable = |error: io::Error| JournalError::Unavailable(error.into());
+    std::fs::create_dir_all(folder.join("db")).map_err(unavailable)?;
+    let lock =
+        File::options().write(true).create(true).truncate(false).open(folder.join("LOCK")).map_err(unavailable)?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => JournalError::Locked { folder: folder.to_owned() },
+        TryLockError::Error(error) => unavailable(error),
+    })?;
+    sync_parent(&folder.join("LOCK")).and_then(|()| sync_parent(folder)).map_err(unavailable)?;
+    let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
+    Ok((lock, store))
+}
+
+/// Checks that the database was created with the log called `log`, or records it for a new one.
+async fn check_marker(store: &Arc<dyn ObjectStore>, prefix: &Path, log: &str) -> Result<(), JournalError> {
+    let path = prefix.clone().join("FORMAT");
+    let expected = format!("esker journal 1, log {log} 1\n");
+    let matches = |found: Bytes| {
+        if found == expected {
+            return Ok(());
+        }
+        Err(JournalError::WrongFormat {
+            found: String::from_utf8_lossy(&found).trim().to_owned(),
+            expected: expected.trim().to_owned(),
+        })
+    };
+    match store.get(&path).await {
+        Ok(found) => return matches(found.bytes().await?),
+        Err(object_store::Error::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let manifests = prefix.clone().join("manifest");
+    if let Some(manifest) = store.list(Some(&manifests)).next().await {
+        manifest?;
+        return matches(Bytes::new());
+    }
+    let create = PutOptions::from(PutMode::Create);
+    match store.put_opts(&path, expected.clone().into(), create).await {
+        Ok(_) => Ok(()),
+        // Another daemon was faster, or the answer to our own first try was lost.
+        Err(object_store::Error::AlreadyExists { .. }) => matches(store.get(&path).await?.bytes().await?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How many records are visited before other tasks get their turn.
+const VISITS_PER_TURN: u32 = 1024;
+
+async fn visit_all<E: Into<Cause>>(
+    db: &Db,
+    mut visit: impl FnMut(Bytes, Bytes) -> Result<(), E> + Send,
+) -> Result<(), JournalError> {
+    // By default every block is a request of its own.
+    let options =
+        ScanOptions { read_ahead_bytes: 1 << 20, max_fetch_tasks: 4, cache_blocks: false, ..ScanOptions::default() };
+    let mut records = db.scan_with_options(.., &options).await?;
+    let mut visits = 0;
+    while let Some(record) = records.next().await? {
+        visit(record.key, record.value).map_err(|error| JournalError::Visit(error.into()))?;
+        visits += 1;
+        if visits % VISITS_PER_TURN == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// Stops the local log when the journal is dropped, so that SlateDB's tasks end too.
+struct AbortOnDrop(Arc<Log>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests;

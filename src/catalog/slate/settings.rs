@@ -1,0 +1,161 @@
+//! The knobs of the journal and what they mean to SlateDB.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use slatedb::Settings;
+use slatedb::config::{
+    CompactionWorkerOptions, CompactorOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions,
+    SizeTieredCompactionSchedulerOptions,
+};
+use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
+
+/// How a journal behaves. [`JournalSettings::default`] suits an object store,
+/// [`JournalSettings::local`] a local disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalSettings {
+    /// Memory for cached tables, in bytes. Default 32 MiB. Records are read once, at open, and that
+    /// bypasses the cache, so only indexes and filters need it; without a limit it takes 640 MiB.
+    pub block_cache_bytes: u64,
+    /// A table of this size is uploaded. Default 16 MiB. Larger means fewer uploads and compactions,
+    /// but more log to replay after a crash.
+    pub l0_bytes: u64,
+    /// Writes wait while more than this is neither in a table on storage nor durable in the log.
+    /// Default 64 MiB; at least twice `l0_bytes`, because SlateDB busy-waits if a table that is
+    /// still growing fills it alone. Bounds memory, and the log together with `gc_interval`.
+    pub unflushed_bytes_max: u64,
+    /// How often storage is asked for changes by others and for compactions to do. Default 60 s:
+    /// each question is a request, and an idle daemon should cost a handful a minute. A newer
+    /// owner is noticed by the next durable write anyway. On a local disk 5 s.
+    pub poll_interval: Duration,
+    /// How often superseded files are collected. Default 600 s, on a local disk 10 s, where
+    /// it bounds the length of the log.
+    pub gc_interval: Duration,
+    /// Files younger than this are not collected. Default 300 s. On a local disk 30 s: it protects
+    /// against owners that were shut out but do not know it yet, and the lock leaves none.
+    pub gc_age_min: Duration,
+    /// How long tables that a compaction replaced stay. Default 300 s: the scan at open reads them
+    /// and must be over by then. On a local disk 120 s, since reading is faster and space is short.
+    /// SlateDB's own default of 15 minutes only keeps more garbage.
+    pub superseded_tables_kept: Duration,
+    /// How often a failed request is repeated, after 0.1 to 2 s each, on top of what the store's
+    /// client does. Default 30, about 40 s; then the journal closes as `Unavailable`. Without a limit
+    /// an outage would look like a hanging daemon.
+    pub object_retries_max: u32,
+    /// How long a change of the manifest is tried. Default 60 s.
+    pub manifest_timeout: Duration,
+    /// A log segment of this length is followed by a new one. Default 16 MiB: large enough that
+    /// creating files does not matter, small enough to give space back. Local disk only.
+    pub log_segment_bytes: u64,
+}
+
+impl Default for JournalSettings {
+    fn default() -> Self {
+        Self {
+            block_cache_bytes: 32 << 20,
+            l0_bytes: 16 << 20,
+            unflushed_bytes_max: 64 << 20,
+            poll_interval: Duration::from_secs(60),
+            gc_interval: Duration::from_secs(600),
+            gc_age_min: Duration::from_secs(300),
+            superseded_tables_kept: Duration::from_secs(300),
+            object_retries_max: 30,
+            manifest_timeout: Duration::from_secs(60),
+            log_segment_bytes: 16 << 20,
+        }
+    }
+}
+
+impl JournalSettings {
+    /// The defaults for a local disk, where asking costs nothing.
+    pub fn local() -> Self {
+        Self {
+            poll_interval: Duration::from_secs(5),
+            gc_interval: Duration::from_secs(10),
+            gc_age_min: Duration::from_secs(30),
+            superseded_tables_kept: Duration::from_secs(120),
+            ..Self::default()
+        }
+    }
+}
+
+/// Whether the store can replace an object only if it is still the one that was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Updates {
+    /// Object stores.
+    Conditional,
+    /// A local disk.
+    Unconditional,
+}
+
+pub(super) fn block_cache(settings: &JournalSettings) -> Arc<MokaCache> {
+    Arc::new(MokaCache::new_with_opts(MokaCacheOptions {
+        max_capacity: settings.block_cache_bytes,
+        time_to_live: None,
+        time_to_idle: None,
+    }))
+}
+
+pub(super) fn slate_settings(settings: &JournalSettings, updates: Updates) -> Settings {
+    // Nobody reads single records, so many tables in level 0 cost nothing until the next open. A low
+    // limit would make writes wait for compactions, which only begin with a poll.
+    const L0_TABLES_MAX: usize = 64;
+    Settings {
+        // A timer would add its interval to every lone commit.
+        flush_interval: None,
+        manifest_poll_interval: settings.poll_interval,
+        manifest_update_timeout: settings.manifest_timeout,
+        l0_sst_size_bytes: in_memory(settings.l0_bytes),
+        max_unflushed_bytes: in_memory(settings.unflushed_bytes_max),
+        l0_max_ssts: L0_TABLES_MAX,
+        l0_max_ssts_per_key: L0_TABLES_MAX,
+        compactor_options: Some(CompactorOptions {
+            poll_interval: settings.poll_interval,
+            manifest_update_timeout: settings.manifest_timeout,
+            max_concurrent_compactions: 2,
+            checkpoint_lifetime: settings.superseded_tables_kept,
+            object_store_max_retries: Some(settings.object_retries_max),
+            scheduler_options: SizeTieredCompactionSchedulerOptions {
+                // One round takes all of level 0, since rounds are far apart.
+                max_compaction_sources: L0_TABLES_MAX,
+                ..SizeTieredCompactionSchedulerOptions::default()
+            }
+            .into(),
+            worker: Some(CompactionWorkerOptions {
+                compactions_poll_interval: settings.poll_interval,
+                max_concurrent_compactions: 2,
+                max_subcompactions: 1, // the catalog is small, the cores are for segments
+                ..CompactionWorkerOptions::default()
+            }),
+            ..CompactorOptions::default()
+        }),
+        garbage_collector_options: Some(gc_options(settings, updates)),
+        object_store_max_retries: Some(settings.object_retries_max),
+        ..Settings::default()
+    }
+}
+
+pub(super) fn gc_options(settings: &JournalSettings, updates: Updates) -> GarbageCollectorOptions {
+    let folder = Some(GarbageCollectorDirectoryOptions {
+        interval: Some(settings.gc_interval),
+        min_age: settings.gc_age_min,
+        dry_run: false,
+    });
+    GarbageCollectorOptions {
+        manifest_options: folder,
+        wal_options: folder,
+        // Fences are empty objects, one per open. Deleting one could let a stale owner write again.
+        wal_fence_options: None,
+        compacted_options: folder,
+        compactions_options: folder,
+        detach_options: None, // there are no clones
+        // Without conditional updates SlateDB would collect no manifest at all with these.
+        boundary_files_enabled: updates == Updates::Conditional,
+        object_store_max_retries: Some(settings.object_retries_max),
+        ..GarbageCollectorOptions::default()
+    }
+}
+
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

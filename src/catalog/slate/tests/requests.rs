@@ -1,0 +1,172 @@
+//! What the journal costs on an object store.
+
+use std::fmt::Formatter;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutPayload,
+    PutResult, Result as StoreResult,
+};
+
+use super::*;
+
+/// Counts requests, and refuses puts when asked to.
+#[derive(Debug)]
+struct CountingStore {
+    inner: InMemory,
+    requests: AtomicU64,
+    puts: AtomicU64,
+    refuses_puts: AtomicBool,
+}
+
+impl CountingStore {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            inner: InMemory::new(),
+            requests: AtomicU64::new(0),
+            puts: AtomicU64::new(0),
+            refuses_puts: AtomicBool::new(false),
+        })
+    }
+
+    fn count(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Display for CountingStore {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for CountingStore {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        self.count();
+        self.puts.fetch_add(1, Ordering::Relaxed);
+        if self.refuses_puts.load(Ordering::Relaxed) {
+            return Err(object_store::Error::Generic { store: "refusing", source: "503 slow down".into() });
+        }
+        self.inner.put_opts(at, payload, options).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.count();
+        self.inner.put_multipart_opts(at, options).await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        self.count();
+        self.inner.get_opts(at, options).await
+    }
+
+    async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> StoreResult<Vec<Bytes>> {
+        self.count();
+        self.inner.get_ranges(at, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+        self.count();
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.count();
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.count();
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.count();
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[tokio::test]
+async fn a_group_is_one_put() {
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = store.clone();
+    let (journal, _) = open(object(&shared)).await.unwrap();
+    let before = store.puts.load(Ordering::Relaxed);
+
+    for n in 0..20 {
+        commit(&journal, vec![put(n, n)]).await.unwrap();
+    }
+
+    let puts = store.puts.load(Ordering::Relaxed) - before;
+    assert_eq!(puts, 20);
+}
+
+#[tokio::test]
+async fn an_idle_journal_makes_few_requests() {
+    const POLLS: u32 = 10;
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = store.clone();
+    // A minute in a fifth of a second; the collector's turn is every ten minutes.
+    let settings = JournalSettings {
+        poll_interval: Duration::from_millis(200),
+        gc_interval: Duration::from_secs(2),
+        ..JournalSettings::default()
+    };
+    let (journal, _) = open_with(object(&shared), settings).await.unwrap();
+    commit(&journal, vec![put("a", 1)]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = store.requests();
+
+    tokio::time::sleep(Duration::from_millis(200) * POLLS).await;
+
+    let per_poll = (store.requests() - before) as f64 / f64::from(POLLS);
+    println!("{per_poll} requests a minute");
+    assert!(per_poll <= 16.0, "{per_poll} requests a minute");
+}
+
+#[tokio::test]
+async fn an_outage_ends_as_unavailable_and_loses_nothing_acknowledged() {
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = store.clone();
+    let settings = JournalSettings { object_retries_max: 2, ..JournalSettings::default() };
+    let (journal, _) = open_with(object(&shared), settings).await.unwrap();
+    commit(&journal, vec![put("a", 1)]).await.unwrap();
+
+    store.refuses_puts.store(true, Ordering::Relaxed);
+    let error = commit(&journal, vec![put("b", 2)]).await.unwrap_err();
+
+    assert!(matches!(error, JournalError::Unavailable(_)), "{error:?}");
+    let error = commit(&journal, vec![put("c", 3)]).await.unwrap_err();
+    assert!(matches!(error, JournalError::Unavailable(_)), "{error:?}");
+    drop(journal);
+    store.refuses_puts.store(false, Ordering::Relaxed);
+    let (_, records) = open(object(&shared)).await.unwrap();
+    assert_eq!(records, Records::from([record("a", "1")]));
+}
+
+#[tokio::test]
+async fn a_dropped_journal_leaves_storage_alone() {
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = store.clone();
+    let settings = JournalSettings { poll_interval: Duration::from_millis(20), ..JournalSettings::default() };
+    let (journal, _) = open_with(object(&shared), settings).await.unwrap();
+    drop(journal);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = store.requests();
+
+    tokio::time::sleep(Duration::from_millis(200)).await;
+
+    assert_eq!(store.requests(), before);
+}

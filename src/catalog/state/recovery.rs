@@ -1,0 +1,162 @@
+//! From the database's records to a state: loading, looking at what a crash left open, settling it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::{BucketEntry, FileEntry, State, Version};
+use crate::catalog::record::{
+    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Holder, JobRecord, ObjectSlot, RecordError, RecordKey,
+    SegmentRecord, UploadRecord,
+};
+use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
+
+/// A file that was on its way to storage when the daemon before this one ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UncertainFile {
+    /// The file.
+    pub id: PhysicalFileId,
+    /// Bytes known to be durable.
+    pub durable_len: u64,
+    /// Bytes it should have.
+    pub len: u64,
+}
+
+impl State {
+    /// Takes in one record. Records come in the order of their keys, files before segments.
+    ///
+    /// # Errors
+    /// [`RecordError`] for a record that this version cannot read.
+    pub fn load(&mut self, key: &Bytes, value: &[u8]) -> Result<(), RecordError> {
+        match RecordKey::decode(key)? {
+            RecordKey::File(path) => {
+                let id: PhysicalFileId = path.parse().map_err(|_| RecordError::Key(key.clone()))?;
+                let record: FileRecord = record::decode(key, value)?;
+                self.space.physical_bytes += record.state.len();
+                self.files.insert(id, FileEntry { record, live_segments: 0, live_bytes: 0 });
+            }
+            RecordKey::Segment(id) => {
+                let record: SegmentRecord = record::decode(key, value)?;
+                self.insert_segment(id, record, true);
+            }
+            RecordKey::Data(_) => {}
+            RecordKey::Job(job) => {
+                let record: JobRecord = record::decode(key, value)?;
+                self.jobs.entry(job).or_default().record = Some(record);
+            }
+            RecordKey::Checkpoint(job, id) => {
+                let record: CheckpointRecord = record::decode(key, value)?;
+                self.jobs.entry(job).or_default().checkpoints.insert(id, record);
+            }
+            RecordKey::Bucket(bucket) => {
+                let record: BucketRecord = record::decode(key, value)?;
+                self.buckets.insert(bucket, BucketEntry { record, objects: Default::default() });
+            }
+            RecordKey::Object(bucket, object) => {
+                let slot: ObjectSlot = record::decode(key, value)?;
+                let versions = slot.versions.into_iter().map(|record| Version { record, on_its_way: None });
+                if let Some(entry) = self.buckets.get_mut(&bucket) {
+                    entry.objects.insert(object, versions.collect());
+                }
+            }
+            RecordKey::Upload(id) => {
+                let record: UploadRecord = record::decode(key, value)?;
+                self.uploads.insert(id, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Files whose end has to be looked up on storage before anything is answered.
+    pub fn uncertain_files(&self) -> Vec<UncertainFile> {
+        let uncertain = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
+            FileState::Open { durable_len, len } => Some(UncertainFile { id: id.clone(), durable_len, len }),
+            _ => None,
+        };
+        self.files.iter().filter_map(uncertain).collect()
+    }
+
+    /// What was found on storage: bytes up to `data_len` hold whole frames, the file has `len` bytes and is closed.
+    pub fn settle_file(&mut self, file: &PhysicalFileId, data_len: u64, len: u64, at: Millis) {
+        let beyond = |(id, entry): (&SegmentId, &super::SegmentEntry)| match &entry.record.location {
+            Location::File(segment) if segment.file == *file && segment.end() > data_len => Some(*id),
+            _ => None,
+        };
+        let lost: Vec<SegmentId> = self.segments.iter().filter_map(beyond).collect();
+        for id in lost {
+            self.free_segment(id, at);
+        }
+        self.close_file(file, len, at);
+    }
+
+    /// Ends loading: objects fall back to the version before one that was lost, and holders are counted anew.
+    pub fn finish_recovery(&mut self, at: Millis) {
+        self.drop_lost_versions(at);
+        self.drop_lost_parts();
+        self.recount_holders(at);
+    }
+
+    fn drop_lost_versions(&mut self, at: Millis) {
+        let mut dropped = vec![];
+        let mut changed = vec![];
+        for (bucket, entry) in &mut self.buckets {
+            for (key, versions) in &mut entry.objects {
+                let whole = |version: &Version| version.record.segments.iter().all(|id| self.segments.contains_key(id));
+                let current = versions.iter().position(whole);
+                if versions.len() == 1 && current == Some(0) {
+                    continue;
+                }
+                let before = std::mem::take(versions);
+                for (index, version) in before.into_iter().enumerate() {
+                    if Some(index) == current { versions.push(version) } else { dropped.push(version) }
+                }
+                changed.push((bucket.clone(), key.clone()));
+            }
+        }
+        for (bucket, key) in changed {
+            self.put_slot(&bucket, &key);
+        }
+        self.release_versions(dropped, at);
+    }
+
+    fn drop_lost_parts(&mut self) {
+        for (id, upload) in &mut self.uploads {
+            let before = upload.parts.len();
+            upload.parts.retain(|(_, part)| part.segment.is_none_or(|segment| self.segments.contains_key(&segment)));
+            if upload.parts.len() != before {
+                self.mutations.push(RecordKey::Upload(id.clone()).put(upload));
+            }
+        }
+    }
+
+    /// Objects and uploads say who holds their segments; what nobody holds is freed.
+    fn recount_holders(&mut self, at: Millis) {
+        let counts = self.object_counts();
+        let parts: std::collections::HashSet<SegmentId> =
+            self.uploads.values().flat_map(|upload| upload.parts.iter().filter_map(|(_, part)| part.segment)).collect();
+        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
+        for id in ids {
+            let Some(entry) = self.segments.get_mut(&id) else { continue };
+            match (entry.record.holder, counts.get(&id)) {
+                (Holder::Checkpoints { .. }, _) => {}
+                (Holder::Objects { count }, Some(counted)) if count == *counted => {}
+                (_, Some(counted)) => {
+                    entry.record.holder = Holder::Objects { count: *counted };
+                    self.put_segment_record(id);
+                }
+                (Holder::Upload, None) if parts.contains(&id) => {}
+                (_, None) => self.free_segment(id, at),
+            }
+        }
+    }
+
+    /// How many object versions name each segment.
+    pub(super) fn object_counts(&self) -> HashMap<SegmentId, u32> {
+        let mut counts = HashMap::new();
+        let versions = self.buckets.values().flat_map(|bucket| bucket.objects.values().flatten());
+        for id in versions.flat_map(|version| &version.record.segments) {
+            *counts.entry(*id).or_default() += 1;
+        }
+        counts
+    }
+}

@@ -1,0 +1,164 @@
+//! Storing: a group of segments is accepted, then confirmed when its bytes are durable, or failed.
+
+use super::{InFlight, State};
+use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreToken, Stored};
+use crate::catalog::record::{Holder, Mutation, RecordKey, SegmentRecord};
+use crate::model::{Handle, IdempotencyKey, Millis, SegmentId};
+
+impl State {
+    pub(super) fn store(&mut self, store: Store, at: Millis) -> (StoreToken, Vec<Result<Stored, Refusal>>) {
+        self.next_token += 1;
+        let token = StoreToken(self.next_token);
+        if let Some(file) = &store.file {
+            self.file_grows(file, at);
+        }
+        let mut in_flight = InFlight { file: store.file, segments: vec![], objects: vec![], parts: vec![] };
+        let answers = store.items.into_iter().map(|item| self.store_item(item, token, &mut in_flight, at)).collect();
+        self.in_flight.insert(token, in_flight);
+        (token, answers)
+    }
+
+    fn store_item(
+        &mut self,
+        item: Item,
+        token: StoreToken,
+        in_flight: &mut InFlight,
+        at: Millis,
+    ) -> Result<Stored, Refusal> {
+        let Item { segments, bind } = item;
+        match bind {
+            Bind::Checkpoint { idempotency_key } => {
+                for segment in &segments {
+                    if let Some(checkpoint) = segment.about.checkpoint {
+                        self.checkpoint_takes_segments(&segment.about.job, checkpoint)?;
+                    }
+                }
+                if let (Some(key), [segment]) = (&idempotency_key, &segments[..])
+                    && let Some(handle) = self.repeat_of(key, segment)?
+                {
+                    return Ok(Stored::Repeat(handle));
+                }
+                let handles = segments.iter().map(handle_of).collect();
+                for segment in segments {
+                    let job = segment.about.job.clone();
+                    let last_used = segment.about.checkpoint.unwrap_or(crate::model::CheckpointId(0));
+                    if let Some(checkpoint) = segment.about.checkpoint {
+                        self.begin_checkpoint(&job, checkpoint, at)?;
+                    }
+                    let holder = Holder::Checkpoints { last_used };
+                    self.new_segment(segment, holder, idempotency_key.clone(), in_flight, at);
+                }
+                Ok(Stored::Handles(handles))
+            }
+            Bind::Object(put) => {
+                let content = self.object_content(&put, &segments)?;
+                for segment in segments {
+                    self.new_segment(segment, Holder::Objects { count: 0 }, None, in_flight, at);
+                }
+                in_flight.objects.push((put.bucket.clone(), put.key.clone()));
+                Ok(self.put_object(*put, content, token, at))
+            }
+            Bind::Part { upload, number, part } => {
+                if !self.uploads.contains_key(&upload) {
+                    return Err(Refusal::NoSuchUpload(upload));
+                }
+                for segment in segments {
+                    self.new_segment(segment, Holder::Upload, None, in_flight, at);
+                }
+                in_flight.parts.push((upload.clone(), number));
+                self.put_part(&upload, number, part, at);
+                Ok(Stored::Part)
+            }
+        }
+    }
+
+    /// The handle of the segment that an earlier put with `key` stored.
+    fn repeat_of(&self, key: &IdempotencyKey, segment: &NewSegment) -> Result<Option<Handle>, Refusal> {
+        let job = self.jobs.get(&segment.about.job);
+        let Some(id) = job.and_then(|job| job.idempotency_keys.get(key)) else { return Ok(None) };
+        let Some(entry) = self.segments.get(id) else { return Ok(None) };
+        let same = entry.record.crc.whole == segment.crc.whole && entry.record.location.len() == segment.location.len();
+        if !same {
+            return Err(Refusal::KeyReused(key.clone()));
+        }
+        if !entry.visible {
+            return Err(Refusal::KeyInFlight(key.clone()));
+        }
+        Ok(Some(Handle { id: *id, location: entry.record.location.clone(), crc32c: entry.record.crc.whole }))
+    }
+
+    fn new_segment(
+        &mut self,
+        segment: NewSegment,
+        holder: Holder,
+        idempotency_key: Option<IdempotencyKey>,
+        in_flight: &mut InFlight,
+        at: Millis,
+    ) {
+        let NewSegment { id, about, location, inline, crc } = segment;
+        let record = SegmentRecord {
+            job: about.job,
+            scope: about.scope,
+            writer: about.writer,
+            checkpoint: about.checkpoint,
+            holder,
+            location,
+            crc,
+            name: about.name,
+            idempotency_key,
+            created: at,
+        };
+        if let Some(data) = inline {
+            self.mutations.push(Mutation::Put { key: RecordKey::Data(id).encode(), value: data });
+        }
+        self.mutations.push(RecordKey::Segment(id).put(&record));
+        self.insert_segment(id, record, false);
+        in_flight.segments.push(id);
+    }
+
+    /// The bytes of a store are durable, and so is its commit: what it brought can be read from now on.
+    ///
+    /// Nothing happens for a token that was settled.
+    pub fn confirm(&mut self, token: StoreToken, at: Millis) {
+        let Some(in_flight) = self.in_flight.remove(&token) else { return };
+        for id in &in_flight.segments {
+            if let Some(entry) = self.segments.get_mut(id) {
+                entry.visible = true;
+            }
+        }
+        for (bucket, key) in &in_flight.objects {
+            self.promote_object(bucket, key, token, at);
+        }
+        if let Some(file) = &in_flight.file {
+            self.file_confirmed(file, at);
+        }
+    }
+
+    /// The bytes of a store did not arrive, or nobody knows: what it brought is dropped, its file takes no more.
+    ///
+    /// Nothing happens for a token that was settled.
+    pub fn fail(&mut self, token: StoreToken, at: Millis) {
+        let Some(in_flight) = self.in_flight.remove(&token) else { return };
+        for (bucket, key) in &in_flight.objects {
+            self.demote_object(bucket, key, token, at);
+        }
+        for (upload, number) in &in_flight.parts {
+            self.drop_part(upload, *number, &in_flight.segments);
+        }
+        for id in in_flight.segments {
+            self.free_segment(id, at);
+        }
+        if let Some(file) = in_flight.file {
+            self.close_file(&file.id, file.len, at);
+        }
+    }
+}
+
+fn handle_of(segment: &NewSegment) -> Handle {
+    Handle { id: segment.id, location: segment.location.clone(), crc32c: segment.crc.whole }
+}
+
+/// The new segments of an item by identity, for those who look them up.
+pub(super) fn is_new(segments: &[NewSegment], id: SegmentId) -> bool {
+    segments.iter().any(|segment| segment.id == id)
+}

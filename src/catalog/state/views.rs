@@ -1,0 +1,323 @@
+//! What can be read of the state. Only what is visible is shown.
+
+use std::ops::Bound;
+
+use super::State;
+use crate::catalog::record::{CheckpointRecord, FileState, JobRecord, ObjectRecord, SegmentRecord, UploadRecord};
+use crate::error::ErrorKind;
+use crate::model::{CheckpointId, Handle, JobId, Millis, PhysicalFileId, SegmentId};
+
+/// A visible segment.
+#[derive(Debug, Clone)]
+pub struct SegmentView {
+    /// Its identity.
+    pub id: SegmentId,
+    /// What is known of it.
+    pub record: SegmentRecord,
+}
+
+impl SegmentView {
+    /// Its handle as of now.
+    pub fn handle(&self) -> Handle {
+        Handle { id: self.id, location: self.record.location.clone(), crc32c: self.record.crc.whole }
+    }
+}
+
+/// A visible object with its segments, in order.
+#[derive(Debug, Clone)]
+pub struct ObjectView {
+    /// What is known of it.
+    pub record: ObjectRecord,
+    /// Its bytes, in order.
+    pub segments: Vec<SegmentView>,
+}
+
+/// A physical file.
+#[derive(Debug, Clone)]
+pub struct FileView {
+    /// Its name.
+    pub id: PhysicalFileId,
+    /// Its place in its life.
+    pub state: FileState,
+    /// Living segments in it.
+    pub live_segments: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+}
+
+/// Bytes in total.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpaceUsage {
+    /// Bytes of physical files, until they are deleted.
+    pub physical_bytes: u64,
+    /// Bytes of living segments, inline ones among them.
+    pub live_bytes: u64,
+    /// Bytes of living segments that are inline.
+    pub inline_bytes: u64,
+}
+
+impl SpaceUsage {
+    /// Physical bytes divided by live bytes, both with what is inline; 1.0 when nothing is stored.
+    pub fn amplification(&self) -> f64 {
+        if self.live_bytes == 0 {
+            return 1.0;
+        }
+        (self.physical_bytes + self.inline_bytes) as f64 / self.live_bytes as f64
+    }
+}
+
+/// What to list of a bucket.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery<'a> {
+    /// Only keys that begin so.
+    pub prefix: &'a str,
+    /// Keys with this text after the prefix are rolled up into one entry; empty for none.
+    pub delimiter: &'a str,
+    /// Only keys after this one.
+    pub after: &'a str,
+    /// At most so many entries, rolled up ones among them.
+    pub max: usize,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, Default)]
+pub struct ListPage {
+    /// In the order of their keys.
+    pub entries: Vec<Listed>,
+    /// Whether there are more.
+    pub truncated: bool,
+}
+
+/// One entry of a listing.
+#[derive(Debug, Clone)]
+pub enum Listed {
+    /// An object: its key, length, entity tag and time.
+    Object {
+        /// The key.
+        key: String,
+        /// Number of bytes.
+        len: u64,
+        /// The entity tag, without quotes.
+        etag: String,
+        /// When it was put.
+        modified: Millis,
+    },
+    /// Keys that share everything up to the delimiter.
+    Prefix(String),
+}
+
+impl Listed {
+    /// The key or prefix.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Object { key, .. } | Self::Prefix(key) => key,
+        }
+    }
+}
+
+impl State {
+    /// A segment, if it is visible.
+    pub fn segment(&self, id: SegmentId) -> Option<SegmentView> {
+        let entry = self.segments.get(&id).filter(|entry| entry.visible)?;
+        Some(SegmentView { id, record: entry.record.clone() })
+    }
+
+    /// The visible segments of a job after `after`, by identity, of one checkpoint or of all.
+    pub fn segments_of(
+        &self,
+        job: &JobId,
+        checkpoint: Option<CheckpointId>,
+        after: Option<SegmentId>,
+        max: usize,
+    ) -> Vec<SegmentView> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids = self.jobs.get(job).into_iter().flat_map(|job| job.segments.range((from, Bound::Unbounded)));
+        ids.filter_map(|id| self.segment(*id))
+            .filter(|view| checkpoint.is_none() || view.record.checkpoint == checkpoint)
+            .take(max)
+            .collect()
+    }
+
+    /// Whether the catalog knows a physical file, and what of it.
+    pub fn file(&self, id: &PhysicalFileId) -> Option<FileView> {
+        self.files.get(id).map(|entry| FileView {
+            id: id.clone(),
+            state: entry.record.state,
+            live_segments: entry.live_segments,
+            live_bytes: entry.live_bytes,
+        })
+    }
+
+    /// All physical files, by name.
+    pub fn files(&self) -> impl Iterator<Item = FileView> + '_ {
+        self.files.keys().filter_map(|id| self.file(id))
+    }
+
+    /// All segments, also those that are not visible yet.
+    pub fn all_segments(&self) -> impl Iterator<Item = (SegmentId, &SegmentRecord)> {
+        self.segments.iter().map(|(id, entry)| (*id, &entry.record))
+    }
+
+    /// Files that were forgotten at or before `until`, to be deleted from storage.
+    pub fn deletable_files(&self, until: Millis, max: usize) -> Vec<PhysicalFileId> {
+        let due = self
+            .files
+            .iter()
+            .filter(|(_, entry)| matches!(entry.record.state, FileState::Forgotten { since, .. } if since <= until));
+        due.map(|(id, _)| id.clone()).take(max).collect()
+    }
+
+    /// Jobs that were created, in the order of their ids.
+    pub fn jobs(&self) -> Vec<(JobId, Option<JobRecord>, usize)> {
+        self.jobs.iter().map(|(id, entry)| (id.clone(), entry.record.clone(), entry.segments.len())).collect()
+    }
+
+    /// What is known of a job, and how many segments it has.
+    pub fn job(&self, job: &JobId) -> Option<(Option<JobRecord>, usize)> {
+        self.jobs.get(job).map(|entry| (entry.record.clone(), entry.segments.len()))
+    }
+
+    /// Checkpoints of a job that are not subsumed, in order.
+    pub fn checkpoints(&self, job: &JobId) -> Vec<(CheckpointId, CheckpointRecord)> {
+        let entries = self.jobs.get(job).into_iter().flat_map(|job| &job.checkpoints);
+        entries.map(|(id, record)| (*id, record.clone())).collect()
+    }
+
+    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
+    ///
+    /// # Errors
+    /// The refusal that [`State::apply`] would answer.
+    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<(), crate::catalog::command::Refusal> {
+        self.checkpoint_takes_segments(job, checkpoint)
+    }
+
+    /// All buckets with the times of their creation.
+    pub fn buckets(&self) -> Vec<(String, Millis)> {
+        self.buckets.iter().map(|(name, entry)| (name.clone(), entry.record.created)).collect()
+    }
+
+    /// Whether a bucket exists.
+    pub fn has_bucket(&self, bucket: &str) -> bool {
+        self.buckets.contains_key(bucket)
+    }
+
+    /// The object that stands under a key.
+    pub fn object(&self, bucket: &str, key: &str) -> Option<ObjectView> {
+        let versions = self.buckets.get(bucket)?.objects.get(key)?;
+        let record = &versions.iter().find(|version| version.on_its_way.is_none())?.record;
+        let segments = record.segments.iter().filter_map(|id| self.segment(*id)).collect();
+        Some(ObjectView { record: record.clone(), segments })
+    }
+
+    /// One page of a bucket's keys in UTF-8 order.
+    pub fn list(&self, bucket: &str, query: &ListQuery<'_>) -> ListPage {
+        let Some(entry) = self.buckets.get(bucket) else { return ListPage::default() };
+        let mut page = ListPage::default();
+        let mut from = start(query);
+        'keys: loop {
+            let range = (from.as_ref().map(String::as_str), Bound::Unbounded);
+            for (key, versions) in entry.objects.range::<str, _>(range) {
+                if !key.starts_with(query.prefix) {
+                    break 'keys;
+                }
+                let Some(version) = versions.iter().find(|version| version.on_its_way.is_none()) else { continue };
+                if page.entries.len() >= query.max {
+                    page.truncated = true;
+                    break 'keys;
+                }
+                match rolled_up(key, query) {
+                    Some(common) => {
+                        page.entries.push(Listed::Prefix(common.to_owned()));
+                        match after_prefix(common) {
+                            Some(next) => from = next,
+                            None => break 'keys,
+                        }
+                        continue 'keys;
+                    }
+                    None => page.entries.push(Listed::Object {
+                        key: key.clone(),
+                        len: version.record.len,
+                        etag: version.record.etag.clone(),
+                        modified: version.record.modified,
+                    }),
+                }
+            }
+            break;
+        }
+        page
+    }
+
+    /// A recorded multipart upload.
+    pub fn upload(&self, id: &str) -> Option<&UploadRecord> {
+        self.uploads.get(id)
+    }
+
+    /// All recorded multipart uploads by id.
+    pub fn uploads(&self) -> impl Iterator<Item = (&String, &UploadRecord)> {
+        self.uploads.iter()
+    }
+
+    /// Bytes in total.
+    pub fn space(&self) -> SpaceUsage {
+        self.space
+    }
+
+    /// How many files are open, closed and forgotten.
+    pub fn file_counts(&self) -> [u64; 3] {
+        let mut counts = [0; 3];
+        for entry in self.files.values() {
+            counts[match entry.record.state {
+                FileState::Open { .. } => 0,
+                FileState::Closed { .. } => 1,
+                FileState::Forgotten { .. } => 2,
+            }] += 1;
+        }
+        counts
+    }
+}
+
+/// Where a listing begins: after `after`, and past everything below it when it is a rolled-up prefix.
+fn start(query: &ListQuery<'_>) -> Bound<String> {
+    if query.after < query.prefix {
+        return Bound::Included(query.prefix.to_owned());
+    }
+    match rolled_up(query.after, query) {
+        Some(common) if common == query.after => {
+            after_prefix(common).unwrap_or_else(|| Bound::Excluded(query.after.to_owned()))
+        }
+        _ => Bound::Excluded(query.after.to_owned()),
+    }
+}
+
+/// The part of `key` up to the first delimiter after the prefix.
+fn rolled_up<'a>(key: &'a str, query: &ListQuery<'_>) -> Option<&'a str> {
+    if query.delimiter.is_empty() {
+        return None;
+    }
+    let rest = key.strip_prefix(query.prefix)?;
+    let at = rest.find(query.delimiter)?;
+    Some(&key[..query.prefix.len() + at + query.delimiter.len()])
+}
+
+/// The first place after all keys that begin with `prefix`.
+fn after_prefix(prefix: &str) -> Option<Bound<String>> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let next = match last {
+            '\u{D7FF}' => Some('\u{E000}'),
+            last => char::from_u32(last as u32 + 1),
+        };
+        if let Some(next) = next {
+            chars.push(next);
+            return Some(Bound::Included(chars.into_iter().collect()));
+        }
+    }
+    None
+}
+
+impl super::super::command::Refusal {
+    /// Whether a repeat of the same request may succeed.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::ConditionUndecided(_)) || self.kind() == ErrorKind::Unavailable
+    }
+}

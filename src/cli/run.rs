@@ -1,0 +1,165 @@
+//! `esker dev` and `esker serve`: run a daemon until a signal.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{DevArgs, ServeArgs, load};
+use crate::catalog::command::{Command, Refusal};
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::{LogFormat, Settings, TelemetrySettings};
+use crate::daemon::{Addresses, Daemon, Summary};
+
+/// The bucket that exists from the start in `esker dev`.
+const DEV_BUCKET: &str = "checkpoints";
+/// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
+const DEV_KEYS: [(&str, &str, &str); 2] = [
+    ("auth.access-key", "ESKER__AUTH__ACCESS_KEY", "esker"),
+    ("auth.secret-key", "ESKER__AUTH__SECRET_KEY", "esker-secret"),
+];
+
+/// A daemon on a local folder, without a configuration file.
+pub(super) fn dev(args: &DevArgs) -> anyhow::Result<ExitCode> {
+    let mut flags = args.doors.flags();
+    flags.push(("store.url".to_owned(), format!("file:{}", args.data_dir.display())));
+    for (key, variable, value) in DEV_KEYS {
+        if std::env::var_os(variable).is_none() {
+            flags.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    let (_, settings) = load(None, &flags)?;
+    run(settings, args.doors.ready_file.as_deref(), Kind::Dev)
+}
+
+/// A daemon as its configuration says.
+pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let flags: Vec<_> = args.set.iter().cloned().chain(args.doors.flags()).collect();
+    let (_, settings) = load(args.config.as_deref(), &flags)?;
+    run(settings, args.doors.ready_file.as_deref(), Kind::Serve)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Dev,
+    Serve,
+}
+
+fn run(settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Result<ExitCode> {
+    start_logging(&settings.telemetry);
+    settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(async {
+        let credentials = settings.auth.keys.first().cloned();
+        // Before the start, so that a signal during it is not lost.
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+        let daemon = Daemon::start(settings.clone()).await?;
+        let bucket = if kind == Kind::Dev { Some(DEV_BUCKET) } else { None };
+        if let Some(bucket) = bucket {
+            ensure_bucket(daemon.catalog(), bucket).await?;
+        }
+        let (access_key, secret_key) =
+            credentials.map(|key| (key.access_key.clone(), key.secret_key.expose().to_owned())).unwrap_or_default();
+        let addresses = *daemon.addresses();
+        tracing::info!(s3 = %addresses.s3, api = %addresses.api, store = %settings.store.url, "ready");
+        if let Some(path) = ready_file {
+            let ready = ready_json(&addresses, &access_key, &secret_key);
+            write_whole(path, &ready).with_context(|| format!("the ready file {}", path.display()))?;
+        }
+        if kind == Kind::Dev {
+            print!("{}", snippets(&addresses, &access_key, &secret_key));
+            std::io::stdout().flush()?;
+        }
+        let lost = daemon.lost();
+        let failed = daemon.failed();
+        let why = tokio::select! {
+            _ = tokio::signal::ctrl_c() => "interrupted",
+            _ = terminate.recv() => "terminated",
+            () = lost.cancelled() => "the catalog is lost",
+            () = failed.cancelled() => "a part of the daemon failed",
+        };
+        tracing::info!(why, "shutting down");
+        let summary = daemon.shut_down().await?;
+        println!("{}", farewell(&summary));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogError> {
+    match catalog.execute(Command::CreateBucket(bucket.to_owned())).await {
+        Ok(_) | Err(CatalogError::Refused(Refusal::BucketExists(_))) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn start_logging(settings: &TelemetrySettings) {
+    let filter = EnvFilter::try_new(&settings.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second daemon in the same process logs through the first one's subscriber.
+    let set = match settings.log_format {
+        LogFormat::Json => logs.json().try_init(),
+        LogFormat::Text => logs.try_init(),
+    };
+    drop(set);
+}
+
+fn ready_json(addresses: &Addresses, access_key: &str, secret_key: &str) -> String {
+    serde_json::json!({
+        "s3": format!("http://{}", addresses.s3),
+        "api": format!("http://{}", addresses.api),
+        "access_key": access_key,
+        "secret_key": secret_key,
+        "bucket": DEV_BUCKET,
+    })
+    .to_string()
+}
+
+/// Writes a file so that a reader sees all of it or nothing. It holds a secret: nobody else may read it.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    std::fs::rename(&temporary, path)
+}
+
+fn snippets(addresses: &Addresses, access_key: &str, secret_key: &str) -> String {
+    let (s3, api) = (addresses.s3, addresses.api);
+    format!(
+        "
+Esker is ready. S3 door http://{s3}, native API and metrics http://{api}, bucket '{DEV_BUCKET}'.
+
+# Flink (config.yaml; plugin flink-s3-fs-native, -hadoop or -presto)
+s3.endpoint: http://{s3}
+s3.path-style-access: true
+s3.region: us-east-1
+s3.access-key: {access_key}
+s3.secret-key: {secret_key}
+execution.checkpointing.dir: s3://{DEV_BUCKET}/jobs
+
+# Spark (S3A)
+spark.hadoop.fs.s3a.endpoint           http://{s3}
+spark.hadoop.fs.s3a.path.style.access  true
+spark.hadoop.fs.s3a.endpoint.region    external
+spark.hadoop.fs.s3a.access.key         {access_key}
+spark.hadoop.fs.s3a.secret.key         {secret_key}
+# checkpointLocation: s3a://{DEV_BUCKET}/q1
+
+# boto3
+s3 = boto3.client('s3', endpoint_url='http://{s3}', region_name='us-east-1',
+                  aws_access_key_id='{access_key}', aws_secret_access_key='{secret_key}')
+
+Ctrl-C ends it; everything that was answered is on disk.
+"
+    )
+}
+
+fn farewell(summary: &Summary) -> String {
+    let Summary { segments, bytes, files } = summary;
+    format!("esker: {segments} segments ({bytes} bytes) went into {files} physical files")
+}

@@ -1,0 +1,196 @@
+//! `esker put`, `get` and `ls`.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use crate::api::wire::PutParams;
+use crate::client::Client;
+use crate::merge::format::ReadAt;
+use crate::model::{Handle, Location, crc32c};
+
+/// How to reach a daemon.
+#[derive(Debug, Args)]
+struct ApiArgs {
+    /// The daemon's native API: http://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "URL", env = "ESKER_API", default_value = "http://127.0.0.1:9001")]
+    api: String,
+    /// A token of auth.tokens
+    #[arg(long, value_name = "TOKEN", env = "ESKER_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PutArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// The job; created if it is not known
+    #[arg(long)]
+    job: String,
+    /// The checkpoint
+    #[arg(long)]
+    checkpoint: u64,
+    /// `shared` or `exclusive`
+    #[arg(long, default_value = "exclusive")]
+    scope: String,
+    /// What the worker calls it; default: the file's name
+    #[arg(long)]
+    name: Option<String>,
+    /// A repeat with the same key gets the same segment
+    #[arg(long)]
+    idempotency_key: Option<String>,
+    /// The file, or - for standard input
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GetArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// The segment
+    #[arg(required_unless_present = "handle", conflicts_with = "handle")]
+    segment: Option<String>,
+    /// A handle instead of the segment
+    #[arg(long)]
+    handle: Option<String>,
+    /// Reads the handle's file in this folder instead of asking a daemon
+    #[arg(long, value_name = "DIR", requires = "handle")]
+    data_dir: Option<PathBuf>,
+    /// Where to; default: standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// Lists the segments of this job instead of all jobs
+    #[arg(long)]
+    job: Option<String>,
+    /// Only segments of this checkpoint
+    #[arg(long, requires = "job")]
+    checkpoint: Option<u64>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+impl ApiArgs {
+    fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(&self.api, self.token.clone())?)
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?.block_on(work)
+}
+
+pub(super) fn put(args: &PutArgs) -> anyhow::Result<ExitCode> {
+    let mut data = vec![];
+    if args.file.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut data).context("standard input")?;
+    } else {
+        data = std::fs::read(&args.file).with_context(|| args.file.display().to_string())?;
+    }
+    let file_name = args.file.file_name().filter(|name| *name != "-").map(|name| name.to_string_lossy().into_owned());
+    let params = PutParams {
+        checkpoint: Some(args.checkpoint),
+        scope: Some(args.scope.clone()),
+        name: args.name.clone().or(file_name),
+        ..PutParams::default()
+    };
+    let client = args.api.client()?;
+    let info = block_on(async {
+        client.create_job(&args.job).await?;
+        Ok(client.put(&args.job, &params, args.idempotency_key.as_deref(), data.into()).await?)
+    })?;
+    println!("{}", info.handle);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
+    let bytes = match (&args.handle, &args.data_dir, &args.segment) {
+        (Some(handle), Some(folder), _) => read_file(&handle.parse()?, folder)?.into(),
+        (Some(handle), None, _) => {
+            let client = args.api.client()?;
+            block_on(async { Ok(client.get_handle(handle).await?) })?
+        }
+        (None, _, Some(segment)) => {
+            let client = args.api.client()?;
+            block_on(async { Ok(client.get(segment).await?) })?
+        }
+        (None, _, None) => bail!("name a segment or a handle"),
+    };
+    match &args.output {
+        Some(path) => std::fs::write(path, &bytes).with_context(|| path.display().to_string())?,
+        None => std::io::stdout().write_all(&bytes)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the bytes of a handle from a folder, without a daemon.
+fn read_file(handle: &Handle, folder: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let Location::File(segment) = &handle.location else {
+        bail!("the segment is inside the catalog: only a daemon can read it");
+    };
+    let path = folder.join(segment.file.as_str());
+    let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+    if file.metadata()?.len() < segment.end() {
+        bail!(
+            "{} is shorter than the handle says: the segment was moved or the handle is not of this folder",
+            path.display()
+        );
+    }
+    let mut bytes = vec![0; usize::try_from(segment.len)?];
+    let read = ReadAt::read_at(&file, segment.offset, &mut bytes)?;
+    if read < bytes.len() || crc32c(&bytes) != handle.crc32c {
+        bail!("{} holds other bytes than the handle says", path.display());
+    }
+    Ok(bytes)
+}
+
+pub(super) fn ls(args: &LsArgs) -> anyhow::Result<ExitCode> {
+    let client = args.api.client()?;
+    block_on(async {
+        match &args.job {
+            None => {
+                for job in client.jobs().await? {
+                    if args.json {
+                        println!("{}", serde_json::to_string(&job)?);
+                    } else {
+                        println!("{:>8} segments  {}", job.segments, job.job);
+                    }
+                }
+            }
+            Some(job) => list_segments(&client, job, args).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn list_segments(client: &Client, job: &str, args: &LsArgs) -> anyhow::Result<()> {
+    let mut after = None;
+    loop {
+        let page = client.segments(job, args.checkpoint, after.as_deref()).await?;
+        for segment in &page.segments {
+            if args.json {
+                println!("{}", serde_json::to_string(segment)?);
+            } else {
+                let checkpoint = segment.checkpoint.map_or_else(|| "-".to_owned(), |n| n.to_string());
+                let name = segment.name.as_deref().unwrap_or("-");
+                println!(
+                    "{} {:>12} chk {checkpoint:>6} {:<9} {name}",
+                    segment.info.segment, segment.info.len, segment.scope
+                );
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Values that are one of a few words.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{Deserialize, Deserializer};
+use serde::ser::{Serialize, Serializer};
+
+use super::values::{ValueError, Written, deserialize_written};
+
+/// An enum that is written as one of a few words, in any case, `-` and `_` being the same.
+macro_rules! choices {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// Every choice, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The word that stands for this choice.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl Written for $name {
+            const EXPECTED: &'static str = concat!("one of" $(, " `", $text, "`")+);
+        }
+
+        impl FromStr for $name {
+            type Err = ValueError;
+
+            fn from_str(text: &str) -> Result<Self, ValueError> {
+                let found = Self::ALL.iter().find(|choice| same_word(choice.as_str(), text.trim()));
+                found.copied().ok_or(ValueError::Unexpected { expected: Self::EXPECTED })
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                deserialize_written(from)
+            }
+        }
+    };
+}
+
+/// Whether `a` and `b` are the same word to a user.
+fn same_word(a: &str, b: &str) -> bool {
+    let plain = |c: u8| {
+        if c == b'-' { b'_' } else { c.to_ascii_lowercase() }
+    };
+    a.bytes().map(plain).eq(b.bytes().map(plain))
+}
+
+choices! {
+    /// What a job wants from its checkpoints.
+    CheckpointMode {
+        /// Every record counts once.
+        ExactlyOnce = "EXACTLY_ONCE",
+        /// A record may count again after a restore.
+        AtLeastOnce = "AT_LEAST_ONCE",
+    }
+}
+
+choices! {
+    /// What happens to a job's checkpoints when it ends. Checkpoints of a suspended job are always kept.
+    Retention {
+        /// Deleted when the job ends, however it ends.
+        NoExternalizedCheckpoints = "NO_EXTERNALIZED_CHECKPOINTS",
+        /// Kept when the job fails, deleted when it is cancelled.
+        DeleteOnCancellation = "DELETE_ON_CANCELLATION",
+        /// Kept when the job fails or is cancelled.
+        RetainOnCancellation = "RETAIN_ON_CANCELLATION",
+    }
+}
+
+choices! {
+    /// Where Flink would keep a checkpoint's metadata.
+    CheckpointStorage {
+        /// In the job manager's memory.
+        JobManager = "jobmanager",
+        /// Below `execution.checkpointing.dir`.
+        FileSystem = "filesystem",
+    }
+}
+
+choices! {
+    /// Who may share a physical file, from narrow to wide.
+    Boundary {
+        /// One subtask's segments only.
+        Subtask = "subtask",
+        /// The subtasks of one task manager.
+        TaskManager = "task-manager",
+        /// The task managers of one job.
+        Job = "job",
+        /// All jobs of this daemon.
+        Daemon = "daemon",
+    }
+}
+
+choices! {
+    /// What the S3 door answers as an object's ETag.
+    EtagKind {
+        /// The MD5 of the content, as S3 does for a single PUT.
+        Md5 = "md5",
+        /// A token without meaning: saves the CPU time of MD5.
+        Opaque = "opaque",
+    }
+}
+
+choices! {
+    /// Whether local files are written past the page cache.
+    DirectIo {
+        /// Where the file system supports it.
+        Auto = "auto",
+        /// Always; a file system without it is refused at start.
+        On = "on",
+        /// Never.
+        Off = "off",
+    }
+}
+
+choices! {
+    /// Who re-uploads live segments when too much of their files is dead.
+    ReclaimMode {
+        /// The daemon.
+        Server = "server",
+        /// The workers, told by `POST ../reuse` which handles they may no longer reuse.
+        Advise = "advise",
+        /// Nobody.
+        Off = "off",
+    }
+}
+
+choices! {
+    /// How log lines look.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object per line.
+        Json = "json",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_in_any_case_and_printed_in_one() {
+        for text in ["EXACTLY_ONCE", "exactly_once", "exactly-once", " Exactly-Once "] {
+            assert_eq!(text.parse(), Ok(CheckpointMode::ExactlyOnce), "{text}");
+        }
+        assert_eq!("TASK_MANAGER".parse::<Boundary>().unwrap().to_string(), "task-manager");
+    }
+
+    #[test]
+    fn an_unknown_word_is_answered_with_all_known_ones() {
+        let error = "host".parse::<Boundary>().unwrap_err();
+
+        assert_eq!(error.to_string(), "expected one of `subtask` `task-manager` `job` `daemon`");
+    }
+}

@@ -1,0 +1,112 @@
+//! What can be wrong with a configuration, and where a value came from.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// The configuration file.
+    File(PathBuf),
+    /// The environment variable of this name.
+    Env(String),
+    /// The command line.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Env(name) => write!(f, "env {name}"),
+            Self::Flag => f.write_str("flag"),
+        }
+    }
+}
+
+/// A key with the value it has, secrets masked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedValue {
+    pub key: String,
+    /// As it would be written in TOML.
+    pub value: String,
+    /// Unknown when only a `Config` was checked.
+    pub origin: Option<Origin>,
+}
+
+impl fmt::Display for NamedValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.key, self.value)?;
+        match &self.origin {
+            Some(origin) => write!(f, " ({origin})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One thing that is wrong with a configuration. The caller must fix it; nothing else helps.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration file {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    /// The file is not TOML.
+    #[error("configuration file {} is not TOML: {reason}", path.display())]
+    Syntax { path: PathBuf, reason: String },
+    /// There is no such key.
+    #[error("unknown key `{key}` ({origin}), the nearest known key is `{nearest}`")]
+    UnknownKey { key: String, origin: Origin, nearest: String },
+    /// The value is not one that the key takes.
+    #[error("{setting}: {reason}")]
+    WrongValue { setting: NamedValue, reason: String },
+    /// The values do not go together, or one is out of bounds.
+    #[error("{}: {rule}", list(settings))]
+    Rule { settings: Vec<NamedValue>, rule: String },
+}
+
+fn list(settings: &[NamedValue]) -> String {
+    let settings: Vec<String> = settings.iter().map(NamedValue::to_string).collect();
+    settings.join(", ")
+}
+
+/// Everything that is wrong with a configuration, never empty.
+#[derive(Debug)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    /// `value` if there is no error.
+    pub(super) fn none_or<T>(errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
+        if errors.is_empty() { Ok(value) } else { Err(Self(errors)) }
+    }
+
+    /// The single errors, those of the file first.
+    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+        self.0.iter()
+    }
+
+    /// The same errors, each changed by `change`.
+    pub(super) fn map(self, change: impl FnMut(ConfigError) -> ConfigError) -> Self {
+        Self(self.0.into_iter().map(change).collect())
+    }
+
+    pub(super) fn into_vec(self) -> Vec<ConfigError> {
+        self.0
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [only] => write!(f, "{only}"),
+            errors => {
+                write!(f, "{} errors in the configuration", errors.len())?;
+                errors.iter().try_for_each(|error| write!(f, "\n  {error}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigErrors {}

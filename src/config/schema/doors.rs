@@ -1,0 +1,93 @@
+//! `[server]`, `[limits]` and `[auth]`: the doors, what may pass them, and who.
+
+use std::path::PathBuf;
+
+use super::super::choices::EtagKind;
+use super::super::values::{MemorySize, Secret, Span};
+
+section! {
+    /// `[server]`: where the daemon listens.
+    ServerConfig {
+        /// IP address and port of the S3 door, default `127.0.0.1:9000`; port 0 picks a free one.
+        s3: String = "127.0.0.1:9000".to_owned(),
+        /// IP address and port of the native API, health, metrics and admin pages, default `127.0.0.1:9001`.
+        api: String = "127.0.0.1:9001".to_owned(),
+        /// Path of a Unix socket that serves the native API too. Not set: none. File permissions guard it.
+        api_unix_socket: Option<PathBuf> = None,
+        /// Host names below which a bucket may be the first label (`bucket.s3.local` for `s3.local`), also aliases of
+        /// this host. Default none: a host name is never taken for a bucket, path style only.
+        virtual_host_domains: Vec<String> = Vec::new(),
+        /// Time that requests in progress get at shutdown, default 30 s. Longer delays a restart.
+        drain_timeout: Span = Span::seconds(30),
+        /// Region the S3 door answers and expects in signatures, default `us-east-1`.
+        region: String = "us-east-1".to_owned(),
+        /// `md5` (default; clients may compare it) or `opaque` (saves about 1.5 s of CPU per GB).
+        etag: EtagKind = EtagKind::Md5,
+    }
+}
+
+section! {
+    /// `[limits]`: bounds on memory and on everything a client controls.
+    LimitsConfig {
+        /// Bytes in flight in the whole daemon, default 512 mb. A body waits until its bytes are paid for from it.
+        memory: MemorySize = MemorySize::mib(512),
+        /// Share of `memory` for parts of multipart uploads that wait for their completion, default 128 mb.
+        multipart_memory: MemorySize = MemorySize::mib(128),
+        /// A multipart part up to this size may wait in memory, a larger one goes to storage at once; default 8 mb.
+        multipart_part_in_memory_max: MemorySize = MemorySize::mib(8),
+        /// A multipart upload without a request for this long is aborted, default 24 h.
+        multipart_expiry: Span = Span::hours(24),
+        /// The largest segment, or single PUT, default 64 gb: 8,192 parts of the default `store.part-size`, where S3
+        /// allows 10,000.
+        segment_size_max: MemorySize = MemorySize::gib(64),
+        /// The largest object of the S3 door, default 5 tb as in S3. Above `segment-size-max` only by multipart.
+        object_size_max: MemorySize = MemorySize::tib(5),
+        /// Bytes of an S3 key in UTF-8, default and maximum 1024.
+        key_bytes_max: u32 = 1024,
+        /// Names and values of `x-amz-meta-*` headers together, default 2 kb as in S3.
+        metadata_bytes_max: MemorySize = MemorySize::kib(2),
+        /// Request line and all headers, default 32 kb, at least 8 kb.
+        header_bytes_max: MemorySize = MemorySize::kib(32),
+        /// Segments in one native request, default 10000.
+        segments_per_request_max: u32 = 10_000,
+        /// Connections over all doors, default 4096; more wait in the listen queue. Each needs a file descriptor.
+        connections_max: u32 = 4096,
+        /// Wait for bytes of `memory` before 503, default 5 s. Longer smooths bursts, shorter tells clients sooner.
+        admission_timeout: Span = Span::seconds(5),
+        /// Time for the whole head of a request, default 10 s.
+        head_timeout: Span = Span::seconds(10),
+        /// A body that brings no byte for this long is dropped, default 60 s.
+        body_timeout: Span = Span::seconds(60),
+        /// Time for one request from head to answer, default 1 h: a segment of 64 gb needs 20 MB/s.
+        request_timeout: Span = Span::hours(1),
+    }
+}
+
+section! {
+    /// `[auth]`: who may come in. Without keys or tokens a door serves loopback only.
+    AuthConfig {
+        /// Access key of the S3 door for all prefixes. Not set: see `keys`.
+        access_key: Option<String> = None,
+        /// Its secret. Better given as `ESKER__AUTH__SECRET_KEY` than written to a file.
+        secret_key: Option<Secret> = None,
+        /// More access keys, each tied to key prefixes: `[[auth.keys]]`.
+        keys: Vec<AuthKeyConfig> = Vec::new(),
+        /// Bearer tokens of the native API; any of them opens all of it.
+        tokens: Vec<Secret> = Vec::new(),
+        /// Serve other hosts without credentials, default false. For closed networks only.
+        insecure: bool = false,
+    }
+}
+
+/// One entry of `[[auth.keys]]`.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct AuthKeyConfig {
+    /// The access key.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: Secret,
+    /// `bucket/key` prefixes that it may touch. Empty: all.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
+}

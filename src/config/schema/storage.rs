@@ -1,0 +1,98 @@
+//! `[store]`, `[merging]`, `[catalog]` and `[reclaim]`: how bytes are laid down, remembered and given back.
+
+use std::path::PathBuf;
+
+use super::super::choices::{Boundary, DirectIo, ReclaimMode};
+use super::super::url::StoreUrl;
+use super::super::values::{MemorySize, Secret, Span};
+
+section! {
+    /// `[store]`: the storage behind the daemon.
+    StoreConfig {
+        /// `file:./dir`, `memory:` (tests) or `s3://bucket/prefix`; default `file:./esker-data`.
+        url: StoreUrl = StoreUrl::File(PathBuf::from("./esker-data")),
+        /// `http(s)://host:port` of an S3-compatible store. Not set: AWS.
+        endpoint: Option<String> = None,
+        /// Region of the bucket. Not set: `AWS_REGION`, then what the store assumes.
+        region: Option<String> = None,
+        /// Access key of the store. Not set: `AWS_ACCESS_KEY_ID` and the other sources of AWS clients.
+        access_key: Option<String> = None,
+        /// Its secret. Better given as `ESKER__STORE__SECRET_KEY` than written to a file.
+        secret_key: Option<Secret> = None,
+        /// Allow an endpoint without TLS, default false.
+        allow_http: bool = false,
+        /// Time for one request to the store, default 30 s; slower ones count as failed.
+        request_timeout: Span = Span::seconds(30),
+        /// A failed request is repeated for this long, default 10 s. Longer rides out more and answers later.
+        retry_timeout: Span = Span::seconds(10),
+        /// Requests to the store at once, default 64.
+        max_concurrent_requests: u32 = 64,
+        /// Bytes of uploads and downloads at once, default 256 mb, inside `limits.memory`.
+        max_bytes_in_flight: MemorySize = MemorySize::mib(256),
+        /// Local disk: write past the page cache, default `auto`. Buffered is several times slower to sync.
+        direct_io: DirectIo = DirectIo::Auto,
+        /// A segment larger than this streams through in parts of this size, default 8 mb; on S3 5 mb to 5 gb.
+        /// Larger means fewer requests and more memory per stream.
+        part_size: MemorySize = MemorySize::mib(8),
+    }
+}
+
+section! {
+    /// `[merging]`: how segments are packed, beyond Flink's keys.
+    MergingConfig {
+        /// Who shares a file of shared state, default `subtask` as in Flink. Wider means fewer files, and more of
+        /// them with bytes that die at different times.
+        shared_boundary: Boundary = Boundary::Subtask,
+        /// Who shares a file of exclusive state, default `task-manager` as in Flink.
+        exclusive_boundary: Boundary = Boundary::TaskManager,
+        /// Who shares a file on the S3 door, where keys name the job at most: `job` (default) or `daemon`.
+        s3_boundary: Boundary = Boundary::Job,
+        /// A group waits for more segments for this part of the store's recent latency, default 0.25, 0 to 1. An
+        /// idle lane never waits.
+        linger_fraction: f64 = 0.25,
+        /// Upper bound of that wait, default 50 ms.
+        linger_max: Span = Span::millis(50),
+        /// Physical files open at once, default 256; at the bound writers wait. Each may hold a buffer or descriptor.
+        max_open_files: u32 = 256,
+        /// An open file without a segment for this long is closed, default 30 s.
+        idle_close: Span = Span::seconds(30),
+        /// Longest wait for a file of a blocking pool, or for a free place in `max-open-files`, default 10 s.
+        take_deadline: Span = Span::seconds(10),
+        /// Bytes handed to the store as one group, default 8 mb, at most `max-file-size`.
+        group_bytes_max: MemorySize = MemorySize::mib(8),
+    }
+}
+
+section! {
+    /// `[catalog]`: the daemon's memory of what exists. Its buffers come on top of `limits.memory`.
+    CatalogConfig {
+        /// Where the catalog is kept, as in `store.url`. Not set: beside the data.
+        url: Option<StoreUrl> = None,
+        /// Memory for catalog blocks, default 64 mb, at least 1 mb. Without it every look-up costs requests.
+        cache: MemorySize = MemorySize::mib(64),
+        /// Catalog bytes in memory that are only in its log, default 64 mb, at least 8 mb; at the bound commits wait.
+        /// Larger makes fewer files and a longer replay at start.
+        unflushed_max: MemorySize = MemorySize::mib(64),
+        /// How often the catalog looks for a successor and for work, default 60 s. Each look costs requests.
+        poll_interval: Span = Span::seconds(60),
+        /// A log file on local disk is closed at this size, default 16 mb, at least 64 kb.
+        log_segment_size: MemorySize = MemorySize::mib(16),
+    }
+}
+
+section! {
+    /// `[reclaim]`: getting dead bytes back. Re-uploading comes later; deleting works now.
+    ReclaimConfig {
+        /// Who re-uploads live segments: `server` (default), `advise` or `off`. Behaviour comes later.
+        mode: ReclaimMode = ReclaimMode::Server,
+        /// Time between forgetting a file and deleting it, default 5 min: readers that already looked it up finish,
+        /// with retries. Longer keeps more dead bytes.
+        delete_grace: Span = Span::minutes(5),
+        /// Files deleted per second at most, default 500. S3 answers 503 above a few thousand.
+        delete_rate: u32 = 500,
+        /// Bytes copied per second at most, default 64 mb. Behaviour comes later.
+        copy_rate: MemorySize = MemorySize::mib(64),
+        /// How often the reclaimer looks for work, default 10 s. It asks the catalog, not the store.
+        interval: Span = Span::seconds(10),
+    }
+}

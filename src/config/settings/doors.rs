@@ -1,0 +1,194 @@
+//! Rules about addresses, names and credentials, of the daemon's doors and of the store's.
+
+use std::net::SocketAddr;
+
+use tracing_subscriber::EnvFilter;
+
+use super::rules::Rules;
+use crate::config::url::StoreUrl;
+use crate::config::values::Secret;
+
+/// What fits into the address of a Unix socket.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Checks the rules of this module. Returns the addresses of the S3 door and the native API if both are good.
+pub(super) fn check(rules: &mut Rules) -> Option<(SocketAddr, SocketAddr)> {
+    let server = &rules.config.server;
+    check_names(rules);
+    check_store(rules);
+    check_keys(rules);
+    let s3 = check_address(rules, "server.s3", &server.s3);
+    let api = check_address(rules, "server.api", &server.api);
+    check_exposure(rules, s3, api);
+    s3.zip(api)
+}
+
+/// Texts that must not be empty or odd.
+fn check_names(rules: &mut Rules) {
+    let (server, cluster) = (&rules.config.server, &rules.config.cluster);
+    rules.require(is_name(&server.region), &["server.region"], NAME_RULE);
+    if let Some(region) = &rules.config.store.region {
+        rules.require(is_name(region), &["store.region"], NAME_RULE);
+    }
+    if let Some(id) = &cluster.daemon_id {
+        rules.require(is_name(id), &["cluster.daemon-id"], NAME_RULE);
+    }
+    if let Some(url) = &cluster.advertised_url {
+        rules.require(is_http_url(url), &["cluster.advertised-url"], HTTP_URL_RULE);
+    }
+    rules.require(
+        server.virtual_host_domains.iter().all(|domain| is_domain(domain)),
+        &["server.virtual-host-domains"],
+        "each must be a host name such as `s3.local`, with a port if clients send one",
+    );
+    if let Some(path) = &server.api_unix_socket {
+        rules.require(
+            (1..=SOCKET_PATH_BYTES_MAX).contains(&path.as_os_str().len()),
+            &["server.api-unix-socket"],
+            format!("must be a path of 1 to {SOCKET_PATH_BYTES_MAX} bytes"),
+        );
+    }
+    let filter = &rules.config.telemetry.log_filter;
+    let parsed = EnvFilter::try_new(filter);
+    rules.require(
+        !filter.trim().is_empty() && parsed.is_ok(),
+        &["telemetry.log-filter"],
+        "must be a level, `info`, or levels per module, `info,esker::merge=debug`",
+    );
+}
+
+const NAME_RULE: &str = "must be 1 to 64 letters, digits, `-`, `_` or `.`";
+
+fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    (1..=64).contains(&name.len()) && name.chars().all(allowed)
+}
+
+fn is_domain(domain: &str) -> bool {
+    let (host, port) = domain.split_once(':').unwrap_or((domain, "80"));
+    let label = |label: &str| {
+        !label.is_empty() && label.len() <= 63 && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    host.split('.').all(label) && port.parse::<u16>().is_ok()
+}
+
+/// Credentials at the doors.
+fn check_keys(rules: &mut Rules) {
+    let auth = &rules.config.auth;
+    rules.require(
+        auth.access_key.is_some() == auth.secret_key.is_some(),
+        &["auth.access-key", "auth.secret-key"],
+        "both or neither must be set",
+    );
+    let main = auth.access_key.as_deref().zip(auth.secret_key.as_ref());
+    let listed = auth.keys.iter().map(|key| (key.access_key.as_str(), &key.secret_key));
+    let pairs: Vec<(&str, &Secret)> = main.into_iter().chain(listed).collect();
+    rules.require(
+        pairs.iter().all(|(access, secret)| is_access_key(access) && !secret.expose().is_empty()),
+        &["auth.access-key", "auth.secret-key", "auth.keys"],
+        "an access key must be 1 to 128 printable characters without space, `/`, `,` or `=`, a secret not empty",
+    );
+    rules.require(
+        all_different(pairs.iter().map(|(access, _)| *access)),
+        &["auth.access-key", "auth.keys"],
+        "an access key must not appear twice",
+    );
+    rules.require(
+        auth.keys.iter().flat_map(|key| &key.prefixes).all(|prefix| !prefix.is_empty() && !prefix.starts_with('/')),
+        &["auth.keys"],
+        "a prefix must be `bucket` or `bucket/key`, without a slash in front; no prefixes at all means everything",
+    );
+    rules.require(
+        auth.tokens.iter().all(|token| is_token(token.expose()))
+            && all_different(auth.tokens.iter().map(Secret::expose)),
+        &["auth.tokens"],
+        "tokens must be different, of letters, digits and `-._~+/=`",
+    );
+}
+
+/// What the header of a signed request can carry.
+fn is_access_key(key: &str) -> bool {
+    (1..=128).contains(&key.len()) && key.chars().all(|c| c.is_ascii_graphic() && !"/,=".contains(c))
+}
+
+/// What `Authorization: Bearer` can carry (RFC 6750).
+fn is_token(token: &str) -> bool {
+    !token.is_empty() && token.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+/=".contains(c))
+}
+
+fn all_different<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    let mut names: Vec<&str> = names.collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    names.len() == all
+}
+
+fn check_address(rules: &mut Rules, key: &str, text: &str) -> Option<SocketAddr> {
+    let address = text.trim().parse().ok();
+    rules.require(
+        address.is_some(),
+        &[key],
+        "must be an IP address and a port, such as `127.0.0.1:9000`, `0.0.0.0:9000` or `[::]:9000`",
+    );
+    address
+}
+
+/// Other hosts are served with credentials, or when the user insists.
+fn check_exposure(rules: &mut Rules, s3: Option<SocketAddr>, api: Option<SocketAddr>) {
+    const INSECURE: &str = "auth.insecure";
+    let auth = &rules.config.auth;
+    let same = s3.is_some() && s3 == api && s3.is_some_and(|address| address.port() != 0);
+    rules.require(!same, &["server.s3", "server.api"], "the doors must not share an address");
+    let no_keys = auth.access_key.is_none() && auth.keys.is_empty();
+    let no_tokens = auth.tokens.is_empty();
+    for (address, open, key, credentials) in
+        [(s3, no_keys, "server.s3", "auth.access-key"), (api, no_tokens, "server.api", "auth.tokens")]
+    {
+        let exposed = open && address.is_some_and(|address| !address.ip().to_canonical().is_loopback());
+        rules.require(
+            !exposed || auth.insecure,
+            &[key, credentials, INSECURE],
+            format!("other hosts are served with credentials only: set {credentials}, or {INSECURE} = true"),
+        );
+        rules.warn_if(exposed && auth.insecure, &[key, INSECURE], "whoever reaches this address can read and delete");
+    }
+}
+
+fn check_store(rules: &mut Rules) {
+    const ENDPOINT: &str = "store.endpoint";
+    let store = &rules.config.store;
+    rules.require(
+        store.access_key.is_some() == store.secret_key.is_some(),
+        &["store.access-key", "store.secret-key"],
+        "both or neither must be set",
+    );
+    if let Some(endpoint) = &store.endpoint {
+        rules.require(is_http_url(endpoint), &[ENDPOINT], HTTP_URL_RULE);
+        rules.require(
+            store.allow_http || !endpoint.to_ascii_lowercase().starts_with("http://"),
+            &[ENDPOINT, "store.allow-http"],
+            "an endpoint without TLS must be allowed by `allow-http = true`",
+        );
+    }
+    let other_url = rules.config.catalog.url.as_ref();
+    let uses_s3 = store.url.is_s3() || other_url.is_some_and(StoreUrl::is_s3);
+    for (key, set) in [
+        (ENDPOINT, store.endpoint.is_some()),
+        ("store.region", store.region.is_some()),
+        ("store.access-key", store.access_key.is_some()),
+    ] {
+        rules.warn_if(set && !uses_s3, &[key, "store.url"], "has no effect, the store is not S3");
+    }
+}
+
+const HTTP_URL_RULE: &str = "must be `http://` or `https://`, a host, and no user, password or query";
+
+fn is_http_url(url: &str) -> bool {
+    let rest = url.split_once("://").filter(|(scheme, _)| {
+        let scheme = scheme.to_ascii_lowercase();
+        scheme == "http" || scheme == "https"
+    });
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | '?' | '#');
+    rest.is_some_and(|(_, rest)| !rest.is_empty() && !rest.starts_with(['/', ':']) && !rest.contains(odd))
+}

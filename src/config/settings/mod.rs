@@ -1,0 +1,391 @@
+//! [`Settings`]: a checked configuration in the types that the code works with.
+//!
+//! Made from a [`Config`] in one step. What is off is `None`, what has no limit is `None`, and no value here needs
+//! another check: counts and sizes that must not be zero are not, and sums fit their budgets.
+
+mod checkpointing;
+mod doors;
+mod rules;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use checkpointing::{CheckpointingSettings, UnalignedSettings};
+
+use super::choices::{Boundary, DirectIo, EtagKind, LogFormat, ReclaimMode};
+use super::error::ConfigErrors;
+use super::schema::{AuthConfig, Config, StoreConfig};
+use super::url::StoreUrl;
+use super::values::Secret;
+
+/// Everything that can be set, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Defaults of jobs that the daemon coordinates.
+    pub checkpointing: CheckpointingSettings,
+    /// Where the daemon listens.
+    pub server: ServerSettings,
+    /// The storage behind the daemon.
+    pub store: StoreSettings,
+    /// How segments are packed into physical files.
+    pub merging: MergingSettings,
+    /// The daemon's memory of what exists.
+    pub catalog: CatalogSettings,
+    /// Bounds on memory and on what clients may ask for.
+    pub limits: LimitsSettings,
+    /// Getting dead bytes back.
+    pub reclaim: ReclaimSettings,
+    /// Who may come in.
+    pub auth: AuthSettings,
+    /// Several daemons as one.
+    pub cluster: ClusterSettings,
+    /// What the daemon says about itself.
+    pub telemetry: TelemetrySettings,
+    /// What is legal but hardly meant, one sentence each, to be logged at start.
+    pub warnings: Vec<String>,
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSettings {
+    /// The S3 door.
+    pub s3: SocketAddr,
+    /// Native API, health, metrics, admin pages.
+    pub api: SocketAddr,
+    pub api_unix_socket: Option<PathBuf>,
+    /// Lower case. Empty: path style only.
+    pub virtual_host_domains: Vec<String>,
+    /// Time that requests in progress get at shutdown.
+    pub drain_timeout: Duration,
+    pub region: String,
+    pub etag: EtagKind,
+}
+
+/// The storage behind the daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreSettings {
+    pub url: StoreUrl,
+    /// An `http(s)` URL. `None`: AWS.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    /// `None`: the sources that AWS clients know.
+    pub credentials: Option<Credentials>,
+    pub allow_http: bool,
+    /// For one request.
+    pub request_timeout: Duration,
+    /// For all tries of a request.
+    pub retry_timeout: Duration,
+    pub concurrent_requests_max: usize,
+    pub in_flight_bytes_max: u64,
+    pub direct_io: DirectIo,
+    /// Segments above this are streamed, in parts of this size.
+    pub part_bytes: u64,
+}
+
+/// An access key and its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub access_key: String,
+    pub secret_key: Secret,
+}
+
+/// How segments are packed into physical files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MergingSettings {
+    /// Off: every segment is a file of its own.
+    pub enabled: bool,
+    pub checkpoint_boundary: CheckpointBoundary,
+    pub shared_boundary: Boundary,
+    pub exclusive_boundary: Boundary,
+    /// `Job` or `Daemon`.
+    pub s3_boundary: Boundary,
+    /// A file of this size or more takes no more segments.
+    pub file_bytes_max: u64,
+    pub pool: PoolMode,
+    pub subtasks_per_file_max: usize,
+    /// At most `file_bytes_max`.
+    pub group_bytes_max: u64,
+    pub linger: LingerSettings,
+    pub open_files_max: usize,
+    pub idle_close: Duration,
+    /// Longest wait for a file.
+    pub take_deadline: Duration,
+}
+
+/// How long a group waits for more segments: the smaller of the two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LingerSettings {
+    /// Part of the store's recent latency, 0 to 1.
+    pub latency_fraction: f64,
+    pub max: Duration,
+}
+
+/// Whether segments of several checkpoints share a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointBoundary {
+    /// A file belongs to one checkpoint.
+    Within,
+    /// A file takes segments of any checkpoint.
+    Across,
+}
+
+/// What a writer does when no open file is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// It waits for one.
+    Blocking,
+    /// It opens another.
+    NonBlocking,
+}
+
+/// The daemon's memory of what exists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CatalogSettings {
+    /// `None`: beside the data.
+    pub url: Option<StoreUrl>,
+    pub cache_bytes: u64,
+    pub unflushed_bytes_max: u64,
+    pub poll_interval: Duration,
+    pub log_segment_bytes: u64,
+}
+
+/// Bounds on memory and on what clients may ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LimitsSettings {
+    /// Bytes in flight in the whole daemon.
+    pub memory_bytes: u64,
+    /// Part of `memory_bytes`, and smaller by a part at least.
+    pub multipart_memory_bytes: u64,
+    /// At most `multipart_memory_bytes`.
+    pub multipart_part_in_memory_bytes_max: u64,
+    pub multipart_expiry: Duration,
+    pub segment_bytes_max: u64,
+    pub object_bytes_max: u64,
+    pub key_bytes_max: usize,
+    pub metadata_bytes_max: u64,
+    pub header_bytes_max: u64,
+    pub segments_per_request_max: usize,
+    pub connections_max: usize,
+    /// Wait for memory before a request is refused.
+    pub admission_timeout: Duration,
+    /// For the whole head of a request.
+    pub head_timeout: Duration,
+    /// Between two pieces of a body.
+    pub body_timeout: Duration,
+    /// From head to answer.
+    pub request_timeout: Duration,
+}
+
+/// Getting dead bytes back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReclaimSettings {
+    pub mode: ReclaimMode,
+    /// Physical bytes over live bytes, at least 1. `None`: no limit, nothing is re-uploaded.
+    pub space_amplification_max: Option<f64>,
+    /// Between forgetting a file and deleting it.
+    pub delete_grace: Duration,
+    pub deletes_per_second_max: u32,
+    pub copied_bytes_per_second_max: u64,
+    pub interval: Duration,
+}
+
+/// Who may come in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuthSettings {
+    /// Of the S3 door, each access key once. Empty: no credentials are asked for.
+    pub keys: Vec<S3Key>,
+    /// Of the native API. Empty: no token is asked for.
+    pub tokens: Vec<Secret>,
+    /// Whether other hosts are served without credentials.
+    pub insecure: bool,
+}
+
+/// One pair of keys of the S3 door.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Key {
+    pub access_key: String,
+    pub secret_key: Secret,
+    /// `bucket/key` prefixes it may touch. Empty: all.
+    pub prefixes: Vec<String>,
+}
+
+/// Several daemons as one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterSettings {
+    /// `None`: made up at every start.
+    pub daemon_id: Option<String>,
+    /// `None`: the address of the native API.
+    pub advertised_url: Option<String>,
+    pub shards: usize,
+    pub lease_timeout: Duration,
+}
+
+/// What the daemon says about itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TelemetrySettings {
+    pub log_format: LogFormat,
+    /// In the syntax of `tracing_subscriber::EnvFilter`.
+    pub log_filter: String,
+}
+
+impl TryFrom<&Config> for Settings {
+    type Error = ConfigErrors;
+
+    /// Checks every rule and converts.
+    ///
+    /// # Errors
+    /// Every broken rule, with the keys and values it is about.
+    fn try_from(config: &Config) -> Result<Self, ConfigErrors> {
+        let checked = rules::check(config)?;
+        Ok(Self {
+            checkpointing: CheckpointingSettings::from_checked(&config.execution.checkpointing),
+            server: server(config, &checked),
+            store: store(&config.store),
+            merging: merging(config),
+            catalog: catalog(config),
+            limits: limits(config),
+            reclaim: reclaim(config),
+            auth: auth(&config.auth),
+            cluster: cluster(config),
+            telemetry: telemetry(config),
+            warnings: checked.warnings,
+        })
+    }
+}
+
+/// A count that bounds something in memory.
+fn count(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+fn server(config: &Config, checked: &rules::Checked) -> ServerSettings {
+    let server = &config.server;
+    ServerSettings {
+        s3: checked.s3,
+        api: checked.api,
+        api_unix_socket: server.api_unix_socket.clone(),
+        virtual_host_domains: server.virtual_host_domains.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        drain_timeout: server.drain_timeout.duration(),
+        region: server.region.clone(),
+        etag: server.etag,
+    }
+}
+
+fn store(store: &StoreConfig) -> StoreSettings {
+    let pair = store.access_key.clone().zip(store.secret_key.clone());
+    StoreSettings {
+        url: store.url.clone(),
+        endpoint: store.endpoint.clone(),
+        region: store.region.clone(),
+        credentials: pair.map(|(access_key, secret_key)| Credentials { access_key, secret_key }),
+        allow_http: store.allow_http,
+        request_timeout: store.request_timeout.duration(),
+        retry_timeout: store.retry_timeout.duration(),
+        concurrent_requests_max: count(store.max_concurrent_requests),
+        in_flight_bytes_max: store.max_bytes_in_flight.bytes(),
+        direct_io: store.direct_io,
+        part_bytes: store.part_size.bytes(),
+    }
+}
+
+fn merging(config: &Config) -> MergingSettings {
+    let (flink, ours) = (&config.execution.checkpointing.file_merging, &config.merging);
+    MergingSettings {
+        enabled: flink.enabled,
+        checkpoint_boundary: match flink.across_checkpoint_boundary {
+            true => CheckpointBoundary::Across,
+            false => CheckpointBoundary::Within,
+        },
+        shared_boundary: ours.shared_boundary,
+        exclusive_boundary: ours.exclusive_boundary,
+        s3_boundary: ours.s3_boundary,
+        file_bytes_max: flink.max_file_size.bytes(),
+        pool: if flink.pool_blocking { PoolMode::Blocking } else { PoolMode::NonBlocking },
+        subtasks_per_file_max: count(flink.max_subtasks_per_file),
+        group_bytes_max: ours.group_bytes_max.bytes(),
+        linger: LingerSettings { latency_fraction: ours.linger_fraction, max: ours.linger_max.duration() },
+        open_files_max: count(ours.max_open_files),
+        idle_close: ours.idle_close.duration(),
+        take_deadline: ours.take_deadline.duration(),
+    }
+}
+
+fn catalog(config: &Config) -> CatalogSettings {
+    let catalog = &config.catalog;
+    CatalogSettings {
+        url: catalog.url.clone(),
+        cache_bytes: catalog.cache.bytes(),
+        unflushed_bytes_max: catalog.unflushed_max.bytes(),
+        poll_interval: catalog.poll_interval.duration(),
+        log_segment_bytes: catalog.log_segment_size.bytes(),
+    }
+}
+
+fn limits(config: &Config) -> LimitsSettings {
+    let limits = &config.limits;
+    LimitsSettings {
+        memory_bytes: limits.memory.bytes(),
+        multipart_memory_bytes: limits.multipart_memory.bytes(),
+        multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),
+        multipart_expiry: limits.multipart_expiry.duration(),
+        segment_bytes_max: limits.segment_size_max.bytes(),
+        object_bytes_max: limits.object_size_max.bytes(),
+        key_bytes_max: count(limits.key_bytes_max),
+        metadata_bytes_max: limits.metadata_bytes_max.bytes(),
+        header_bytes_max: limits.header_bytes_max.bytes(),
+        segments_per_request_max: count(limits.segments_per_request_max),
+        connections_max: count(limits.connections_max),
+        admission_timeout: limits.admission_timeout.duration(),
+        head_timeout: limits.head_timeout.duration(),
+        body_timeout: limits.body_timeout.duration(),
+        request_timeout: limits.request_timeout.duration(),
+    }
+}
+
+fn reclaim(config: &Config) -> ReclaimSettings {
+    let reclaim = &config.reclaim;
+    let amplification = config.execution.checkpointing.file_merging.max_space_amplification;
+    ReclaimSettings {
+        mode: reclaim.mode,
+        space_amplification_max: (amplification >= 1.0).then_some(amplification),
+        delete_grace: reclaim.delete_grace.duration(),
+        deletes_per_second_max: reclaim.delete_rate,
+        copied_bytes_per_second_max: reclaim.copy_rate.bytes(),
+        interval: reclaim.interval.duration(),
+    }
+}
+
+/// The key of the section itself, then those of the list.
+fn auth(auth: &AuthConfig) -> AuthSettings {
+    let pair = auth.access_key.clone().zip(auth.secret_key.clone());
+    let main = pair.map(|(access_key, secret_key)| S3Key { access_key, secret_key, prefixes: Vec::new() });
+    let others = auth.keys.iter().map(|key| S3Key {
+        access_key: key.access_key.clone(),
+        secret_key: key.secret_key.clone(),
+        prefixes: key.prefixes.clone(),
+    });
+    AuthSettings {
+        keys: main.into_iter().chain(others).collect(),
+        tokens: auth.tokens.clone(),
+        insecure: auth.insecure,
+    }
+}
+
+fn cluster(config: &Config) -> ClusterSettings {
+    let cluster = &config.cluster;
+    ClusterSettings {
+        daemon_id: cluster.daemon_id.clone(),
+        advertised_url: cluster.advertised_url.clone(),
+        shards: count(cluster.shards),
+        lease_timeout: cluster.lease_timeout.duration(),
+    }
+}
+
+fn telemetry(config: &Config) -> TelemetrySettings {
+    let telemetry = &config.telemetry;
+    TelemetrySettings { log_format: telemetry.log_format, log_filter: telemetry.log_filter.clone() }
+}

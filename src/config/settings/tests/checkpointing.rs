@@ -1,0 +1,77 @@
+//! The rules of Flink about checkpoints.
+
+use super::*;
+
+const INTERVAL: &str = "execution.checkpointing.interval";
+const BACKLOG: &str = "execution.checkpointing.interval-during-backlog";
+const CONCURRENT: &str = "execution.checkpointing.max-concurrent-checkpoints";
+const UNALIGNED: &str = "execution.checkpointing.unaligned.enabled";
+const INLINE: &str = "execution.checkpointing.data-inline-threshold";
+
+#[test]
+fn intervals_follow_flinks_rules() {
+    refused(&[(INTERVAL, "9 ms")], &[INTERVAL], "at least 10 ms");
+    refused(&[(INTERVAL, "5 s"), (BACKLOG, "4 s")], &[BACKLOG, INTERVAL], "not below the interval");
+    refused(&[(BACKLOG, "4 s")], &[BACKLOG, INTERVAL], "needs an interval");
+    refused(&[("execution.checkpointing.timeout", "9 ms")], &["execution.checkpointing.timeout"], "at least 10 ms");
+    let errors = loaded(&[(INTERVAL, "1 s"), (BACKLOG, "9 ms")]).settings().unwrap_err().to_string();
+    assert!(errors.contains("must be 0 (no checkpoints during a backlog) or at least 10 ms"), "{errors}");
+}
+
+#[test]
+fn intervals_are_paced_by_the_pause() {
+    let pause = ("execution.checkpointing.min-pause", "30 s");
+
+    let settings_of = |flags: &[(&str, &str)]| settings(flags).checkpointing;
+
+    let plain = settings_of(&[(INTERVAL, "10 s"), pause]);
+    assert_eq!(plain.interval, Some(Duration::from_secs(30)));
+    assert_eq!(plain.interval_during_backlog, Some(Duration::from_secs(30)));
+    let off = settings_of(&[(INTERVAL, "10 s"), (BACKLOG, "0")]);
+    assert_eq!((off.interval, off.interval_during_backlog), (Some(Duration::from_secs(10)), None));
+    assert_eq!(settings_of(&[(BACKLOG, "0")]).interval_during_backlog, None);
+    let long = settings_of(&[("execution.checkpointing.min-pause", "999 d")]);
+    assert_eq!(long.min_pause, Duration::from_secs(365 * 86_400));
+}
+
+#[test]
+fn unaligned_checkpoints_follow_flinks_rules() {
+    refused(&[(UNALIGNED, "true"), (CONCURRENT, "2")], &[UNALIGNED, CONCURRENT], "one checkpoint at a time");
+    let mode = ("execution.checkpointing.mode", "AT_LEAST_ONCE");
+    let degraded = warned(&[(UNALIGNED, "true"), mode], "stay aligned");
+    assert_eq!(degraded.checkpointing.unaligned, None);
+    assert_eq!(degraded.checkpointing.mode, CheckpointMode::AtLeastOnce);
+    let on = settings(&[(UNALIGNED, "true"), ("execution.checkpointing.aligned-checkpoint-timeout", "3 s")]);
+    let expected = UnalignedSettings { forced: false, aligned_timeout: Duration::from_secs(3) };
+    assert_eq!(on.checkpointing.unaligned, Some(expected));
+    warned(&[("execution.checkpointing.unaligned.forced", "true")], "has no effect");
+}
+
+#[test]
+fn bounds_of_flinks_numbers_hold() {
+    for key in [
+        CONCURRENT,
+        "execution.checkpointing.num-retained",
+        "execution.checkpointing.unaligned.max-subtasks-per-channel-state-file",
+        "execution.checkpointing.file-merging.max-subtasks-per-file",
+    ] {
+        refused(&[(key, "0")], &[key], "at least 1");
+    }
+    let tolerable = "execution.checkpointing.tolerable-failed-checkpoints";
+    refused(&[(tolerable, "2147483648")], &[tolerable], "at most 2147483647");
+    assert_eq!(settings(&[(tolerable, "2147483647")]).checkpointing.tolerable_failures, None);
+    refused(&[(INLINE, "1048577")], &[INLINE], "at most 1 mb");
+    assert_eq!(settings(&[(INLINE, "1mb")]).checkpointing.write_buffer_bytes, 1 << 20);
+    refused(&[(AMPLIFICATION, "-1")], &[AMPLIFICATION], "must be a number");
+    let off = warned(&[(AMPLIFICATION, "0.9")], "nothing is reclaimed but files that are dead as a whole");
+    assert_eq!(off.reclaim.space_amplification_max, None);
+}
+
+#[test]
+fn flinks_directories_are_checked() {
+    let (storage, dir) = ("execution.checkpointing.storage", "execution.checkpointing.dir");
+    refused(&[(storage, "filesystem")], &[storage, dir], "needs a directory");
+    assert!(settings(&[(storage, "filesystem"), (dir, "s3://b/c")]).checkpointing.dir.is_some());
+    let backup = settings(&[("execution.checkpointing.local-backup.enabled", "true")]);
+    assert_eq!(backup.checkpointing.local_backup_dirs, Some(Vec::new()));
+}

@@ -1,0 +1,398 @@
+//! Layers, messages, masking, and that `config.toml` says what the code does.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+const CONFIG_TOML: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn env(vars: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    vars.iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+/// A configuration file in a directory that is gone when this is dropped.
+struct File {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn file(text: &str) -> File {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    std::fs::write(&path, text).unwrap();
+    File { _dir: dir, path }
+}
+
+fn load(text: &str, vars: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    Config::load_with(Some(&file(text).path), env(vars), &pairs(flags))
+}
+
+fn errors(text: &str, vars: &[(&str, &str)], flags: &[(&str, &str)]) -> Vec<String> {
+    load(text, vars, flags).unwrap_err().iter().map(ConfigError::to_string).collect()
+}
+
+fn flag_error(key: &str, value: &str) -> String {
+    errors("", &[], &[(key, value)]).join("\n")
+}
+
+#[test]
+fn without_file_environment_and_flags_everything_is_default() {
+    let loaded = Config::load_with(None, env(&[("PATH", "/bin"), ("ESKER_CONFIG", "x")]), &[]).unwrap();
+
+    assert_eq!(loaded.config, Config::default());
+    assert!(loaded.origins.is_empty());
+    assert!(loaded.settings().unwrap().warnings.is_empty());
+}
+
+#[test]
+fn environment_overrides_the_file_and_flags_override_both() {
+    let text = "[store]\nurl = 'file:./a'\nmax-concurrent-requests = 1\nregion = 'file'\n";
+    let vars = [("ESKER__STORE__URL", "file:./b"), ("ESKER__STORE__MAX_CONCURRENT_REQUESTS", "2")];
+
+    let loaded = load(text, &vars, &[("store.url", "memory:")]).unwrap();
+
+    assert_eq!(loaded.config.store.url, StoreUrl::Memory);
+    assert_eq!(loaded.config.store.max_concurrent_requests, 2);
+    assert_eq!(loaded.config.store.region.as_deref(), Some("file"));
+    assert_eq!(loaded.origin("store.url"), Origin::Flag);
+    let name = "ESKER__STORE__MAX_CONCURRENT_REQUESTS".to_owned();
+    assert_eq!(loaded.origin("store.max-concurrent-requests"), Origin::Env(name));
+    assert!(matches!(loaded.origin("store.region"), Origin::File(_)));
+    assert_eq!(loaded.origin("store.part-size"), Origin::Default);
+}
+
+#[test]
+fn nested_sections_are_reached_from_every_layer() {
+    let text = "execution.checkpointing.unaligned.enabled = true\n\
+                [execution.checkpointing.local-backup]\nenabled = true";
+    let vars = [
+        ("ESKER__EXECUTION__CHECKPOINTING__NUM_RETAINED", "3"),
+        ("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_FILE_SIZE", "16mb"),
+        ("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_SPACE_AMPLIFICATION", "3"),
+        ("ESKER__EXECUTION__CHECKPOINTING__UNALIGNED__INTERRUPTIBLE_TIMERS__ENABLED", "true"),
+    ];
+    let flags = [("execution.checkpointing.mode", "at_least_once")];
+
+    let flink = load(text, &vars, &flags).unwrap().config.execution.checkpointing;
+
+    assert!(flink.unaligned.enabled && flink.local_backup.enabled && flink.unaligned.interruptible_timers.enabled);
+    assert_eq!(flink.num_retained, 3);
+    assert_eq!(flink.file_merging.max_file_size, MemorySize::mib(16));
+    assert_eq!(flink.file_merging.max_space_amplification, 3.0);
+    assert_eq!(flink.mode, CheckpointMode::AtLeastOnce);
+}
+
+#[test]
+fn a_texts_meaning_depends_on_its_key() {
+    let vars = [
+        ("ESKER__STORE__ACCESS_KEY", "1234"),
+        ("ESKER__STORE__SECRET_KEY", "true"),
+        ("ESKER__STORE__ALLOW_HTTP", "true"),
+        ("ESKER__STORE__PART_SIZE", "6291456"),
+        ("ESKER__SERVER__DRAIN_TIMEOUT", "250"),
+        ("ESKER__SERVER__VIRTUAL_HOST_DOMAINS", "s3.local, [::1"),
+        ("ESKER__AUTH__TOKENS", "[\"one\", \"two\"]"),
+        ("ESKER__AUTH__KEYS", "[{access-key = \"a\", secret-key = \"b\"}]"),
+        ("ESKER__STORE__REGION", ""),
+        ("ESKER__EXECUTION__CHECKPOINTING__LOCAL_BACKUP__DIRS", "/a;/b"),
+    ];
+
+    let config = load("store.region = 'x'", &vars, &[]).unwrap().config;
+
+    assert_eq!(config.store.access_key.as_deref(), Some("1234"));
+    assert_eq!(config.store.secret_key.unwrap().expose(), "true");
+    assert!(config.store.allow_http);
+    assert_eq!(config.store.part_size, MemorySize::mib(6));
+    assert_eq!(config.server.drain_timeout, Span::millis(250));
+    assert_eq!(config.server.virtual_host_domains, ["s3.local", "[::1"]);
+    assert_eq!(config.auth.tokens, [Secret::new("one"), Secret::new("two")]);
+    assert_eq!(config.auth.keys[0].access_key, "a");
+    assert_eq!(config.store.region, None);
+    assert_eq!(config.execution.checkpointing.local_backup.dirs, ["/a", "/b"]);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_origin_and_the_nearest_key() {
+    let text = "[store]\nulr = 'memory:'\n[stor]\n[server]\nmax-file-size = 1\n";
+
+    let errors = errors(text, &[("ESKER__LIMITS__MEMMORY", "1")], &[("reclaim.grace", "1")]).join("\n");
+
+    assert!(errors.contains("unknown key `store.ulr` (file "), "{errors}");
+    assert!(errors.contains("config.toml), the nearest known key is `store.url`"), "{errors}");
+    assert!(errors.contains("`execution.checkpointing.file-merging.max-file-size`"), "{errors}");
+    assert!(errors.contains("unknown key `stor` (file "), "{errors}");
+    let wanted = "`limits.memmory` (env ESKER__LIMITS__MEMMORY), the nearest known key is `ESKER__LIMITS__MEMORY`";
+    assert!(errors.contains(wanted), "{errors}");
+    assert!(errors.contains("`reclaim.grace` (flag), the nearest known key is `reclaim.delete-grace`"), "{errors}");
+}
+
+#[test]
+fn underscores_and_lower_case_are_not_guessed_at() {
+    assert!(flag_error("store.part_size", "8mb").contains("nearest known key is `store.part-size`"));
+    let errors = errors("", &[("ESKER__store__url", "memory:")], &[]).join("\n");
+    assert!(errors.contains("nearest known key is `ESKER__STORE__URL`"), "{errors}");
+}
+
+#[test]
+fn a_section_is_not_a_value() {
+    let errors = errors("[execution.checkpointing]\nunaligned = true", &[], &[]).join("\n");
+
+    assert!(errors.contains("execution.checkpointing.unaligned = true (file "), "{errors}");
+    assert!(errors.contains("expected a section with keys such as"), "{errors}");
+    assert!(errors.contains("execution.checkpointing.unaligned.enabled"), "{errors}");
+}
+
+#[test]
+fn a_wrong_value_is_named_with_key_origin_and_what_is_allowed() {
+    for (key, value, wanted) in [
+        (
+            "store.part-size",
+            "8 parsecs",
+            "store.part-size = \"8 parsecs\" (flag): unit `parsecs` is not one of bytes, b",
+        ),
+        ("store.part-size", "-1", "expected a size such as `32mb`"),
+        ("server.drain-timeout", "soon", "expected a duration such as `10 min`"),
+        ("merging.s3-boundary", "host", "expected one of `subtask` `task-manager` `job` `daemon`"),
+        ("merging.max-open-files", "many", "expected a whole number from 0 to 4294967295"),
+        ("merging.max-open-files", "-1", "expected a whole number from 0 to 4294967295"),
+        ("merging.max-open-files", "4294967296", "expected a whole number from 0 to 4294967295"),
+        ("merging.linger-fraction", "some", "expected a number"),
+        ("store.allow-http", "yes", "expected true or false"),
+        ("store.url", "hdfs://name/x", "expected `file:./dir`, `file:///dir`, `memory:` or `s3://bucket/prefix`"),
+        ("execution.checkpointing.mode", "ONCE", "expected one of `EXACTLY_ONCE` `AT_LEAST_ONCE`"),
+        ("execution.checkpointing.storage", "com.acme.Factory", "expected one of `jobmanager` `filesystem`"),
+        ("limits.memory", "", "the value is empty"),
+    ] {
+        let error = flag_error(key, value);
+        assert!(error.starts_with(&format!("{key} = ")), "{error}");
+        assert!(error.contains(wanted), "{error}");
+    }
+    for (text, wanted) in [
+        ("store.part-size = true", "store.part-size = true (file "),
+        ("store.part-size = true", "expected a size such as"),
+        ("store.part-size = -5", "the value is negative"),
+        ("store.part-size = 1.5", "expected a size such as"),
+        ("merging.max-open-files = '7'", "expected a whole number"),
+        ("server.region = 5", "expected text"),
+        ("server.virtual-host-domains = 'x'", "expected a list"),
+        ("merging.shared-boundary = 3", "expected one of `subtask`"),
+    ] {
+        let errors = errors(text, &[], &[]).join("\n");
+        assert!(errors.contains(wanted), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn entries_of_the_key_list_are_checked_one_by_one() {
+    let missing = errors("[[auth.keys]]\naccess-key = 'a'", &[], &[]).join("\n");
+    assert!(missing.contains("auth.keys.0 = ******** (file "), "{missing}");
+    assert!(missing.contains("`secret-key` is missing"), "{missing}");
+    let unknown = errors("[[auth.keys]]\naccess-key = 'a'\nsecret-key = 'b'\nprefix = []", &[], &[]).join("\n");
+    assert!(unknown.contains("unknown key `auth.keys.0.prefix` (file "), "{unknown}");
+    assert!(unknown.contains("nearest known key is `auth.keys.prefixes`"), "{unknown}");
+}
+
+#[test]
+fn everything_wrong_is_reported_at_once() {
+    let text = "[store]\nulr = 'x'\nmax-concurrent-requests = 'many'\n[limits]\nmemory = '64mb'\n";
+
+    let errors = errors(text, &[("ESKER__SERVER__ETAG", "sha")], &[("catalog.cache", "big"), ("x", "y")]);
+
+    let all = errors.join("\n");
+    for wanted in ["store.ulr", "store.max-concurrent-requests", "server.etag", "catalog.cache", "unknown key `x`"] {
+        assert!(all.contains(wanted), "{wanted}: {all}");
+    }
+    // A rule between two good values is broken too, and said; rules about refused values are not.
+    assert!(all.contains("limits.multipart-memory = \"128 mb\" (default), limits.memory = \"64 mb\" (file "), "{all}");
+    assert!(!errors.iter().any(|error| error.contains("catalog.cache =") && error.contains("at least")), "{all}");
+}
+
+#[test]
+fn a_wrong_value_is_reported_though_a_later_layer_overrides_it() {
+    let errors = errors("store.part-size = 'x'", &[], &[("store.part-size", "16mb")]);
+
+    assert_eq!(errors.len(), 1);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = Config::load_with(Some(Path::new("/nowhere/esker.toml")), env(&[]), &[]).unwrap_err().to_string();
+
+    assert!(error.contains("/nowhere/esker.toml"), "{error}");
+}
+
+#[test]
+fn a_syntax_error_is_placed_without_quoting_the_line() {
+    let errors = errors("[auth]\nsecret-key = \"hunter2\n", &[], &[]);
+
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].contains("is not TOML: TOML parse error at line 2"), "{}", errors[0]);
+    assert!(!errors[0].contains("hunter2"), "{}", errors[0]);
+}
+
+#[test]
+fn a_variable_that_is_not_utf8_is_an_error() {
+    use std::os::unix::ffi::OsStringExt;
+    let vars = vec![(OsString::from("ESKER__SERVER__REGION"), OsString::from_vec(vec![0xff]))];
+
+    let error = Config::load_with(None, vars, &[]).unwrap_err().to_string();
+
+    assert!(error.contains("server.region") && error.contains("expected UTF-8"), "{error}");
+}
+
+#[test]
+fn show_lists_every_key_with_its_value_and_origin() {
+    let loaded = load(
+        "[store]\nurl = 's3://flink-state/p'",
+        &[("ESKER__SERVER__DRAIN_TIMEOUT", "90")],
+        &[("limits.memory", "1g")],
+    );
+
+    let shown = loaded.unwrap().show();
+
+    assert_eq!(shown.lines().count(), Config::keys().len());
+    let line = |key: &str| shown.lines().find(|line| line.contains(key)).unwrap().to_owned();
+    assert!(line("store.url = \"s3://flink-state/p\" ").contains("# file /"));
+    assert!(line("server.drain-timeout = \"90 ms\" ").ends_with("# env ESKER__SERVER__DRAIN_TIMEOUT"));
+    assert!(line("limits.memory = \"1 gb\" ").ends_with("# flag"));
+    assert!(line("# store.endpoint (not set) ").ends_with("# default"));
+    assert!(line("merging.linger-fraction = 0.25 ").ends_with("# default"));
+}
+
+#[test]
+fn what_show_prints_is_a_configuration() {
+    let loaded = load("store.region = 'a\"b'", &[], &[("merging.linger-fraction", "1"), ("auth.insecure", "true")]);
+    let loaded = loaded.unwrap();
+
+    let again = load(&loaded.show(), &[], &[]).unwrap();
+
+    assert_eq!(again.config, loaded.config);
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let text = "[store]\naccess-key = 'AK'\nsecret-key = 'hunter2'\nendpoint = 'https://me:hunter2@host/x'\n\
+                [auth]\naccess-key = 'AK'\nsecret-key = 'hunter2'\ntokens = ['hunter2', 'hunter2']\n\
+                [[auth.keys]]\naccess-key = 'AK'\nsecret-key = 'hunter2'\n";
+
+    let loaded = load(text, &[], &[("store.region", "not a name")]).unwrap();
+
+    let shown = loaded.show();
+    let errors = loaded.settings().unwrap_err().to_string();
+    assert!(shown.contains("auth.tokens = [\"********\", \"********\"]"), "{shown}");
+    assert!(shown.contains("store.endpoint = \"https://********@host/x\""), "{shown}");
+    assert!(errors.contains("store.endpoint = \"https://********@host/x\""), "{errors}");
+    assert!(!shown.contains("hunter2") && !errors.contains("hunter2"), "{shown}{errors}");
+    assert!(!format!("{:?}", loaded.config.auth).contains("hunter2"));
+}
+
+#[test]
+fn refused_secrets_are_never_printed() {
+    for text in
+        ["auth.secret-key = [\"hunter2\"]", "auth.tokens = \"hunter2\"", "auth.keys = [{ secret-key = \"hunter2\" }]"]
+    {
+        let errors = errors(text, &[], &[]).join("\n");
+        assert!(errors.contains("********") && !errors.contains("hunter2"), "{errors}");
+    }
+}
+
+#[test]
+fn config_toml_equals_the_defaults() {
+    let loaded = Config::load_with(Some(Path::new(CONFIG_TOML)), env(&[]), &[]).unwrap();
+
+    assert_eq!(loaded.config, Config::default());
+}
+
+/// The keys of a configuration file: whether each is set, or commented out with an example.
+fn keys_in(text: &str) -> Vec<(String, bool)> {
+    let mut section = String::new();
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.to_owned();
+        }
+        let (set, assignment) = line.strip_prefix("# ").map_or((true, line), |commented| (false, commented));
+        let Some((key, _)) = assignment.split_once(" = ") else {
+            continue;
+        };
+        if !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == '.' || c == '3') {
+            found.push((format!("{section}.{key}"), set));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn config_toml_has_every_key_once_and_comments_out_those_without_a_default() {
+    let text = std::fs::read_to_string(CONFIG_TOML).unwrap();
+    let shown = Config::load_with(None, env(&[]), &[]).unwrap().show();
+    let has_default = |key: &String| !shown.contains(&format!("# {key} (not set)"));
+
+    let found = keys_in(&text);
+
+    let expected: Vec<(String, bool)> =
+        Config::keys().into_iter().map(|key| (key.clone(), has_default(&key))).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn every_key_of_config_toml_has_a_comment_above() {
+    let text = std::fs::read_to_string(CONFIG_TOML).unwrap();
+    let mut above = "";
+    for line in text.lines() {
+        let is_key = line.starts_with(|c: char| c.is_ascii_lowercase());
+        assert!(!is_key || above.starts_with('#'), "{line}");
+        above = line;
+    }
+}
+
+#[test]
+fn the_examples_in_config_toml_are_valid_together() {
+    let text = std::fs::read_to_string(CONFIG_TOML).unwrap();
+    let keys = Config::keys();
+    let uncommented: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(example) if is_example(example, &keys) => example,
+            _ => line,
+        })
+        .collect();
+
+    let loaded = load(&uncommented.join("\n"), &[], &[("store.url", "s3://flink-state/x")]).unwrap();
+
+    assert!(loaded.origins.len() == keys.len());
+    assert_eq!(loaded.settings().unwrap().warnings, Vec::<String>::new());
+}
+
+fn is_example(line: &str, keys: &[String]) -> bool {
+    line.split_once(" = ").is_some_and(|(key, _)| keys.iter().any(|known| known.ends_with(&format!(".{key}"))))
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_for_any_key_panics(
+        values in proptest::collection::vec(
+            ("\\PC{0,12}|[0-9]{1,20} ?(mb|tb|s|d)?|true|\\[.*|\\{a=.*", 0usize..200),
+            1..8,
+        ),
+    ) {
+        let keys = Config::keys();
+        let flags: Vec<(String, String)> =
+            values.into_iter().map(|(text, at)| (keys[at % keys.len()].clone(), text)).collect();
+
+        let settings = Config::load_with(None, env(&[]), &flags).and_then(|loaded| {
+            assert_eq!(loaded.show().lines().count(), keys.len());
+            loaded.settings()
+        });
+
+        if let Err(errors) = settings {
+            proptest::prop_assert!(errors.iter().count() > 0 && !errors.to_string().is_empty());
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Builds every part, starts them in order, stops them in reverse. The only module that knows all parts.
+//!
+//! Start: doors are bound (a port in use is the cheapest error), the store is opened and probed, the catalog is opened,
+//! which shuts out an older daemon, what that one left is settled, the owner of the catalog starts, then the doors.
+//!
+//! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
+//! `server.drain-timeout`; open files are written to their end; the catalog is written and closed.
+
+mod recover;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use recover::{RecoverError, Recovered, imagine, recover};
+
+use crate::api::admin::Admin;
+use crate::api::body::Admission;
+use crate::api::native::Native;
+use crate::api::s3::S3Door;
+use crate::api::server::{Listener, Serving};
+use crate::catalog::Catalog;
+use crate::catalog::CatalogError;
+use crate::catalog::record::Mutation;
+use crate::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
+use crate::catalog::state::State;
+use crate::config::{CatalogSettings, Settings};
+use crate::merge::{Merger, MergerParts};
+use crate::metrics::Metrics;
+use crate::read::Reader;
+use crate::reclaim::Deleter;
+use crate::runtime::{ByteBudget, Clock, Entropy, Failure, TaskGroup};
+use crate::store::{DataStore, OpenError, open};
+
+/// Why the daemon did not start. Nothing was answered.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("{door} cannot listen on {address}: set {key} to another address, or end what uses it")]
+    Bind {
+        /// Which door.
+        door: &'static str,
+        /// The address.
+        address: String,
+        /// The key that sets it.
+        key: &'static str,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The catalog cannot be opened.
+    #[error("the catalog cannot be opened")]
+    Journal(#[from] JournalError),
+    /// What an older daemon left cannot be settled.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// The S3 door cannot be set up.
+    #[error("the S3 door cannot be set up: {0}")]
+    S3(String),
+}
+
+/// Why the daemon did not stop as it should. What was answered is durable all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The catalog was lost or could not be closed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A vital task had failed.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// Where a daemon listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The S3 door.
+    pub s3: SocketAddr,
+    /// The native API, health and metrics.
+    pub api: SocketAddr,
+}
+
+/// What a daemon did in its life.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Summary {
+    /// Segments that were answered.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Physical files that were begun.
+    pub files: u64,
+}
+
+/// A running daemon. Dropping it is a crash.
+pub struct Daemon {
+    addresses: Addresses,
+    settings: Arc<Settings>,
+    catalog: Catalog,
+    merger: Merger,
+    metrics: Metrics,
+    ready: Arc<AtomicBool>,
+    /// Tasks of the doors: connections and listeners.
+    doors: TaskGroup,
+    /// Everything else but the catalog.
+    work: TaskGroup,
+    catalog_tasks: TaskGroup,
+    drain: CancellationToken,
+    cut: CancellationToken,
+    stop_work: CancellationToken,
+    failed: CancellationToken,
+}
+
+impl Daemon {
+    /// Starts a daemon. Resolves when both doors answer.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        let settings = Arc::new(settings);
+        let listeners = Listeners::bind(&settings).await?;
+        let clock = Clock::System;
+        let entropy = Entropy::from_os(clock.clone());
+        let metrics = Metrics::new();
+        let failed = CancellationToken::new();
+        let group = || TaskGroup::new(failed.clone());
+        let (doors, work, catalog_tasks) = (group(), group(), group());
+
+        let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
+        let (state, journal) = load(&opened.data, opened.catalog, &settings.catalog, &clock).await?;
+        let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
+
+        let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
+        let parts = MergerParts::new(
+            Arc::clone(&settings),
+            opened.data.clone(),
+            catalog.clone(),
+            entropy.clone(),
+            metrics.clone(),
+            work.clone(),
+        );
+        let merger = Merger::new(parts);
+        let patience = settings.limits.admission_timeout;
+        let reader = Reader::new(opened.data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone());
+        let daemon = Self {
+            addresses: listeners.addresses,
+            ready: Arc::default(),
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            stop_work: CancellationToken::new(),
+            settings: Arc::clone(&settings),
+            catalog,
+            merger,
+            metrics,
+            doors,
+            work,
+            catalog_tasks,
+            failed,
+        };
+        daemon.reclaim(opened.data);
+        daemon.serve(listeners, reader, budget, entropy, clock)?;
+        daemon.ready.store(true, Ordering::Release);
+        Ok(daemon)
+    }
+
+    fn reclaim(&self, store: DataStore) {
+        let deleter = Deleter {
+            catalog: self.catalog.clone(),
+            store,
+            settings: self.settings.reclaim.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.work.spawn("deleter", Failure::StopsTheDaemon, deleter.run(self.stop_work.clone()));
+    }
+
+    fn serve(
+        &self,
+        listeners: Listeners,
+        reader: Reader,
+        budget: ByteBudget,
+        entropy: Entropy,
+        clock: Clock,
+    ) -> Result<(), StartError> {
+        let limits = &self.settings.limits;
+        let s3 = S3Door::new(
+            self.catalog.clone(),
+            self.merger.clone(),
+            reader.clone(),
+            budget.clone(),
+            Arc::clone(&self.settings),
+            self.metrics.clone(),
+            entropy,
+            clock,
+        );
+        let s3_service = crate::api::s3::service(&s3).map_err(StartError::S3)?;
+        self.work.spawn("multipart-expiry", Failure::StopsTheDaemon, s3.expire_uploads(self.stop_work.clone()));
+        let native = Native {
+            catalog: self.catalog.clone(),
+            merger: self.merger.clone(),
+            reader,
+            admission: Admission {
+                budget,
+                patience: limits.admission_timeout,
+                silence_max: limits.body_timeout,
+                metrics: self.metrics.clone(),
+            },
+            settings: Arc::clone(&self.settings),
+            metrics: self.metrics.clone(),
+        };
+        let admin =
+            Admin { catalog: self.catalog.clone(), metrics: self.metrics.clone(), ready: Arc::clone(&self.ready) };
+        let router = native.router().merge(admin.router());
+        let connections = Arc::new(Semaphore::new(limits.connections_max));
+        let serving = |door: &str| {
+            Serving::new(
+                limits.clone(),
+                Arc::clone(&connections),
+                self.metrics.connections.with_label_values(&[door]),
+                self.doors.clone(),
+                self.drain.clone(),
+                self.cut.clone(),
+            )
+        };
+        let vital = Failure::StopsTheDaemon;
+        self.doors.spawn("s3-door", vital, serving("s3").accept(Listener::Tcp(listeners.s3), s3_service));
+        let api = TowerToHyperService::new(router);
+        if let Some(unix) = listeners.unix {
+            self.doors.spawn("unix-door", vital, serving("unix").accept(unix, api.clone()));
+        }
+        self.doors.spawn("api-door", vital, serving("native").accept(Listener::Tcp(listeners.api), api));
+        Ok(())
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// What exists.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// Cancelled when the catalog is lost: nothing is answered any more, and the daemon should stop.
+    pub fn lost(&self) -> CancellationToken {
+        self.catalog.lost()
+    }
+
+    /// Cancelled when a vital task failed, and the daemon should stop.
+    pub fn failed(&self) -> CancellationToken {
+        self.failed.clone()
+    }
+
+    /// Ends requests in progress, writes everything, and closes the catalog.
+    ///
+    /// # Errors
+    /// [`StopError`] if the catalog was lost before or cannot be closed, or a vital task had failed.
+    pub async fn shut_down(self) -> Result<Summary, StopError> {
+        self.ready.store(false, Ordering::Release);
+        self.drain.cancel();
+        step("doors", self.settings.server.drain_timeout, self.doors.wait()).await;
+        self.cut.cancel();
+        self.stop_work.cancel();
+        self.merger.close();
+        step("open files", self.settings.server.drain_timeout, self.work.wait()).await;
+        let closed = self.catalog.close().await;
+        let summary = self.summary();
+        drop(self.catalog_tasks);
+        closed?;
+        self.doors.failure().or(self.work.failure()).map_or(Ok(summary), |reason| Err(StopError::Task(reason)))
+    }
+
+    fn summary(&self) -> Summary {
+        let of = |door| self.metrics.segments.with_label_values(&[door, "answered"]).get();
+        let bytes = |door| self.metrics.segment_bytes.with_label_values(&[door]).get();
+        Summary {
+            segments: of("native") + of("s3"),
+            bytes: bytes("native") + bytes("s3"),
+            files: self.metrics.files_created.get(),
+        }
+    }
+}
+
+/// Waits for one step of the shutdown, and says how long it took.
+async fn step(name: &'static str, patience: Duration, done: impl Future<Output = ()>) {
+    let begun = Clock::instant();
+    let in_time = tokio::time::timeout(patience, done).await.is_ok();
+    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if in_time {
+        tracing::info!(step = name, millis, "shut down");
+    } else {
+        tracing::warn!(step = name, millis, "shutting down took too long, going on without");
+    }
+}
+
+/// Opens the catalog's journal, loads the state, and settles what was left open.
+async fn load(
+    data: &DataStore,
+    placement: Placement,
+    settings: &CatalogSettings,
+    clock: &Clock,
+) -> Result<(State, Journal), StartError> {
+    let mut state = State::default();
+    let journal_settings = journal_settings(&placement, settings);
+    let journal = Journal::open(placement, journal_settings, |key, value| state.load(&key, &value)).await?;
+    let recovered = recover(&mut state, data, clock.now()).await?;
+    recover::log(&recovered);
+    write(&journal, state.take_mutations()).await?;
+    #[cfg(debug_assertions)]
+    for fault in state.check() {
+        tracing::error!(fault, "the catalog does not add up after the start");
+    }
+    Ok((state, journal))
+}
+
+/// The journal's settings for where it lives.
+pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
+    let base = match placement {
+        Placement::Local { .. } => JournalSettings::local(),
+        Placement::Object { .. } => {
+            JournalSettings { poll_interval: settings.poll_interval, ..JournalSettings::default() }
+        }
+    };
+    JournalSettings {
+        block_cache_bytes: settings.cache_bytes,
+        unflushed_bytes_max: settings.unflushed_bytes_max.max(2 * base.l0_bytes),
+        log_segment_bytes: settings.log_segment_bytes,
+        ..base
+    }
+}
+
+async fn write(journal: &Journal, mutations: Vec<Mutation>) -> Result<(), JournalError> {
+    // In pieces that the journal takes.
+    for batch in mutations.chunks(10_000) {
+        journal.write(batch.to_vec()).await?.durable().await?;
+    }
+    Ok(())
+}
+
+/// The bound addresses.
+struct Listeners {
+    s3: TcpListener,
+    api: TcpListener,
+    unix: Option<Listener>,
+    addresses: Addresses,
+}
+
+impl Listeners {
+    async fn bind(settings: &Settings) -> Result<Self, StartError> {
+        let server = &settings.server;
+        let (s3, s3_address) = tcp("the S3 door", server.s3, "server.s3").await?;
+        let (api, api_address) = tcp("the native API", server.api, "server.api").await?;
+        let unix = server.api_unix_socket.as_ref().map(|path| {
+            // The name of a daemon that was killed; one that lives holds the catalog's lock.
+            if std::os::unix::net::UnixStream::connect(path).is_err() {
+                drop(std::fs::remove_file(path));
+            }
+            UnixListener::bind(path).map(|listener| Listener::Unix(listener, path.clone())).map_err(|source| {
+                let (door, key) = ("the native API", "server.api-unix-socket");
+                StartError::Bind { door, address: path.display().to_string(), key, source }
+            })
+        });
+        let addresses = Addresses { s3: s3_address, api: api_address };
+        Ok(Self { s3, api, unix: unix.transpose()?, addresses })
+    }
+}
+
+async fn tcp(
+    door: &'static str,
+    address: SocketAddr,
+    key: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bind = async {
+        let listener = TcpListener::bind(address).await?;
+        let local = listener.local_addr()?;
+        Ok((listener, local))
+    };
+    bind.await.map_err(|source| StartError::Bind { door, address: address.to_string(), key, source })
+}

@@ -1,0 +1,220 @@
+//! Segments that do not fit into memory: each is streamed into a file of its own.
+//!
+//! Here the bytes come first and the commit last, one after the other: an object store cannot complete a multipart
+//! upload on condition, so a daemon that lost the catalog must not answer because of an upload alone.
+//!
+//! # Crash
+//! The file is named in the catalog before its first byte is written. Unfinished, it holds no segment; the next start
+//! closes it, and it is deleted.
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::oneshot;
+
+use super::format::{self, FRAME_BYTES, FRAME_TAIL_BYTES, HEADER_BYTES};
+use super::owner::{commit, entry_of, header_of};
+use super::{MergeError, MergerParts};
+use crate::catalog::command::{About, Bind, Command, Item, NewSegment, StoreFile, Stored};
+use crate::model::{Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
+use crate::runtime::{Failure, TaskGroup};
+use crate::store::{DataStore, LocalFile, StoreError, Upload};
+
+/// Parts of one upload that are on their way at a time.
+const PARTS_IN_FLIGHT_MAX: usize = 4;
+
+/// A large segment on its way into a file of its own. Dropped before [`Self::finish`], it leaves nothing behind.
+pub struct BigSegment {
+    parts: MergerParts,
+    id: SegmentId,
+    ulid: u128,
+    file: PhysicalFileId,
+    about: About,
+    announced: u64,
+    written: u64,
+    hasher: SegmentHasher,
+    sink: Option<Sink>,
+}
+
+enum Sink {
+    Local(LocalFile),
+    Object(ObjectSink),
+}
+
+/// Collects parts of at least `part_bytes` and uploads a few of them at a time.
+struct ObjectSink {
+    upload: Upload,
+    part: Vec<Bytes>,
+    part_len: u64,
+    part_bytes: u64,
+    in_flight: FuturesUnordered<oneshot::Receiver<Result<(), StoreError>>>,
+    tasks: TaskGroup,
+}
+
+impl BigSegment {
+    pub(super) async fn begin(parts: MergerParts, about: About, len: u64) -> Result<Self, MergeError> {
+        let ulid = parts.entropy.ulid();
+        let file = PhysicalFileId::new(Some(&about.job), parts.catalog.epoch(), ulid);
+        let named = commit(&parts, Some(StoreFile { id: file.clone(), len: 0, closes: false }), vec![]).await;
+        parts.catalog.confirm(named?.0);
+        parts.metrics.files_created.inc();
+        let id = SegmentId(parts.entropy.ulid());
+        let hasher = SegmentHasher::default();
+        let mut big = Self { parts, id, ulid, file, about, announced: len, written: 0, hasher, sink: None };
+        big.sink = Some(Sink::open(&big.parts, &big.file).await?);
+        let frame = Bytes::copy_from_slice(&format::encode_streamed_frame(0, len));
+        let header = header_of(&big.parts, ulid);
+        big.push(header).await?;
+        big.push(frame).await?;
+        Ok(big)
+    }
+
+    /// Its identity.
+    pub fn id(&self) -> SegmentId {
+        self.id
+    }
+
+    /// Takes the next bytes. Returns when there is room for more; on an append store they are written then.
+    ///
+    /// # Errors
+    /// [`MergeError::Length`] if these are more bytes than were announced; [`MergeError::Store`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: drop the segment with the call.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), MergeError> {
+        self.written += bytes.len() as u64;
+        if self.written > self.announced {
+            return Err(MergeError::Length { announced: self.announced, sent: self.written });
+        }
+        self.hasher.update(&bytes);
+        self.push(bytes).await
+    }
+
+    async fn push(&mut self, bytes: Bytes) -> Result<(), MergeError> {
+        match &mut self.sink {
+            Some(Sink::Local(file)) => file.append_unsynced(vec![bytes]).await.map(|_| ())?,
+            Some(Sink::Object(sink)) => sink.push(bytes).await?,
+            None => return Err(MergeError::ShuttingDown),
+        }
+        Ok(())
+    }
+
+    /// All bytes are written: makes them durable, then commits what they mean.
+    ///
+    /// # Errors
+    /// [`MergeError`]; nothing is left behind then.
+    pub async fn finish(mut self, bind: Bind) -> Result<Stored, MergeError> {
+        if self.written != self.announced {
+            return Err(MergeError::Length { announced: self.announced, sent: self.written });
+        }
+        let crc = std::mem::take(&mut self.hasher).finish();
+        let offset = HEADER_BYTES + FRAME_BYTES;
+        let data_len = offset + self.written + FRAME_TAIL_BYTES;
+        let entry = entry_of(self.id, &self.about, offset, self.written, &crc);
+        let tail = Bytes::copy_from_slice(&format::encode_frame_tail(0, crc.whole));
+        let end = format::encode_end(&[entry], data_len, self.ulid);
+        let len = data_len + end.len() as u64;
+        match self.sink.take() {
+            Some(Sink::Local(mut file)) => file.append(vec![tail, end]).await.map(|_| ())?,
+            Some(Sink::Object(mut sink)) => {
+                sink.push(tail).await?;
+                sink.push(end).await?;
+                sink.complete().await?;
+            }
+            None => return Err(MergeError::ShuttingDown),
+        }
+        let location = Location::File(Segment { file: self.file.clone(), offset, len: self.written });
+        let segment = NewSegment { id: self.id, about: self.about.clone(), location, inline: None, crc };
+        let file = StoreFile { id: self.file.clone(), len, closes: true };
+        let (token, mut answers) =
+            commit(&self.parts, Some(file), vec![Item { segments: vec![segment], bind }]).await?;
+        self.parts.catalog.confirm(token);
+        self.parts.metrics.group_segments.with_label_values(&["big"]).observe(1.0);
+        answers.pop().map_or(Err(MergeError::ShuttingDown), |answer| answer.map_err(MergeError::Refused))
+    }
+}
+
+impl Drop for BigSegment {
+    /// Unless it was finished, its file takes nothing more and is deleted like any file without living segments.
+    fn drop(&mut self) {
+        let (catalog, file) = (self.parts.catalog.clone(), self.file.clone());
+        let sink = self.sink.take();
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
+        self.parts.tasks.spawn("big-segment-end", Failure::FailsItsWork, async move {
+            if let Some(Sink::Object(sink)) = sink {
+                sink.upload.abort().await;
+            }
+            // Nothing happens if it is closed.
+            if let Err(error) = catalog.execute(Command::CloseFile(file.clone(), 0)).await {
+                tracing::debug!(%file, %error, "an unfinished file is left to the next start");
+            }
+        });
+    }
+}
+
+impl Sink {
+    async fn open(parts: &MergerParts, file: &PhysicalFileId) -> Result<Self, StoreError> {
+        Ok(match &parts.store {
+            DataStore::Local(store) => Self::Local(store.create(file).await?),
+            DataStore::Object(store) => Self::Object(ObjectSink {
+                upload: store.begin(file).await?,
+                part: vec![],
+                part_len: 0,
+                part_bytes: parts.settings.store.part_bytes,
+                in_flight: FuturesUnordered::new(),
+                tasks: parts.tasks.clone(),
+            }),
+        })
+    }
+}
+
+impl ObjectSink {
+    async fn push(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        self.part_len += bytes.len() as u64;
+        self.part.push(bytes);
+        if self.part_len >= self.part_bytes {
+            self.send_part();
+        }
+        while self.in_flight.len() > PARTS_IN_FLIGHT_MAX {
+            self.next_part().await?;
+        }
+        Ok(())
+    }
+
+    fn send_part(&mut self) {
+        let part = self.upload.part(std::mem::take(&mut self.part));
+        self.part_len = 0;
+        let (done, uploaded) = oneshot::channel();
+        // A task of its own, so that a part goes on while the next one arrives.
+        self.tasks.spawn("part-upload", Failure::FailsItsWork, async move { drop(done.send(part.await)) });
+        self.in_flight.push(uploaded);
+    }
+
+    async fn complete(mut self) -> Result<(), StoreError> {
+        if !self.part.is_empty() {
+            self.send_part();
+        }
+        while !self.in_flight.is_empty() {
+            if let Err(error) = self.next_part().await {
+                self.upload.abort().await;
+                return Err(error);
+            }
+        }
+        self.upload.complete().await
+    }
+
+    /// Waits for one of the parts that are on their way.
+    async fn next_part(&mut self) -> Result<(), StoreError> {
+        match self.in_flight.next().await {
+            Some(Ok(uploaded)) => uploaded,
+            Some(Err(gone)) => Err(StoreError::Failed {
+                operation: "multipart_part",
+                path: "a large file".to_owned(),
+                source: gone.into(),
+            }),
+            None => Ok(()),
+        }
+    }
+}

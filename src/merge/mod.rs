@@ -1,0 +1,132 @@
+//! The write path: merges segments into physical files.
+//!
+//! [`Merger::store`] puts a [`Parcel`] of segments into an open file of its lane; the file's owner task writes what has
+//! collected as one group, while the catalog commits the same group side by side; when both are durable, everyone
+//! whose segments are in the group is answered. Segments larger than a part are streamed into files of their own
+//! ([`Merger::begin`]).
+//!
+//! - [`format`](mod@format): bytes on storage.
+//! - [`lane`]: which segments may share a file.
+//! - [`pool`]: open files, and who may take one.
+//! - [`linger`]: how long a group waits for more.
+//! - [`owner`]: the task that writes one file.
+//! - [`big`]: segments that do not fit into memory.
+//!
+//! # Invariants
+//! - A physical file has one writer, its owner task. Its segments never overlap.
+//! - Nobody is answered before the bytes and the commit are durable.
+//! - A group that fails closes its file. What was answered in it before stays valid; the next taker gets a new file.
+//!
+//! # Crash
+//! Bytes that were not answered count for nothing. What the catalog names and storage does not have is dropped at the
+//! next start; what storage has and the catalog does not name is deleted.
+
+pub mod big;
+pub mod format;
+pub mod lane;
+pub mod linger;
+mod merger;
+pub mod owner;
+pub mod pool;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use big::BigSegment;
+pub use merger::{Merger, MergerParts};
+
+use crate::catalog::CatalogError;
+use crate::catalog::command::{About, Bind, Refusal, Stored};
+use crate::error::ErrorKind;
+use crate::model::{SegmentCrc, SegmentId};
+use crate::runtime::PaidBytes;
+use crate::store::StoreError;
+
+/// A whole segment in memory.
+#[derive(Debug)]
+pub struct Piece {
+    /// Its identity, from [`Merger::new_id`].
+    pub id: SegmentId,
+    /// What it is.
+    pub about: About,
+    /// Its bytes; not empty.
+    pub data: Bytes,
+    /// Their checksums.
+    pub crc: SegmentCrc,
+}
+
+/// Segments that become durable together, and what they mean. All go into the lane of the first.
+#[derive(Debug)]
+pub struct Parcel {
+    /// The segments; at least one.
+    pub pieces: Vec<Piece>,
+    /// What they mean.
+    pub bind: Bind,
+    /// The memory they are in; given back once they are durable.
+    pub paid: Option<PaidBytes>,
+}
+
+impl Parcel {
+    /// Bytes of all segments.
+    pub fn len(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.data.len() as u64).sum()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why segments were not stored. What was stored before is not touched.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MergeError {
+    /// The catalog refused what the segments mean.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The catalog did not take the commit.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// No file of the lane was free in time.
+    #[error("no open file was free within {0:?}")]
+    NoFile(Duration),
+    /// Storage did not take the bytes.
+    #[error("the group could not be written: {0}")]
+    Store(Arc<StoreError>),
+    /// A streamed segment has another length than was announced.
+    #[error("the segment was announced with {announced} bytes and has {sent}")]
+    Length {
+        /// Bytes announced.
+        announced: u64,
+        /// Bytes sent.
+        sent: u64,
+    },
+    /// The daemon is shutting down, or the file's owner ended.
+    #[error("the daemon takes no more segments")]
+    ShuttingDown,
+}
+
+impl MergeError {
+    /// What the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(refusal) => refusal.kind(),
+            Self::Catalog(error) => error.kind(),
+            Self::NoFile(_) => ErrorKind::Overloaded,
+            Self::Store(_) => ErrorKind::Unavailable,
+            Self::Length { .. } => ErrorKind::Invalid,
+            Self::ShuttingDown => ErrorKind::ShuttingDown,
+        }
+    }
+}
+
+impl From<StoreError> for MergeError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+/// What a writer is told in the end.
+pub(crate) type Answer = Result<Stored, MergeError>;

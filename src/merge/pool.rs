@@ -1,0 +1,364 @@
+//! Open physical files, and who may put a segment into one.
+//!
+//! A lane's pool holds its open files. A writer takes one for as long as it takes to put its parcel into the file's
+//! group, never while a body arrives or a disk syncs: 64 slow clients do not need 64 files. So a file is free unless
+//! its group is full and the one before it is still being written.
+//!
+//! | | non-blocking | blocking |
+//! | --- | --- | --- |
+//! | a file is free | taken | taken |
+//! | all files are full | another is opened at once, up to `max-open-files` | the writer waits its turn, with a deadline |
+//! | a file reaches `max-file-size` | closed; the next writer opens one | the same |
+//! | a write fails | the file leaves the pool; the next writer opens one | the same |
+//!
+//! The size is checked after the append: a file may exceed `max-file-size` by its last parcel. A file takes parcels of
+//! at most `max-subtasks-per-file` subtasks. No replacement is opened before somebody needs it.
+//!
+//! # Source
+//! `NonBlockingPhysicalFilePool` and `BlockingPhysicalFilePool` of Flink, without the queue that a failed
+//! writer leaves empty for ever.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::lane::LaneKey;
+use super::{Answer, MergeError, Parcel};
+use crate::config::{MergingSettings, PoolMode};
+use crate::model::{CheckpointId, JobId, SubtaskKey};
+use crate::runtime::Clock;
+
+/// A parcel in a group, and who waits for it.
+#[derive(Debug)]
+pub struct Pending {
+    /// The parcel.
+    pub parcel: Parcel,
+    /// Told once it is durable.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// An open physical file, as its pool and its owner share it.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// Its lane.
+    pub lane: LaneKey,
+    collecting: Mutex<Collecting>,
+    /// Rung when there is something for the owner to do.
+    pub bell: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Collecting {
+    group: Vec<Pending>,
+    group_bytes: u64,
+    first: Option<Instant>,
+    last: Option<Instant>,
+    file_bytes: u64,
+    subtasks: BTreeSet<SubtaskKey>,
+    /// Takes nothing more; the owner writes what there is and ends.
+    closed: bool,
+}
+
+/// What has collected for the owner of a file.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// The parcels, in the order of their arrival.
+    pub parcels: Vec<Pending>,
+    /// Whether the file takes nothing more after this.
+    pub last: bool,
+}
+
+/// How long a group has been collecting.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupAge {
+    /// When its first parcel arrived.
+    pub first: Instant,
+    /// When its last parcel arrived.
+    pub last: Instant,
+    /// Its parcels.
+    pub parcels: usize,
+    /// Whether it must not wait: the file is closed, or the group is full.
+    pub urgent: bool,
+}
+
+/// All open files by lane. One for the daemon.
+#[derive(Debug)]
+pub struct Pools {
+    settings: MergingSettings,
+    lanes: Mutex<Lanes>,
+    /// Rung when a file may have become free, or was closed.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Lanes {
+    by_key: HashMap<LaneKey, Lane>,
+    open: usize,
+    closing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    files: Vec<Arc<OpenFile>>,
+    /// Waiters stand in this queue, first come, first served.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    waiting: usize,
+}
+
+/// What came of the attempt to put a parcel into a file.
+enum Taken {
+    /// It is in a group.
+    Into,
+    /// A file was opened for it; its owner has to be started.
+    Opened(Arc<OpenFile>),
+    /// Not now.
+    Wait(Pending),
+}
+
+impl Pools {
+    /// No open files yet.
+    pub fn new(settings: MergingSettings) -> Self {
+        Self { settings, lanes: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// Puts a parcel into an open file of its lane. Returns a file that was opened for it, whose owner the caller
+    /// has to start.
+    ///
+    /// # Errors
+    /// [`MergeError::NoFile`] after `take-deadline`; [`MergeError::ShuttingDown`].
+    pub async fn put(&self, lane: &LaneKey, pending: Pending) -> Result<Option<Arc<OpenFile>>, MergeError> {
+        let mut pending = match self.try_put(lane, pending, Standing::New)? {
+            Taken::Into => return Ok(None),
+            Taken::Opened(file) => return Ok(Some(file)),
+            Taken::Wait(pending) => pending,
+        };
+        let turn = self.enqueue(lane);
+        let _waiting = Waiting { pools: self, lane };
+        let deadline = self.settings.take_deadline;
+        let wait = async {
+            let _turn = turn.lock().await;
+            loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                pending = match self.try_put(lane, pending, Standing::First)? {
+                    Taken::Into => return Ok(None),
+                    Taken::Opened(file) => return Ok(Some(file)),
+                    Taken::Wait(pending) => pending,
+                };
+                changed.await;
+            }
+        };
+        tokio::time::timeout(deadline, wait).await.unwrap_or(Err(MergeError::NoFile(deadline)))
+    }
+
+    fn enqueue(&self, lane: &LaneKey) -> Arc<tokio::sync::Mutex<()>> {
+        let mut lanes = self.lanes.lock();
+        let entry = lanes.by_key.entry(lane.clone()).or_default();
+        entry.waiting += 1;
+        Arc::clone(&entry.turn)
+    }
+
+    fn try_put(&self, key: &LaneKey, pending: Pending, standing: Standing) -> Result<Taken, MergeError> {
+        // Lock order: lanes, then a file's group.
+        let mut lanes = self.lanes.lock();
+        if lanes.closing {
+            return Err(MergeError::ShuttingDown);
+        }
+        let open = lanes.open;
+        let lane = lanes.by_key.entry(key.clone()).or_default();
+        if standing == Standing::New && lane.waiting > 0 {
+            return Ok(Taken::Wait(pending));
+        }
+        let mut pending = pending;
+        let mut would_take_later = false;
+        for index in 0..lane.files.len() {
+            match self.append(&lane.files[index], pending) {
+                Appended::Yes => return Ok(Taken::Into),
+                Appended::YesAndFull => {
+                    lane.files.remove(index);
+                    return Ok(Taken::Into);
+                }
+                Appended::NotNow(back) => (pending, would_take_later) = (back, true),
+                Appended::Never(back) => pending = back,
+            }
+        }
+        let may_open = match self.settings.pool {
+            PoolMode::NonBlocking => true,
+            PoolMode::Blocking => !would_take_later,
+        };
+        if !may_open {
+            return Ok(Taken::Wait(pending));
+        }
+        if open >= self.settings.open_files_max {
+            close_one_elsewhere(&lanes, key);
+            return Ok(Taken::Wait(pending));
+        }
+        let file = Arc::new(OpenFile { lane: key.clone(), collecting: Mutex::default(), bell: Notify::new() });
+        let full = !matches!(self.append(&file, pending), Appended::Yes);
+        if !full {
+            lane.files.push(Arc::clone(&file));
+        }
+        lanes.open += 1;
+        Ok(Taken::Opened(file))
+    }
+
+    fn append(&self, file: &OpenFile, pending: Pending) -> Appended {
+        let mut collecting = file.collecting.lock();
+        let len = pending.parcel.len();
+        let group_full = collecting.group_bytes > 0 && collecting.group_bytes + len > self.settings.group_bytes_max;
+        let subtask = pending.parcel.pieces.first().and_then(|piece| piece.about.writer.subtask.clone());
+        let crowded = subtask.as_ref().is_some_and(|subtask| {
+            collecting.subtasks.len() >= self.settings.subtasks_per_file_max && !collecting.subtasks.contains(subtask)
+        });
+        if collecting.closed || crowded {
+            return Appended::Never(pending);
+        }
+        if group_full {
+            return Appended::NotNow(pending);
+        }
+        collecting.subtasks.extend(subtask);
+        collecting.group.push(pending);
+        collecting.group_bytes += len;
+        collecting.file_bytes += len;
+        let now = Clock::instant();
+        collecting.first.get_or_insert(now);
+        collecting.last = Some(now);
+        let full = collecting.file_bytes >= self.settings.file_bytes_max || !self.settings.enabled;
+        collecting.closed = full;
+        drop(collecting);
+        file.bell.notify_one();
+        if full { Appended::YesAndFull } else { Appended::Yes }
+    }
+
+    /// Takes what has collected in a file; its owner alone calls this.
+    pub fn take_group(&self, file: &OpenFile) -> Group {
+        let group = {
+            let mut collecting = file.collecting.lock();
+            collecting.group_bytes = 0;
+            collecting.first = None;
+            Group { parcels: std::mem::take(&mut collecting.group), last: collecting.closed }
+        };
+        if !group.parcels.is_empty() {
+            self.changed.notify_waiters();
+        }
+        group
+    }
+
+    /// Asks that a file takes nothing more. What is in its group is still written.
+    pub fn close(&self, file: &Arc<OpenFile>) {
+        let mut lanes = self.lanes.lock();
+        file.collecting.lock().closed = true;
+        if let Some(lane) = lanes.by_key.get_mut(&file.lane) {
+            lane.files.retain(|open| !Arc::ptr_eq(open, file));
+            if lane.files.is_empty() && lane.waiting == 0 {
+                lanes.by_key.remove(&file.lane);
+            }
+        }
+        drop(lanes);
+        file.bell.notify_one();
+        self.changed.notify_waiters();
+    }
+
+    /// A file's owner has ended.
+    pub fn ended(&self, file: &Arc<OpenFile>) {
+        self.close(file);
+        self.lanes.lock().open -= 1;
+        self.changed.notify_waiters();
+    }
+
+    /// Closes the open files of a job that hold only what checkpoints up to `checkpoint` wrote.
+    pub fn close_checkpoint(&self, job: &JobId, checkpoint: CheckpointId) {
+        self.close_where(|lane| lane.job.as_ref() == Some(job) && lane.checkpoint.is_some_and(|n| n <= checkpoint));
+    }
+
+    /// Closes the open files of one writer's job, so that what it wrote is complete.
+    pub fn close_job(&self, job: &JobId) {
+        self.close_where(|lane| lane.job.as_ref() == Some(job));
+    }
+
+    /// Takes nothing more, and closes every file.
+    pub fn close_all(&self) {
+        self.lanes.lock().closing = true;
+        self.close_where(|_| true);
+    }
+
+    fn close_where(&self, wanted: impl Fn(&LaneKey) -> bool) {
+        let files: Vec<Arc<OpenFile>> = {
+            let lanes = self.lanes.lock();
+            let matching = lanes.by_key.iter().filter(|(key, _)| wanted(key));
+            matching.flat_map(|(_, lane)| lane.files.iter().cloned()).collect()
+        };
+        files.iter().for_each(|file| self.close(file));
+    }
+
+    /// Files that are open, those whose owners are still writing their end among them.
+    pub fn open_files(&self) -> usize {
+        self.lanes.lock().open
+    }
+}
+
+impl OpenFile {
+    /// How long the group has been collecting; none while it is empty.
+    pub fn group_age(&self, group_bytes_max: u64) -> Option<GroupAge> {
+        let collecting = self.collecting.lock();
+        Some(GroupAge {
+            first: collecting.first?,
+            last: collecting.last?,
+            parcels: collecting.group.len(),
+            urgent: collecting.closed || collecting.group_bytes >= group_bytes_max,
+        })
+    }
+
+    /// Whether it takes nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.collecting.lock().closed
+    }
+}
+
+/// Whether a writer has waited for its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    New,
+    First,
+}
+
+enum Appended {
+    Yes,
+    YesAndFull,
+    NotNow(Pending),
+    Never(Pending),
+}
+
+/// One writer in the queue of a lane.
+struct Waiting<'a> {
+    pools: &'a Pools,
+    lane: &'a LaneKey,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut lanes = self.pools.lanes.lock();
+        if let Some(lane) = lanes.by_key.get_mut(self.lane) {
+            lane.waiting -= 1;
+            if lane.files.is_empty() && lane.waiting == 0 {
+                lanes.by_key.remove(self.lane);
+            }
+        }
+    }
+}
+
+/// Asks the file of another lane that was idle for longest to end, so that one more may be opened.
+fn close_one_elsewhere(lanes: &Lanes, key: &LaneKey) {
+    let others = lanes.by_key.iter().filter(|(other, _)| *other != key).flat_map(|(_, lane)| &lane.files);
+    let idle = others.filter_map(|file| {
+        let collecting = file.collecting.lock();
+        (collecting.group.is_empty() && !collecting.closed).then_some((collecting.last, file))
+    });
+    if let Some((_, file)) = idle.min_by_key(|(last, _)| *last) {
+        file.collecting.lock().closed = true;
+        file.bell.notify_one();
+    }
+}

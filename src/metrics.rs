@@ -1,0 +1,190 @@
+//! Every metric of the daemon: name, help, unit, labels, buckets. Labels are enums, never ids.
+
+use prometheus::{
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Seconds of the histograms: 50 µs to 30 s.
+const SECONDS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
+];
+
+/// Handles of all metrics. A clone counts into the same ones.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Segments by door (`native`, `s3`) and outcome (`answered`, `refused`, `failed`).
+    pub segments: IntCounterVec,
+    /// Bytes of answered segments by door.
+    pub segment_bytes: IntCounterVec,
+    /// Physical files that were begun.
+    pub files_created: IntCounter,
+    /// Physical files by state (`open`, `closed`, `forgotten`).
+    pub files: IntGaugeVec,
+    /// Bytes of physical files.
+    pub physical_bytes: IntGauge,
+    /// Bytes of living segments.
+    pub live_bytes: IntGauge,
+    /// Physical divided by live bytes.
+    pub space_amplification: Gauge,
+    /// Requests to the backend by operation and by what they are for (`data`, `catalog`).
+    pub store_requests: IntCounterVec,
+    /// Requests to the backend that failed, likewise.
+    pub store_errors: IntCounterVec,
+    /// Seconds that requests to the backend took, likewise.
+    pub store_seconds: HistogramVec,
+    /// Bytes in memory that are paid for.
+    pub in_flight_bytes: IntGauge,
+    /// Requests that were turned away, by reason.
+    pub rejected: IntCounterVec,
+    /// Seconds from the first byte of a request to its answer, by door and operation.
+    pub answer_seconds: HistogramVec,
+    /// Segments in one group that became durable together.
+    pub group_segments: HistogramVec,
+    /// Bytes read whose checksum was not what was stored.
+    pub corrupt_reads: IntCounter,
+    /// Connections that are open, by door.
+    pub connections: IntGaugeVec,
+    /// Physical files waiting to be deleted.
+    pub delete_queue: IntGauge,
+    /// Files deleted from storage.
+    pub files_deleted: IntCounter,
+    /// Commits to the catalog.
+    pub commits: IntCounter,
+    resident: IntGauge,
+    cpu_seconds: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry of its own, with every metric at zero.
+    pub fn new() -> Self {
+        let r = Registry::new();
+        Self {
+            segments: counters(&r, "esker_segments_total", "Segments by door and outcome", &["door", "outcome"]),
+            segment_bytes: counters(&r, "esker_segment_bytes_total", "Bytes of answered segments by door", &["door"]),
+            files_created: counter(&r, "esker_physical_files_created_total", "Physical files that were begun"),
+            files: gauges(&r, "esker_physical_files", "Physical files by state", &["state"]),
+            physical_bytes: gauge(&r, "esker_physical_bytes", "Bytes of physical files"),
+            live_bytes: gauge(&r, "esker_live_bytes", "Bytes of living segments"),
+            space_amplification: float(&r, "esker_space_amplification", "Physical bytes divided by live bytes"),
+            store_requests: counters(
+                &r,
+                "esker_store_requests_total",
+                "Requests to the backend by operation, for data files and for the catalog",
+                &["operation", "of"],
+            ),
+            store_errors: counters(
+                &r,
+                "esker_store_errors_total",
+                "Requests to the backend that failed",
+                &["operation", "of"],
+            ),
+            store_seconds: histogram(
+                &r,
+                "esker_store_seconds",
+                "Seconds that requests to the backend took",
+                &["operation", "of"],
+                SECONDS,
+            ),
+            in_flight_bytes: gauge(&r, "esker_in_flight_bytes", "Bytes in memory that are paid for"),
+            rejected: counters(&r, "esker_rejected_total", "Requests that were turned away, by reason", &["reason"]),
+            answer_seconds: histogram(
+                &r,
+                "esker_answer_seconds",
+                "Seconds from the head of a request to its answer",
+                &["door", "operation"],
+                SECONDS,
+            ),
+            group_segments: histogram(
+                &r,
+                "esker_group_segments",
+                "Segments that became durable by one write",
+                &["backend"],
+                &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
+            ),
+            corrupt_reads: counter(&r, "esker_corrupt_reads_total", "Reads whose checksum was not the stored one"),
+            connections: gauges(&r, "esker_connections", "Open connections by door", &["door"]),
+            delete_queue: gauge(&r, "esker_delete_queue_files", "Physical files waiting to be deleted"),
+            files_deleted: counter(&r, "esker_physical_files_deleted_total", "Physical files deleted from storage"),
+            commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
+            resident: gauge(&r, "process_resident_memory_bytes", "Resident memory of the process in bytes"),
+            cpu_seconds: float(&r, "process_cpu_seconds_total", "User and system CPU seconds of the process"),
+            registry: r,
+        }
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Source
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
+    pub fn render(&self) -> String {
+        if let Some(process) = process_usage() {
+            self.resident.set(process.resident_bytes);
+            self.cpu_seconds.set(process.cpu_seconds);
+        }
+        let mut out = vec![];
+        match TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            Ok(()) => String::from_utf8(out).unwrap_or_default(),
+            Err(error) => format!("# metrics could not be encoded: {error}\n"),
+        }
+    }
+}
+
+/// What the process used so far.
+struct ProcessUsage {
+    resident_bytes: i64,
+    cpu_seconds: f64,
+}
+
+/// Reads `/proc/self`; none where there is no such thing.
+///
+/// # Source
+/// proc(5): `statm` counts pages, `stat` fields 14 and 15 clock ticks of 1/100 s.
+fn process_usage() -> Option<ProcessUsage> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: i64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let after_name: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks: f64 = after_name.get(11)?.parse::<f64>().ok()? + after_name.get(12)?.parse::<f64>().ok()?;
+    Some(ProcessUsage { resident_bytes: pages * 4096, cpu_seconds: ticks / 100.0 })
+}
+
+const VALID: &str = "metric names and labels are constants and registered once";
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+    registry.register(Box::new(collector.clone())).expect(VALID);
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help).expect(VALID))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels).expect(VALID))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help).expect(VALID))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect(VALID))
+}
+
+fn float(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, Gauge::new(name, help).expect(VALID))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+    let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    register(registry, HistogramVec::new(opts, labels).expect(VALID))
+}

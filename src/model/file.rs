@@ -1,0 +1,134 @@
+//! Names of physical files.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use super::JobId;
+
+/// Folder of all physical files below the store's root.
+const ROOT: &str = "data";
+/// Longest readable part of a prefix; longer ones are cut and told apart by a checksum.
+const PREFIX_BYTES_MAX: usize = 96;
+
+/// Why a text does not name a physical file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("physical file must be named data/<prefix>/<epoch as 8 hex digits>-<ULID>, is {0:?}")]
+pub struct InvalidFileId(String);
+
+/// Names one physical file: its path below the store's root, `data/<prefix>/<epoch>-<ULID>`.
+///
+/// Never reused: the epoch grows with each owner of the catalog, the ULID is random within it. The path is
+/// safe to join to a folder: it holds letters, digits, `.`, `_`, `-` and exactly two `/`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PhysicalFileId(Arc<str>);
+
+impl PhysicalFileId {
+    /// Names a new file in the folder of `job`, or in the folder of the daemon when it holds several jobs.
+    pub fn new(job: Option<&JobId>, epoch: u64, ulid: u128) -> Self {
+        let prefix = job.map_or_else(|| "_daemon".to_owned(), prefix);
+        Self(format!("{ROOT}/{prefix}/{epoch:08x}-{}", Ulid(ulid)).into())
+    }
+
+    /// The path below the store's root.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The epoch of the daemon that wrote it.
+    pub fn epoch(&self) -> u64 {
+        let name = self.0.rsplit('/').next().unwrap_or_default();
+        let hex = name.split('-').next().unwrap_or_default();
+        u64::from_str_radix(hex, 16).unwrap_or_default()
+    }
+}
+
+/// The folder of a job: its id with everything unusual replaced, and a checksum when that lost something.
+fn prefix(job: &JobId) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let mut text: String = job.as_str().chars().map(|c| if allowed(c) { c } else { '_' }).collect();
+    text.truncate(PREFIX_BYTES_MAX);
+    if text != job.as_str() || text.starts_with('_') || text.starts_with('.') {
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, job.as_str().as_bytes());
+        text = format!("{text}-{sum:08x}");
+    }
+    if text.starts_with(['_', '.']) { format!("j{text}") } else { text }
+}
+
+impl FromStr for PhysicalFileId {
+    type Err = InvalidFileId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFileId> {
+        let bad = || InvalidFileId(text.chars().take(200).collect());
+        let mut parts = text.split('/');
+        let (Some(ROOT), Some(prefix), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad());
+        };
+        let plain = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        };
+        let (epoch, ulid) = name.split_once('-').ok_or_else(bad)?;
+        let epoch_ok = (8..=16).contains(&epoch.len()) && epoch.bytes().all(|b| b.is_ascii_hexdigit());
+        if !plain(prefix) || !epoch_ok || Ulid::from_string(ulid).is_err() {
+            return Err(bad());
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for PhysicalFileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PhysicalFileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive_their_text_form_and_tell_the_epoch() {
+        let job = "checkpoints/jobs/ü{}".parse().unwrap();
+
+        let file = PhysicalFileId::new(Some(&job), 7, 42);
+
+        assert_eq!(file.as_str().parse::<PhysicalFileId>().unwrap(), file);
+        assert_eq!(file.epoch(), 7);
+    }
+
+    #[test]
+    fn jobs_that_look_alike_once_cleaned_have_folders_of_their_own() {
+        let a = PhysicalFileId::new(Some(&"a/b".parse().unwrap()), 1, 1);
+        let b = PhysicalFileId::new(Some(&"a:b".parse().unwrap()), 1, 1);
+
+        assert_ne!(a, b);
+    }
+
+    #[test]
+    fn names_that_leave_the_data_folder_are_refused() {
+        let ulid = Ulid(5).to_string();
+        for bad in [
+            format!("data/../{ulid}"),
+            format!("data/../00000001-{ulid}"),
+            format!("/data/a/00000001-{ulid}"),
+            format!("data/a/b/00000001-{ulid}"),
+            format!("data/a/1-{ulid}"),
+            "data/a/00000001-x".to_owned(),
+            String::new(),
+        ] {
+            assert!(bad.parse::<PhysicalFileId>().is_err(), "{bad:?}");
+        }
+    }
+}

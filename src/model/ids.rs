@@ -1,0 +1,191 @@
+//! Identifiers. Each is checked once, where it enters the daemon, and carried as a type of its own.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+/// Why a text is not an identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {why}")]
+pub struct InvalidId {
+    /// Which identifier, in the words of the API.
+    pub what: &'static str,
+    /// What is wrong with it, and what is allowed.
+    pub why: String,
+}
+
+fn invalid(what: &'static str, why: impl Into<String>) -> InvalidId {
+    InvalidId { what, why: why.into() }
+}
+
+/// The longest job id in bytes: an S3 key prefix, a bucket and their separators fit.
+const JOB_BYTES_MAX: usize = 1200;
+/// The longest label (operator, task manager, segment name) in bytes.
+const LABEL_BYTES_MAX: usize = 1200;
+
+/// Names a job. On the S3 door it is `<bucket>/<folder>/<job>`, because Flink repeats job ids across clusters.
+///
+/// Parts are separated by `/`; no part is empty, `.` or `..`, and none holds a control character.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobId(Arc<str>);
+
+impl JobId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for JobId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        if text.is_empty() || text.len() > JOB_BYTES_MAX {
+            return Err(invalid("job", format!("must have 1 to {JOB_BYTES_MAX} bytes, has {}", text.len())));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(invalid("job", "must not hold control characters"));
+        }
+        if text.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(invalid("job", "must not have empty, '.' or '..' path parts"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// A short free text with no control characters: an operator, a task manager, the name of a segment.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Label(Arc<str>);
+
+impl Label {
+    /// The label as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Checks `text`, naming `what` in the error.
+    ///
+    /// # Errors
+    /// [`InvalidId`] if it is empty, too long or holds control characters.
+    pub fn parse(what: &'static str, text: &str) -> Result<Self, InvalidId> {
+        if text.is_empty() || text.len() > LABEL_BYTES_MAX {
+            return Err(invalid(what, format!("must have 1 to {LABEL_BYTES_MAX} bytes, has {}", text.len())));
+        }
+        if text.chars().any(char::is_control) {
+            return Err(invalid(what, "must not hold control characters"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// What a client sends with a put so that a repeat of it is recognised. Unique within a job.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct IdempotencyKey(Arc<str>);
+
+impl FromStr for IdempotencyKey {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        if text.is_empty() || text.len() > 256 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(invalid("idempotency-key", "must have 1 to 256 visible ASCII characters"));
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl IdempotencyKey {
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Number of a checkpoint within its job. Grows with each trigger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CheckpointId(pub u64);
+
+impl fmt::Display for CheckpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for CheckpointId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| invalid("checkpoint", format!("must be a whole number from 0 to {}, is {text:?}", u64::MAX)))
+    }
+}
+
+/// Identity of a segment, apart from where it lives: reclaiming moves it, the id stays.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SegmentId(pub u128);
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Ulid(self.0).array_to_str(&mut [0; ulid::ULID_LEN]))
+    }
+}
+
+impl fmt::Debug for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for SegmentId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Ulid::from_string(text)
+            .map(|ulid| Self(ulid.0))
+            .map_err(|_| invalid("segment", format!("must be a ULID of 26 characters, is {text:?}")))
+    }
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Millis(pub u64);
+
+macro_rules! text_newtype {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+    )*};
+}
+text_newtype!(JobId, Label, IdempotencyKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_ids_that_would_climb_out_of_their_folder_are_refused() {
+        for bad in ["", "..", "a/../b", "a//b", "/a", "a/", "a\nb", "."] {
+            assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
+        }
+        assert_eq!("checkpoints/jobs/ab".parse::<JobId>().unwrap().as_str(), "checkpoints/jobs/ab");
+    }
+
+    #[test]
+    fn segment_ids_survive_their_text_form() {
+        let id = SegmentId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+
+        assert_eq!(id.to_string().parse::<SegmentId>().unwrap(), id);
+        assert!("not a ulid".parse::<SegmentId>().is_err());
+    }
+}

@@ -1,0 +1,11 @@
+//! Plain values that every part of the daemon shares. No I/O, no clock, no randomness.
+
+mod checksum;
+mod file;
+mod ids;
+mod segment;
+
+pub use checksum::{BLOCK_BYTES, SegmentCrc, SegmentHasher, crc32c};
+pub use file::{InvalidFileId, PhysicalFileId};
+pub use ids::{CheckpointId, IdempotencyKey, InvalidId, JobId, Label, Millis, SegmentId};
+pub use segment::{Handle, InvalidHandle, Location, Segment, StateScope, SubtaskKey, Writer};

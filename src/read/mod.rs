@@ -1,0 +1,237 @@
+//! The read path: from handles to checked bytes.
+//!
+//! A segment is read block by block ([`BLOCK_BYTES`]), and each block's CRC-32C is compared with the one that was
+//! stored before a byte of it is handed out. A range is read as the whole blocks that it touches. Memory for the
+//! blocks is paid for, one block ahead of the receiver.
+//!
+//! # Invariants
+//! - Bytes whose checksum is wrong never leave this module; they are an error and count in `esker_corrupt_reads_total`.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::stream::{self, BoxStream, StreamExt};
+use std::time::Duration;
+
+use crate::catalog::state::SegmentView;
+use crate::catalog::{Catalog, CatalogError};
+use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::model::{BLOCK_BYTES, Handle, Location, SegmentId, crc32c};
+use crate::runtime::{BudgetError, ByteBudget, PaidBytes};
+use crate::store::{DataStore, StoreError};
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The bytes on storage are not what was written.
+    #[error("segment {id}: the checksum of bytes {range:?} is {actual:08x}, {expected:08x} was stored")]
+    Corrupt {
+        /// The segment.
+        id: SegmentId,
+        /// The bytes of it.
+        range: Range<u64>,
+        /// What was stored.
+        expected: u32,
+        /// What they have.
+        actual: u32,
+    },
+    /// The segment was freed while it was read.
+    #[error("segment {0} was freed")]
+    Freed(SegmentId),
+    /// Storage did not give the bytes.
+    #[error("segment {id} could not be read")]
+    Store {
+        /// The segment.
+        id: SegmentId,
+        /// What storage says.
+        #[source]
+        source: StoreError,
+    },
+    /// The catalog did not give the bytes of an inline segment.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// No memory to read into.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+}
+
+impl ReadError {
+    /// What the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::Freed(_) => ErrorKind::NotFound,
+            Self::Store { source, .. } => source.kind(),
+            Self::Catalog(error) => error.kind(),
+            Self::Budget(_) => ErrorKind::Overloaded,
+        }
+    }
+}
+
+/// Reads segments. Clones share everything.
+#[derive(Clone)]
+pub struct Reader {
+    store: DataStore,
+    catalog: Catalog,
+    budget: ByteBudget,
+    patience: Duration,
+    metrics: Metrics,
+}
+
+/// One block, or the part of it, that a read wants.
+#[derive(Debug, Clone)]
+struct Want {
+    segment: SegmentView,
+    /// Whole blocks of the segment to fetch and check.
+    fetch: Range<u64>,
+    /// What of them is handed out, counted from the start of the segment.
+    hand_out: Range<u64>,
+}
+
+/// Bytes that are paid for as long as anybody holds them.
+struct Paid {
+    bytes: Bytes,
+    _paid: PaidBytes,
+}
+
+impl AsRef<[u8]> for Paid {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Reader {
+    /// A reader that waits for memory for at most `patience`.
+    pub fn new(store: DataStore, catalog: Catalog, budget: ByteBudget, patience: Duration, metrics: Metrics) -> Self {
+        Self { store, catalog, budget, patience, metrics }
+    }
+
+    /// The bytes `range` of the segments one after the other.
+    ///
+    /// The first block is read before this returns, so that what is missing or damaged is an error, not a stream that
+    /// breaks off. A later block may still end the stream with an error.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn stream(
+        &self,
+        segments: Vec<SegmentView>,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, ReadError>>, ReadError> {
+        let mut wants = wants(segments, range).into_iter();
+        let Some(first) = wants.next() else { return Ok(stream::empty().boxed()) };
+        let first = self.read(first).await?;
+        let reader = self.clone();
+        let rest = stream::iter(wants).then(move |want| {
+            let reader = reader.clone();
+            async move { reader.read(want).await }
+        });
+        Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
+    }
+
+    async fn read(&self, want: Want) -> Result<Bytes, ReadError> {
+        let paid = self.budget.pay(want.fetch.end - want.fetch.start, self.patience).await?;
+        let id = want.segment.id;
+        let mut bytes = match &want.segment.record.location {
+            Location::Inline { .. } => {
+                let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
+                all.slice(to_usize(want.fetch.start)..to_usize(want.fetch.end).min(all.len()))
+            }
+            Location::File(segment) => {
+                let place = segment.offset + want.fetch.start..segment.offset + want.fetch.end;
+                self.read_file(id, &segment.file, place, &want).await?
+            }
+        };
+        self.check(&want, &bytes)?;
+        let skip = want.hand_out.start - want.fetch.start;
+        bytes = bytes.slice(to_usize(skip)..to_usize(skip + want.hand_out.end - want.hand_out.start));
+        Ok(Bytes::from_owner(Paid { bytes, _paid: paid }))
+    }
+
+    /// Reads from a file; a segment that was moved meanwhile is looked up once more.
+    async fn read_file(
+        &self,
+        id: SegmentId,
+        file: &crate::model::PhysicalFileId,
+        place: Range<u64>,
+        want: &Want,
+    ) -> Result<Bytes, ReadError> {
+        let error = match self.store.read(file, place).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => error,
+        };
+        let now = self.catalog.view().segment(id);
+        match now.map(|view| view.record.location) {
+            None => Err(ReadError::Freed(id)),
+            Some(Location::File(segment)) if segment.file != *file => {
+                let place = segment.offset + want.fetch.start..segment.offset + want.fetch.end;
+                self.store.read(&segment.file, place).await.map_err(|source| ReadError::Store { id, source })
+            }
+            Some(_) => {
+                tracing::error!(segment = %id, %file, error = crate::error::chain(&error), "a segment could not be read");
+                Err(ReadError::Store { id, source: error })
+            }
+        }
+    }
+
+    fn check(&self, want: &Want, bytes: &[u8]) -> Result<(), ReadError> {
+        let crc = &want.segment.record.crc;
+        let expected = match crc.blocks.get(to_usize(want.fetch.start / BLOCK_BYTES)) {
+            Some(block) => *block,
+            None => crc.whole,
+        };
+        let actual = crc32c(bytes);
+        if actual == expected {
+            return Ok(());
+        }
+        self.metrics.corrupt_reads.inc();
+        let id = want.segment.id;
+        tracing::error!(segment = %id, location = ?want.segment.record.location, "bytes on storage are not what was written");
+        Err(ReadError::Corrupt { id, range: want.fetch.clone(), expected, actual })
+    }
+
+    /// The bytes `range` of the segment that a handle names, wherever it is now.
+    ///
+    /// A segment that the catalog does not know is read from the place in the handle, whole.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn by_handle(
+        &self,
+        handle: &Handle,
+        range: Range<u64>,
+    ) -> Result<BoxStream<'static, Result<Bytes, ReadError>>, ReadError> {
+        let id = handle.id;
+        let known = self.catalog.view().segment(id);
+        match known {
+            Some(view) => self.stream(vec![view], range).await,
+            None => Err(ReadError::Freed(id)),
+        }
+    }
+}
+
+/// Cuts a range of concatenated segments into reads of one block each.
+fn wants(segments: Vec<SegmentView>, range: Range<u64>) -> Vec<Want> {
+    let mut wants = vec![];
+    let mut begins = 0;
+    for segment in segments {
+        let len = segment.record.location.len();
+        let from = range.start.saturating_sub(begins).min(len);
+        let to = range.end.saturating_sub(begins).min(len);
+        let mut at = from;
+        while at < to {
+            let block = at / BLOCK_BYTES * BLOCK_BYTES;
+            let fetch = block..(block + BLOCK_BYTES).min(len);
+            let hand_out = at..to.min(fetch.end);
+            at = fetch.end;
+            wants.push(Want { segment: segment.clone(), fetch, hand_out });
+        }
+        begins += len;
+    }
+    wants
+}
+
+fn to_usize(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

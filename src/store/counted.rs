@@ -1,0 +1,144 @@
+//! Counting requests to the backend by operation.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+
+use crate::metrics::Metrics;
+use crate::runtime::Clock;
+
+/// Counts the requests of one kind of traffic: `data` or `catalog`.
+#[derive(Debug, Clone)]
+pub struct Traffic {
+    metrics: Metrics,
+    of: &'static str,
+}
+
+impl Traffic {
+    /// Requests for physical files.
+    pub fn data(metrics: Metrics) -> Self {
+        Self { metrics, of: "data" }
+    }
+
+    /// Requests for the catalog.
+    pub fn catalog(metrics: Metrics) -> Self {
+        Self { metrics, of: "catalog" }
+    }
+
+    /// Counts a request and how long it takes.
+    pub async fn time<T, E>(
+        &self,
+        operation: &'static str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let labels = [operation, self.of];
+        self.metrics.store_requests.with_label_values(&labels).inc();
+        let begun = Clock::instant();
+        let answer = request.await;
+        self.metrics.store_seconds.with_label_values(&labels).observe(begun.elapsed().as_secs_f64());
+        if answer.is_err() {
+            self.metrics.store_errors.with_label_values(&labels).inc();
+        }
+        answer
+    }
+
+    fn count(&self, operation: &'static str) {
+        self.metrics.store_requests.with_label_values(&[operation, self.of]).inc();
+    }
+}
+
+/// An object store whose requests are counted.
+#[derive(Debug)]
+pub struct Counted {
+    inner: Arc<dyn ObjectStore>,
+    traffic: Traffic,
+}
+
+impl Counted {
+    /// Counts the requests to `inner`.
+    pub fn new(inner: Arc<dyn ObjectStore>, traffic: Traffic) -> Self {
+        Self { inner, traffic }
+    }
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Counted {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        self.traffic.time("put", self.inner.put_opts(location, payload, opts)).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let upload = self.traffic.time("multipart_create", self.inner.put_multipart_opts(location, opts)).await?;
+        Ok(Box::new(CountedUpload { inner: upload, traffic: self.traffic.clone() }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        let operation = if options.head { "head" } else { "get" };
+        self.traffic.time(operation, self.inner.get_opts(location, options)).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.traffic.time("get", self.inner.get_ranges(location, ranges)).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.traffic.count("delete");
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.traffic.count("list");
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.traffic.count("list");
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.traffic.time("list", self.inner.list_with_delimiter(prefix)).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.traffic.time("copy", self.inner.copy_opts(from, to, options)).await
+    }
+}
+
+#[derive(Debug)]
+struct CountedUpload {
+    inner: Box<dyn MultipartUpload>,
+    traffic: Traffic,
+}
+
+#[async_trait]
+impl MultipartUpload for CountedUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.traffic.count("multipart_part");
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        self.traffic.time("multipart_complete", self.inner.complete()).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.traffic.time("multipart_abort", self.inner.abort()).await
+    }
+}

@@ -1,0 +1,129 @@
+//! Storage: the only module that talks to a local disk or an S3 backend.
+//!
+//! Two kinds of backend hold physical files. An *append store* ([`LocalStore`]) has real files that grow and are
+//! synced; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
+//! configuration, and the place for the catalog beside it, after it has probed that the store keeps its word.
+//!
+//! Every request is counted by operation, and by whether it is for data or for the catalog ([`Counted`]). Retries live
+//! here, for operations that are safe to repeat: names are never reused, so a repeated put looks at what is there.
+
+pub mod append_file;
+mod counted;
+mod local;
+mod object;
+mod open;
+mod probe;
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+pub use counted::{Counted, Traffic};
+pub use local::{LocalFile, LocalStore};
+pub use object::{ObjectFiles, Upload};
+pub use open::{OpenError, Opened, open};
+pub use probe::{ProbeError, probe};
+
+use crate::error::ErrorKind;
+use crate::model::PhysicalFileId;
+
+/// Why storage did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file does not exist.
+    #[error("{0} does not exist on storage")]
+    NotFound(String),
+    /// The file ends before the bytes that were asked for.
+    #[error("{path} ends at {len} bytes, {wanted:?} was asked for")]
+    Short {
+        /// The file.
+        path: String,
+        /// Its length in bytes.
+        len: u64,
+        /// The range that was asked for.
+        wanted: Range<u64>,
+    },
+    /// Another daemon took the name of the file: it has taken over, and counts the file as never written.
+    #[error("{0} was taken by another daemon")]
+    Taken(String),
+    /// The request failed; whether it was carried out is not known.
+    #[error("{operation} of {path} failed")]
+    Failed {
+        /// What was asked.
+        operation: &'static str,
+        /// Of which file.
+        path: String,
+        /// What the backend says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    /// What the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
+            Self::Taken(_) | Self::Failed { .. } => ErrorKind::Unavailable,
+        }
+    }
+
+    fn failed<E>(operation: &'static str, path: &str, source: E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self::Failed { operation, path: path.to_owned(), source: source.into() }
+    }
+}
+
+/// Where physical files are. Clones share it.
+#[derive(Debug, Clone)]
+pub enum DataStore {
+    /// A folder on a local disk.
+    Local(LocalStore),
+    /// An object store.
+    Object(ObjectFiles),
+}
+
+impl DataStore {
+    /// Reads a range of a file.
+    ///
+    /// # Errors
+    /// [`StoreError`]; never fewer bytes than asked for.
+    pub async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
+        match self {
+            Self::Local(store) => store.read(file, range).await,
+            Self::Object(store) => store.read(file, range).await,
+        }
+    }
+
+    /// The length of a file in bytes; none if there is no such file.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if storage does not say.
+    pub async fn len(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
+        match self {
+            Self::Local(store) => store.len(file).await,
+            Self::Object(store) => store.len(file).await,
+        }
+    }
+
+    /// Deletes files and returns those that are gone now; one that did not exist is gone, too.
+    pub async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
+        match self {
+            Self::Local(store) => store.delete(files).await,
+            Self::Object(store) => store.delete(files).await,
+        }
+    }
+
+    /// Names and lengths of everything below `data/`.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if storage does not say.
+    pub async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        match self {
+            Self::Local(store) => store.list().await,
+            Self::Object(store) => store.list().await,
+        }
+    }
+}

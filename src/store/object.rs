@@ -1,0 +1,215 @@
+//! Physical files on an object store: each is put whole, once, under a name of its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+
+use super::StoreError;
+use crate::model::PhysicalFileId;
+use crate::runtime::Clock;
+
+/// What stands under the name of a file whose upload was given up by a daemon that took over.
+const TOMBSTONE: &[u8] = b"esker: this file was never written\n";
+/// First pause between two tries; doubles up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Physical files below a prefix of an object store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct ObjectFiles {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    retry_timeout: Duration,
+}
+
+/// A multipart upload of one large file.
+#[derive(Debug)]
+pub struct Upload {
+    upload: Box<dyn MultipartUpload>,
+    path: String,
+}
+
+impl ObjectFiles {
+    /// Files below `prefix`; a request is repeated for at most `retry_timeout`.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, retry_timeout: Duration) -> Self {
+        Self { store, prefix, retry_timeout }
+    }
+
+    fn path(&self, file: &PhysicalFileId) -> Path {
+        file.as_str().split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// Puts a whole file. Resolves once it is durable.
+    ///
+    /// A lost response is repaired: the name belongs to this put alone, so a file of this length under it is ours.
+    ///
+    /// # Errors
+    /// [`StoreError::Taken`] if a daemon that took over has put a tombstone there; [`StoreError::Failed`] otherwise,
+    /// and then nobody knows whether the file is there.
+    pub async fn put(&self, file: &PhysicalFileId, parts: Vec<Bytes>) -> Result<(), StoreError> {
+        let path = self.path(file);
+        let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        let payload: PutPayload = parts.into_iter().collect();
+        self.retrying("put", file, || async {
+            let put = self.store.put_opts(&path, payload.clone(), PutOptions::from(PutMode::Create)).await;
+            match put {
+                Ok(_) => Ok(Ok(())),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                    let there = self.store.head(&path).await?.size;
+                    Ok(if there == len { Ok(()) } else { Err(StoreError::Taken(file.to_string())) })
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await?
+    }
+
+    /// Takes the name of a file that an older daemon may still be uploading, so that it cannot arrive any more.
+    /// Returns the file's length if it did arrive.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if storage does not answer.
+    pub async fn claim(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
+        let path = self.path(file);
+        let len = self
+            .retrying("put", file, || async {
+                let tombstone = Bytes::from_static(TOMBSTONE).into();
+                match self.store.put_opts(&path, tombstone, PutOptions::from(PutMode::Create)).await {
+                    Ok(_) => Ok(None),
+                    Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                        Ok(Some(self.store.head(&path).await?.size))
+                    }
+                    Err(error) => Err(error),
+                }
+            })
+            .await?;
+        Ok(len.filter(|len| *len != TOMBSTONE.len() as u64))
+    }
+
+    /// Begins the upload of a large file.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub async fn begin(&self, file: &PhysicalFileId) -> Result<Upload, StoreError> {
+        let path = self.path(file);
+        let begun = self.store.put_multipart(&path).await;
+        let upload = begun.map_err(|error| StoreError::failed("multipart_create", file.as_str(), error))?;
+        Ok(Upload { upload, path: file.to_string() })
+    }
+
+    pub(super) async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let path = self.path(file);
+        let wanted = range.end - range.start;
+        let read = self.retrying("get", file, || self.store.get_range(&path, range.clone())).await?;
+        if read.len() as u64 != wanted {
+            let len = range.start + read.len() as u64;
+            return Err(StoreError::Short { path: file.to_string(), len, wanted: range });
+        }
+        Ok(read)
+    }
+
+    pub(super) async fn len(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
+        let path = self.path(file);
+        match self.retrying("head", file, || self.store.head(&path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
+        let paths: Vec<Path> = files.iter().map(|file| self.path(file)).collect();
+        let results: Vec<_> = self.store.delete_stream(stream::iter(paths.into_iter().map(Ok)).boxed()).collect().await;
+        let mut gone = vec![];
+        let by_path: std::collections::HashMap<Path, PhysicalFileId> =
+            files.into_iter().map(|file| (self.path(&file), file)).collect();
+        for result in results {
+            match result {
+                Ok(path) => gone.extend(by_path.get(&path).cloned()),
+                Err(Error::NotFound { path, .. }) => gone.extend(by_path.get(&Path::from(path)).cloned()),
+                Err(error) => {
+                    tracing::warn!(
+                        error = crate::error::chain(&error),
+                        "a file could not be deleted, it will be tried again"
+                    );
+                }
+            }
+        }
+        gone
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let prefix = self.prefix.clone().join("data");
+        let listed: Result<Vec<_>, Error> = self.store.list(Some(&prefix)).try_collect().await;
+        let listed = listed.map_err(|error| StoreError::failed("list", prefix.as_ref(), error))?;
+        let name = |path: &Path| {
+            let parts: Option<Vec<_>> =
+                path.prefix_match(&self.prefix).map(|parts| parts.map(|part| part.as_ref().to_owned()).collect());
+            parts.unwrap_or_default().join("/")
+        };
+        let mut found: Vec<(String, u64)> = listed.iter().map(|meta| (name(&meta.location), meta.size)).collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Repeats a request that is safe to repeat until it succeeds, the answer is final, or the time is up.
+    async fn retrying<T, F>(
+        &self,
+        operation: &'static str,
+        file: &PhysicalFileId,
+        mut request: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let begun = Clock::instant();
+        let mut pause = RETRY_PAUSE;
+        loop {
+            let error = match request().await {
+                Ok(value) => return Ok(value),
+                Err(Error::NotFound { .. }) => return Err(StoreError::NotFound(file.to_string())),
+                Err(error) => error,
+            };
+            let lasting = matches!(
+                error,
+                Error::PermissionDenied { .. } | Error::Unauthenticated { .. } | Error::NotImplemented { .. }
+            );
+            if lasting || begun.elapsed() + pause > self.retry_timeout {
+                return Err(StoreError::failed(operation, file.as_str(), error));
+            }
+            tracing::debug!(operation, %file, error = crate::error::chain(&error), "a request to storage is repeated");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+}
+
+impl Upload {
+    /// Uploads the next part; the future may run beside others.
+    pub fn part(&mut self, data: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
+        let path = self.path.clone();
+        let part = self.upload.put_part(data.into_iter().collect());
+        async move { part.await.map_err(|error| StoreError::failed("multipart_part", &path, error)) }
+    }
+
+    /// All parts are uploaded: the file is there when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], and then nobody knows whether the file is there.
+    pub async fn complete(mut self) -> Result<(), StoreError> {
+        let completed = self.upload.complete().await;
+        completed.map(|_| ()).map_err(|error| StoreError::failed("multipart_complete", &self.path, error))
+    }
+
+    /// Gives the upload up; its parts are deleted.
+    pub async fn abort(mut self) {
+        if let Err(error) = self.upload.abort().await {
+            tracing::warn!(path = self.path, %error, "a multipart upload could not be aborted");
+        }
+    }
+}

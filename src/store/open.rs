@@ -1,0 +1,149 @@
+//! From a URL to a store that was tried.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use object_store::limit::LimitStore;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+
+use super::{Counted, DataStore, LocalStore, ObjectFiles, ProbeError, Traffic, probe};
+use crate::catalog::slate::Placement;
+use crate::config::{StoreSettings, StoreUrl};
+use crate::metrics::Metrics;
+use crate::runtime::Entropy;
+
+/// A store that was tried, and the catalog's place beside it.
+#[derive(Debug)]
+pub struct Opened {
+    /// Where physical files go.
+    pub data: DataStore,
+    /// Where the catalog goes.
+    pub catalog: Placement,
+}
+
+/// Why a store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder cannot be made.
+    #[error("the folder {} cannot be used", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The configuration does not make a client.
+    #[error("the client for {url} cannot be made")]
+    Client {
+        /// The store.
+        url: String,
+        /// What is wrong.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The store failed the probe.
+    #[error("the store {url} cannot be used")]
+    Probe {
+        /// The store.
+        url: String,
+        /// What it did.
+        #[source]
+        source: ProbeError,
+    },
+}
+
+/// Opens the store of `settings` and probes it. The catalog goes to `catalog_url`, or beside the data.
+///
+/// # Errors
+/// [`OpenError`]; the daemon must not start on such a store.
+pub async fn open(
+    settings: &StoreSettings,
+    catalog_url: Option<&StoreUrl>,
+    metrics: &Metrics,
+    entropy: &Entropy,
+) -> Result<Opened, OpenError> {
+    let place = Place::make(&settings.url, settings)?;
+    let data = match &place {
+        Place::Folder(folder) => DataStore::Local(LocalStore::new(folder.clone(), Traffic::data(metrics.clone()))),
+        Place::Store(store, prefix) => {
+            let counted: Arc<dyn ObjectStore> =
+                Arc::new(Counted::new(Arc::clone(store), Traffic::data(metrics.clone())));
+            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings.retry_timeout))
+        }
+    };
+    let (url, place) = match catalog_url {
+        Some(url) if *url != settings.url => (url, Place::make(url, settings)?),
+        _ => (&settings.url, place),
+    };
+    let catalog = match place {
+        Place::Folder(folder) => Placement::Local { folder: folder.join("catalog") },
+        Place::Store(store, prefix) => {
+            let counted = Counted::new(store, Traffic::catalog(metrics.clone()));
+            let key = prefix.clone().join("probe").join(entropy.hex(16));
+            let probed = probe(&counted, &key).await;
+            probed.map_err(|source| OpenError::Probe { url: url.to_string(), source })?;
+            Placement::Object { store: Arc::new(counted), prefix: prefix.join("catalog") }
+        }
+    };
+    Ok(Opened { data, catalog })
+}
+
+/// What a URL names.
+enum Place {
+    Folder(PathBuf),
+    Store(Arc<dyn ObjectStore>, Path),
+}
+
+impl Place {
+    fn make(url: &StoreUrl, settings: &StoreSettings) -> Result<Self, OpenError> {
+        match url {
+            StoreUrl::File(folder) => {
+                let made = std::fs::create_dir_all(folder.join("data")).and_then(|()| std::path::absolute(folder));
+                let folder = made.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
+                Ok(Self::Folder(folder))
+            }
+            StoreUrl::Memory => Ok(Self::Store(Arc::new(InMemory::new()), Path::default())),
+            StoreUrl::S3 { bucket, prefix } => {
+                let store =
+                    s3(bucket, settings).map_err(|source| OpenError::Client { url: url.to_string(), source })?;
+                let limited = LimitStore::new(store, settings.concurrent_requests_max);
+                Ok(Self::Store(Arc::new(limited), Path::from(prefix.as_str())))
+            }
+        }
+    }
+}
+
+fn s3(bucket: &str, settings: &StoreSettings) -> Result<object_store::aws::AmazonS3, object_store::Error> {
+    let retry = RetryConfig {
+        backoff: BackoffConfig { init_backoff: std::time::Duration::from_millis(50), ..BackoffConfig::default() },
+        max_retries: 5,
+        retry_timeout: settings.retry_timeout,
+    };
+    let allow_http = settings.allow_http || settings.endpoint.as_ref().is_some_and(|url| is_loopback(url));
+    let options = ClientOptions::new().with_timeout(settings.request_timeout).with_allow_http(allow_http);
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(options)
+        .with_retry(retry)
+        .with_conditional_put(S3ConditionalPut::ETagMatch);
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(region) = &settings.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(credentials) = &settings.credentials {
+        builder =
+            builder.with_access_key_id(&credentials.access_key).with_secret_access_key(credentials.secret_key.expose());
+    }
+    builder.build()
+}
+
+/// Whether plain HTTP to this endpoint stays on this machine.
+fn is_loopback(url: &str) -> bool {
+    ["http://127.", "http://localhost", "http://[::1]"].iter().any(|start| url.starts_with(start))
+}

@@ -1,0 +1,292 @@
+"""Where Flink writes its checkpoints to.
+
+Each kind of storage can be started, killed and started again with the same data on the same port,
+and tells what its backend had to do. `Direct` is what Esker is compared with.
+"""
+
+import json
+import os
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+
+from . import s3
+from .processes import Failed, free_port
+
+BUCKET = "checkpoints"
+# Programs start at once; the limits allow for a machine that is busy with other things.
+START_SECONDS = 60
+STOP_SECONDS = 60
+
+
+@dataclass
+class Traffic:
+    """What a backend was asked to do since it was first started."""
+
+    requests: Counter = field(default_factory=Counter)
+    objects_created: int = 0
+    # Esker's own counters. They begin again whenever it does.
+    esker: Counter = field(default_factory=Counter)
+
+    def since(self, earlier):
+        # Subtracting Counters would hide a number that went down.
+        def difference(now, before):
+            return Counter({name: now[name] - before[name] for name in now | before if now[name] != before[name]})
+
+        return Traffic(
+            difference(self.requests, earlier.requests),
+            self.objects_created - earlier.objects_created,
+            difference(self.esker, earlier.esker),
+        )
+
+
+class Versitygw:
+    """A real S3 server that keeps objects as files."""
+
+    def __init__(self, processes, program, folder):
+        self.processes, self.program, self.folder = processes, program, folder
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.access_key, self.secret_key = "flink-test", "flink-test-secret"
+        self.access_log = folder / "access.log"
+        self.data = folder / "data"
+        self.data.mkdir(parents=True)
+        self.process = None
+
+    def start(self):
+        self.process = self.processes.start(
+            "versitygw",
+            [self.program, "--quiet", "--port", f"127.0.0.1:{self.port}",
+             "--access-log", self.access_log, "posix", self.data],
+            dict(os.environ, ROOT_ACCESS_KEY=self.access_key, ROOT_SECRET_KEY=self.secret_key),
+        )
+        self.processes.until("versitygw to answer", START_SECONDS, lambda: _answers(self.endpoint), every=0.05)
+
+    def make_bucket(self, bucket):
+        s3.Client(self.endpoint, self.access_key, self.secret_key).make_bucket(bucket)
+
+    def kill(self):
+        self.processes.kill(self.process)
+
+    def stop(self):
+        self.processes.stop(self.process, STOP_SECONDS)
+
+    def traffic(self):
+        """Counts the requests in the access log, whose lines begin as those of S3 server logs do."""
+        line = re.compile(r"\] \S+ \S+ \S+ s3_(?P<operation>\w+) .* (?P<status>\d{3}) \S+ \d+ \d+ \d+ \d+ ")
+        traffic = Traffic()
+        for text in self.access_log.read_text(errors="replace").splitlines():
+            if not (request := line.search(text)):
+                continue
+            operation = request["operation"]
+            traffic.requests[operation] += 1
+            if operation in _CREATING and request["status"] == "200":
+                traffic.objects_created += 1
+        return traffic
+
+    def held(self):
+        return _files_and_bytes(self.data)
+
+
+class Direct:
+    """Flink writes to versitygw, without Esker."""
+
+    label = "versitygw alone"
+
+    def __init__(self, processes, tools, folder):
+        self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
+        self.bucket = BUCKET
+        self.client = s3.Client(self.server.endpoint, self.server.access_key, self.server.secret_key)
+
+    def start(self):
+        first = self.server.process is None
+        self.server.start()
+        if first:
+            self.server.make_bucket(self.bucket)
+
+    def kill(self):
+        self.server.kill()
+
+    def stop(self):
+        self.server.stop()
+
+    def close(self):
+        self.server.stop()
+
+    def verify(self):
+        """There is no catalog to verify."""
+
+    def traffic(self):
+        return self.server.traffic()
+
+    def held(self):
+        return self.server.held()
+
+
+class Esker:
+    """Flink writes to Esker. The subclasses say where Esker writes to."""
+
+    def __init__(self, processes, tools, folder):
+        self.processes, self.program = processes, tools.esker
+        self.folder = folder / "esker"
+        self.folder.mkdir()
+        self.ready_file = self.folder / "ready.json"
+        self.s3_address, self.api_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.process = self.client = self.bucket = self.api = None
+
+    def command(self):
+        raise NotImplementedError
+
+    def start(self):
+        self.ready_file.unlink(missing_ok=True)
+        self.process = self.processes.start(
+            "esker",
+            [self.program, *self.command(), "--s3", self.s3_address, "--api", self.api_address,
+             "--ready-file", self.ready_file],
+        )
+        self.processes.until("Esker to be ready", START_SECONDS, self._read_ready_file, every=0.05)
+
+    def _read_ready_file(self):
+        try:
+            ready = json.loads(self.ready_file.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        self.client = s3.Client(ready["s3"], ready["access_key"], ready["secret_key"])
+        self.bucket, self.api = ready["bucket"], ready["api"]
+        return True
+
+    def kill(self):
+        self.processes.kill(self.process)
+
+    def stop(self):
+        status = self.processes.stop(self.process, STOP_SECONDS)
+        if status != 0:
+            raise Failed(f"esker was asked to stop and ended with status {status}")
+
+    def close(self):
+        self.stop()
+
+    def counters(self):
+        """Esker's own counters: one for each operation on its store, and the sums of two others."""
+        with urllib.request.urlopen(f"{self.api}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        counters = Counter()
+        for name, labels, value in re.findall(r"^(\w+)(\{.*\})? (\S+)$", text, re.MULTILINE):
+            if name == "esker_store_requests_total":
+                operation = re.search(r'operation="(\w+)"', labels)
+                counters[f"store {operation[1]}"] += int(float(value))
+            elif name in ("esker_physical_files_created_total", "esker_segments_total"):
+                counters[name] += int(float(value))
+        if not any(name.startswith("store ") for name in counters):
+            raise Failed(f"{self.api}/metrics does not have esker_store_requests_total")
+        return counters
+
+
+class EskerOnDisk(Esker):
+    label = "Esker on a local disk"
+
+    def __init__(self, processes, tools, folder):
+        super().__init__(processes, tools, folder)
+        self.data = self.folder / "data"
+
+    def command(self):
+        return ["dev", "--data-dir", self.data]
+
+    def verify(self):
+        """Has the stopped daemon's folder checked by `esker verify`."""
+        done = subprocess.run(
+            [self.program, "verify", "--data-dir", self.data],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+        if done.returncode != 0:
+            raise Failed(f"`esker verify` ended with status {done.returncode}:\n{done.stdout}")
+
+    def traffic(self):
+        """There is no server to ask, so this is what Esker says that it did."""
+        counters = self.counters()
+        requests = Counter()
+        for name in [name for name in counters if name.startswith("store ")]:
+            requests[name.removeprefix("store ")] = counters.pop(name)
+        return Traffic(requests, counters["esker_physical_files_created_total"], counters)
+
+    def held(self):
+        return _files_and_bytes(self.data)
+
+
+class EskerOnS3(Esker):
+    label = "Esker on versitygw"
+
+    def __init__(self, processes, tools, folder):
+        super().__init__(processes, tools, folder)
+        self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
+        self.config_file = self.folder / "config.toml"
+
+    def command(self):
+        return ["serve", "--config", self.config_file]
+
+    def start(self):
+        if self.server.process is None:
+            self.server.start()
+            self.server.make_bucket("esker")
+            self.config_file.write_text(self.config())
+        super().start()
+
+    def config(self):
+        return f"""\
+[store]
+url = "s3://esker/flink-test"
+endpoint = "{self.server.endpoint}"
+region = "{s3.REGION}"
+access-key = "{self.server.access_key}"
+secret-key = "{self.server.secret_key}"
+
+[auth]
+access-key = "esker-test"
+secret-key = "esker-test-secret"
+"""
+
+    def close(self):
+        super().close()
+        self.server.stop()
+
+    def verify(self):
+        """`esker verify` reads local folders only."""
+
+    def traffic(self):
+        """What the backend itself has seen, with Esker's own counters beside it."""
+        traffic = self.server.traffic()
+        traffic.esker = self.counters()
+        return traffic
+
+    def held(self):
+        return self.server.held()
+
+
+BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3}
+
+_CREATING = {"PutObject", "CompleteMultipartUpload", "CopyObject"}
+
+
+def _answers(endpoint):
+    try:
+        urllib.request.urlopen(endpoint, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # It refuses a request without a signature.
+    except OSError:
+        return False
+    return True
+
+
+def _files_and_bytes(folder):
+    sizes = []
+    for path, folders, files in os.walk(folder):
+        # These are versitygw's own: locks, and uploads that are not complete.
+        folders[:] = [name for name in folders if name not in (".vgwlocks", ".sgwtmp")]
+        for name in files:
+            try:
+                sizes.append(os.stat(os.path.join(path, name)).st_size)
+            except FileNotFoundError:
+                continue  # It was deleted while we looked.
+    return len(sizes), sum(sizes)
