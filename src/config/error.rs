@@ -30,6 +30,7 @@ impl fmt::Display for Origin {
 /// A key with the value it has, secrets masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedValue {
+    /// The whole key, such as `store.url`.
     pub key: String,
     /// As it would be written in TOML.
     pub value: String,
@@ -52,19 +53,46 @@ impl fmt::Display for NamedValue {
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("read configuration file {}: {source}", path.display())]
-    Unreadable { path: PathBuf, source: std::io::Error },
+    Unreadable {
+        /// Path of the file, as given.
+        path: PathBuf,
+        /// What the operating system answered, or that the file is not UTF-8.
+        source: std::io::Error,
+    },
     /// The file is not TOML.
     #[error("configuration file {} is not TOML: {reason}", path.display())]
-    Syntax { path: PathBuf, reason: String },
+    Syntax {
+        /// Path of the file, as given.
+        path: PathBuf,
+        /// The parser's message, without the lines it quotes, which may hold a secret.
+        reason: String,
+    },
     /// There is no such key.
     #[error("unknown key `{key}` ({origin}), the nearest known key is `{nearest}`")]
-    UnknownKey { key: String, origin: Origin, nearest: String },
+    UnknownKey {
+        /// The whole key that nobody knows.
+        key: String,
+        /// Where it was found.
+        origin: Origin,
+        /// The known key that looks most like it; for a variable, the name of a variable.
+        nearest: String,
+    },
     /// The value is not one that the key takes.
     #[error("{setting}: {reason}")]
-    WrongValue { setting: NamedValue, reason: String },
+    WrongValue {
+        /// The key, its value and where the value came from.
+        setting: NamedValue,
+        /// What is wrong and what the key takes instead.
+        reason: String,
+    },
     /// The values do not go together, or one is out of bounds.
     #[error("{}: {rule}", list(settings))]
-    Rule { settings: Vec<NamedValue>, rule: String },
+    Rule {
+        /// The keys that the rule is about, with their values.
+        settings: Vec<NamedValue>,
+        /// The broken rule, as it is told to the user.
+        rule: String,
+    },
 }
 
 fn list(settings: &[NamedValue]) -> String {

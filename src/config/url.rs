@@ -17,7 +17,12 @@ pub enum StoreUrl {
     /// Memory of this process, gone when it ends.
     Memory,
     /// Keys of an S3 bucket that start with `prefix` and a slash; `prefix` has no slash at either end and may be empty.
-    S3 { bucket: String, prefix: String },
+    S3 {
+        /// Name of the bucket, 3 to 63 bytes.
+        bucket: String,
+        /// What every key starts with, so that several daemons can share a bucket. Empty: the whole bucket.
+        prefix: String,
+    },
 }
 
 impl StoreUrl {

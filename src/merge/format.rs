@@ -8,7 +8,7 @@
 //! header  (64 bytes)  0  magic "ESKERPF1"      8  version u16 = 1    10 reserved u16
 //!                    12  header length u32    16  epoch u64          24 ULID of the file u128
 //!                    40  created u64, ms      48  reserved 12 bytes  60 CRC of bytes 0..60
-//! frame   (32 bytes)  0  magic "EFRM"          4  kind u8: 1 data, 2 padding
+//! frame   (32 bytes)  0  magic "EFRM"          4  kind u8: 1 = data
 //!                     5  flags u8: bit 0 = streamed                   6 reserved u16
 //!                     8  index u32, from 0    12  length u64
 //!                    20  CRC of the data u32 (0 when streamed)       24 reserved u32
@@ -26,8 +26,7 @@
 //!                    52  CRC of bytes 0..52   56  magic "ESKEREND"
 //! ```
 //!
-//! A streamed frame is written before its checksum is known. A padding frame fills a group up to a block of the
-//! disk. A reader takes fields that it does not know at an entry's end as reserved.
+//! A streamed frame is written before its checksum is known. A reader takes fields that it does not know at an entry's end as reserved.
 //!
 //! # Crash
 //! A file whose end was torn off has no valid trailer; [`scan`] walks its frames up to the first that is not whole.
@@ -58,7 +57,6 @@ const TAIL_MAGIC: &[u8; 4] = b"EFTL";
 const FOOTER_MAGIC: &[u8; 4] = b"EFTR";
 const TRAILER_MAGIC: &[u8; 8] = b"ESKEREND";
 const KIND_DATA: u8 = 1;
-const KIND_PADDING: u8 = 2;
 const FLAG_STREAMED: u8 = 1;
 
 /// Why bytes are not what this format says.
@@ -127,7 +125,7 @@ pub struct Trailer {
 /// A frame that holds data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame {
-    /// Its number, from 0, padding not counted.
+    /// Its number, from 0.
     pub index: u32,
     /// First byte of its data.
     pub offset: u64,
@@ -162,23 +160,18 @@ pub fn encode_header(header: &Header) -> [u8; HEADER_BYTES as usize] {
 
 /// What stands before the data of a frame.
 pub fn encode_frame(index: u32, len: u64, data_crc32c: u32) -> [u8; FRAME_BYTES as usize] {
-    frame(KIND_DATA, 0, index, len, data_crc32c)
+    frame(0, index, len, data_crc32c)
 }
 
 /// What stands before the data of a frame whose checksum follows it.
 pub fn encode_streamed_frame(index: u32, len: u64) -> [u8; FRAME_BYTES as usize] {
-    frame(KIND_DATA, FLAG_STREAMED, index, len, 0)
+    frame(FLAG_STREAMED, index, len, 0)
 }
 
-/// What stands before `len` bytes that mean nothing.
-pub fn encode_padding(len: u64) -> [u8; FRAME_BYTES as usize] {
-    frame(KIND_PADDING, 0, 0, len, 0)
-}
-
-fn frame(kind: u8, flags: u8, index: u32, len: u64, data_crc32c: u32) -> [u8; FRAME_BYTES as usize] {
+fn frame(flags: u8, index: u32, len: u64, data_crc32c: u32) -> [u8; FRAME_BYTES as usize] {
     let mut out = BytesMut::with_capacity(32);
     out.put_slice(FRAME_MAGIC);
-    out.put_u8(kind);
+    out.put_u8(KIND_DATA);
     out.put_u8(flags);
     out.put_u16_le(0);
     out.put_u32_le(index);
@@ -442,14 +435,14 @@ pub fn scan<R: ReadAt + ?Sized>(file: &R, from: u64, len: u64) -> Result<Scan, F
         scan.valid_len = HEADER_BYTES;
     }
     while let Some((frame, end)) = read_frame(file, scan.valid_len, len)? {
-        scan.frames.extend(frame);
+        scan.frames.push(frame);
         scan.valid_len = end;
     }
     Ok(scan)
 }
 
-/// The frame at `at`, unless it is padding, and where it ends; none if it is not whole.
-fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<(Option<Frame>, u64)>, FormatError> {
+/// The frame at `at`, and where it ends; none if it is not whole.
+fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<(Frame, u64)>, FormatError> {
     let mut header = [0; FRAME_BYTES as usize];
     if file.read_at(at, &mut header)? < header.len() || &header[..4] != FRAME_MAGIC {
         return Ok(None);
@@ -461,9 +454,6 @@ fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<
     let (index, data_len, mut wanted) = (fields.get_u32_le(), fields.get_u64_le(), fields.get_u32_le());
     let offset = at + FRAME_BYTES;
     let Some(data_end) = offset.checked_add(data_len).filter(|end| *end <= len) else { return Ok(None) };
-    if kind == KIND_PADDING {
-        return Ok(Some((None, data_end)));
-    }
     let mut end = data_end;
     if flags & FLAG_STREAMED != 0 {
         let mut tail = [0; FRAME_TAIL_BYTES as usize];
@@ -476,7 +466,7 @@ fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<
         end += FRAME_TAIL_BYTES;
     }
     let whole = kind == KIND_DATA && data_crc32c(file, offset, data_len)? == Some(wanted);
-    Ok(whole.then_some((Some(Frame { index, offset, len: data_len, crc32c: wanted }), end)))
+    Ok(whole.then_some((Frame { index, offset, len: data_len, crc32c: wanted }, end)))
 }
 
 /// The CRC-32C of `len` bytes at `offset`; none if the file ends before.

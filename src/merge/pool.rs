@@ -362,3 +362,188 @@ fn close_one_elsewhere(lanes: &Lanes, key: &LaneKey) {
         file.bell.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::catalog::command::{About, Bind};
+    use crate::config::{Config, Settings};
+    use crate::merge::Piece;
+    use crate::merge::lane::LaneOf;
+    use crate::model::{Label, SegmentCrc, SegmentId, StateScope, Writer};
+
+    fn settings(change: impl FnOnce(&mut MergingSettings)) -> MergingSettings {
+        let mut settings = Settings::try_from(&Config::default()).unwrap().merging;
+        settings.group_bytes_max = 100;
+        settings.file_bytes_max = 1000;
+        settings.take_deadline = Duration::from_secs(1);
+        change(&mut settings);
+        settings
+    }
+
+    fn lane(n: u32) -> LaneKey {
+        let job = format!("job-{n}").parse().unwrap();
+        LaneKey { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All, checkpoint: None }
+    }
+
+    /// A parcel of `len` bytes that `subtask` wrote.
+    fn parcel(len: usize, subtask: u32) -> Pending {
+        let operator = Label::parse("operator", "op").unwrap();
+        let about = About {
+            job: "job".parse().unwrap(),
+            scope: StateScope::Exclusive,
+            writer: Writer {
+                subtask: Some(SubtaskKey { operator, index: subtask, parallelism: 100 }),
+                task_manager: None,
+            },
+            checkpoint: None,
+            name: None,
+        };
+        let data: bytes::Bytes = vec![7; len].into();
+        let piece = Piece { id: SegmentId(1), about, crc: SegmentCrc::of(&data), data };
+        let bind = Bind::Checkpoint { idempotency_key: None };
+        let parcel = Parcel { pieces: vec![piece], bind, paid: None };
+        Pending { parcel, reply: oneshot::channel().0 }
+    }
+
+    async fn put(pools: &Pools, n: u32, pending: Pending) -> Option<Arc<OpenFile>> {
+        pools.put(&lane(n), pending).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn parcels_of_a_lane_share_one_file_and_those_of_another_do_not() {
+        let pools = Pools::new(settings(|_| {}));
+
+        let first = put(&pools, 1, parcel(10, 0)).await.unwrap();
+        assert!(put(&pools, 1, parcel(10, 0)).await.is_none());
+        assert!(put(&pools, 2, parcel(10, 0)).await.is_some());
+
+        assert_eq!(pools.take_group(&first).parcels.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_non_blocking_pool_opens_another_file_when_the_group_is_full() {
+        let pools = Pools::new(settings(|_| {}));
+
+        put(&pools, 1, parcel(90, 0)).await.unwrap();
+
+        assert!(put(&pools, 1, parcel(20, 0)).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn writers_of_a_blocking_pool_wait_in_order_until_the_owner_takes_the_group() {
+        let pools = Arc::new(Pools::new(settings(|s| s.pool = PoolMode::Blocking)));
+        let file = put(&pools, 1, parcel(90, 0)).await.unwrap();
+        let order = Arc::new(Mutex::new(vec![]));
+        let mut writers = vec![];
+        for n in 0..3 {
+            let (pools, order) = (Arc::clone(&pools), Arc::clone(&order));
+            let writer = async move {
+                assert!(put(&pools, 1, parcel(90, n)).await.is_none());
+                order.lock().push(n);
+            };
+            writers.push(tokio::task::spawn(writer));
+            tokio::task::yield_now().await;
+        }
+        assert!(order.lock().is_empty());
+
+        for taken in 1..=3 {
+            pools.take_group(&file);
+            while order.lock().len() < taken {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        assert_eq!(*order.lock(), [0, 1, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_that_waits_too_long_is_told_and_leaves_no_trace() {
+        let pools = Pools::new(settings(|s| s.pool = PoolMode::Blocking));
+        let file = put(&pools, 1, parcel(90, 0)).await.unwrap();
+
+        let refused = pools.put(&lane(1), parcel(90, 1)).await.unwrap_err();
+
+        assert!(matches!(refused, MergeError::NoFile(_)));
+        assert_eq!(pools.take_group(&file).parcels.len(), 1);
+        assert!(put(&pools, 1, parcel(90, 1)).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_owner_failed_does_not_hang_the_next_writer() {
+        let pools = Pools::new(settings(|s| s.pool = PoolMode::Blocking));
+        let file = put(&pools, 1, parcel(90, 0)).await.unwrap();
+
+        pools.ended(&file);
+
+        assert!(put(&pools, 1, parcel(90, 0)).await.is_some());
+        assert_eq!(pools.open_files(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_may_exceed_its_size_by_the_last_parcel_and_takes_no_more_then() {
+        let pools = Pools::new(settings(|s| {
+            s.file_bytes_max = 50;
+        }));
+        let file = put(&pools, 1, parcel(40, 0)).await.unwrap();
+        assert!(put(&pools, 1, parcel(40, 0)).await.is_none());
+
+        assert!(file.is_closed());
+        assert!(put(&pools, 1, parcel(1, 0)).await.is_some());
+        assert!(pools.take_group(&file).last);
+    }
+
+    #[tokio::test]
+    async fn a_file_takes_segments_of_so_many_subtasks_and_no_more() {
+        let pools = Pools::new(settings(|s| {
+            s.subtasks_per_file_max = 2;
+            s.pool = PoolMode::Blocking;
+        }));
+        put(&pools, 1, parcel(1, 0)).await.unwrap();
+        assert!(put(&pools, 1, parcel(1, 1)).await.is_none());
+
+        assert!(put(&pools, 1, parcel(1, 2)).await.is_some(), "a third subtask gets a file of its own");
+        assert!(put(&pools, 1, parcel(1, 0)).await.is_none(), "the first two still share theirs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_the_bound_of_open_files_an_idle_one_of_another_lane_is_asked_to_end() {
+        let pools = Arc::new(Pools::new(settings(|s| s.open_files_max = 1)));
+        let idle = put(&pools, 1, parcel(1, 0)).await.unwrap();
+        pools.take_group(&idle);
+
+        let waiting = tokio::task::spawn({
+            let pools = Arc::clone(&pools);
+            async move { put(&pools, 2, parcel(1, 0)).await }
+        });
+        while !idle.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        pools.ended(&idle);
+
+        assert!(waiting.await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_checkpoint_closes_its_files_alone() {
+        let pools = Pools::new(settings(|_| {}));
+        let of = |n| LaneKey { checkpoint: Some(CheckpointId(n)), ..lane(1) };
+        let first = pools.put(&of(1), parcel(1, 0)).await.unwrap().unwrap();
+        let second = pools.put(&of(2), parcel(1, 0)).await.unwrap().unwrap();
+
+        pools.close_checkpoint(&"job-1".parse().unwrap(), CheckpointId(1));
+
+        assert!(first.is_closed() && !second.is_closed());
+        assert_eq!(pools.take_group(&first).parcels.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn without_merging_every_parcel_has_a_file_of_its_own() {
+        let pools = Pools::new(settings(|s| s.enabled = false));
+
+        assert!(put(&pools, 1, parcel(1, 0)).await.is_some());
+        assert!(put(&pools, 1, parcel(1, 0)).await.is_some());
+    }
+}

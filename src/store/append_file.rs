@@ -64,6 +64,16 @@ impl AppendFile {
         }
     }
 
+    /// Takes note of bytes that were written behind the last one by other means; they are synced with the others.
+    ///
+    /// # Errors
+    /// As after any failure, if the file is poisoned.
+    pub fn grown_by(&mut self, bytes: u64) -> io::Result<()> {
+        self.check()?;
+        self.len += bytes;
+        Ok(())
+    }
+
     /// Waits until all appended bytes are durable (`fdatasync`).
     ///
     /// # Errors

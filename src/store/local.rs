@@ -11,7 +11,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::append_file::{AppendFile, sync_parent};
+use super::direct::{DirectBuffers, DirectWriter};
 use super::{StoreError, Traffic};
+use crate::config::DirectIo;
 use crate::merge::format::ReadAt;
 use crate::model::PhysicalFileId;
 
@@ -21,21 +23,54 @@ pub struct LocalStore {
     root: Arc<Path>,
     /// Folders whose names this process has made durable.
     folders: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Where direct writes work and are wanted.
+    direct: Option<DirectBuffers>,
     traffic: Traffic,
 }
 
 /// A physical file that grows. One task owns it.
 #[derive(Debug)]
 pub struct LocalFile {
-    file: Arc<Mutex<AppendFile>>,
+    file: Arc<Mutex<Growing>>,
     path: String,
     traffic: Traffic,
+}
+
+#[derive(Debug)]
+struct Growing {
+    file: AppendFile,
+    direct: Option<DirectWriter>,
+}
+
+impl Growing {
+    fn append(&mut self, parts: Vec<Bytes>) -> io::Result<u64> {
+        match &self.direct {
+            Some(direct) => direct.append(&mut self.file, parts),
+            None => {
+                let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+                self.file.append(&slices)
+            }
+        }
+    }
 }
 
 impl LocalStore {
     /// Files below `root`, which exists.
     pub fn new(root: PathBuf, traffic: Traffic) -> Self {
-        Self { root: root.into(), folders: Arc::default(), traffic }
+        Self { root: root.into(), folders: Arc::default(), direct: None, traffic }
+    }
+
+    /// Writes large groups past the page cache where `wanted` says so. `name` names the file of the trial.
+    ///
+    /// # Errors
+    /// What the operating system says, if direct writes are demanded and do not work.
+    pub fn with_direct_io(mut self, wanted: DirectIo, name: &str) -> io::Result<Self> {
+        self.direct = match wanted {
+            DirectIo::Off => None,
+            DirectIo::On => Some(DirectWriter::probe(&self.root, name).map(|()| DirectBuffers::default())?),
+            DirectIo::Auto => DirectWriter::probe(&self.root, name).ok().map(|()| DirectBuffers::default()),
+        };
+        Ok(self)
     }
 
     fn path(&self, file: &PhysicalFileId) -> PathBuf {
@@ -48,6 +83,7 @@ impl LocalStore {
     /// [`StoreError::Failed`], also when the name is taken.
     pub async fn create(&self, file: &PhysicalFileId) -> Result<LocalFile, StoreError> {
         let (path, root, folders) = (self.path(file), Arc::clone(&self.root), Arc::clone(&self.folders));
+        let buffers = self.direct.clone();
         let name = file.to_string();
         let created = blocking("create", &name, move || {
             if let Some(folder) = path.parent()
@@ -56,7 +92,9 @@ impl LocalStore {
                 create_folders(&root, folder)?;
                 folders.lock().insert(folder.to_owned());
             }
-            AppendFile::create(path)
+            let file = AppendFile::create(&path)?;
+            let direct = buffers.and_then(|buffers| DirectWriter::open(&path, buffers));
+            Ok(Growing { file, direct })
         });
         let file = self.traffic.time("put", created).await?;
         Ok(LocalFile { file: Arc::new(Mutex::new(file)), path: name, traffic: self.traffic.clone() })
@@ -141,9 +179,8 @@ impl LocalFile {
         let file = Arc::clone(&self.file);
         let appended = blocking("append", &self.path, move || {
             let mut file = file.lock();
-            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-            let offset = file.append(&slices)?;
-            file.sync()?;
+            let offset = file.append(parts)?;
+            file.file.sync()?;
             Ok(offset)
         });
         self.traffic.time("append", appended).await
@@ -155,16 +192,13 @@ impl LocalFile {
     /// As [`Self::append`].
     pub async fn append_unsynced(&mut self, parts: Vec<Bytes>) -> Result<u64, StoreError> {
         let file = Arc::clone(&self.file);
-        let appended = blocking("append", &self.path, move || {
-            let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-            file.lock().append(&slices)
-        });
+        let appended = blocking("append", &self.path, move || file.lock().append(parts));
         self.traffic.time("append", appended).await
     }
 
     /// Bytes appended so far.
     pub fn len(&self) -> u64 {
-        self.file.lock().len()
+        self.file.lock().file.len()
     }
 
     /// Whether nothing was appended.

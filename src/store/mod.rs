@@ -9,6 +9,7 @@
 
 pub mod append_file;
 mod counted;
+mod direct;
 mod local;
 mod object;
 mod open;

@@ -9,7 +9,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use tokio::sync::Semaphore;
+
 use super::StoreError;
+use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
 
@@ -25,6 +28,9 @@ pub struct ObjectFiles {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     retry_timeout: Duration,
+    /// Bytes of files that are on their way to storage.
+    bytes_in_flight: Arc<Semaphore>,
+    bytes_in_flight_max: u32,
 }
 
 /// A multipart upload of one large file.
@@ -35,9 +41,17 @@ pub struct Upload {
 }
 
 impl ObjectFiles {
-    /// Files below `prefix`; a request is repeated for at most `retry_timeout`.
-    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, retry_timeout: Duration) -> Self {
-        Self { store, prefix, retry_timeout }
+    /// Files below `prefix`.
+    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, settings: &StoreSettings) -> Self {
+        let max = u32::try_from(settings.in_flight_bytes_max).unwrap_or(u32::MAX);
+        let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self {
+            store,
+            prefix,
+            retry_timeout: settings.retry_timeout,
+            bytes_in_flight: Arc::new(Semaphore::new(permits)),
+            bytes_in_flight_max: max,
+        }
     }
 
     fn path(&self, file: &PhysicalFileId) -> Path {
@@ -54,6 +68,9 @@ impl ObjectFiles {
     pub async fn put(&self, file: &PhysicalFileId, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let path = self.path(file);
         let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        // A file larger than the limit goes alone.
+        let permits = u32::try_from(len).unwrap_or(u32::MAX).min(self.bytes_in_flight_max);
+        let _on_its_way = self.bytes_in_flight.acquire_many(permits).await;
         let payload: PutPayload = parts.into_iter().collect();
         self.retrying("put", file, || async {
             let put = self.store.put_opts(&path, payload.clone(), PutOptions::from(PutMode::Create)).await;

@@ -36,6 +36,15 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// Direct writes are demanded and do not work.
+    #[error("{} takes no direct writes: set store.direct-io to auto or off", folder.display())]
+    Direct {
+        /// The folder.
+        folder: PathBuf,
+        /// What the operating system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// The configuration does not make a client.
     #[error("the client for {url} cannot be made")]
     Client {
@@ -68,11 +77,15 @@ pub async fn open(
 ) -> Result<Opened, OpenError> {
     let place = Place::make(&settings.url, settings)?;
     let data = match &place {
-        Place::Folder(folder) => DataStore::Local(LocalStore::new(folder.clone(), Traffic::data(metrics.clone()))),
+        Place::Folder(folder) => {
+            let store = LocalStore::new(folder.clone(), Traffic::data(metrics.clone()));
+            let store = store.with_direct_io(settings.direct_io, &entropy.hex(8));
+            DataStore::Local(store.map_err(|source| OpenError::Direct { folder: folder.clone(), source })?)
+        }
         Place::Store(store, prefix) => {
             let counted: Arc<dyn ObjectStore> =
                 Arc::new(Counted::new(Arc::clone(store), Traffic::data(metrics.clone())));
-            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings.retry_timeout))
+            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings))
         }
     };
     let (url, place) = match catalog_url {

@@ -25,7 +25,10 @@ impl GroupCommit {
         let wake = Arc::new(Notify::new());
         let cancel = CancellationToken::new();
         let groups = Arc::new(AtomicU64::new(0));
-        #[expect(clippy::disallowed_methods, reason = "the task ends with the journal, which waits for it or aborts it")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the task ends with the journal, which waits for it or aborts it"
+        )]
         let task = tokio::spawn({
             let flushes = flush_groups(db.clone(), wake.clone(), cancel.clone(), groups.clone());
             async move {

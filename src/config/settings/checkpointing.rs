@@ -23,18 +23,23 @@ pub struct CheckpointingSettings {
     pub interval_during_backlog: Option<Duration>,
     /// Between the end of one checkpoint and the next periodic one.
     pub min_pause: Duration,
+    /// Checkpoints in progress at once, at least 1; exactly 1 if unaligned ones are on.
     pub concurrent_max: usize,
     /// A checkpoint that takes longer is aborted.
     pub timeout: Duration,
     /// Consecutive failures that a job survives. `None`: any number.
     pub tolerable_failures: Option<u32>,
+    /// Whether a record may count again after a restore, for the sake of lower latency.
     pub mode: CheckpointMode,
     /// Completed checkpoints kept per job, at least 1.
     pub num_retained: usize,
+    /// What happens to a job's checkpoints when it ends.
     pub retention: Retention,
     /// Whether the files of a checkpoint are deleted in parallel.
     pub parallel_cleaning: bool,
+    /// Whether checkpoints go on after some tasks finished.
     pub checkpoints_after_tasks_finish: bool,
+    /// Whether a checkpoint may refer to state of earlier ones, which writes less and keeps old files longer.
     pub incremental: bool,
     /// `None`: barriers stay aligned.
     pub unaligned: Option<UnalignedSettings>,
@@ -46,9 +51,11 @@ pub struct CheckpointingSettings {
     pub write_buffer_bytes: u64,
     /// Where metadata is kept. `None`: beside the data.
     pub dir: Option<String>,
+    /// Where savepoints go that name no place of their own. `None`: they must name one.
     pub savepoint_dir: Option<String>,
     /// Whether each job gets a directory of its own below `dir`.
     pub create_subdir: bool,
+    /// Flink's choice of checkpoint storage, accepted for its sake: state is kept in the store either way.
     pub storage: Option<CheckpointStorage>,
     /// Directories of local copies, empty for the default place. `None`: no copies.
     pub local_backup_dirs: Option<Vec<String>>,

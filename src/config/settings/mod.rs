@@ -56,31 +56,40 @@ pub struct ServerSettings {
     pub s3: SocketAddr,
     /// Native API, health, metrics, admin pages.
     pub api: SocketAddr,
+    /// Path of a Unix socket that serves the native API too, 1 to 107 bytes. `None`: there is none.
     pub api_unix_socket: Option<PathBuf>,
     /// Lower case. Empty: path style only.
     pub virtual_host_domains: Vec<String>,
     /// Time that requests in progress get at shutdown.
     pub drain_timeout: Duration,
+    /// The region that the S3 door answers, and that signatures of clients name.
     pub region: String,
+    /// What the S3 door answers as an object's ETag. MD5 costs about 1.5 s of CPU time per GB.
     pub etag: EtagKind,
 }
 
 /// The storage behind the daemon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoreSettings {
+    /// Where the data lives, and the catalog too unless it has a place of its own.
     pub url: StoreUrl,
     /// An `http(s)` URL. `None`: AWS.
     pub endpoint: Option<String>,
+    /// Region of the S3 bucket. `None`: `AWS_REGION`, then what the store assumes.
     pub region: Option<String>,
     /// `None`: the sources that AWS clients know.
     pub credentials: Option<Credentials>,
+    /// Whether an endpoint may be without TLS, which shows the data to the network between.
     pub allow_http: bool,
     /// For one request.
     pub request_timeout: Duration,
     /// For all tries of a request.
     pub retry_timeout: Duration,
+    /// Requests to the store at once, at least 1. More hides latency until the store answers 503.
     pub concurrent_requests_max: usize,
+    /// Bytes of uploads and downloads at once, part of `memory_bytes` of the limits and at least one part.
     pub in_flight_bytes_max: u64,
+    /// Whether files on local disk are written past the page cache. S3 ignores it.
     pub direct_io: DirectIo,
     /// Segments above this are streamed, in parts of this size.
     pub part_bytes: u64,
@@ -89,7 +98,9 @@ pub struct StoreSettings {
 /// An access key and its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
+    /// The name of the pair, sent with every request.
     pub access_key: String,
+    /// Signs the requests and is never sent.
     pub secret_key: Secret,
 }
 
@@ -98,19 +109,28 @@ pub struct Credentials {
 pub struct MergingSettings {
     /// Off: every segment is a file of its own.
     pub enabled: bool,
+    /// Whether one file may hold segments of several checkpoints.
     pub checkpoint_boundary: CheckpointBoundary,
+    /// Who shares a file of shared state. Wider is fewer files, whose segments die at more different times.
     pub shared_boundary: Boundary,
+    /// Who shares a file of exclusive state.
     pub exclusive_boundary: Boundary,
     /// `Job` or `Daemon`.
     pub s3_boundary: Boundary,
     /// A file of this size or more takes no more segments.
     pub file_bytes_max: u64,
+    /// What a writer does when its lane has no free open file.
     pub pool: PoolMode,
+    /// Subtasks that share one file, at least 1. More is fewer files; fewer lets a subtask's files die together.
     pub subtasks_per_file_max: usize,
     /// At most `file_bytes_max`.
     pub group_bytes_max: u64,
+    /// How long a group waits for more segments. Longer makes larger groups and later answers.
     pub linger: LingerSettings,
+    /// Physical files open at once, at least 1; at the bound writers wait, as each file holds a buffer or a
+    /// descriptor.
     pub open_files_max: usize,
+    /// An open file without a new segment for this long is closed. Shorter frees memory, longer fills files.
     pub idle_close: Duration,
     /// Longest wait for a file.
     pub take_deadline: Duration,
@@ -121,6 +141,7 @@ pub struct MergingSettings {
 pub struct LingerSettings {
     /// Part of the store's recent latency, 0 to 1.
     pub latency_fraction: f64,
+    /// Upper bound of the wait, for a store whose latency is long. Zero is no wait.
     pub max: Duration,
 }
 
@@ -147,9 +168,14 @@ pub enum PoolMode {
 pub struct CatalogSettings {
     /// `None`: beside the data.
     pub url: Option<StoreUrl>,
+    /// Memory for blocks of the catalog, at least 1 MiB. Less means more requests per look-up.
     pub cache_bytes: u64,
+    /// Catalog bytes that are only in memory and the log, at least 8 MiB; at the bound catalog writes wait. Larger is
+    /// fewer files and a longer replay at start.
     pub unflushed_bytes_max: u64,
+    /// How often the catalog looks for a successor and for work. Each look costs requests, also when idle.
     pub poll_interval: Duration,
+    /// A log file on local disk is closed at this size, at least 64 KiB. Smaller gives space back sooner.
     pub log_segment_bytes: u64,
 }
 
@@ -162,13 +188,21 @@ pub struct LimitsSettings {
     pub multipart_memory_bytes: u64,
     /// At most `multipart_memory_bytes`.
     pub multipart_part_in_memory_bytes_max: u64,
+    /// A multipart upload without a request for this long is aborted, as its client has probably died.
     pub multipart_expiry: Duration,
+    /// The largest segment or single PUT. On S3 it fits into 10,000 parts.
     pub segment_bytes_max: u64,
+    /// The largest object of the S3 door. Above `segment_bytes_max` it takes a multipart upload.
     pub object_bytes_max: u64,
+    /// Bytes of an S3 key in UTF-8, 1 to 1024.
     pub key_bytes_max: usize,
+    /// Bytes of the names and values of an object's `x-amz-meta-*` headers together, at most `header_bytes_max`.
     pub metadata_bytes_max: u64,
+    /// Bytes of the request line and all headers together, at least 8 KiB, which is the least the HTTP server takes.
     pub header_bytes_max: u64,
+    /// Segments in one request of the native API, at least 1.
     pub segments_per_request_max: usize,
+    /// Connections over all doors, at least 1. More wait to be accepted, as each needs a file descriptor.
     pub connections_max: usize,
     /// Wait for memory before a request is refused.
     pub admission_timeout: Duration,
@@ -183,13 +217,17 @@ pub struct LimitsSettings {
 /// Getting dead bytes back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReclaimSettings {
+    /// Who re-uploads the live segments of files with too many dead bytes.
     pub mode: ReclaimMode,
     /// Physical bytes over live bytes, at least 1. `None`: no limit, nothing is re-uploaded.
     pub space_amplification_max: Option<f64>,
     /// Between forgetting a file and deleting it.
     pub delete_grace: Duration,
+    /// Files deleted per second, at least 1. S3 answers 503 above a few thousand.
     pub deletes_per_second_max: u32,
+    /// Bytes re-uploaded per second, never zero. More gives space back sooner and takes bandwidth from writers.
     pub copied_bytes_per_second_max: u64,
+    /// How often the reclaimer looks for work. It asks the catalog, not the store, so a look is cheap.
     pub interval: Duration,
 }
 
@@ -207,7 +245,9 @@ pub struct AuthSettings {
 /// One pair of keys of the S3 door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Key {
+    /// The name of the pair, sent by the client with every request.
     pub access_key: String,
+    /// Checks the client's signatures and is never sent.
     pub secret_key: Secret,
     /// `bucket/key` prefixes it may touch. Empty: all.
     pub prefixes: Vec<String>,
@@ -220,13 +260,16 @@ pub struct ClusterSettings {
     pub daemon_id: Option<String>,
     /// `None`: the address of the native API.
     pub advertised_url: Option<String>,
+    /// Into how many catalogs jobs are split, at least 1. It is fixed once there is data.
     pub shards: usize,
+    /// How long a silent owner keeps its shards. Shorter takes over sooner, and more often by mistake.
     pub lease_timeout: Duration,
 }
 
 /// What the daemon says about itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TelemetrySettings {
+    /// How log lines look: text for people or JSON for machines.
     pub log_format: LogFormat,
     /// In the syntax of `tracing_subscriber::EnvFilter`.
     pub log_filter: String,

@@ -16,22 +16,58 @@ pub use secret::Secret;
 /// Why a text is not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
+    /// There is no text.
     #[error("the value is empty, expected {expected}")]
-    Empty { expected: &'static str },
+    Empty {
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
+    /// The number is below zero, which no size or duration is.
     #[error("the value is negative, expected {expected}")]
-    Negative { expected: &'static str },
+    Negative {
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
+    /// The text starts with something else than a digit.
     #[error("the value does not start with a number, expected {expected}")]
-    NoNumber { expected: &'static str },
+    NoNumber {
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
+    /// The number has a decimal point or comma, which Flink's grammar does not know.
     #[error("only whole numbers are understood, expected {expected}")]
-    Fraction { expected: &'static str },
+    Fraction {
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
+    /// The number is followed by an unknown unit.
     #[error("unit `{unit}` is not one of {known}")]
-    UnknownUnit { unit: String, known: String },
+    UnknownUnit {
+        /// The unit as written, in lower case.
+        unit: String,
+        /// Every known unit, separated by commas.
+        known: String,
+    },
+    /// The number does not fit into Java's `long`, so Flink could not hold it either.
     #[error("the value is larger than {limit}")]
-    TooLarge { limit: String },
+    TooLarge {
+        /// The largest number that fits, with its unit where it is known.
+        limit: String,
+    },
+    /// The text is not one of the words, or not of the type, that the key takes.
     #[error("expected {expected}")]
-    Unexpected { expected: &'static str },
+    Unexpected {
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
+    /// The text breaks the grammar of its kind, such as that of a URL.
     #[error("{reason}, expected {expected}")]
-    Malformed { reason: &'static str, expected: &'static str },
+    Malformed {
+        /// Which part of the grammar it breaks.
+        reason: &'static str,
+        /// What is allowed, as the end of the sentence "expected ..".
+        expected: &'static str,
+    },
 }
 
 /// A value that is written as text, some also as a bare integer.
