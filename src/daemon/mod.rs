@@ -23,7 +23,7 @@ pub use recover::{RecoverError, Recovered, imagine, recover};
 use crate::api::admin::Admin;
 use crate::api::body::Admission;
 use crate::api::native::Native;
-use crate::api::s3::S3Door;
+use crate::api::s3::{S3Door, S3DoorParts};
 use crate::api::server::{Listener, Serving};
 use crate::catalog::Catalog;
 use crate::catalog::CatalogError;
@@ -63,9 +63,6 @@ pub enum StartError {
     /// What an older daemon left cannot be settled.
     #[error(transparent)]
     Recover(#[from] RecoverError),
-    /// The S3 door cannot be set up.
-    #[error("the S3 door cannot be set up: {0}")]
-    S3(String),
 }
 
 /// Why the daemon did not stop as it should. What was answered is durable all the same.
@@ -189,18 +186,18 @@ impl Daemon {
         clock: Clock,
     ) -> Result<(), StartError> {
         let limits = &self.settings.limits;
-        let s3 = S3Door::new(
-            self.catalog.clone(),
-            self.merger.clone(),
-            reader.clone(),
-            budget.clone(),
-            Arc::clone(&self.settings),
-            self.metrics.clone(),
+        let s3 = S3Door::new(S3DoorParts {
+            catalog: self.catalog.clone(),
+            merger: self.merger.clone(),
+            reader: reader.clone(),
+            budget: budget.clone(),
+            settings: Arc::clone(&self.settings),
+            metrics: self.metrics.clone(),
             entropy,
             clock,
-        );
-        let s3_service = crate::api::s3::service(&s3).map_err(StartError::S3)?;
-        self.work.spawn("multipart-expiry", Failure::StopsTheDaemon, s3.expire_uploads(self.stop_work.clone()));
+        });
+        self.work.spawn("multipart-expiry", Failure::StopsTheDaemon, s3.clone().run_expiry(self.stop_work.clone()));
+        let s3_service = crate::api::s3::service(s3);
         let native = Native {
             catalog: self.catalog.clone(),
             merger: self.merger.clone(),

@@ -1,0 +1,311 @@
+//! What a key tells: whose state it is, of which checkpoint, and how long it will live.
+//!
+//! Engines lay their state out in fixed ways; what dies together should be packed together. [`place`] reads the job,
+//! the scope and the checkpoint off a key. It never fails: a key that fits no layout belongs to the job of its first
+//! folder.
+//!
+//! | engine | key below the checkpoint folder | job | scope | checkpoint |
+//! | --- | --- | --- | --- | --- |
+//! | Flink | `<32 hex>/chk-<n>/..` | up to the 32 hex | exclusive | n |
+//! | Flink | `<32 hex>/shared/..`, `<32 hex>/dstl/..` | up to the 32 hex | shared | |
+//! | Flink | `<32 hex>/taskowned/..` | up to the 32 hex | exclusive | |
+//! | Flink, no folder per job | `chk-<n>/<leaf>`, `shared/<uuid>`, `taskowned/<uuid>` | the folder | as above | as above |
+//! | Flink | `savepoint-<hex>-<hex>/..` | up to and with the savepoint | exclusive | |
+//! | Spark | `state/<op>/<partition>/<v>.delta` (`.changelog`, `.zip`, their `.tmp`) | the folder | exclusive | v |
+//! | Spark | `state/<op>/<partition>/<uuid>.sst` | the folder | shared | |
+//! | Spark | `offsets/<n>`, `commits/<n>` | the folder | exclusive | n |
+//! | Arroyo | `checkpoints/checkpoint-<n>/..` | the folder | exclusive | n |
+//! | PyTorch DCP | `<step>/__<rank>_<n>.distcp` | the folder of the step | exclusive | the step, if it ends in a number |
+//!
+//! The bucket and the folders in front are part of the job's name, because Flink repeats job ids across clusters.
+
+use crate::catalog::command::About;
+use crate::model::{CheckpointId, JobId, Label, StateScope, Writer};
+
+/// Characters of a Flink job id.
+const FLINK_JOB_CHARS: usize = 32;
+/// Characters of a UUID.
+const UUID_CHARS: usize = 36;
+/// Bytes of a label.
+const NAME_BYTES_MAX: usize = 1200;
+
+/// What a key tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Whose state it is.
+    pub about: About,
+    /// The checkpoint that is complete once this object is stored: the key is a Flink `_metadata`.
+    pub completes: Option<CheckpointId>,
+}
+
+/// What the layouts say of a key: how many of its parts name the job, and the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Match {
+    job_parts: usize,
+    scope: StateScope,
+    checkpoint: Option<u64>,
+    completes: bool,
+}
+
+/// Says what `key` of `bucket` is.
+pub(super) fn place(bucket: &str, key: &str) -> Place {
+    let parts: Vec<&str> = key.split('/').collect();
+    let rules = [flink, flink_without_job_folder, savepoint, spark_state, spark_log, arroyo, distributed_checkpoint];
+    let found = rules.iter().find_map(|rule| rule(&parts)).unwrap_or(Match {
+        job_parts: usize::from(parts.len() > 1),
+        scope: StateScope::Exclusive,
+        checkpoint: None,
+        completes: false,
+    });
+    let checkpoint = found.checkpoint.map(CheckpointId);
+    let about = About {
+        job: job(bucket, &parts[..found.job_parts]),
+        scope: found.scope,
+        writer: Writer::default(),
+        checkpoint,
+        name: name(bucket, key),
+    };
+    Place { about, completes: checkpoint.filter(|_| found.completes) }
+}
+
+fn exclusive(job_parts: usize, checkpoint: Option<u64>) -> Match {
+    Match { job_parts, scope: StateScope::Exclusive, checkpoint, completes: false }
+}
+
+fn shared(job_parts: usize) -> Match {
+    Match { job_parts, scope: StateScope::Shared, checkpoint: None, completes: false }
+}
+
+fn flink(parts: &[&str]) -> Option<Match> {
+    parts.windows(2).enumerate().find_map(|(at, pair)| {
+        let is_job = pair[0].len() == FLINK_JOB_CHARS && is_lower_hex(pair[0]);
+        let below = parts.get(at + 2..).filter(|below| is_job && !below.is_empty())?;
+        flink_folder(at + 1, pair[1], below)
+    })
+}
+
+/// With `state.checkpoints.create-subdir` off the job's folder is missing; then the leaf has to look like Flink's too,
+/// because `shared` is a common word.
+fn flink_without_job_folder(parts: &[&str]) -> Option<Match> {
+    let folder = parts.len().checked_sub(2)?;
+    let leaf = parts[folder + 1];
+    let known = leaf == "_metadata" || leaf.is_empty() && parts[folder].starts_with("chk-") || is_uuid(leaf);
+    if known { flink_folder(folder, parts[folder], &parts[folder + 1..]) } else { None }
+}
+
+fn flink_folder(job_parts: usize, folder: &str, below: &[&str]) -> Option<Match> {
+    match folder {
+        "shared" | "dstl" => Some(shared(job_parts)),
+        "taskowned" => Some(exclusive(job_parts, None)),
+        _ => {
+            let number = decimal(folder.strip_prefix("chk-")?)?;
+            let completes = *below == ["_metadata"];
+            Some(Match { completes, ..exclusive(job_parts, Some(number)) })
+        }
+    }
+}
+
+fn savepoint(parts: &[&str]) -> Option<Match> {
+    let folders = parts.split_last()?.1;
+    let at = folders.iter().position(|part| {
+        let ids = part.strip_prefix("savepoint-").and_then(|ids| ids.split_once('-'));
+        ids.is_some_and(|(job, random)| is_lower_hex(job) && is_lower_hex(random))
+    })?;
+    Some(exclusive(at + 1, None))
+}
+
+fn spark_state(parts: &[&str]) -> Option<Match> {
+    let [.., "state", operator, partition, leaf] = parts else { return None };
+    decimal(operator)?;
+    decimal(partition)?;
+    let job_parts = parts.len() - 4;
+    // Before its rename a file is called `.<name>.<uuid>.TID<n>.tmp`.
+    let leaf = leaf.strip_prefix('.').filter(|_| leaf.ends_with(".tmp")).unwrap_or(leaf);
+    let (stem, kind) = leaf.split_once('.')?;
+    match kind.split('.').next()? {
+        "delta" | "changelog" | "zip" | "snapshot" => Some(exclusive(job_parts, Some(decimal(version(stem))?))),
+        "sst" => Some(shared(job_parts)),
+        _ => None,
+    }
+}
+
+/// Spark 4 writes `<version>_<unique id>`.
+fn version(stem: &str) -> &str {
+    stem.split('_').next().unwrap_or(stem)
+}
+
+fn spark_log(parts: &[&str]) -> Option<Match> {
+    let [.., "offsets" | "commits", leaf] = parts else { return None };
+    Some(exclusive(parts.len() - 2, Some(decimal(leaf)?)))
+}
+
+fn arroyo(parts: &[&str]) -> Option<Match> {
+    let at = parts.windows(2).position(|pair| pair[0] == "checkpoints" && pair[1].starts_with("checkpoint-"))?;
+    parts.get(at + 2)?;
+    Some(exclusive(at, Some(decimal(parts[at + 1].strip_prefix("checkpoint-")?)?)))
+}
+
+fn distributed_checkpoint(parts: &[&str]) -> Option<Match> {
+    let [.., step, leaf] = parts else { return None };
+    let (rank, number) = leaf.strip_prefix("__")?.strip_suffix(".distcp")?.split_once('_')?;
+    decimal(rank)?;
+    decimal(number)?;
+    let digits = step.len() - step.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let number = decimal(&step[digits..]);
+    let job_parts = if number.is_some() { parts.len() - 2 } else { parts.len() - 1 };
+    Some(exclusive(job_parts, number))
+}
+
+fn decimal(text: &str) -> Option<u64> {
+    // `parse` would take a plus sign.
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+fn is_lower_hex(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == UUID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+}
+
+/// The job of these folders. Parts that an id cannot hold are left out; what still is no id falls back to the bucket.
+fn job(bucket: &str, parts: &[&str]) -> JobId {
+    let valid = |part: &&str| !matches!(*part, "" | "." | "..") && !part.chars().any(char::is_control);
+    let mut id = bucket.to_owned();
+    for part in parts.iter().copied().filter(valid) {
+        id.push('/');
+        id.push_str(part);
+    }
+    let bucket = || bucket.parse().unwrap_or_else(|_| "_".parse().expect("a plain letter is a job id"));
+    id.parse().unwrap_or_else(|_| bucket())
+}
+
+/// `s3://bucket/key`, cut and cleaned to fit a label.
+fn name(bucket: &str, key: &str) -> Option<Label> {
+    let mut text = format!("s3://{bucket}/{key}");
+    if text.chars().any(char::is_control) {
+        text = text.replace(char::is_control, "\u{fffd}");
+    }
+    text.truncate(text.floor_char_boundary(NAME_BYTES_MAX));
+    Label::parse("name", &text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const J: &str = "0123456789abcdef0123456789abcdef";
+    const U: &str = "5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f";
+
+    fn facts(key: &str) -> (String, StateScope, Option<u64>, bool) {
+        let Place { about, completes } = place("b", key);
+        (about.job.to_string(), about.scope, about.checkpoint.map(|n| n.0), completes.is_some())
+    }
+
+    #[test]
+    fn exclusive_state_of_flink_belongs_to_its_checkpoint() {
+        let expected = (format!("b/dir/jobs/{J}"), StateScope::Exclusive, Some(17), false);
+
+        assert_eq!(facts(&format!("dir/jobs/{J}/chk-17/{U}")), expected);
+        assert_eq!(facts(&format!("dir/jobs/{J}/chk-17/")), expected);
+    }
+
+    #[test]
+    fn only_the_metadata_of_a_checkpoint_completes_it() {
+        let expected = (format!("b/{J}"), StateScope::Exclusive, Some(17), true);
+
+        assert_eq!(facts(&format!("{J}/chk-17/_metadata")), expected);
+        assert!(!facts(&format!("{J}/chk-17/._metadata.inprogress.{U}")).3);
+        assert!(!facts(&format!("{J}/chk-17/x/_metadata")).3);
+        assert!(!facts(&format!("{J}/_metadata")).3);
+        assert!(!facts("savepoint-012345-0123456789ab/_metadata").3);
+    }
+
+    #[test]
+    fn shared_and_task_owned_state_of_flink_belong_to_the_job() {
+        let job = format!("b/d/{J}");
+
+        for key in ["shared/U", "shared/job_J_op_x_1_2_/U", "dstl/U", "shared/"] {
+            assert_eq!(facts(&format!("d/{J}/{key}")), (job.clone(), StateScope::Shared, None, false), "{key}");
+        }
+        for key in ["taskowned/U", "taskowned/job_J_tm_x/U"] {
+            assert_eq!(facts(&format!("d/{J}/{key}")), (job.clone(), StateScope::Exclusive, None, false), "{key}");
+        }
+    }
+
+    #[test]
+    fn without_a_job_folder_the_directory_is_the_job() {
+        assert_eq!(facts(&format!("ckpt/chk-3/{U}")), ("b/ckpt".into(), StateScope::Exclusive, Some(3), false));
+        assert_eq!(facts("ckpt/chk-3/_metadata"), ("b/ckpt".into(), StateScope::Exclusive, Some(3), true));
+        assert_eq!(facts(&format!("x/ckpt/shared/{U}")), ("b/x/ckpt".into(), StateScope::Shared, None, false));
+        assert_eq!(facts("x/pictures/shared/cat.png").0, "b/x");
+    }
+
+    #[test]
+    fn a_savepoint_is_a_job_of_its_own() {
+        let (job, scope, checkpoint, _) = facts(&format!("sp/savepoint-0a1b2c-0123456789ab/{U}"));
+
+        assert_eq!(
+            (job.as_str(), scope, checkpoint),
+            ("b/sp/savepoint-0a1b2c-0123456789ab", StateScope::Exclusive, None)
+        );
+        assert_eq!(facts("sp/savepoint-notes.txt").0, "b/sp");
+    }
+
+    #[test]
+    fn state_and_logs_of_spark_belong_to_the_query() {
+        for leaf in ["41.delta", "41.changelog", "41.zip", "41_0-1.zip", ".41.delta.abc.TID5.tmp"] {
+            let expected = ("b/q".into(), StateScope::Exclusive, Some(41), false);
+            assert_eq!(facts(&format!("q/state/0/12/{leaf}")), expected, "{leaf}");
+        }
+        assert_eq!(facts(&format!("q/state/0/12/{U}.sst")), ("b/q".into(), StateScope::Shared, None, false));
+        assert_eq!(facts("x/q/offsets/7"), ("b/x/q".into(), StateScope::Exclusive, Some(7), false));
+        assert_eq!(facts("x/q/commits/+7").0, "b/x");
+    }
+
+    #[test]
+    fn checkpoints_of_arroyo_and_dcp_are_told_apart() {
+        let key = "j/checkpoints/checkpoint-0000012/operator-a/table-b-001";
+        assert_eq!(facts(key), ("b/j".into(), StateScope::Exclusive, Some(12), false));
+        assert_eq!(facts("run/step-500/__3_0.distcp"), ("b/run".into(), StateScope::Exclusive, Some(500), false));
+        assert_eq!(facts("run/last/__3_0.distcp"), ("b/run/last".into(), StateScope::Exclusive, None, false));
+    }
+
+    #[test]
+    fn other_keys_belong_to_their_first_folder() {
+        assert_eq!(facts("logs/2026/a.txt"), ("b/logs".into(), StateScope::Exclusive, None, false));
+        assert_eq!(facts("a.txt").0, "b");
+        assert_eq!(facts("dir/").0, "b/dir");
+    }
+
+    #[test]
+    fn parts_that_no_job_can_hold_are_left_out() {
+        assert_eq!(facts(&format!("a//./../c\nd/{J}/chk-1/{U}")).0, format!("b/a/{J}"));
+        assert_eq!(facts("/x").0, "b");
+        assert_eq!(facts("../x").0, "b");
+    }
+
+    #[test]
+    fn numbers_too_large_for_a_checkpoint_are_none() {
+        assert_eq!(facts(&format!("{J}/chk-99999999999999999999/{U}")).2, None);
+    }
+
+    #[test]
+    fn names_are_cut_at_a_character() {
+        let place = place("b", &"ü".repeat(1000));
+
+        assert_eq!(place.about.name.unwrap().as_str().len(), 1199);
+    }
+
+    proptest! {
+        #[test]
+        fn no_key_makes_it_panic(key in "\\PC{0,80}|([a-f0-9]{32}|chk-[0-9]{0,22}|shared|state|[0-9]{1,3}|[.]{0,3}|\n|/|__1_2\\.distcp|offsets|savepoint-a-b|checkpoints|checkpoint-1){0,12}") {
+            let place = place("bucket", &key);
+            prop_assert!(place.about.job.as_str().starts_with("bucket"));
+            prop_assert!(place.completes.is_none() || place.completes == place.about.checkpoint);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Which bytes of an object a request is about.
+
+use std::ops::Range;
+
+use s3s::{S3Error, S3ErrorCode, S3Result, dto};
+
+use super::errors::{custom, refuse, refuse_as};
+
+/// The bytes that a read asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Half-open.
+    pub bytes: Range<u64>,
+    /// Whether the request named them; then the answer is 206.
+    pub partial: bool,
+}
+
+impl Wanted {
+    /// `Content-Range` of the answer.
+    pub(super) fn content_range(&self, len: u64) -> Option<String> {
+        let Range { start, end } = self.bytes;
+        self.partial.then(|| format!("bytes {start}-{}/{len}", end.saturating_sub(1)))
+    }
+}
+
+/// The bytes of an object of `len` bytes, made of `part_lens`, that a `Range` header or a part number asks for.
+///
+/// # Errors
+/// 416 if there are no such bytes, `InvalidRequest` if both are given.
+pub(super) fn of_read(
+    range: Option<dto::Range>,
+    part_number: Option<i32>,
+    len: u64,
+    part_lens: &[u64],
+) -> S3Result<Wanted> {
+    match (range, part_number) {
+        (Some(_), Some(_)) => {
+            Err(refuse(S3ErrorCode::InvalidRequest, "a range and a part number cannot be asked for together"))
+        }
+        (Some(range), None) => {
+            let bytes = range.check(len).ok().filter(|bytes| !bytes.is_empty()).ok_or_else(not_satisfiable)?;
+            Ok(Wanted { bytes, partial: true })
+        }
+        (None, Some(number)) => of_part(number, len, part_lens),
+        (None, None) => Ok(Wanted { bytes: 0..len, partial: false }),
+    }
+}
+
+/// Part 1 of an object that came in one piece is all of it.
+fn of_part(number: i32, len: u64, part_lens: &[u64]) -> S3Result<Wanted> {
+    let whole = [len];
+    let part_lens = if part_lens.is_empty() { &whole } else { part_lens };
+    let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+    let found = index.and_then(|index| Some((index, *part_lens.get(index)?)));
+    let (index, part_len) = found.ok_or_else(|| {
+        let message = format!("the object has {} parts, not a part {number}", part_lens.len());
+        refuse_as(http::StatusCode::RANGE_NOT_SATISFIABLE, custom("InvalidPartNumber"), message)
+    })?;
+    let start: u64 = part_lens[..index].iter().sum();
+    Ok(Wanted { bytes: start..start + part_len, partial: part_len > 0 })
+}
+
+/// The bytes of a source of `len` bytes that `x-amz-copy-source-range` names; unlike in a read they must exist.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(super) fn of_copy(text: Option<&str>, len: u64) -> S3Result<Range<u64>> {
+    let Some(text) = text else { return Ok(0..len) };
+    match dto::Range::parse(text) {
+        Ok(dto::Range::Int { first, last: Some(last) }) if last < len => Ok(first..last + 1),
+        _ => {
+            let message = format!("x-amz-copy-source-range must be bytes=first-last within {len} bytes, is {text:?}");
+            Err(refuse(S3ErrorCode::InvalidArgument, message))
+        }
+    }
+}
+
+fn not_satisfiable() -> S3Error {
+    refuse(S3ErrorCode::InvalidRange, "the object has no bytes in the range")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, len: u64) -> Option<Range<u64>> {
+        of_read(Some(dto::Range::parse(text).unwrap()), None, len, &[]).ok().map(|wanted| wanted.bytes)
+    }
+
+    #[test]
+    fn ranges_are_clamped_to_the_object() {
+        assert_eq!(read("bytes=0-0", 10), Some(0..1));
+        assert_eq!(read("bytes=8-20", 10), Some(8..10));
+        assert_eq!(read("bytes=-3", 10), Some(7..10));
+        assert_eq!(read("bytes=-30", 10), Some(0..10));
+        assert_eq!(read("bytes=4-", 10), Some(4..10));
+    }
+
+    #[test]
+    fn ranges_without_bytes_are_refused() {
+        for (text, len) in [("bytes=10-", 10), ("bytes=-0", 10), ("bytes=0-", 0), ("bytes=-5", 0)] {
+            assert_eq!(read(text, len), None, "{text} of {len}");
+        }
+    }
+
+    #[test]
+    fn parts_are_read_by_number() {
+        let part = |number| of_read(None, Some(number), 30, &[10, 15, 5]).ok().map(|wanted| wanted.bytes);
+
+        assert_eq!(
+            [part(0), part(1), part(2), part(3), part(4)],
+            [None, Some(0..10), Some(10..25), Some(25..30), None]
+        );
+        assert_eq!(of_read(None, Some(1), 7, &[]).unwrap(), Wanted { bytes: 0..7, partial: true });
+        assert_eq!(of_read(None, Some(1), 0, &[]).unwrap(), Wanted { bytes: 0..0, partial: false });
+    }
+
+    #[test]
+    fn content_range_names_the_last_byte() {
+        let wanted = Wanted { bytes: 5..7, partial: true };
+
+        assert_eq!(wanted.content_range(9).as_deref(), Some("bytes 5-6/9"));
+        assert_eq!(Wanted { partial: false, ..wanted }.content_range(9), None);
+    }
+
+    #[test]
+    fn a_copied_range_has_to_exist() {
+        assert_eq!(of_copy(None, 5).unwrap(), 0..5);
+        assert_eq!(of_copy(Some("bytes=1-4"), 5).unwrap(), 1..5);
+        for bad in ["bytes=1-5", "bytes=1-", "bytes=-2", "1-2", ""] {
+            assert!(of_copy(Some(bad), 5).is_err(), "{bad:?}");
+        }
+    }
+}
