@@ -83,6 +83,6 @@ section! {
         /// `text` (default) or `json`.
         log_format: LogFormat = LogFormat::Text,
         /// Level, or levels per module (`info,esker::merge=debug`), default `info`. Debug logs per segment.
-        log_filter: String = "info,slatedb=warn".to_owned(),
+        log_filter: String = "info,slatedb=warn,s3s=off".to_owned(),
     }
 }
