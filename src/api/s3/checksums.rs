@@ -87,7 +87,7 @@ impl Algorithm {
 
     fn hasher(self) -> Hasher {
         match (self.crc(), self) {
-            (Some(crc), _) => Hasher::Crc(crc_fast::Digest::new(crc), self.value_bytes()),
+            (Some(crc), _) => Hasher::Crc(Box::new(crc_fast::Digest::new(crc)), self.value_bytes()),
             (None, Self::Sha1) => Hasher::Sha1(Box::new(Sha1::new())),
             (None, _) => Hasher::Sha256(Box::new(Sha256::new())),
         }
@@ -103,7 +103,7 @@ impl Algorithm {
 
 /// A checksum while its bytes arrive.
 enum Hasher {
-    Crc(crc_fast::Digest, usize),
+    Crc(Box<crc_fast::Digest>, usize),
     Sha1(Box<Sha1>),
     Sha256(Box<Sha256>),
 }

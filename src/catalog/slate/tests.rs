@@ -14,7 +14,6 @@ use tempfile::TempDir;
 
 use super::*;
 
-mod measures;
 mod requests;
 
 type Records = BTreeMap<Bytes, Bytes>;
