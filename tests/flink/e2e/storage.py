@@ -239,6 +239,7 @@ class EskerOnS3(Esker):
 url = "s3://esker/flink-test"
 endpoint = "{self.server.endpoint}"
 region = "{s3.REGION}"
+allow-http = true
 access-key = "{self.server.access_key}"
 secret-key = "{self.server.secret_key}"
 
