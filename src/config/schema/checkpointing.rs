@@ -48,7 +48,7 @@ section! {
         /// States up to this size are stored inside the catalog record, default 20 kb, at most 1 mb, 0 is never.
         /// Larger saves requests and grows the catalog.
         data_inline_threshold: MemorySize = MemorySize::kib(20),
-        /// First size of the buffer that receives a body, default 4 kb, at least `data-inline-threshold`.
+        /// First size of a worker's own write buffer, default 4 kb, at least `data-inline-threshold`; without effect here.
         write_buffer_size: MemorySize = MemorySize::kib(4),
         /// Directory of the checkpoints' metadata. Not set: beside the data.
         dir: Option<String> = None,

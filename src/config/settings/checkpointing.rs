@@ -47,7 +47,7 @@ pub struct CheckpointingSettings {
     pub channel_state_subtasks_max: usize,
     /// States up to this size are stored inside the catalog record; 0 is never.
     pub inline_bytes_max: u64,
-    /// First size of the buffer that receives a body.
+    /// First size of a worker's own write buffer.
     pub write_buffer_bytes: u64,
     /// Where metadata is kept. `None`: beside the data.
     pub dir: Option<String>,
