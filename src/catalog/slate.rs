@@ -44,6 +44,7 @@ use self::settings::{Updates, block_cache, gc_options, slate_settings};
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
 use crate::store::append_file::sync_parent;
+use crate::store::{Counted, Traffic};
 
 /// The catalog's records on storage.
 ///
@@ -78,6 +79,8 @@ pub enum Placement {
     Local {
         /// The folder.
         folder: PathBuf,
+        /// Counts what is written and read there.
+        traffic: Traffic,
     },
 }
 
@@ -209,7 +212,7 @@ impl Journal {
         }
         let journal = match placement {
             Placement::Object { store, prefix } => open_object(store, prefix, &settings).await?,
-            Placement::Local { folder } => open_local(folder, &settings).await?,
+            Placement::Local { folder, traffic } => open_local(folder, traffic, &settings).await?,
         };
         match visit_all(&journal.db, visit).await {
             Ok(()) => Ok(journal),
@@ -339,17 +342,17 @@ async fn open_object(
     Ok(Journal { epoch: db.manifest().writer_epoch(), backend: Backend::Object(GroupCommit::start(db.clone())), db })
 }
 
-async fn open_local(folder: PathBuf, settings: &JournalSettings) -> Result<Journal, JournalError> {
+async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSettings) -> Result<Journal, JournalError> {
     let (lock, store) = {
         let folder = folder.clone();
         tokio::task::spawn_blocking(move || lock_folder(&folder))
             .await
             .map_err(|error| JournalError::Internal(error.into()))??
     };
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let store: Arc<dyn ObjectStore> = Arc::new(Counted::new(Arc::new(store), traffic.clone()));
     let prefix = Path::from("db");
     check_marker(&store, &prefix, "local-log").await?;
-    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes));
+    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic));
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     // SlateDB's own collector would look for its own log and never shorten ours.
     let gc = GarbageCollectorBuilder::new(prefix.clone(), store.clone())

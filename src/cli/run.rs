@@ -1,6 +1,6 @@
 //! `esker dev` and `esker serve`: run a daemon until a signal.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,13 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{DevArgs, ServeArgs, load};
-use crate::catalog::command::{Command, Refusal};
-use crate::catalog::{Catalog, CatalogError};
 use crate::config::{LogFormat, Settings, TelemetrySettings};
 use crate::daemon::{Addresses, Daemon, Summary};
 
-/// The bucket that exists from the start in `esker dev`.
-const DEV_BUCKET: &str = "checkpoints";
 /// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
 const DEV_KEYS: [(&str, &str, &str); 2] = [
     ("auth.access-key", "ESKER__AUTH__ACCESS_KEY", "esker"),
@@ -53,24 +49,17 @@ fn run(settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Res
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(async {
-        let credentials = settings.auth.keys.first().cloned();
         // Before the start, so that a signal during it is not lost.
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
         let daemon = Daemon::start(settings.clone()).await?;
-        let bucket = if kind == Kind::Dev { Some(DEV_BUCKET) } else { None };
-        if let Some(bucket) = bucket {
-            ensure_bucket(daemon.catalog(), bucket).await?;
-        }
-        let (access_key, secret_key) =
-            credentials.map(|key| (key.access_key.clone(), key.secret_key.expose().to_owned())).unwrap_or_default();
         let addresses = *daemon.addresses();
+        let client = ClientSettings::new(&settings, addresses);
         tracing::info!(s3 = %addresses.s3, api = %addresses.api, store = %settings.store.url, "ready");
         if let Some(path) = ready_file {
-            let ready = ready_json(&addresses, &access_key, &secret_key);
-            write_whole(path, &ready).with_context(|| format!("the ready file {}", path.display()))?;
+            write_whole(path, &client.ready_json()).with_context(|| format!("the ready file {}", path.display()))?;
         }
         if kind == Kind::Dev {
-            print!("{}", snippets(&addresses, &access_key, &secret_key));
+            print!("{}", client.snippets());
             std::io::stdout().flush()?;
         }
         let lost = daemon.lost();
@@ -88,16 +77,12 @@ fn run(settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Res
     })
 }
 
-async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogError> {
-    match catalog.execute(Command::CreateBucket(bucket.to_owned())).await {
-        Ok(_) | Err(CatalogError::Refused(Refusal::BucketExists(_))) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 fn start_logging(settings: &TelemetrySettings) {
     let filter = EnvFilter::try_new(&settings.log_filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second daemon in the same process logs through the first one's subscriber.
     let set = match settings.log_format {
         LogFormat::Json => logs.json().try_init(),
@@ -106,15 +91,70 @@ fn start_logging(settings: &TelemetrySettings) {
     drop(set);
 }
 
-fn ready_json(addresses: &Addresses, access_key: &str, secret_key: &str) -> String {
-    serde_json::json!({
-        "s3": format!("http://{}", addresses.s3),
-        "api": format!("http://{}", addresses.api),
-        "access_key": access_key,
-        "secret_key": secret_key,
-        "bucket": DEV_BUCKET,
-    })
-    .to_string()
+/// What a client has to know.
+struct ClientSettings {
+    addresses: Addresses,
+    access_key: String,
+    secret_key: String,
+    region: String,
+    /// A bucket that exists.
+    bucket: Option<String>,
+}
+
+impl ClientSettings {
+    fn new(settings: &Settings, addresses: Addresses) -> Self {
+        let key = settings.auth.keys.first();
+        Self {
+            addresses,
+            access_key: key.map(|key| key.access_key.clone()).unwrap_or_default(),
+            secret_key: key.map(|key| key.secret_key.expose().to_owned()).unwrap_or_default(),
+            region: settings.server.region.clone(),
+            bucket: settings.server.buckets.first().cloned(),
+        }
+    }
+
+    fn ready_json(&self) -> String {
+        serde_json::json!({
+            "s3": format!("http://{}", self.addresses.s3),
+            "api": format!("http://{}", self.addresses.api),
+            "access_key": self.access_key,
+            "secret_key": self.secret_key,
+            "bucket": self.bucket,
+        })
+        .to_string()
+    }
+
+    fn snippets(&self) -> String {
+        let Self { addresses: Addresses { s3, api }, access_key, secret_key, region, .. } = self;
+        let bucket = self.bucket.as_deref().unwrap_or("BUCKET");
+        format!(
+            "
+Esker is ready. S3 door http://{s3}, native API and metrics http://{api}, bucket '{bucket}'.
+
+# Flink (config.yaml; plugin flink-s3-fs-native, -hadoop or -presto)
+s3.endpoint: http://{s3}
+s3.path-style-access: true
+s3.region: {region}
+s3.access-key: {access_key}
+s3.secret-key: {secret_key}
+execution.checkpointing.dir: s3://{bucket}/jobs
+
+# Spark (S3A)
+spark.hadoop.fs.s3a.endpoint           http://{s3}
+spark.hadoop.fs.s3a.path.style.access  true
+spark.hadoop.fs.s3a.endpoint.region    external
+spark.hadoop.fs.s3a.access.key         {access_key}
+spark.hadoop.fs.s3a.secret.key         {secret_key}
+# checkpointLocation: s3a://{bucket}/q1
+
+# boto3
+s3 = boto3.client('s3', endpoint_url='http://{s3}', region_name='{region}',
+                  aws_access_key_id='{access_key}', aws_secret_access_key='{secret_key}')
+
+Ctrl-C ends it; everything that was answered is on disk.
+"
+        )
+    }
 }
 
 /// Writes a file so that a reader sees all of it or nothing. It holds a secret: nobody else may read it.
@@ -126,37 +166,6 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&temporary, path)
-}
-
-fn snippets(addresses: &Addresses, access_key: &str, secret_key: &str) -> String {
-    let (s3, api) = (addresses.s3, addresses.api);
-    format!(
-        "
-Esker is ready. S3 door http://{s3}, native API and metrics http://{api}, bucket '{DEV_BUCKET}'.
-
-# Flink (config.yaml; plugin flink-s3-fs-native, -hadoop or -presto)
-s3.endpoint: http://{s3}
-s3.path-style-access: true
-s3.region: us-east-1
-s3.access-key: {access_key}
-s3.secret-key: {secret_key}
-execution.checkpointing.dir: s3://{DEV_BUCKET}/jobs
-
-# Spark (S3A)
-spark.hadoop.fs.s3a.endpoint           http://{s3}
-spark.hadoop.fs.s3a.path.style.access  true
-spark.hadoop.fs.s3a.endpoint.region    external
-spark.hadoop.fs.s3a.access.key         {access_key}
-spark.hadoop.fs.s3a.secret.key         {secret_key}
-# checkpointLocation: s3a://{DEV_BUCKET}/q1
-
-# boto3
-s3 = boto3.client('s3', endpoint_url='http://{s3}', region_name='us-east-1',
-                  aws_access_key_id='{access_key}', aws_secret_access_key='{secret_key}')
-
-Ctrl-C ends it; everything that was answered is on disk.
-"
-    )
 }
 
 fn farewell(summary: &Summary) -> String {

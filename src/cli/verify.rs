@@ -61,8 +61,8 @@ async fn look(args: &VerifyArgs) -> anyhow::Result<Report> {
         bail!("{} holds no catalog", args.data_dir.display());
     }
     let mut state = State::default();
-    let journal =
-        Journal::open(Placement::Local { folder }, JournalSettings::local(), |key, value| state.load(&key, &value));
+    let placement = Placement::Local { folder, traffic: Traffic::catalog(Metrics::new()) };
+    let journal = Journal::open(placement, JournalSettings::local(), |key, value| state.load(&key, &value));
     let journal = journal.await.context("the catalog cannot be opened")?;
     let store = LocalStore::new(std::path::absolute(&args.data_dir)?, Traffic::data(Metrics::new()));
     imagine(&mut state, &store, Millis(0)).await?;

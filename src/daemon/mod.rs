@@ -1,7 +1,8 @@
 //! Builds every part, starts them in order, stops them in reverse. The only module that knows all parts.
 //!
 //! Start: doors are bound (a port in use is the cheapest error), the store is opened and probed, the catalog is opened,
-//! which shuts out an older daemon, what that one left is settled, the owner of the catalog starts, then the doors.
+//! which shuts out an older daemon, what that one left is settled, the owner of the catalog starts, the configured
+//! buckets are created, then the doors open.
 //!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
 //! `server.drain-timeout`; open files are written to their end; the catalog is written and closed.
@@ -27,6 +28,7 @@ use crate::api::s3::{S3Door, S3DoorParts};
 use crate::api::server::{Listener, Serving};
 use crate::catalog::Catalog;
 use crate::catalog::CatalogError;
+use crate::catalog::command::{Command, Refusal};
 use crate::catalog::record::Mutation;
 use crate::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
 use crate::catalog::state::State;
@@ -60,6 +62,9 @@ pub enum StartError {
     /// The catalog cannot be opened.
     #[error("the catalog cannot be opened")]
     Journal(#[from] JournalError),
+    /// The catalog was lost before it had the configured buckets.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
     /// What an older daemon left cannot be settled.
     #[error(transparent)]
     Recover(#[from] RecoverError),
@@ -133,6 +138,9 @@ impl Daemon {
         let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
         let (state, journal) = load(&opened.data, opened.catalog, &settings.catalog, &clock).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
+        for bucket in &settings.server.buckets {
+            ensure_bucket(&catalog, bucket).await?;
+        }
 
         let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
         let parts = MergerParts::new(
@@ -330,6 +338,13 @@ pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> Jo
         unflushed_bytes_max: settings.unflushed_bytes_max.max(2 * base.l0_bytes),
         log_segment_bytes: settings.log_segment_bytes,
         ..base
+    }
+}
+
+async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogError> {
+    match catalog.execute(Command::CreateBucket(bucket.to_owned())).await {
+        Ok(_) | Err(CatalogError::Refused(Refusal::BucketExists(_))) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

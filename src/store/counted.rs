@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,19 +42,41 @@ impl Traffic {
         operation: &'static str,
         request: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let labels = [operation, self.of];
-        self.metrics.store_requests.with_label_values(&labels).inc();
-        let begun = Clock::instant();
+        let timer = self.begin(operation);
         let answer = request.await;
-        self.metrics.store_seconds.with_label_values(&labels).observe(begun.elapsed().as_secs_f64());
-        if answer.is_err() {
-            self.metrics.store_errors.with_label_values(&labels).inc();
-        }
-        answer
+        timer.end(answer)
+    }
+
+    /// The same for a request that blocks.
+    pub fn time_blocking<T, E>(&self, operation: &'static str, request: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let timer = self.begin(operation);
+        timer.end(request())
+    }
+
+    fn begin(&self, operation: &'static str) -> Timer<'_> {
+        self.count(operation);
+        Timer { metrics: &self.metrics, labels: [operation, self.of], begun: Clock::instant() }
     }
 
     fn count(&self, operation: &'static str) {
         self.metrics.store_requests.with_label_values(&[operation, self.of]).inc();
+    }
+}
+
+/// A request in progress.
+struct Timer<'a> {
+    metrics: &'a Metrics,
+    labels: [&'static str; 2],
+    begun: Instant,
+}
+
+impl Timer<'_> {
+    fn end<T, E>(self, answer: Result<T, E>) -> Result<T, E> {
+        self.metrics.store_seconds.with_label_values(&self.labels).observe(self.begun.elapsed().as_secs_f64());
+        if answer.is_err() {
+            self.metrics.store_errors.with_label_values(&self.labels).inc();
+        }
+        answer
     }
 }
 

@@ -93,7 +93,9 @@ pub async fn open(
         _ => (&settings.url, place),
     };
     let catalog = match place {
-        Place::Folder(folder) => Placement::Local { folder: folder.join("catalog") },
+        Place::Folder(folder) => {
+            Placement::Local { folder: folder.join("catalog"), traffic: Traffic::catalog(metrics.clone()) }
+        }
         Place::Store(store, prefix) => {
             let counted = Counted::new(store, Traffic::catalog(metrics.clone()));
             let key = prefix.clone().join("probe").join(entropy.hex(16));

@@ -54,6 +54,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::store::Traffic;
+
 pub use fence::LogInit;
 pub use gc::LogGc;
 
@@ -63,14 +65,21 @@ pub struct Log {
     folder: PathBuf,
     /// A segment that is longer than this is followed by a new one.
     segment_bytes: u64,
+    traffic: Traffic,
     usage: Usage,
     abort: writer::AbortHandle,
 }
 
 impl Log {
     /// A log in `folder`, which is created when the log is opened.
-    pub fn new(folder: PathBuf, segment_bytes: u64) -> Arc<Self> {
-        Arc::new(Self { folder, segment_bytes, usage: Usage::default(), abort: writer::AbortHandle::default() })
+    pub fn new(folder: PathBuf, segment_bytes: u64, traffic: Traffic) -> Arc<Self> {
+        Arc::new(Self {
+            folder,
+            segment_bytes,
+            traffic,
+            usage: Usage::default(),
+            abort: writer::AbortHandle::default(),
+        })
     }
 
     /// How many segments there are.

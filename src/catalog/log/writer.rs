@@ -469,8 +469,10 @@ fn append(log: &Log, segment: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Res
     if log.usage.fail_next.load(std::sync::atomic::Ordering::Acquire) {
         segment.poison();
     }
-    let offset = segment.append(parts)?;
-    segment.sync()?;
+    let offset = log.traffic.time_blocking("append", || {
+        let offset = segment.append(parts)?;
+        segment.sync().map(|()| offset)
+    })?;
     log.usage.add_bytes(segment.len() - offset);
     log.usage.add_sync();
     Ok(())

@@ -13,13 +13,14 @@ use object_store::memory::InMemory;
 use tempfile::TempDir;
 
 use super::*;
+use crate::metrics::Metrics;
 
 mod requests;
 
 type Records = BTreeMap<Bytes, Bytes>;
 
 fn local(folder: &TempDir) -> Placement {
-    Placement::Local { folder: folder.path().join("journal") }
+    Placement::Local { folder: folder.path().join("journal"), traffic: Traffic::catalog(Metrics::new()) }
 }
 
 fn object(store: &Arc<dyn ObjectStore>) -> Placement {
@@ -516,7 +517,7 @@ async fn child_that_commits_until_killed() {
         return;
     };
     let folder = FilePath::new(&folder).join("journal");
-    let placement = Placement::Local { folder };
+    let placement = Placement::Local { folder, traffic: Traffic::catalog(Metrics::new()) };
     let settings = JournalSettings {
         log_segment_bytes: 64 << 10,
         l0_bytes: 128 << 10,

@@ -57,12 +57,13 @@ pub struct SpaceUsage {
 }
 
 impl SpaceUsage {
-    /// Physical bytes divided by live bytes, both with what is inline; 1.0 when nothing is stored.
+    /// Physical bytes divided by live bytes, both with what is inline; 1.0 when nothing is stored, infinite
+    /// when nothing of it lives.
     pub fn amplification(&self) -> f64 {
-        if self.live_bytes == 0 {
-            return 1.0;
+        match self.physical_bytes + self.inline_bytes {
+            0 => 1.0,
+            stored => stored as f64 / self.live_bytes as f64,
         }
-        (self.physical_bytes + self.inline_bytes) as f64 / self.live_bytes as f64
     }
 }
 

@@ -17,6 +17,8 @@ section! {
         /// Host names below which a bucket may be the first label (`bucket.s3.local` for `s3.local`), also aliases of
         /// this host. Default none: a host name is never taken for a bucket, path style only.
         virtual_host_domains: Vec<String> = Vec::new(),
+        /// Buckets of the S3 door that exist from the start, default `checkpoints`. Clients may create more.
+        buckets: Vec<String> = vec!["checkpoints".to_owned()],
         /// Time that requests in progress get at shutdown, default 30 s. Longer delays a restart.
         drain_timeout: Span = Span::seconds(30),
         /// Region the S3 door answers and expects in signatures, default `us-east-1`.

@@ -41,6 +41,11 @@ fn check_names(rules: &mut Rules) {
         &["server.virtual-host-domains"],
         "each must be a host name such as `s3.local`, with a port if clients send one",
     );
+    rules.require(
+        server.buckets.iter().all(|bucket| s3s::path::check_bucket_name(bucket)),
+        &["server.buckets"],
+        "each must be a bucket name as in S3: 3 to 63 of `a-z`, `0-9`, `.` and `-`, such as `checkpoints`",
+    );
     if let Some(path) = &server.api_unix_socket {
         rules.require(
             (1..=SOCKET_PATH_BYTES_MAX).contains(&path.as_os_str().len()),

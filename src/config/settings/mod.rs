@@ -60,6 +60,8 @@ pub struct ServerSettings {
     pub api_unix_socket: Option<PathBuf>,
     /// Lower case. Empty: path style only.
     pub virtual_host_domains: Vec<String>,
+    /// Buckets that exist from the start.
+    pub buckets: Vec<String>,
     /// Time that requests in progress get at shutdown.
     pub drain_timeout: Duration,
     /// The region that the S3 door answers, and that signatures of clients name.
@@ -312,6 +314,7 @@ fn server(config: &Config, checked: &rules::Checked) -> ServerSettings {
         api: checked.api,
         api_unix_socket: server.api_unix_socket.clone(),
         virtual_host_domains: server.virtual_host_domains.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        buckets: server.buckets.clone(),
         drain_timeout: server.drain_timeout.duration(),
         region: server.region.clone(),
         etag: server.etag,
