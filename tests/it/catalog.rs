@@ -1,0 +1,816 @@
+//! The catalog's state machine against a model too simple to be wrong.
+//!
+//! The state counts references; the model has none: what lives is what checkpoints, object versions and uploads name,
+//! collected anew at every step. After every step both agree, nothing that [`State::check`] looks at is off, and the
+//! records that were written make the same state again, with and without the bytes that were on their way.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use esker::catalog::command::{
+    About, Bind, Command, Condition, Item, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal,
+    Store, StoreFile, StoreToken, Stored,
+};
+use esker::catalog::record::{FileState, Mutation, ObjectHeaders, PartRecord, UploadRecord};
+use esker::catalog::state::{ListQuery, Listed, State};
+use esker::model::{
+    CheckpointId, IdempotencyKey, JobId, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope,
+    Writer,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// What one store brings.
+#[derive(Debug, Clone)]
+enum Brings {
+    /// A segment of a checkpoint, perhaps with an idempotency key and bytes of this kind.
+    Segment { job: u8, checkpoint: u64, key: Option<u8>, content: u8 },
+    /// An object, perhaps on condition.
+    Object { key: u8, condition: Wanted },
+    /// A copy of an object.
+    Copy { from: u8, to: u8 },
+    /// A part of the upload.
+    Part { upload: u8, number: u16 },
+    /// An object made of the arrived parts of the upload, with a last new part.
+    Complete { upload: u8, key: u8 },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    Anything,
+    Absent,
+    /// The entity tag that a reader would see now.
+    Current,
+    /// An entity tag that no object ever has.
+    Wrong,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Inline,
+    NewFile,
+    WholeFile,
+    OpenFile,
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    CreateJob(u8),
+    Begin(u8, u64),
+    Complete(u8, u64),
+    Abort(u8, u64),
+    Subsume(u8, u64),
+    Store(Vec<Brings>, Place),
+    Confirm(prop::sample::Index),
+    Fail(prop::sample::Index),
+    CloseFile(prop::sample::Index),
+    Delete(u8, Wanted),
+    CreateUpload(u8),
+    AbortUpload(u8),
+    FilesDeleted,
+    DeleteBucket,
+    /// A crash; the bytes of every second store on its way arrived, or all, or none.
+    Reload(u8),
+}
+
+fn any_wanted() -> impl Strategy<Value = Wanted> {
+    prop_oneof![4 => Just(Wanted::Anything), 1 => Just(Wanted::Absent), 1 => Just(Wanted::Current), 1 => Just(Wanted::Wrong)]
+}
+
+fn any_brings() -> impl Strategy<Value = Brings> {
+    prop_oneof![
+        6 => (0..2_u8, 0..5_u64, proptest::option::weighted(0.3, 0..3_u8), 0..2_u8)
+            .prop_map(|(job, checkpoint, key, content)| Brings::Segment { job, checkpoint, key, content }),
+        4 => (0..3_u8, any_wanted()).prop_map(|(key, condition)| Brings::Object { key, condition }),
+        1 => (0..3_u8, 0..3_u8).prop_map(|(from, to)| Brings::Copy { from, to }),
+        2 => (0..2_u8, 1..4_u16).prop_map(|(upload, number)| Brings::Part { upload, number }),
+        1 => (0..2_u8, 0..3_u8).prop_map(|(upload, key)| Brings::Complete { upload, key }),
+    ]
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let place = prop_oneof![Just(Place::Inline), Just(Place::NewFile), Just(Place::WholeFile), Just(Place::OpenFile)];
+    prop_oneof![
+        1 => (0..2_u8).prop_map(Op::CreateJob),
+        1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Begin(job, n)),
+        1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Complete(job, n)),
+        1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Abort(job, n)),
+        1 => (0..2_u8, 0..3_u64).prop_map(|(job, n)| Op::Subsume(job, n)),
+        12 => (vec(any_brings(), 1..4), place).prop_map(|(brings, place)| Op::Store(brings, place)),
+        10 => any::<prop::sample::Index>().prop_map(Op::Confirm),
+        2 => any::<prop::sample::Index>().prop_map(Op::Fail),
+        2 => any::<prop::sample::Index>().prop_map(Op::CloseFile),
+        2 => (0..3_u8, any_wanted()).prop_map(|(key, wanted)| Op::Delete(key, wanted)),
+        1 => (0..2_u8).prop_map(Op::CreateUpload),
+        1 => (0..2_u8).prop_map(Op::AbortUpload),
+        1 => Just(Op::FilesDeleted),
+        1 => Just(Op::DeleteBucket),
+        1 => (0..3_u8).prop_map(Op::Reload),
+    ]
+}
+
+const BUCKET: &str = "bucket";
+
+fn job(n: u8) -> JobId {
+    format!("bucket/jobs/{n}").parse().unwrap()
+}
+
+fn key(n: u8) -> String {
+    format!("jobs/{n}/key")
+}
+
+fn upload(n: u8) -> String {
+    format!("upload-{n}")
+}
+
+/// What should exist, as plain lists.
+#[derive(Debug, Default)]
+struct Model {
+    jobs: BTreeMap<JobId, ModelJob>,
+    bucket: bool,
+    /// Segments that checkpoints hold: the job, and the last checkpoint that uses it.
+    held: BTreeMap<SegmentId, (JobId, u64)>,
+    /// Newest first.
+    objects: BTreeMap<String, Vec<ModelVersion>>,
+    uploads: BTreeMap<String, BTreeMap<u16, SegmentId>>,
+    /// Length of every segment there ever was.
+    lens: BTreeMap<SegmentId, u64>,
+    places: BTreeMap<SegmentId, Option<PhysicalFileId>>,
+    keys: BTreeMap<(JobId, IdempotencyKey), (SegmentId, u32)>,
+    in_flight: Vec<ModelStore>,
+    /// Files that still take segments, with their length.
+    open: BTreeMap<PhysicalFileId, u64>,
+    closed: BTreeSet<PhysicalFileId>,
+}
+
+#[derive(Debug, Default)]
+struct ModelJob {
+    subsumed: Option<u64>,
+    checkpoints: BTreeMap<u64, &'static str>,
+}
+
+#[derive(Debug, Clone)]
+struct ModelVersion {
+    etag: String,
+    segments: Vec<SegmentId>,
+    on_its_way: Option<u64>,
+}
+
+#[derive(Debug)]
+struct ModelStore {
+    number: u64,
+    token: StoreToken,
+    file: Option<StoreFile>,
+    segments: Vec<SegmentId>,
+    parts: Vec<(String, u16, SegmentId)>,
+}
+
+impl Model {
+    fn takes(&self, id: &JobId, checkpoint: u64) -> bool {
+        self.jobs.get(id).is_some_and(|job| {
+            job.subsumed.is_none_or(|subsumed| checkpoint > subsumed)
+                && matches!(job.checkpoints.get(&checkpoint), None | Some(&"pending"))
+        })
+    }
+
+    /// Everything that somebody names.
+    fn live(&self) -> BTreeSet<SegmentId> {
+        let objects = self.objects.values().flatten().flat_map(|version| version.segments.iter());
+        let parts = self.uploads.values().flat_map(BTreeMap::values);
+        self.held.keys().chain(objects).chain(parts).copied().collect()
+    }
+
+    fn live_bytes(&self) -> u64 {
+        self.live().iter().map(|id| self.lens[id]).sum()
+    }
+
+    fn is_arriving(&self, id: SegmentId) -> bool {
+        self.in_flight.iter().any(|store| store.segments.contains(&id))
+    }
+
+    fn visible(&self) -> BTreeSet<SegmentId> {
+        self.live().into_iter().filter(|id| !self.is_arriving(*id)).collect()
+    }
+
+    fn current(&self, key: &str) -> Option<&ModelVersion> {
+        self.objects.get(key)?.iter().find(|version| version.on_its_way.is_none())
+    }
+
+    /// The entity tags of what a reader sees, by key.
+    fn listing(&self) -> BTreeMap<String, String> {
+        let current = |key: &String| Some((key.clone(), self.current(key)?.etag.clone()));
+        self.objects.keys().filter_map(current).collect()
+    }
+
+    fn confirm(&mut self, store: ModelStore) {
+        for versions in self.objects.values_mut() {
+            if let Some(at) = versions.iter().position(|version| version.on_its_way == Some(store.number)) {
+                versions[at].on_its_way = None;
+                versions.truncate(at + 1);
+            }
+        }
+        if let Some(file) = store.file
+            && file.closes
+        {
+            self.close(&file.id);
+        }
+    }
+
+    fn fail(&mut self, store: ModelStore) {
+        self.held.retain(|id, _| !store.segments.contains(id));
+        self.drop_versions(|version| version.on_its_way == Some(store.number));
+        for (upload, number, segment) in &store.parts {
+            if let Some(parts) = self.uploads.get_mut(upload)
+                && parts.get(number) == Some(segment)
+            {
+                parts.remove(number);
+            }
+        }
+        if let Some(file) = store.file {
+            self.close(&file.id);
+        }
+    }
+
+    fn drop_versions(&mut self, doomed: impl Fn(&ModelVersion) -> bool) {
+        self.objects.values_mut().for_each(|versions| versions.retain(|version| !doomed(version)));
+        self.objects.retain(|_, versions| !versions.is_empty());
+    }
+
+    fn close(&mut self, file: &PhysicalFileId) {
+        if self.open.remove(file).is_some() {
+            self.closed.insert(file.clone());
+        }
+    }
+
+    fn files_with_life(&self) -> BTreeSet<PhysicalFileId> {
+        self.live().iter().filter_map(|id| self.places[id].clone()).collect()
+    }
+}
+
+/// The state, what was written of it, and the model.
+struct World {
+    state: State,
+    model: Model,
+    /// What the journal holds.
+    written: BTreeMap<Bytes, Bytes>,
+    next: u128,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self { state: State::default(), model: Model::default(), written: BTreeMap::new(), next: 1 };
+        world.apply(Command::CreateBucket(BUCKET.to_owned())).unwrap();
+        world.model.bucket = true;
+        world
+    }
+
+    fn now(&self) -> Millis {
+        Millis(self.next as u64)
+    }
+
+    /// What the owner of the catalog does: the command and everything before it is one batch.
+    fn apply(&mut self, command: Command) -> Result<Outcome, Refusal> {
+        let outcome = self.state.apply(command, self.now());
+        self.write();
+        outcome
+    }
+
+    fn write(&mut self) {
+        for mutation in self.state.take_mutations() {
+            match mutation {
+                Mutation::Put { key, value } => drop(self.written.insert(key, value)),
+                Mutation::Delete { key } => drop(self.written.remove(&key)),
+            }
+        }
+    }
+
+    fn new_number(&mut self) -> u128 {
+        self.next += 1;
+        self.next
+    }
+
+    fn step(&mut self, op: &Op) {
+        match op {
+            Op::CreateJob(n) => {
+                self.apply(Command::CreateJob(job(*n))).unwrap();
+                self.model.jobs.entry(job(*n)).or_default();
+            }
+            Op::Begin(n, checkpoint) => {
+                let wanted = self.model.takes(&job(*n), *checkpoint);
+                let outcome = self.apply(Command::BeginCheckpoint(job(*n), CheckpointId(*checkpoint)));
+                assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+                if wanted {
+                    self.model.jobs.entry(job(*n)).or_default().checkpoints.insert(*checkpoint, "pending");
+                }
+            }
+            Op::Complete(n, checkpoint) => self.complete(*n, *checkpoint),
+            Op::Abort(n, checkpoint) => self.abort(*n, *checkpoint),
+            Op::Subsume(n, through) => self.subsume(*n, *through),
+            Op::Store(brings, place) => self.store(brings, *place),
+            Op::Confirm(which) => {
+                if let Some(store) = self.take_in_flight(which) {
+                    self.state.confirm(store.token, self.now());
+                    self.model.confirm(store);
+                }
+            }
+            Op::Fail(which) => {
+                if let Some(store) = self.take_in_flight(which) {
+                    self.state.fail(store.token, self.now());
+                    self.state.fail(store.token, self.now());
+                    self.model.fail(store);
+                    // The next batch takes it along. A crash before that is a crash with the store on its way.
+                    self.write();
+                }
+            }
+            Op::CloseFile(which) => self.close_file(which),
+            Op::Delete(n, wanted) => self.delete(&key(*n), *wanted),
+            Op::CreateUpload(n) => self.create_upload(*n),
+            Op::AbortUpload(n) => {
+                self.apply(Command::AbortUpload(upload(*n))).unwrap();
+                self.model.uploads.remove(&upload(*n));
+            }
+            Op::FilesDeleted => {
+                let due = self.state.deletable_files(self.now(), 100);
+                self.apply(Command::FilesDeleted(due.clone())).unwrap();
+                due.iter().for_each(|file| assert!(self.model.closed.remove(file), "{file} is not closed"));
+            }
+            Op::DeleteBucket => self.delete_bucket(),
+            Op::Reload(arrived) => self.reload(*arrived),
+        }
+    }
+
+    fn take_in_flight(&mut self, which: &prop::sample::Index) -> Option<ModelStore> {
+        let count = self.model.in_flight.len();
+        (count > 0).then(|| self.model.in_flight.remove(which.index(count)))
+    }
+
+    fn complete(&mut self, n: u8, checkpoint: u64) {
+        let state = self.model.jobs.get(&job(n)).and_then(|job| job.checkpoints.get(&checkpoint).copied());
+        let outcome = self.apply(Command::CompleteCheckpoint(job(n), CheckpointId(checkpoint)));
+        assert_eq!(outcome.is_ok(), matches!(state, Some("pending" | "completed")), "{outcome:?}");
+        if outcome.is_ok() {
+            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, "completed");
+        }
+    }
+
+    fn abort(&mut self, n: u8, checkpoint: u64) {
+        let known = self.model.jobs.get(&job(n));
+        let wanted = known.is_some_and(|job| job.checkpoints.get(&checkpoint) != Some(&"completed"));
+        let subsumed = known.is_some_and(|job| job.subsumed >= Some(checkpoint));
+        let outcome = self.apply(Command::AbortCheckpoint(job(n), CheckpointId(checkpoint)));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        if wanted && !subsumed {
+            self.model.held.retain(|_, (holder, last)| *holder != job(n) || *last != checkpoint);
+            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, "aborted");
+        }
+    }
+
+    fn subsume(&mut self, n: u8, through: u64) {
+        let known = self.model.jobs.contains_key(&job(n));
+        let outcome = self.apply(Command::SubsumeCheckpoint(job(n), CheckpointId(through)));
+        assert_eq!(outcome.is_ok(), known, "{outcome:?}");
+        if known {
+            self.model.held.retain(|_, (holder, last)| *holder != job(n) || *last > through);
+            let entry = self.model.jobs.entry(job(n)).or_default();
+            entry.subsumed = entry.subsumed.max(Some(through));
+            entry.checkpoints.retain(|id, _| *id > through);
+        }
+    }
+
+    fn close_file(&mut self, which: &prop::sample::Index) {
+        let busy: BTreeSet<_> =
+            self.model.in_flight.iter().filter_map(|store| store.file.as_ref().map(|file| file.id.clone())).collect();
+        let idle: Vec<_> =
+            self.model.open.iter().filter(|(id, _)| !busy.contains(id)).map(|(id, len)| (id.clone(), *len)).collect();
+        if !idle.is_empty() {
+            let (file, len) = which.get(&idle).clone();
+            self.apply(Command::CloseFile(file.clone(), len + 100)).unwrap();
+            self.model.close(&file);
+        }
+    }
+
+    fn condition(&self, key: &str, wanted: Wanted) -> (Condition, Option<bool>) {
+        let newest = self.model.objects.get(key).and_then(|versions| versions.first());
+        let decided = newest.is_none_or(|version| version.on_its_way.is_none());
+        let (condition, holds) = match wanted {
+            Wanted::Anything => return (Condition::None, Some(true)),
+            Wanted::Absent => (Condition::Absent, newest.is_none()),
+            Wanted::Wrong => (Condition::Match("wrong".to_owned()), false),
+            Wanted::Current => match self.model.current(key) {
+                None => return (Condition::Absent, newest.is_none().then_some(true)),
+                Some(version) => {
+                    let same = newest.is_some_and(|newest| newest.etag == version.etag);
+                    (Condition::Match(version.etag.clone()), same)
+                }
+            },
+        };
+        (condition, decided.then_some(holds))
+    }
+
+    fn delete(&mut self, key: &str, wanted: Wanted) {
+        let (condition, holds) = self.condition(key, wanted);
+        let (if_match, holds) = match condition {
+            Condition::Match(etag) => (Some(etag), holds == Some(true)),
+            _ => (None, true),
+        };
+        let object = ObjectToDelete { key: key.to_owned(), if_match };
+        let outcome = self.apply(Command::DeleteObjects(BUCKET.to_owned(), vec![object]));
+        match outcome {
+            Err(refusal) => assert!(!self.model.bucket, "{refusal}"),
+            Ok(Outcome::Deleted(answers)) => {
+                assert_eq!(answers[0].is_ok(), holds, "{answers:?}");
+                if holds {
+                    self.model.objects.remove(key);
+                }
+            }
+            Ok(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn create_upload(&mut self, n: u8) {
+        if self.model.uploads.contains_key(&upload(n)) {
+            return; // Ids of uploads are never given twice.
+        }
+        let record = UploadRecord {
+            bucket: BUCKET.to_owned(),
+            key: key(n),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            created: self.now(),
+            parts: vec![],
+        };
+        let outcome = self.apply(Command::CreateUpload(upload(n), Box::new(record)));
+        assert_eq!(outcome.is_ok(), self.model.bucket);
+        if self.model.bucket {
+            self.model.uploads.insert(upload(n), BTreeMap::new());
+        }
+    }
+
+    fn delete_bucket(&mut self) {
+        let wanted = self.model.bucket && self.model.objects.is_empty() && self.model.uploads.is_empty();
+        let outcome = self.apply(Command::DeleteBucket(BUCKET.to_owned()));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        if wanted {
+            self.apply(Command::CreateBucket(BUCKET.to_owned())).unwrap();
+        }
+    }
+
+    /// One store with one item for each of `brings`, as the owner of a file would send it.
+    fn store(&mut self, brings: &[Brings], place: Place) {
+        // A copy brings no bytes, and so never comes with a file.
+        let copies = brings.iter().any(|brings| matches!(brings, Brings::Copy { .. }));
+        let place = if copies { Place::Inline } else { place };
+        let busy: Vec<_> = self.model.in_flight.iter().filter_map(|store| store.file.as_ref()).collect();
+        let reused = self.model.open.iter().find(|(id, _)| busy.iter().all(|file| file.id != **id));
+        let (file, mut at) = match (place, reused) {
+            (Place::Inline, _) => (None, 0),
+            (Place::OpenFile, Some((id, len))) => (Some(id.clone()), *len),
+            _ => (Some(PhysicalFileId::new(Some(&job(0)), 1, self.next)), 64),
+        };
+        let mut items = vec![];
+        for brings in brings {
+            let id = SegmentId(self.new_number());
+            let len = 10 + (id.0 % 7) as u64;
+            if file.is_some() {
+                at += 32;
+            }
+            let location = match &file {
+                None => Location::Inline { len },
+                Some(file) => Location::File(Segment { file: file.clone(), offset: at, len }),
+            };
+            if file.is_some() {
+                at += len;
+            }
+            self.model.lens.insert(id, len);
+            self.model.places.insert(id, file.clone());
+            items.push((id, self.item(brings, id, location)));
+        }
+        let store_file = file.clone().map(|id| StoreFile { id, len: at, closes: place == Place::WholeFile });
+        let store =
+            Store { file: store_file.clone(), items: items.iter().map(|(_, (item, _))| item.clone()).collect() };
+        let outcome = self.apply(Command::Store(store)).unwrap();
+        let Outcome::Stored(token, answers) = outcome else { panic!("{outcome:?}") };
+        if let Some(file) = &store_file {
+            self.model.open.insert(file.id.clone(), file.len);
+        }
+        let number = self.new_number() as u64;
+        let mut arriving = ModelStore { number, token, file: store_file, segments: vec![], parts: vec![] };
+        for ((id, (item, what)), answer) in items.iter().zip(answers) {
+            self.stored(*id, item, what, answer, &mut arriving);
+        }
+        self.model.in_flight.push(arriving);
+    }
+
+    fn item(&self, brings: &Brings, id: SegmentId, location: Location) -> (Item, Brings) {
+        let (owner, checkpoint, content) = match brings {
+            Brings::Segment { job, checkpoint, content, .. } => (*job, Some(CheckpointId(*checkpoint)), *content),
+            _ => (0, None, 0),
+        };
+        let about =
+            About { job: job(owner), scope: StateScope::Shared, writer: Writer::default(), checkpoint, name: None };
+        let len = location.len();
+        let inline = matches!(location, Location::Inline { .. }).then(|| Bytes::from(vec![content; len as usize]));
+        let crc = SegmentCrc { whole: u32::from(content), blocks: vec![] };
+        let segment = NewSegment { id, about, location, inline, crc };
+        let object = |key: &str, condition, content| {
+            let modified = self.now();
+            Bind::Object(Box::new(PutObject {
+                bucket: BUCKET.to_owned(),
+                key: key.to_owned(),
+                condition,
+                content,
+                modified,
+            }))
+        };
+        let content = |segments: Vec<SegmentId>, upload: Option<String>| ObjectContent::Segments {
+            len: segments.iter().map(|id| self.model.lens[id]).sum(),
+            part_lens: vec![],
+            etag: id.to_string(),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            segments,
+            upload,
+        };
+        let (segments, bind) = match brings {
+            Brings::Segment { key, .. } => {
+                let idempotency_key = key.map(|n| format!("key-{n}").parse().unwrap());
+                (vec![segment], Bind::Checkpoint { idempotency_key })
+            }
+            Brings::Object { key: n, condition } => {
+                let (condition, _) = self.condition(&key(*n), *condition);
+                (vec![segment], object(&key(*n), condition, content(vec![id], None)))
+            }
+            Brings::Copy { from, to } => {
+                let copy =
+                    ObjectContent::CopyOf { bucket: BUCKET.to_owned(), key: key(*from), if_match: None, headers: None };
+                (vec![], object(&key(*to), Condition::None, copy))
+            }
+            Brings::Part { upload: n, number } => {
+                let part =
+                    PartRecord { segment: Some(id), len, etag: String::new(), checksum: None, modified: self.now() };
+                (vec![segment], Bind::Part { upload: upload(*n), number: *number, part })
+            }
+            Brings::Complete { upload: n, key: k } => {
+                let parts = self.model.uploads.get(&upload(*n)).into_iter().flat_map(BTreeMap::values);
+                let segments: Vec<_> = parts.copied().chain([id]).collect();
+                (vec![segment], object(&key(*k), Condition::None, content(segments, Some(upload(*n)))))
+            }
+        };
+        (Item { segments, bind }, brings.clone())
+    }
+
+    /// Compares the answer with what the model says, and lets the model follow.
+    fn stored(
+        &mut self,
+        id: SegmentId,
+        item: &Item,
+        brings: &Brings,
+        answer: Result<Stored, Refusal>,
+        arriving: &mut ModelStore,
+    ) {
+        match brings {
+            Brings::Segment { job: n, checkpoint, key, content } => {
+                let takes = self.model.takes(&job(*n), *checkpoint);
+                let key: Option<IdempotencyKey> = key.map(|n| format!("key-{n}").parse().unwrap());
+                let first = key.as_ref().and_then(|key| self.model.keys.get(&(job(*n), key.clone())).copied());
+                let first = first.filter(|(first, _)| self.model.live().contains(first));
+                match (takes, first) {
+                    (false, _) => assert!(answer.is_err(), "{answer:?}"),
+                    (true, Some((first, crc))) => {
+                        let same = crc == u32::from(*content) && self.model.lens[&first] == self.model.lens[&id];
+                        let here = arriving.segments.contains(&first) || self.model.is_arriving(first);
+                        match answer {
+                            Err(Refusal::KeyReused(_)) => assert!(!same),
+                            Err(Refusal::KeyInFlight(_)) => assert!(same && here),
+                            Ok(Stored::Repeat(handle)) => assert!(same && !here && handle.id == first),
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                    (true, None) => {
+                        assert!(matches!(answer, Ok(Stored::Handles(_))), "{answer:?}");
+                        let owner = self.model.jobs.entry(job(*n)).or_default();
+                        owner.checkpoints.entry(*checkpoint).or_insert("pending");
+                        self.model.held.insert(id, (job(*n), *checkpoint));
+                        if let Some(key) = key {
+                            self.model.keys.insert((job(*n), key), (id, u32::from(*content)));
+                        }
+                        arriving.segments.push(id);
+                    }
+                }
+            }
+            Brings::Part { upload: n, number } => {
+                assert_eq!(answer.is_ok(), self.model.uploads.contains_key(&upload(*n)), "{answer:?}");
+                if let Some(parts) = self.model.uploads.get_mut(&upload(*n)) {
+                    parts.insert(*number, id);
+                    arriving.segments.push(id);
+                    arriving.parts.push((upload(*n), *number, id));
+                }
+            }
+            Brings::Object { .. } | Brings::Copy { .. } | Brings::Complete { .. } => {
+                let Bind::Object(put) = &item.bind else { panic!("{item:?}") };
+                let Some((segments, etag)) = self.new_object(put, brings, arriving) else {
+                    return assert!(answer.is_err(), "{answer:?}");
+                };
+                assert!(matches!(answer, Ok(Stored::Object { .. })), "{answer:?}");
+                if let Brings::Complete { upload: n, .. } = brings {
+                    self.model.uploads.remove(&upload(*n));
+                }
+                let version = ModelVersion { etag, segments, on_its_way: Some(arriving.number) };
+                self.model.objects.entry(put.key.clone()).or_default().insert(0, version);
+                if !item.segments.is_empty() {
+                    arriving.segments.push(id);
+                }
+            }
+        }
+    }
+
+    /// The segments and the entity tag of an object that should be accepted.
+    fn new_object(&self, put: &PutObject, brings: &Brings, arriving: &ModelStore) -> Option<(Vec<SegmentId>, String)> {
+        if !self.model.bucket || !self.holds(put) {
+            return None;
+        }
+        match &put.content {
+            ObjectContent::CopyOf { key, .. } => {
+                let source = self.model.current(key)?;
+                Some((source.segments.clone(), source.etag.clone()))
+            }
+            ObjectContent::Segments { segments, etag, .. } => {
+                if let Brings::Complete { upload: n, .. } = brings {
+                    let parts = self.model.uploads.get(&upload(*n))?;
+                    let old = &segments[..segments.len() - 1];
+                    let arrived = |id: &SegmentId| {
+                        parts.values().any(|part| part == id)
+                            && !self.model.is_arriving(*id)
+                            && !arriving.segments.contains(id)
+                    };
+                    if !old.iter().all(arrived) {
+                        return None;
+                    }
+                }
+                Some((segments.clone(), etag.clone()))
+            }
+        }
+    }
+
+    /// Whether the condition holds now; an earlier item of the same store may have changed that.
+    fn holds(&self, put: &PutObject) -> bool {
+        let newest = self.model.objects.get(&put.key).and_then(|versions| versions.first());
+        let arrived = newest.is_none_or(|version| version.on_its_way.is_none());
+        match &put.condition {
+            Condition::None => true,
+            Condition::Absent => newest.is_none(),
+            Condition::Match(etag) => arrived && newest.is_some_and(|version| version.etag == *etag),
+            Condition::NoneMatch(_) => unreachable!("not drawn"),
+        }
+    }
+
+    /// A crash: what was not written is gone, and of what was on its way some bytes arrived.
+    fn reload(&mut self, arrived: u8) {
+        let stores = std::mem::take(&mut self.model.in_flight);
+        let mut there = BTreeMap::new();
+        let mut alive = BTreeMap::new();
+        for (index, store) in stores.into_iter().enumerate() {
+            let arrives = store.file.is_none() || arrived == 2 || (arrived == 1 && index % 2 == 0);
+            if let Some(file) = &store.file {
+                there.insert(file.id.clone(), arrives);
+            }
+            alive.insert(store.number, (arrives, store));
+        }
+        // Oldest first, so that the newest version that arrived is the one.
+        for (_, (arrives, store)) in alive {
+            if arrives { self.model.confirm(store) } else { self.model.fail(store) }
+        }
+        let mut state = State::default();
+        for (key, value) in &self.written {
+            state.load(key, value).unwrap();
+        }
+        for file in state.uncertain_files() {
+            let whole = there.get(&file.id).copied().unwrap_or(true);
+            let data_len = if whole { file.len } else { self.durable_len(&file.id).max(file.durable_len) };
+            state.settle_file(&file.id, data_len, data_len + 90, self.now());
+        }
+        state.finish_recovery(self.now());
+        self.state = state;
+        self.write();
+        for file in self.model.open.keys().cloned().collect::<Vec<_>>() {
+            self.model.close(&file);
+        }
+    }
+
+    /// Where the last group ends that is known to have arrived.
+    fn durable_len(&self, file: &PhysicalFileId) -> u64 {
+        match self.state.file(file).map(|view| view.state) {
+            Some(FileState::Open { durable_len, .. }) => durable_len,
+            Some(FileState::Closed { .. } | FileState::Forgotten { .. }) | None => 0,
+        }
+    }
+
+    fn compare(&self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(self.state.check(), Vec::<String>::new());
+        let alive: BTreeSet<SegmentId> = self.state.all_segments().map(|(id, _)| id).collect();
+        prop_assert_eq!(&alive, &self.model.live());
+        prop_assert_eq!(self.state.space().live_bytes, self.model.live_bytes());
+        let visible: BTreeSet<SegmentId> = alive.into_iter().filter(|id| self.state.segment(*id).is_some()).collect();
+        prop_assert_eq!(visible, self.model.visible());
+
+        let page = self.state.list(BUCKET, &ListQuery { max: 100, ..ListQuery::default() });
+        let listed: BTreeMap<String, String> = page
+            .entries
+            .into_iter()
+            .filter_map(|entry| match entry {
+                Listed::Object { key, etag, .. } => Some((key, etag)),
+                Listed::Prefix(_) => None,
+            })
+            .collect();
+        prop_assert_eq!(&listed, &self.model.listing());
+        for (key, etag) in listed {
+            let object = self.state.object(BUCKET, &key).unwrap();
+            prop_assert_eq!(object.record.etag, etag);
+            let len: u64 = object.segments.iter().map(|segment| segment.record.location.len()).sum();
+            prop_assert_eq!(len, object.record.len, "{} names a segment that cannot be read", key);
+        }
+        self.compare_files()
+    }
+
+    fn compare_files(&self) -> Result<(), TestCaseError> {
+        let with_life = self.model.files_with_life();
+        for file in self.state.files() {
+            let wanted = match (self.model.open.contains_key(&file.id), with_life.contains(&file.id)) {
+                (true, _) => "open",
+                (false, true) => "closed",
+                (false, false) => "forgotten",
+            };
+            let is = match file.state {
+                FileState::Open { .. } => "open",
+                FileState::Closed { .. } => "closed",
+                FileState::Forgotten { .. } => "forgotten",
+            };
+            prop_assert_eq!(is, wanted, "{}", file.id);
+        }
+        let known: BTreeSet<PhysicalFileId> = self.state.files().map(|file| file.id).collect();
+        prop_assert!(with_life.is_subset(&known), "a file with living segments is gone");
+        Ok(())
+    }
+}
+
+/// Everything that can be seen of a state in which nothing is on its way.
+fn picture(state: &State) -> String {
+    let mut segments: Vec<_> = state.all_segments().map(|(id, record)| format!("{id} {record:?}")).collect();
+    segments.sort();
+    let files: Vec<_> = state.files().map(|file| format!("{file:?}")).collect();
+    let jobs: Vec<_> = state
+        .jobs()
+        .into_iter()
+        .map(|(id, record, n)| format!("{id} {record:?} {n} {:?}", state.checkpoints(&id)))
+        .collect();
+    let uploads: Vec<_> = state.uploads().map(|upload| format!("{upload:?}")).collect();
+    let objects: Vec<_> = (0..3).map(|n| format!("{:?}", state.object(BUCKET, &key(n)).map(|o| o.record))).collect();
+    format!("{segments:#?}{files:#?}{jobs:#?}{uploads:#?}{objects:#?}{:?}", state.space())
+}
+
+proptest! {
+
+
+    #[test]
+    fn the_state_agrees_with_the_model_after_any_history(ops in vec(any_op(), 1..80)) {
+        let mut world = World::new();
+        world.step(&Op::CreateJob(0));
+        for op in &ops {
+            world.step(op);
+            world.compare()?;
+        }
+
+        // With all bytes arrived and everything written, the records make the same state again.
+        world.reload(2);
+        world.compare()?;
+        let before = picture(&world.state);
+        world.reload(2);
+        prop_assert_eq!(picture(&world.state), before);
+    }
+
+    #[test]
+    fn settling_what_was_on_its_way_leaves_what_a_clean_history_leaves(ops in vec(any_op(), 1..60)) {
+        let mut world = World::new();
+        world.step(&Op::CreateJob(0));
+        world.step(&Op::CreateJob(1));
+        for op in ops.iter().filter(|op| !matches!(op, Op::Reload(_) | Op::Fail(_))) {
+            world.step(op);
+        }
+        while !world.model.in_flight.is_empty() {
+            let store = world.model.in_flight.remove(0);
+            world.state.confirm(store.token, world.now());
+            world.model.confirm(store);
+        }
+        for (file, len) in world.model.open.clone() {
+            world.apply(Command::CloseFile(file.clone(), len)).unwrap();
+            world.model.close(&file);
+        }
+        world.write();
+        world.compare()?;
+
+        let before = picture(&world.state);
+        world.reload(2);
+
+        prop_assert_eq!(picture(&world.state), before);
+    }
+}
