@@ -90,7 +90,10 @@ where
             return;
         }
         match begun {
-            Err(fatal) => return drop(reply.send(Err(fatal))),
+            Err(fatal) => {
+                drop(reply.send(Err(fatal)));
+                return source.drop_rest().await;
+            }
             Ok(Segment { result: Err(error) }) => drop(reply.send(Err(error))),
             Ok(Segment { result: Ok((about, key, body)) }) => {
                 let storing = native.clone();
@@ -107,6 +110,7 @@ where
         let message = format!("more than limits.segments-per-request-max, {max}: send the rest in another request");
         drop(reply.send(Err(ApiError::invalid("body", message))));
         drop(answers.send(answer).await);
+        source.drop_rest().await;
     }
 }
 

@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 
 use super::status::ApiError;
+use super::unread::{DROPPED_BYTES_MAX, DROPPED_WITHIN};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{SegmentCrc, SegmentHasher};
@@ -114,6 +115,22 @@ where
             }
         }
         Ok(Some(self.rest.split_to(max.min(self.rest.len()))))
+    }
+
+    /// Reads and drops what is left, as far as [`super::unread`] does: nobody wants it.
+    pub async fn drop_rest(&mut self) {
+        let stream = &mut self.stream;
+        let reading = async {
+            let mut dropped = 0;
+            while let Some(Ok(piece)) = stream.next().await {
+                dropped += piece.len() as u64;
+                if dropped > DROPPED_BYTES_MAX {
+                    return;
+                }
+            }
+        };
+        // Whatever is left then, the connection closes with it.
+        drop(tokio::time::timeout(DROPPED_WITHIN, reading).await);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The doors: the only module that knows HTTP.
 //!
 //! - [`server`]: connections, their limits, and how they end.
+//! - [`unread`]: errors that are sent before the body was read.
 //! - [`wire`]: what the native API's JSON looks like.
 //! - [`status`]: what an error looks like.
 //! - [`body`]: bodies, paid for before they are read.
@@ -16,4 +17,5 @@ pub mod native;
 pub mod s3;
 pub mod server;
 pub mod status;
+pub mod unread;
 pub mod wire;

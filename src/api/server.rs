@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::unread::{Orderly, RequestBody};
 use crate::config::LimitsSettings;
 use crate::runtime::{Failure, TaskGroup};
 
@@ -75,8 +76,8 @@ impl Serving {
     /// Accepts connections and serves each with a clone of `service`.
     pub async fn accept<S, B>(self, listener: Listener, service: S)
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-        S::Future: Send,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         B: http_body::Body + Send + 'static,
         B::Data: Send,
@@ -112,14 +113,15 @@ impl Serving {
 
     async fn serve<S, B>(self, stream: Stream, service: S)
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-        S::Future: Send,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
         B: http_body::Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.open.inc();
+        let service = Orderly::new(service);
         let builder = self.builder();
         match stream {
             Stream::Tcp(stream) => {

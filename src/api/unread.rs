@@ -1,0 +1,131 @@
+//! Requests that are answered with an error before their body was read.
+//!
+//! What is left of such a body must not be taken for the next request, and closing a connection on which bytes are
+//! arriving throws the answer away before the client reads it. So a body of ordinary size is read to its end and
+//! dropped, piece by piece, before the error is sent, and the connection stays open; with a longer or slower one the
+//! answer says `Connection: close`. A client that waits for `100 Continue` has sent nothing yet: it is told to close.
+//!
+//! HTTP/2 ends the one stream by itself.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, poll_fn};
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::Service;
+use parking_lot::Mutex;
+
+/// Bytes of a refused body that are read and dropped at most: more than a whole physical file by default.
+pub(super) const DROPPED_BYTES_MAX: u64 = 64 << 20;
+/// How long that may take.
+pub(super) const DROPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The body of a request; what its reader leaves can still be read by the connection.
+#[derive(Debug)]
+pub struct RequestBody {
+    incoming: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    body: Incoming,
+    /// Whether anybody has asked for bytes, and so for `100 Continue` to be sent.
+    asked: bool,
+}
+
+impl Shared {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.asked = true;
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.incoming.lock().poll(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.lock().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.lock().body.size_hint()
+    }
+}
+
+/// A service whose errors leave the connection in order.
+#[derive(Debug, Clone)]
+pub struct Orderly<S> {
+    inner: S,
+}
+
+impl<S> Orderly<S> {
+    /// `inner`, and order.
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
+}
+
+impl<S, B> Service<Request<Incoming>> for Orderly<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    B: Send,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let one_at_a_time = request.version() <= Version::HTTP_11;
+        let waits = request.headers().contains_key(EXPECT);
+        let (head, body) = request.into_parts();
+        let incoming = Arc::new(Mutex::new(Shared { body, asked: false }));
+        let answer = self.inner.call(Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) }));
+        Box::pin(async move {
+            let mut answer = answer.await?;
+            let status = answer.status();
+            let refused = status.is_client_error() || status.is_server_error();
+            if one_at_a_time && refused && !in_order(&incoming, status, waits).await {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// Whether the next request can follow on the same connection.
+async fn in_order(incoming: &Mutex<Shared>, status: StatusCode, waits: bool) -> bool {
+    let (ended, asked, len) = {
+        let shared = incoming.lock();
+        (shared.body.is_end_stream(), shared.asked, shared.body.size_hint().lower())
+    };
+    if ended {
+        return true;
+    }
+    let hopeless = status == StatusCode::REQUEST_TIMEOUT || (waits && !asked) || len > DROPPED_BYTES_MAX;
+    !hopeless && tokio::time::timeout(DROPPED_WITHIN, read_to_end(incoming)).await.unwrap_or(false)
+}
+
+/// Reads and drops what is left. False if that is too much, or breaks off.
+async fn read_to_end(incoming: &Mutex<Shared>) -> bool {
+    let mut dropped = 0;
+    while let Some(frame) = poll_fn(|cx| incoming.lock().poll(cx)).await {
+        let Ok(frame) = frame else { return false };
+        dropped += frame.data_ref().map_or(0, |data| data.len() as u64);
+        if dropped > DROPPED_BYTES_MAX {
+            return false;
+        }
+    }
+    true
+}
