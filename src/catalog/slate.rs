@@ -383,8 +383,22 @@ fn lock_folder(folder: &FilePath) -> Result<(File, LocalFileSystem), JournalErro
         TryLockError::Error(error) => unavailable(error),
     })?;
     sync_parent(&folder.join("LOCK")).and_then(|()| sync_parent(folder)).map_err(unavailable)?;
+    remove_staged(&folder.join("db")).map_err(unavailable)?;
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
     Ok((lock, store))
+}
+
+/// Removes what a crash left of objects that were being written: `object_store` writes `NAME#N` first, and renames it.
+fn remove_staged(folder: &FilePath) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_staged(&entry.path())?;
+        } else if entry.file_name().to_string_lossy().contains('#') {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the database was created with the log called `log`, or records it for a new one.

@@ -32,7 +32,8 @@ struct Report {
     files: usize,
     segments: usize,
     read: usize,
-    unnamed: usize,
+    /// Files that the next start deletes: what a crash leaves, nobody was answered for them.
+    unnamed: Vec<String>,
     faults: Vec<String>,
 }
 
@@ -41,9 +42,10 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     match runtime.block_on(look(args)) {
         Ok(report) => {
             report.faults.iter().for_each(|fault| println!("fault: {fault}"));
-            if report.unnamed > 0 {
-                println!("note: {} files are not in the catalog; the next start deletes them", report.unnamed);
-            }
+            report
+                .unnamed
+                .iter()
+                .for_each(|file| println!("note: {file} is not in the catalog; the next start deletes it"));
             let Report { files, segments, read, faults, .. } = &report;
             println!("{files} files, {segments} segments, {read} of them read: {} faults", faults.len());
             Ok(ExitCode::from(u8::from(!faults.is_empty())))
@@ -68,10 +70,13 @@ async fn look(args: &VerifyArgs) -> anyhow::Result<Report> {
     imagine(&mut state, &store, Millis(0)).await?;
     let mut report = Report { faults: state.check(), ..Report::default() };
     let listed = DataStore::Local(store.clone()).list().await?;
-    report.unnamed = listed
-        .iter()
-        .filter(|(name, _)| name.parse::<PhysicalFileId>().is_ok_and(|file| state.file(&file).is_none()))
-        .count();
+    for (name, _) in listed {
+        match name.parse::<PhysicalFileId>() {
+            Ok(file) if state.file(&file).is_none() => report.unnamed.push(name),
+            Ok(_) => {}
+            Err(_) => report.faults.push(format!("{name} is no physical file, and nothing deletes it")),
+        }
+    }
     check_files(&state, &store, &mut report);
     check_segments(args.read_data, &state, &store, &journal, &mut report).await?;
     journal.close().await.context("the catalog cannot be closed")?;
@@ -148,19 +153,21 @@ async fn check_segments(
             continue;
         }
         report.read += 1;
+        let place = record.location.file().map_or("the catalog", PhysicalFileId::as_str);
         let crc = match &record.location {
             Location::Inline { .. } => {
                 let bytes = journal.get(&RecordKey::Data(id).encode()).await?;
                 bytes.map(|bytes| crate::model::crc32c(&bytes))
             }
-            Location::File(place) => crc_in_file(store, place).ok(),
+            Location::File(segment) => crc_in_file(store, segment).ok(),
         };
         match crc {
             Some(crc) if crc == record.crc.whole => {}
             Some(crc) => {
-                report.faults.push(format!("segment {id} has CRC-32C {crc:08x}, {:08x} was stored", record.crc.whole))
+                let stored = record.crc.whole;
+                report.faults.push(format!("segment {id} in {place} has CRC-32C {crc:08x}, {stored:08x} was stored"))
             }
-            None => report.faults.push(format!("segment {id} cannot be read")),
+            None => report.faults.push(format!("segment {id} in {place} cannot be read")),
         }
     }
     Ok(())

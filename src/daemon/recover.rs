@@ -6,6 +6,7 @@
 //! | the same on an object store, and it is there | it counts, closed |
 //! | the same, and it is not there | its name is taken, so that it cannot arrive any more; its segments are dropped |
 //! | a file on a local disk that the catalog does not name | deleted: its commit never was, nobody was answered |
+//! | the file of a trial whether the disk takes direct writes | deleted: the start that wrote it was cut short |
 //!
 //! Nothing here is needed for what was answered: that is durable and committed. Interrupted at any point, it is done
 //! again by the next start.
@@ -65,6 +66,7 @@ pub async fn recover(state: &mut State, store: &DataStore, at: Millis) -> Result
     let before = state.all_segments().count();
     if let DataStore::Local(store) = store {
         recovered.unnamed_files = delete_unnamed(state, store).await?;
+        store.remove_trials().await?;
     }
     let mut entries = entries_by_file(state);
     for file in state.uncertain_files() {

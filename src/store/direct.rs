@@ -22,6 +22,8 @@ const BLOCK: usize = 4096;
 const WRITE_BYTES: usize = 1 << 20;
 /// Groups below this go through the page cache: the file system's own costs outweigh the copy there.
 const DIRECT_BYTES_MIN: u64 = 256 << 10;
+/// How the file of a trial begins.
+const TRIAL: &str = ".direct-";
 /// Buffers that are kept for the next write.
 const BUFFERS_KEPT: usize = 8;
 
@@ -69,7 +71,7 @@ impl DirectWriter {
     /// # Errors
     /// What the operating system says to the first thing that fails.
     pub fn probe(folder: &Path, name: &str) -> io::Result<()> {
-        let path = folder.join(format!(".direct-{name}"));
+        let path = folder.join(format!("{TRIAL}{name}"));
         let tried = AppendFile::create(&path).and_then(|mut file| {
             let direct = Self::open(&path, DirectBuffers::default())
                 .ok_or_else(|| io::Error::other("the file system knows no direct writes"))?;
@@ -78,6 +80,20 @@ impl DirectWriter {
         });
         let removed = std::fs::remove_file(&path);
         tried.and(removed)
+    }
+
+    /// Removes the files of trials that a crash cut short.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn remove_trials(folder: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(TRIAL) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends `parts` to `file`, the blocks in their middle directly. Returns the offset of the first byte.

@@ -145,6 +145,15 @@ impl LocalStore {
         self.traffic.time("list", listed).await
     }
 
+    /// Removes what starts that were cut short have left beside the physical files.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated.
+    pub async fn remove_trials(&self) -> Result<(), StoreError> {
+        let root = Arc::clone(&self.root);
+        blocking("delete", "trials", move || DirectWriter::remove_trials(&root)).await
+    }
+
     /// Ends a file that a crash left open: cuts it to `data_len` bytes, appends `end`, and syncs it.
     ///
     /// # Errors
