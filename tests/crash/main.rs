@@ -1,0 +1,267 @@
+//! Writers at both doors, and `kill -9` at random moments: what was answered is there, byte for byte; what was not is
+//! there whole or not at all; what was read once stays; and no file is left that nobody accounts for.
+//!
+//! All rounds work on one folder. A round starts the daemon, compares what is there with what the writers of the
+//! rounds before know, lets writers loose, and ends the daemon: mostly by `kill -9`, sometimes already while it
+//! starts, sometimes by SIGTERM. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same
+//! requests and the same moments, as far as two processes ever do the same twice.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
+
+mod native;
+mod objects;
+mod plan;
+
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use native::Job;
+use objects::Keys;
+use plan::{End, Plan};
+use process::{Process, Ready, verify};
+
+const JOBS: u64 = 2;
+const PUTTERS_PER_JOB: u64 = 3;
+const S3_WRITERS: u64 = 4;
+/// Rounds whose writes are all looked at; of older ones a sample.
+const RECENT_ROUNDS: u32 = 3;
+
+/// What one check or one writer has to know of its round.
+#[derive(Clone)]
+pub struct Round {
+    number: u32,
+    ready: Ready,
+    /// Set before the daemon is told to end: from then on, errors are expected.
+    ending: Arc<AtomicBool>,
+}
+
+impl Round {
+    /// A request failed. Unless the daemon is being ended, it should not have.
+    fn expect_end(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        let error = esker::error::chain(error);
+        assert!(self.ending.load(Ordering::SeqCst), "{what} failed while the daemon was running: {error}");
+    }
+}
+
+/// How much of what older rounds wrote is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    Sample,
+    Everything,
+}
+
+impl Look {
+    /// Whether something of round `written` is looked at in round `now`.
+    fn at(self, written: u32, now: u32, rng: &mut StdRng) -> bool {
+        self == Self::Everything || written + RECENT_ROUNDS >= now || rng.random_bool(0.1)
+    }
+}
+
+/// Everything that the writers know.
+struct World {
+    rng: StdRng,
+    jobs: Vec<Job>,
+    keys: Vec<Keys>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            jobs: (0..JOBS).map(Job::new).collect(),
+            keys: (0..S3_WRITERS).map(Keys::new).collect(),
+        }
+    }
+
+    fn fork(&mut self) -> StdRng {
+        StdRng::seed_from_u64(self.rng.random())
+    }
+
+    /// Compares what the daemon has with what the writers know, and settles what they do not.
+    async fn check(&mut self, round: &Round, look: Look) {
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut job in std::mem::take(&mut self.jobs) {
+            let (round, rng) = (round.clone(), self.fork());
+            tasks.spawn(async move {
+                job.check(&round, look, rng).await;
+                Checked::Job(job)
+            });
+        }
+        for mut keys in std::mem::take(&mut self.keys) {
+            let (round, rng) = (round.clone(), self.fork());
+            tasks.spawn(async move {
+                keys.check(&round, look, rng).await;
+                Checked::Keys(keys)
+            });
+        }
+        for checked in tasks.join_all().await {
+            match checked {
+                Checked::Job(job) => self.jobs.push(job),
+                Checked::Keys(keys) => self.keys.push(keys),
+            }
+        }
+        self.jobs.sort_by_key(|job| job.number);
+        self.keys.sort_by_key(|keys| keys.number);
+    }
+
+    /// Lets all writers loose and ends the daemon while they write.
+    async fn write(&mut self, round: &Round, plan: &Plan, daemon: Process) {
+        let mut putters = tokio::task::JoinSet::new();
+        let mut coordinators = tokio::task::JoinSet::new();
+        for mut job in std::mem::take(&mut self.jobs) {
+            for putter in 0..PUTTERS_PER_JOB {
+                putters.spawn(job.putter(round.clone(), putter, self.fork()).run());
+            }
+            let (round, rng) = (round.clone(), self.fork());
+            coordinators.spawn(async move {
+                job.coordinate(&round, rng).await;
+                job
+            });
+        }
+        let mut s3 = tokio::task::JoinSet::new();
+        for mut keys in std::mem::take(&mut self.keys) {
+            let (round, rng) = (round.clone(), self.fork());
+            s3.spawn(async move {
+                keys.write(&round, rng).await;
+                keys
+            });
+        }
+
+        tokio::time::sleep(plan.lives).await;
+        round.ending.store(true, Ordering::SeqCst);
+        let end = plan.end;
+        tokio::task::spawn_blocking(move || end_of(daemon, end)).await.unwrap();
+
+        self.jobs = coordinators.join_all().await;
+        self.jobs.sort_by_key(|job| job.number);
+        self.keys = s3.join_all().await;
+        self.keys.sort_by_key(|keys| keys.number);
+        for (job, written) in putters.join_all().await {
+            self.jobs[job as usize].wrote(written);
+        }
+    }
+
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let jobs = self.jobs.iter().map(Job::counts);
+        let all = jobs.chain(self.keys.iter().map(Keys::counts)).flatten();
+        all.fold(BTreeMap::new(), |mut sum, (what, count)| {
+            *sum.entry(what).or_default() += count;
+            sum
+        })
+    }
+}
+
+enum Checked {
+    Job(Job),
+    Keys(Keys),
+}
+
+fn end_of(daemon: Process, end: End) {
+    match end {
+        End::Killed => daemon.kill(),
+        End::Terminated => {
+            let log = daemon.log();
+            let status = daemon.terminate();
+            assert!(status.success(), "SIGTERM ended the daemon with {status}:\n{log}");
+        }
+    }
+}
+
+#[test]
+fn what_was_answered_survives_kill_9() {
+    let rounds = from_env("ESKER_CRASH_ROUNDS").unwrap_or(25) as u32;
+    let seed = from_env("ESKER_CRASH_SEED").unwrap_or_else(rand::random);
+    println!("{rounds} rounds; ESKER_CRASH_SEED={seed} repeats them");
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+
+    runtime.block_on(async {
+        let mut world = World::new(seed);
+        let begun = Instant::now();
+        for number in 0..rounds {
+            run_round(&mut world, folder.path(), number).await;
+        }
+        last_round(&mut world, folder.path(), rounds).await;
+        println!("{:?} in {:?}", world.counts(), begun.elapsed());
+    });
+}
+
+fn from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+async fn run_round(world: &mut World, folder: &Path, number: u32) {
+    let plan = Plan::draw(&mut world.rng);
+    if let Some(lives) = plan.dies_at_start {
+        let daemon = Process::spawn(folder, &plan.environment);
+        tokio::time::sleep(lives).await;
+        daemon.kill();
+    }
+    let (daemon, round) = start(folder, &plan.environment, number).await;
+    world.check(&round, Look::Sample).await;
+    world.write(&round, &plan, daemon).await;
+    match plan.end {
+        End::Terminated => nothing_is_left_over(folder),
+        End::Killed if number % 10 == 9 => drop(verified(folder)),
+        End::Killed => {}
+    }
+}
+
+/// Everything that was ever answered, one last time.
+async fn last_round(world: &mut World, folder: &Path, number: u32) {
+    let (daemon, round) = start(folder, &plan::environment(), number).await;
+    world.check(&round, Look::Everything).await;
+    tokio::task::spawn_blocking(move || end_of(daemon, End::Terminated)).await.unwrap();
+    nothing_is_left_over(folder);
+}
+
+async fn start(folder: &Path, environment: &[(&'static str, String)], number: u32) -> (Process, Round) {
+    let mut daemon = Process::spawn(folder, environment);
+    let started = tokio::task::spawn_blocking(move || {
+        let ready = daemon.wait_ready();
+        (daemon, ready)
+    });
+    let (daemon, ready) = tokio::time::timeout(Duration::from_secs(90), started).await.unwrap().unwrap();
+    (daemon, Round { number, ready, ending: Arc::default() })
+}
+
+/// `esker verify` finds no fault. Returns what it says.
+fn verified(folder: &Path) -> String {
+    let output = verify(&folder.join("data"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// After a start and an orderly end, the catalog knows every physical file, and nothing else lies about.
+fn nothing_is_left_over(folder: &Path) {
+    let said = verified(folder);
+    assert!(!said.contains("note:"), "{said}");
+    let mut strange = vec![];
+    walk(&folder.join("data"), &mut |path| {
+        let name = path.strip_prefix(folder.join("data")).unwrap().to_string_lossy().into_owned();
+        let known = ["data/", "catalog/db/", "catalog/log/"].iter().any(|folder| name.starts_with(folder));
+        if (!known && name != "catalog/LOCK") || name.contains('#') {
+            strange.push(name);
+        }
+    });
+    assert_eq!(strange, Vec::<String>::new());
+}
+
+fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { walk(&path, visit) } else { visit(&path) }
+    }
+}

@@ -1,0 +1,76 @@
+//! What happens in a round: how the daemon is set, how long it lives, how it ends, and what is written.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+/// How a daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Killed,
+    Terminated,
+}
+
+/// One round.
+#[derive(Debug)]
+pub struct Plan {
+    pub environment: Vec<(&'static str, String)>,
+    /// A start before the round's own is killed after this long.
+    pub dies_at_start: Option<Duration>,
+    /// How long the writers have.
+    pub lives: Duration,
+    pub end: End,
+}
+
+impl Plan {
+    pub fn draw(rng: &mut StdRng) -> Self {
+        let mut environment = environment();
+        let mut set = |key, values: &[&str]| environment.push((key, pick(rng, values).to_owned()));
+        set("ESKER__STORE__PART_SIZE", &["1mb", "1mb", "8mb"]);
+        set("ESKER__STORE__DIRECT_IO", &["auto", "off"]);
+        set("ESKER__EXECUTION__CHECKPOINTING__DATA_INLINE_THRESHOLD", &["20kb", "20kb", "0"]);
+        set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_FILE_SIZE", &["1mb", "4mb", "32mb"]);
+        set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__POOL_BLOCKING", &["false", "true"]);
+        set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__ACROSS_CHECKPOINT_BOUNDARY", &["false", "true"]);
+        Self {
+            environment,
+            dies_at_start: rng.random_bool(0.15).then(|| millis(rng.random_range(0..250))),
+            lives: millis(rng.random_range(5..400)),
+            end: if rng.random_bool(0.1) { End::Terminated } else { End::Killed },
+        }
+    }
+}
+
+/// What every round sets: files are deleted soon, so that deleting is killed, too.
+pub fn environment() -> Vec<(&'static str, String)> {
+    let pairs = [
+        ("ESKER__STORE__REQUEST_TIMEOUT", "500 ms"),
+        ("ESKER__STORE__RETRY_TIMEOUT", "500 ms"),
+        ("ESKER__RECLAIM__DELETE_GRACE", "1500 ms"),
+        ("ESKER__RECLAIM__INTERVAL", "50 ms"),
+        ("ESKER__MERGING__GROUP_BYTES_MAX", "1mb"),
+        ("ESKER__CATALOG__LOG_SEGMENT_SIZE", "64kb"),
+    ];
+    pairs.map(|(key, value)| (key, value.to_owned())).to_vec()
+}
+
+fn pick<'a>(rng: &mut StdRng, values: &[&'a str]) -> &'a str {
+    values[rng.random_range(0..values.len())]
+}
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// The length of a segment or an object: mostly tiny, rarely larger than a part or a whole file.
+pub fn any_len(rng: &mut StdRng) -> usize {
+    match rng.random_range(0..1000) {
+        0..500 => rng.random_range(0..20 << 10),
+        500..750 => 64 << 10,
+        750..880 => rng.random_range(20 << 10..400 << 10),
+        880..970 => 1 << 20,
+        970..997 => rng.random_range(1 << 20..9 << 20),
+        _ => rng.random_range(32 << 20..34 << 20),
+    }
+}

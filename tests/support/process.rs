@@ -1,0 +1,99 @@
+//! The real program, started and ended from outside.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+/// The program under test.
+pub fn esker() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_esker"))
+}
+
+/// What a daemon says once it answers.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Ready {
+    pub s3: String,
+    pub api: String,
+    pub access_key: String,
+    pub secret_key: String,
+    pub bucket: String,
+}
+
+/// A running `esker dev`. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    ready_file: PathBuf,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a daemon on `folder/data`, with free ports; its log goes to `folder/log`.
+    pub fn spawn(folder: &Path, environment: &[(&str, String)]) -> Self {
+        let (ready_file, log) = (folder.join("ready.json"), folder.join("log"));
+        drop(std::fs::remove_file(&ready_file));
+        let mut command = esker();
+        command.args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"]).arg(folder.join("data"));
+        command.arg("--ready-file").arg(&ready_file).envs(environment.iter().map(|(key, value)| (key, value)));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append_to(&log)).spawn();
+        Self { child: child.expect("the program starts"), ready_file, log }
+    }
+
+    /// Waits until the daemon answers.
+    pub fn wait_ready(&mut self) -> Ready {
+        let begun = Instant::now();
+        loop {
+            if let Ok(text) = std::fs::read_to_string(&self.ready_file) {
+                return serde_json::from_str(&text).expect("the ready file is JSON");
+            }
+            let ended = self.child.try_wait().expect("the daemon is our child");
+            assert!(ended.is_none(), "the daemon ended with {ended:?} instead of starting:\n{}", self.log());
+            assert!(begun.elapsed() < Duration::from_secs(60), "the daemon does not start:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        self.child.kill().and_then(|()| self.child.wait()).expect("the daemon is our child");
+    }
+
+    /// `kill -TERM`, and waits for the end.
+    pub fn terminate(mut self) -> ExitStatus {
+        let kill = format!("kill -TERM {}", self.id());
+        let told = Command::new("sh").args(["-c", &kill]).status().expect("there is a shell");
+        assert!(told.success(), "the daemon had ended before:\n{}", self.log());
+        self.child.wait().expect("the daemon is our child")
+    }
+
+    /// The last lines of its log.
+    pub fn log(&self) -> String {
+        let all = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = all.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn append_to(log: &Path) -> File {
+    OpenOptions::new().create(true).append(true).open(log).expect("the log can be written")
+}
+
+/// Runs `esker verify` on the folder of a daemon that has ended.
+pub fn verify(data_dir: &Path) -> Output {
+    esker().args(["verify", "--read-data", "100", "--data-dir"]).arg(data_dir).output().expect("the program starts")
+}
