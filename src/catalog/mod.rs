@@ -3,7 +3,8 @@
 //! [`state::State`] decides; it is a plain state machine behind a lock that is held for microseconds. One owner
 //! task takes [`Command`]s in the order of their arrival, applies what has collected, and writes all that as one
 //! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
-//! So commands that arrive while a batch is being synced share the next one.
+//! So commands that arrive while a batch is being synced share the next one. On an object store, where a batch is a
+//! request, those that store nothing wait some milliseconds for each other.
 //!
 //! # What may be read, and when
 //! - New things become visible by [`Catalog::confirm`], which is called when their commit and their bytes are durable.
@@ -39,7 +40,7 @@ use crate::model::{Millis, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
 use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
 use record::RecordKey;
-use slate::{Commit, Journal, JournalError};
+use slate::{Commit, Haste, Journal, JournalError};
 use state::{ListPage, ListQuery, ObjectView, State};
 
 /// Commands that may wait for the owner.
@@ -336,12 +337,13 @@ async fn own(
             requests.drain(..).for_each(|request| drop(request.reply.send(Err(error.clone()))));
             continue;
         }
+        let haste = haste(&requests);
         let (number, mutations, answers) = shared.apply(&mut requests);
         let commit = if mutations.is_empty() {
             None
         } else {
             commits.inc();
-            match shared.journal.write(mutations).await {
+            match shared.journal.write(mutations, haste).await {
                 Ok(commit) => Some(commit),
                 Err(error) => {
                     let error = shared.lose(error);
@@ -354,6 +356,12 @@ async fn own(
             return;
         }
     }
+}
+
+/// A store has waited for company already, and its bytes are on their way; a delete or a change of a checkpoint can wait.
+fn haste(requests: &[Request]) -> Haste {
+    let urgent = |request: &Request| matches!(request.command, None | Some(Command::Store(_)));
+    if requests.iter().any(urgent) { Haste::Now } else { Haste::Soon }
 }
 
 /// Waits for each batch to become durable, then answers its requests.

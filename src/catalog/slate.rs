@@ -165,6 +165,15 @@ impl From<object_store::Error> for JournalError {
     }
 }
 
+/// How soon a batch should become durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// At once.
+    Now,
+    /// On an object store it may wait some milliseconds for others, to share their request.
+    Soon,
+}
+
 /// An accepted batch, durable or not yet.
 #[derive(Debug, Clone)]
 pub struct Commit {
@@ -236,10 +245,10 @@ impl Journal {
     ///
     /// # Cancel safety
     /// Not cancel safe: a dropped call may still apply the batch.
-    pub async fn write(&self, batch: Vec<Mutation>) -> Result<Commit, JournalError> {
+    pub async fn write(&self, batch: Vec<Mutation>, haste: Haste) -> Result<Commit, JournalError> {
         let handle = self.db.write(write_batch(batch)?).await?;
         if let Backend::Object(group_commit) = &self.backend {
-            group_commit.wake();
+            group_commit.wake(haste);
         }
         Ok(Commit { handle })
     }
@@ -339,7 +348,11 @@ async fn open_object(
         .with_db_cache(block_cache(settings), 0)
         .build()
         .await?;
-    Ok(Journal { epoch: db.manifest().writer_epoch(), backend: Backend::Object(GroupCommit::start(db.clone())), db })
+    Ok(Journal {
+        epoch: db.manifest().writer_epoch(),
+        backend: Backend::Object(GroupCommit::start(db.clone(), settings.company_wait)),
+        db,
+    })
 }
 
 async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSettings) -> Result<Journal, JournalError> {

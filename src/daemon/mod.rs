@@ -30,7 +30,7 @@ use crate::catalog::Catalog;
 use crate::catalog::CatalogError;
 use crate::catalog::command::{Command, Refusal};
 use crate::catalog::record::Mutation;
-use crate::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
+use crate::catalog::slate::{Haste, Journal, JournalError, JournalSettings, Placement};
 use crate::catalog::state::State;
 use crate::config::{CatalogSettings, Settings};
 use crate::merge::{Merger, MergerParts};
@@ -136,7 +136,7 @@ impl Daemon {
         let (doors, work, catalog_tasks) = (group(), group(), group());
 
         let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
-        let (state, journal) = load(&opened.data, opened.catalog, &settings.catalog, &clock).await?;
+        let (state, journal) = load(&opened.data, opened.catalog, &settings, &clock).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
         for bucket in &settings.server.buckets {
             ensure_bucket(&catalog, bucket).await?;
@@ -309,11 +309,11 @@ async fn step(name: &'static str, patience: Duration, done: impl Future<Output =
 async fn load(
     data: &DataStore,
     placement: Placement,
-    settings: &CatalogSettings,
+    settings: &Settings,
     clock: &Clock,
 ) -> Result<(State, Journal), StartError> {
     let mut state = State::default();
-    let journal_settings = journal_settings(&placement, settings);
+    let journal_settings = journal_settings(&placement, &settings.catalog);
     let journal = Journal::open(placement, journal_settings, |key, value| state.load(&key, &value)).await?;
     let recovered = recover(&mut state, data, clock.now()).await?;
     recover::log(&recovered);
@@ -326,7 +326,7 @@ async fn load(
 }
 
 /// The journal's settings for where it lives.
-pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
+fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
     let base = match placement {
         Placement::Local { .. } => JournalSettings::local(),
         Placement::Object { .. } => {
@@ -351,7 +351,7 @@ async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogErr
 async fn write(journal: &Journal, mutations: Vec<Mutation>) -> Result<(), JournalError> {
     // In pieces that the journal takes.
     for batch in mutations.chunks(10_000) {
-        journal.write(batch.to_vec()).await?.durable().await?;
+        journal.write(batch.to_vec(), Haste::Now).await?.durable().await?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! How long a group waits for more segments before it goes to an object store. A pure function.
 //!
-//! A request costs money and a round trip; a segment that just misses a group costs one more. So a group that began
-//! alone on an idle lane goes at once: nobody is known to follow. While the lane is busy, a group waits as long as
-//! segments keep coming, each within a quarter of the backend's latency of the last, up to the configured limit.
+//! A request costs money and a round trip; a segment that just misses a group costs one more. Segments come in bursts,
+//! a checkpoint each, from clients that need some milliseconds between two requests. So a group waits as long as
+//! segments keep coming, each within a quarter of the backend's latency of the last, and at least `linger-min`, up to
+//! `linger-max`. A segment that comes alone to an idle lane waits for `linger-min` only: it may be the first of a burst.
 //! On an append store a group never lingers: what arrives while the last group is synced is the next group.
 
 use std::time::Duration;
@@ -24,15 +25,11 @@ pub struct LaneLoad {
     pub latency: Duration,
 }
 
-/// Least time in which a next segment is expected, whatever the latency: clients on the same machine need as long.
-const GAP_MIN: Duration = Duration::from_millis(4);
-
 /// How long the group waits from now on; zero means that it goes. Asked again whenever a segment arrives.
 pub fn linger(load: &LaneLoad, settings: &LingerSettings) -> Duration {
-    if load.in_flight == 0 && load.segments <= 1 {
-        return Duration::ZERO;
-    }
-    let gap = load.latency.mul_f64(settings.latency_fraction).max(GAP_MIN).min(settings.max);
+    let idle = load.in_flight == 0 && load.segments <= 1;
+    let expected = if idle { Duration::ZERO } else { load.latency.mul_f64(settings.latency_fraction) };
+    let gap = expected.max(settings.min).min(settings.max);
     let quiet = gap.saturating_sub(load.newest);
     let left = settings.max.saturating_sub(load.oldest);
     quiet.min(left)
@@ -42,7 +39,8 @@ pub fn linger(load: &LaneLoad, settings: &LingerSettings) -> Duration {
 mod tests {
     use super::*;
 
-    const SETTINGS: LingerSettings = LingerSettings { latency_fraction: 0.25, max: Duration::from_millis(100) };
+    const SETTINGS: LingerSettings =
+        LingerSettings { latency_fraction: 0.25, min: Duration::from_millis(5), max: Duration::from_millis(100) };
 
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
@@ -53,8 +51,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_segment_on_an_idle_lane_goes_at_once() {
-        assert_eq!(linger(&load(0, 1, 0, 0), &SETTINGS), Duration::ZERO);
+    fn a_lone_segment_on_an_idle_lane_waits_for_a_burst_to_begin() {
+        assert_eq!(linger(&load(0, 1, 0, 0), &SETTINGS), ms(5));
+        assert_eq!(linger(&load(0, 1, 5, 5), &SETTINGS), Duration::ZERO);
+        assert_eq!(linger(&load(0, 1, 0, 0), &LingerSettings { min: Duration::ZERO, ..SETTINGS }), Duration::ZERO);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Group commit on an object store.
+//! Group commit on an object store: each flush is a request, and a new object.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt;
 use slatedb::Db;
@@ -11,9 +12,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::Haste;
+
 /// Makes writes on an object store durable: one flush at a time, each for all that came before it.
 pub(super) struct GroupCommit {
-    wake: Arc<Notify>,
+    bells: Arc<Bells>,
     cancel: CancellationToken,
     groups: Arc<AtomicU64>,
     _task: JoinHandle<()>,
@@ -21,8 +24,10 @@ pub(super) struct GroupCommit {
 
 impl GroupCommit {
     /// Starts the task. It ends, and `db` with it, when the result is dropped.
-    pub(super) fn start(db: Db) -> Self {
-        let wake = Arc::new(Notify::new());
+    /// A batch that can wait does so for the first time of `company_wait` after each such batch, together for the
+    /// second.
+    pub(super) fn start(db: Db, company_wait: (Duration, Duration)) -> Self {
+        let bells = Arc::new(Bells::default());
         let cancel = CancellationToken::new();
         let groups = Arc::new(AtomicU64::new(0));
         #[expect(
@@ -30,7 +35,7 @@ impl GroupCommit {
             reason = "the task ends with the journal, which waits for it or aborts it"
         )]
         let task = tokio::spawn({
-            let flushes = flush_groups(db.clone(), wake.clone(), cancel.clone(), groups.clone());
+            let flushes = flush_groups(db.clone(), bells.clone(), company_wait, cancel.clone(), groups.clone());
             async move {
                 match AssertUnwindSafe(flushes).catch_unwind().await {
                     Ok(Ok(())) => {}
@@ -45,12 +50,15 @@ impl GroupCommit {
                 }
             }
         });
-        Self { wake, cancel, groups, _task: task }
+        Self { bells, cancel, groups, _task: task }
     }
 
     /// Asks for a flush of everything written so far.
-    pub(super) fn wake(&self) {
-        self.wake.notify_one();
+    pub(super) fn wake(&self, haste: Haste) {
+        match haste {
+            Haste::Now => self.bells.now.notify_one(),
+            Haste::Soon => self.bells.soon.notify_one(),
+        }
     }
 
     /// How many flushes there were.
@@ -65,9 +73,16 @@ impl Drop for GroupCommit {
     }
 }
 
+#[derive(Default)]
+struct Bells {
+    now: Notify,
+    soon: Notify,
+}
+
 async fn flush_groups(
     db: Db,
-    wake: Arc<Notify>,
+    bells: Arc<Bells>,
+    company_wait: (Duration, Duration),
     cancel: CancellationToken,
     groups: Arc<AtomicU64>,
 ) -> Result<(), slatedb::Error> {
@@ -76,9 +91,22 @@ async fn flush_groups(
             biased;
             () = cancel.cancelled() => return Ok(()),
             // A write during the flush leaves a permit, so the next turn comes at once.
-            () = wake.notified() => {}
+            () = bells.now.notified() => {}
+            () = bells.soon.notified() => wait_for_company(&bells, company_wait, &cancel).await,
         }
         db.flush().await?;
         groups.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until a batch is urgent, or no other has come for a while.
+async fn wait_for_company(bells: &Bells, (gap, most): (Duration, Duration), cancel: &CancellationToken) {
+    let company = async { while tokio::time::timeout(gap, bells.soon.notified()).await.is_ok() {} };
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => {}
+        () = bells.now.notified() => {}
+        () = company => {}
+        () = tokio::time::sleep(most) => {}
     }
 }

@@ -44,6 +44,10 @@ pub struct JournalSettings {
     pub object_retries_max: u32,
     /// How long a change of the manifest is tried. Default 60 s.
     pub manifest_timeout: Duration,
+    /// How long a batch that can wait does so for the next one, default 5 ms, and all of them together, default 20 ms.
+    /// Clients that send one delete after the other need longer in any case. Object stores only, where each group is
+    /// a request.
+    pub company_wait: (Duration, Duration),
     /// A log segment of this length is followed by a new one. Default 16 MiB: large enough that
     /// creating files does not matter, small enough to give space back. Local disk only.
     pub log_segment_bytes: u64,
@@ -61,6 +65,7 @@ impl Default for JournalSettings {
             superseded_tables_kept: Duration::from_secs(300),
             object_retries_max: 30,
             manifest_timeout: Duration::from_secs(60),
+            company_wait: (Duration::from_millis(5), Duration::from_millis(20)),
             log_segment_bytes: 16 << 20,
         }
     }

@@ -55,7 +55,7 @@ fn record(key: &str, value: &str) -> (Bytes, Bytes) {
 }
 
 async fn commit(journal: &Journal, batch: Vec<Mutation>) -> Result<(), JournalError> {
-    journal.write(batch).await?.durable().await
+    journal.write(batch, Haste::Now).await?.durable().await
 }
 
 /// Files below `folder`, with lengths.
@@ -402,7 +402,7 @@ async fn a_failed_write_closes_the_journal_for_good() {
 async fn waiters_hear_of_a_dropped_journal() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, _) = open(local(&folder)).await.unwrap();
-    let commits = join_all((0..20).map(|n| journal.write(vec![put(n, n)]))).await;
+    let commits = join_all((0..20).map(|n| journal.write(vec![put(n, n)], Haste::Now))).await;
 
     drop(journal);
 
@@ -444,7 +444,7 @@ async fn batches_that_cannot_be_stored_are_refused_and_harm_nothing() {
     let huge = Mutation::Put { key: Bytes::from("k"), value: Bytes::from(vec![0; BATCH_BYTES_MAX]) };
 
     for batch in [vec![], vec![put("", 1)], vec![put("k".repeat(70_000), 1)], vec![huge]] {
-        let error = journal.write(batch).await.unwrap_err();
+        let error = journal.write(batch, Haste::Now).await.unwrap_err();
         assert!(matches!(error, JournalError::Invalid(_)), "{error:?}");
     }
 
@@ -537,4 +537,22 @@ async fn child_that_commits_until_killed() {
         }
     }))
     .await;
+}
+
+#[tokio::test]
+async fn batches_that_can_wait_share_a_request() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (journal, _) = open(object(&store)).await.unwrap();
+    let before = journal.stats().groups;
+
+    let commits = (0..8).map(|n| {
+        let journal = &journal;
+        async move {
+            tokio::time::sleep(Duration::from_millis(n)).await;
+            journal.write(vec![put(n, n)], Haste::Soon).await?.durable().await
+        }
+    });
+    try_join_all(commits).await.unwrap();
+
+    assert!(journal.stats().groups - before <= 2, "{:?}", journal.stats());
 }

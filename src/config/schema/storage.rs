@@ -47,11 +47,13 @@ section! {
         exclusive_boundary: Boundary = Boundary::TaskManager,
         /// Who shares a file on the S3 door, where keys name the job at most: `job` (default) or `daemon`.
         s3_boundary: Boundary = Boundary::Job,
-        /// A group waits for more segments for this part of the store's recent latency, default 0.25, 0 to 1. An
-        /// idle lane never waits.
+        /// Object stores: a group waits for the next segment for this part of the store's recent latency, default
+        /// 0.25, 0 to 1.
         linger_fraction: f64 = 0.25,
-        /// Upper bound of that wait, default 50 ms.
-        linger_max: Span = Span::millis(50),
+        /// Lower bound of that wait, default 20 ms; all that a segment waits that comes alone to an idle lane.
+        linger_min: Span = Span::millis(20),
+        /// Upper bound of the whole wait of a group, default 100 ms.
+        linger_max: Span = Span::millis(100),
         /// Physical files open at once, default 256; at the bound writers wait. Each may hold a buffer or descriptor.
         max_open_files: u32 = 256,
         /// An open file without a segment for this long is closed, default 30 s.

@@ -138,12 +138,14 @@ pub struct MergingSettings {
     pub take_deadline: Duration,
 }
 
-/// How long a group waits for more segments: the smaller of the two.
+/// How long a group waits for more segments on an object store.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LingerSettings {
     /// Part of the store's recent latency, 0 to 1.
     pub latency_fraction: f64,
-    /// Upper bound of the wait, for a store whose latency is long. Zero is no wait.
+    /// Least time in which a next segment is expected.
+    pub min: Duration,
+    /// Upper bound of the whole wait of a group. Zero is no wait.
     pub max: Duration,
 }
 
@@ -353,7 +355,11 @@ fn merging(config: &Config) -> MergingSettings {
         pool: if flink.pool_blocking { PoolMode::Blocking } else { PoolMode::NonBlocking },
         subtasks_per_file_max: count(flink.max_subtasks_per_file),
         group_bytes_max: ours.group_bytes_max.bytes(),
-        linger: LingerSettings { latency_fraction: ours.linger_fraction, max: ours.linger_max.duration() },
+        linger: LingerSettings {
+            latency_fraction: ours.linger_fraction,
+            min: ours.linger_min.duration(),
+            max: ours.linger_max.duration(),
+        },
         open_files_max: count(ours.max_open_files),
         idle_close: ours.idle_close.duration(),
         take_deadline: ours.take_deadline.duration(),

@@ -213,6 +213,11 @@ fn check_merging(rules: &mut Rules) {
         "must be a number from 0 to 1",
     );
     rules.require(
+        ours.linger_min <= ours.linger_max,
+        &["merging.linger-min", "merging.linger-max"],
+        "the lower bound must not be above the upper bound",
+    );
+    rules.require(
         matches!(ours.s3_boundary, Boundary::Job | Boundary::Daemon),
         &["merging.s3-boundary"],
         "S3 keys name neither subtask nor task manager, must be `job` or `daemon`",

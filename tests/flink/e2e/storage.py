@@ -170,7 +170,7 @@ class Esker:
         self.stop()
 
     def counters(self):
-        """Esker's own counters: one for each operation on its store, and the sums of two others."""
+        """Esker's own counters: one for each operation on its store and each of its S3 door, and two sums."""
         with urllib.request.urlopen(f"{self.api}/metrics", timeout=10) as response:
             text = response.read().decode()
         counters = Counter()
@@ -178,6 +178,9 @@ class Esker:
             if name == "esker_store_requests_total":
                 operation = re.search(r'operation="(\w+)"', labels)
                 counters[f"store {operation[1]}"] += int(float(value))
+            elif name == "esker_answer_seconds_count" and 'door="s3"' in labels:
+                operation = re.search(r'operation="(\w+)"', labels)
+                counters[f"asked for {operation[1]}"] += int(float(value))
             elif name in ("esker_physical_files_created_total", "esker_segments_total"):
                 counters[name] += int(float(value))
         if not any(name.startswith("store ") for name in counters):
