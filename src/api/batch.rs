@@ -16,7 +16,7 @@ use http::{HeaderValue, header};
 use tokio::sync::{mpsc, oneshot};
 
 use super::body::{Source, check_crc, check_len};
-use super::native::{Native, about_of, check_crc_form, idempotency_key, job_of};
+use super::native::{Native, about_of, check_crc_form, idempotency_key, job_info, job_of};
 use super::status::ApiError;
 use super::wire::{BatchAnswer, BatchHead, ErrorBody, ErrorDetail, SegmentInfo};
 use crate::model::JobId;
@@ -42,6 +42,7 @@ pub async fn put_segments(
 ) -> Result<Response, ApiError> {
     let job = job_of(&job)?;
     native.catalog.check()?;
+    job_info(&native.catalog, &job)?;
     let (answers, lines) = mpsc::channel::<oneshot::Receiver<Answer>>(ANSWERS_MAX);
     let tasks = native.merger.tasks();
     let receiving = receive(native, job, request.into_body().into_data_stream(), answers);

@@ -249,7 +249,7 @@ async fn create_job(State(native): State<Native>, request: Request) -> Result<Re
     Ok((StatusCode::CREATED, Json(job_info(&native.catalog, &job)?)).into_response())
 }
 
-fn job_info(catalog: &Catalog, job: &JobId) -> Result<JobInfo, ApiError> {
+pub(super) fn job_info(catalog: &Catalog, job: &JobId) -> Result<JobInfo, ApiError> {
     let known = catalog.view().job(job);
     let (record, segments) = known.ok_or_else(|| ApiError::not_found("job", format!("job {job} is not known")))?;
     Ok(JobInfo {

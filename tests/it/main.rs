@@ -1,7 +1,17 @@
 //! A running daemon, seen from outside, and the parts whose promises outlive it: bytes on storage and the catalog.
 
-mod catalog;
-mod format;
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
+mod bad_input;
+mod catalog;
+mod command_line;
+mod format;
+mod keep_alive;
+mod native;
+mod raw;
+mod verify;
+
+#[path = "../support/daemon.rs"]
+mod daemon;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,0 +1,61 @@
+//! What the program says when it cannot start, and how it says it.
+
+use std::process::{Command, Output};
+
+use crate::daemon::TestDaemon;
+
+fn esker(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_esker")).args(arguments).output().unwrap()
+}
+
+/// The exit code, and what it says of the error.
+fn fails(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = esker(arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_everything_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    std::fs::write(&path, "[limits]\nmemry = \"1gb\"\nbody-timeout = \"soon\"\n[server]\ns3 = \"nowhere\"\n").unwrap();
+
+    for command in [&["config", "check"][..], &["config", "show"], &["serve"]] {
+        let (code, text) = fails(&[command, &["--config", path.to_str().unwrap()]].concat());
+
+        assert_eq!(code, Some(2), "{text}");
+        for part in ["limits.memry", "limits.memory", "limits.body-timeout", "soon", "server.s3", "nowhere"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_open_door_without_credentials_is_refused() {
+    let (code, text) = fails(&["serve", "--set", "server.api=0.0.0.0:0", "--set", "store.url=memory:"]);
+
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("server.api") && text.contains("auth.tokens"), "{text}");
+}
+
+#[test]
+fn the_complete_configuration_of_the_repository_is_good() {
+    let output = esker(&["config", "check", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml")]);
+
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_port_or_a_folder_in_use_is_named() {
+    let daemon = TestDaemon::start(&[]).await;
+    let (api, folder) = (daemon.api().to_string(), daemon.folder().to_str().unwrap().to_owned());
+
+    let (code, text) = fails(&["dev", "--api", &api, "--s3", "127.0.0.1:0", "--data-dir", &folder]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains(&api) && text.contains("server.api"), "{text}");
+
+    let (code, text) = fails(&["dev", "--api", "127.0.0.1:0", "--s3", "127.0.0.1:0", "--data-dir", &folder]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("in use by another daemon"), "{text}");
+    daemon.client.jobs().await.unwrap();
+}

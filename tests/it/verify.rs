@@ -1,0 +1,137 @@
+//! `esker verify` names what is wrong with a folder.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use esker::api::wire::SegmentInfo;
+use tempfile::TempDir;
+
+use crate::daemon::{TestDaemon, checkpoint, files};
+use crate::support::pattern;
+
+/// A folder that a daemon has left in order, with one closed file in it, and a segment in that.
+async fn folder() -> (TempDir, SegmentInfo) {
+    let daemon = TestDaemon::start(&[]).await;
+    daemon.client.create_job("j").await.unwrap();
+    daemon.client.put("j", &checkpoint(1), None, pattern(1, 1000).into()).await.unwrap();
+    let info = daemon.client.put("j", &checkpoint(1), None, pattern(2, 100_000).into()).await.unwrap();
+    (daemon.shut_down().await, info)
+}
+
+fn verify(folder: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    command.args(["verify", "--data-dir"]).arg(folder).args(more).output().unwrap()
+}
+
+/// What it says with all data read, and its exit code.
+fn said(folder: &Path) -> (Option<i32>, String) {
+    let output = verify(folder, &["--read-data", "100"]);
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+fn only_file(folder: &Path) -> (PathBuf, String) {
+    let path = files(&folder.join("data")).pop().unwrap();
+    let name = path.strip_prefix(folder).unwrap().to_string_lossy().into_owned();
+    (path, name)
+}
+
+#[tokio::test]
+async fn a_folder_in_order_has_no_fault() {
+    let (folder, _) = folder().await;
+
+    assert_eq!(said(folder.path()), (Some(0), "1 files, 2 segments, 2 of them read: 0 faults\n".to_owned()));
+}
+
+#[tokio::test]
+async fn a_file_that_nobody_knows_is_a_fault() {
+    let (folder, _) = folder().await;
+    std::fs::write(folder.path().join("data/stray"), b"?").unwrap();
+
+    let (code, text) = said(folder.path());
+
+    assert_eq!(code, Some(1));
+    assert!(text.contains("fault: data/stray is no physical file"), "{text}");
+}
+
+#[tokio::test]
+async fn a_file_that_the_next_start_deletes_is_named() {
+    let (folder, _) = folder().await;
+    let (path, name) = only_file(folder.path());
+    let (stray, stray_name) = (path.with_file_name("00000001-00000000000000000000000042"), &name[..name.len() - 35]);
+    std::fs::copy(&path, stray).unwrap();
+
+    let (code, text) = said(folder.path());
+
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains(&format!("note: {stray_name}00000001-00000000000000000000000042 is not in the catalog")),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_a_fault() {
+    let (folder, _) = folder().await;
+    let (path, name) = only_file(folder.path());
+    let len = path.metadata().unwrap().len();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(len - 1).unwrap();
+
+    let (code, text) = said(folder.path());
+
+    assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("fault: {name}: has {} bytes, the catalog says {len}", len - 1)), "{text}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_a_fault() {
+    let (folder, _) = folder().await;
+    let (path, name) = only_file(folder.path());
+    std::fs::remove_file(path).unwrap();
+
+    let (code, text) = said(folder.path());
+
+    assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("fault: {name}: ")), "{text}");
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_found_where_data_is_read() {
+    let (folder, info) = folder().await;
+    let (path, name) = only_file(folder.path());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[info.offset as usize + 7] ^= 0x10;
+    std::fs::write(&path, bytes).unwrap();
+
+    assert_eq!(verify(folder.path(), &[]).status.code(), Some(0), "without --read-data");
+    let (code, text) = said(folder.path());
+
+    assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("fault: segment {} in {name} has CRC-32C", info.segment)), "{text}");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_none_cannot_be_verified() {
+    let folder = tempfile::tempdir().unwrap();
+
+    for folder in [folder.path().to_owned(), folder.path().join("missing")] {
+        let output = verify(&folder, &[]);
+
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("holds no catalog"));
+    }
+}
+
+#[tokio::test]
+async fn a_segment_is_read_from_its_handle_alone() {
+    let (folder, info) = folder().await;
+
+    let read = |handle: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+        command.args(["get", "--handle", handle, "--data-dir"]).arg(folder.path()).output().unwrap()
+    };
+
+    assert_eq!(read(&info.handle).stdout, pattern(2, 100_000));
+    let wrong = read(&info.handle.replace(&info.crc32c, "01020304"));
+    assert_eq!((wrong.status.code(), wrong.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("holds other bytes"));
+}

@@ -1,0 +1,104 @@
+//! A daemon inside the test, and what it has to say of itself.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use esker::api::wire::PutParams;
+use esker::client::Client;
+use esker::config::{Config, Settings};
+use esker::daemon::Daemon;
+use tempfile::TempDir;
+
+/// A daemon on a folder of its own.
+pub struct TestDaemon {
+    pub client: Client,
+    daemon: Daemon,
+    folder: TempDir,
+    flags: Vec<(String, String)>,
+}
+
+impl TestDaemon {
+    /// Starts one with these keys of the configuration set.
+    pub async fn start(flags: &[(&str, &str)]) -> Self {
+        let flags = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self::start_on(tempfile::tempdir().unwrap(), flags).await
+    }
+
+    async fn start_on(folder: TempDir, flags: Vec<(String, String)>) -> Self {
+        let daemon = Daemon::start(settings(folder.path(), &flags)).await.unwrap();
+        let client = Client::new(&format!("http://{}", daemon.addresses().api), None).unwrap();
+        Self { client, daemon, folder, flags }
+    }
+
+    /// Ends it in order and starts it again on the same folder.
+    pub async fn restart(self) -> Self {
+        let Self { daemon, folder, flags, .. } = self;
+        daemon.shut_down().await.unwrap();
+        Self::start_on(folder, flags).await
+    }
+
+    /// Ends it in order. Returns its folder.
+    pub async fn shut_down(self) -> TempDir {
+        self.daemon.shut_down().await.unwrap();
+        self.folder
+    }
+
+    pub fn api(&self) -> std::net::SocketAddr {
+        self.daemon.addresses().api
+    }
+
+    pub fn s3(&self) -> std::net::SocketAddr {
+        self.daemon.addresses().s3
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The value of a metric, with its labels as they are written; 0 if it was never counted.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.client.metrics().await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn metric_becomes(&self, name: &str, wanted: f64) {
+        let begun = Instant::now();
+        while self.metric(name).await != wanted {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{name} is {}, not {wanted}", self.metric(name).await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The physical files on disk.
+    pub fn files(&self) -> Vec<PathBuf> {
+        files(&self.folder.path().join("data"))
+    }
+}
+
+fn settings(folder: &Path, flags: &[(String, String)]) -> Settings {
+    let base = [
+        ("store.url", format!("file:{}", folder.display())),
+        ("server.s3", "127.0.0.1:0".to_owned()),
+        ("server.api", "127.0.0.1:0".to_owned()),
+    ];
+    let base = base.map(|(key, value)| (key.to_owned(), value));
+    let all: Vec<_> = base.into_iter().chain(flags.iter().cloned()).collect();
+    Config::load_with(None, [], &all).unwrap().settings().unwrap()
+}
+
+/// All files below a folder.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// What a put says that says no more than it must.
+pub fn checkpoint(n: u64) -> PutParams {
+    PutParams { checkpoint: Some(n), ..PutParams::default() }
+}
