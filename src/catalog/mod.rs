@@ -17,7 +17,9 @@
 //!
 //! # Two daemons
 //! The second one to open the journal shuts the first one out: its next commit fails, [`Catalog::lost`] is cancelled,
-//! and nothing is answered any more.
+//! and nothing is answered any more. One that commits nothing notices within `catalog.poll-interval`; until then it may
+//! answer reads of what was there. Whoever makes something durable without a commit after it has to ask
+//! [`Catalog::check_owner`] if the successor may have given it up meanwhile.
 
 pub mod command;
 pub mod log;
@@ -26,8 +28,8 @@ pub mod slate;
 pub mod state;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -140,6 +142,8 @@ impl Catalog {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
         let commits = metrics.commits.clone();
+        let ended = shared.journal.ended();
+        tasks.spawn("catalog-watch", Failure::StopsTheDaemon, watch(Arc::downgrade(&shared), ended));
         tasks.spawn("catalog-owner", Failure::StopsTheDaemon, own(Arc::clone(&shared), inbox, batches, commits));
         tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
         Self { shared, commands }
@@ -263,6 +267,19 @@ impl Catalog {
         self.shared.lost_error().map_or(Ok(()), Err)
     }
 
+    /// Asks storage whether this daemon still owns the catalog; costs requests. What was on storage before the call is
+    /// seen by every later owner.
+    ///
+    /// # Errors
+    /// [`CatalogError::Lost`] if there is a newer owner, or storage does not tell.
+    pub async fn check_owner(&self) -> Result<(), CatalogError> {
+        match self.shared.journal.check_owner().await {
+            Ok(()) => self.check(),
+            Err(error @ JournalError::Fenced) => Err(self.shared.lose(error)),
+            Err(error) => Err(CatalogError::Lost(Arc::new(error))),
+        }
+    }
+
     /// Cancelled when the journal cannot be written any more.
     pub fn lost(&self) -> CancellationToken {
         self.shared.lost.clone()
@@ -321,6 +338,13 @@ impl Shared {
         }
         self.applied.store(number, Ordering::Relaxed);
         (number, state.take_mutations(), answers)
+    }
+}
+
+/// Notices that the journal has ended, though nobody writes. Does not keep it open.
+async fn watch(shared: Weak<Shared>, ended: impl Future<Output = Option<JournalError>>) {
+    if let (Some(error), Some(shared)) = (ended.await, shared.upgrade()) {
+        shared.lose(error);
     }
 }
 

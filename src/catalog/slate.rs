@@ -22,6 +22,7 @@
 
 mod group;
 mod settings;
+mod successor;
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -37,10 +38,12 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use parking_lot::Mutex;
 use slatedb::config::ScanOptions;
 use slatedb::{CloseReason, Db, GarbageCollectorBuilder, WriteBatch, WriteHandle};
+use tokio_util::sync::CancellationToken;
 
 use self::group::GroupCommit;
 pub use self::settings::JournalSettings;
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
+use self::successor::Successor;
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
 use crate::store::append_file::sync_parent;
@@ -53,6 +56,8 @@ pub struct Journal {
     db: Db,
     epoch: u64,
     backend: Backend,
+    /// Cancelled when a newer owner was found.
+    shut_out: CancellationToken,
 }
 
 enum Backend {
@@ -178,6 +183,7 @@ pub enum Haste {
 #[derive(Debug, Clone)]
 pub struct Commit {
     handle: WriteHandle,
+    shut_out: CancellationToken,
 }
 
 impl Commit {
@@ -190,7 +196,7 @@ impl Commit {
     /// # Cancel safety
     /// Cancel safe, and can be called by many and again.
     pub async fn durable(&self) -> Result<(), JournalError> {
-        Ok(self.handle.await_durable().await?)
+        self.handle.await_durable().await.map_err(|error| explain(error, &self.shut_out))
     }
 
     /// The batch's place in the order of all batches ever written.
@@ -246,11 +252,43 @@ impl Journal {
     /// # Cancel safety
     /// Not cancel safe: a dropped call may still apply the batch.
     pub async fn write(&self, batch: Vec<Mutation>, haste: Haste) -> Result<Commit, JournalError> {
-        let handle = self.db.write(write_batch(batch)?).await?;
+        let written = self.db.write(write_batch(batch)?).await;
+        let handle = written.map_err(|error| explain(error, &self.shut_out))?;
         if let Backend::Object(group_commit) = &self.backend {
             group_commit.wake(haste);
         }
-        Ok(Commit { handle })
+        Ok(Commit { handle, shut_out: self.shut_out.clone() })
+    }
+
+    /// Asks storage whether this owner is still the newest. Whoever opens the journal after an `Ok` finds all that was
+    /// on storage before the call.
+    ///
+    /// # Errors
+    /// `Fenced` if there is a newer owner; `Unavailable` or `Corrupt` if storage does not tell.
+    pub async fn check_owner(&self) -> Result<(), JournalError> {
+        match &self.backend {
+            Backend::Object(group_commit) => group_commit.successor().look().await,
+            Backend::Local { .. } => Ok(()), // it has the lock
+        }
+    }
+
+    /// Resolves when the journal is found to be of no more use, whether or not anybody writes: a newer owner is noticed
+    /// within `poll_interval`. Resolves to none when it was closed or dropped.
+    pub fn ended(&self) -> impl Future<Output = Option<JournalError>> + Send + 'static {
+        let mut status = self.db.subscribe();
+        let shut_out = self.shut_out.clone();
+        async move {
+            let reason = tokio::select! {
+                closed = status.wait_for(|status| status.close_reason.is_some()) => closed.ok()?.close_reason,
+                () = shut_out.cancelled() => Some(CloseReason::Fenced),
+            };
+            match reason {
+                Some(CloseReason::Fenced) => Some(JournalError::Fenced),
+                _ if shut_out.is_cancelled() => Some(JournalError::Fenced),
+                Some(CloseReason::Clean) | None => None,
+                Some(_) => Some(JournalError::Internal("a task of the database panicked".into())),
+            }
+        }
     }
 
     /// Makes everything durable, closes the database and gives the folder free.
@@ -263,7 +301,7 @@ impl Journal {
         if let Backend::Local { lock, .. } = &self.backend {
             lock.lock().take();
         }
-        Ok(closed?)
+        closed.map_err(|error| explain(error, &self.shut_out))
     }
 
     /// The value under `key`, durable or not.
@@ -307,6 +345,11 @@ impl fmt::Debug for Journal {
     }
 }
 
+/// A database that was closed because of a newer owner says only that it is closed.
+fn explain(error: slatedb::Error, shut_out: &CancellationToken) -> JournalError {
+    if shut_out.is_cancelled() { JournalError::Fenced } else { error.into() }
+}
+
 const KEY_BYTES_MAX: usize = u16::MAX as usize;
 const BATCH_BYTES_MAX: usize = 64 << 20;
 
@@ -343,16 +386,16 @@ async fn open_object(
     settings: &JournalSettings,
 ) -> Result<Journal, JournalError> {
     check_marker(&store, &prefix, "objects").await?;
-    let db = Db::builder(prefix, store)
+    let db = Db::builder(prefix.clone(), store.clone())
         .with_settings(slate_settings(settings, Updates::Conditional))
         .with_db_cache(block_cache(settings), 0)
         .build()
         .await?;
-    Ok(Journal {
-        epoch: db.manifest().writer_epoch(),
-        backend: Backend::Object(GroupCommit::start(db.clone(), settings.company_wait)),
-        db,
-    })
+    let epoch = db.manifest().writer_epoch();
+    let successor = Successor::new(store, prefix, epoch, settings);
+    let shut_out = successor.found().clone();
+    let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
+    Ok(Journal { epoch, backend: Backend::Object(group_commit), shut_out, db })
 }
 
 async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSettings) -> Result<Journal, JournalError> {
@@ -381,6 +424,7 @@ async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSetting
     Ok(Journal {
         epoch: db.manifest().writer_epoch(),
         backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },
+        shut_out: CancellationToken::new(),
         db,
     })
 }

@@ -13,20 +13,24 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Haste;
+use super::successor::Successor;
 
 /// Makes writes on an object store durable: one flush at a time, each for all that came before it.
 pub(super) struct GroupCommit {
     bells: Arc<Bells>,
     cancel: CancellationToken,
     groups: Arc<AtomicU64>,
+    successor: Arc<Successor>,
     _task: JoinHandle<()>,
 }
 
 impl GroupCommit {
-    /// Starts the task. It ends, and `db` with it, when the result is dropped.
+    /// Starts the task. It ends, and `db` with it, when the result is dropped or there is a successor.
+    ///
     /// A batch that can wait does so for the first time of `company_wait` after each such batch, together for the
     /// second.
-    pub(super) fn start(db: Db, company_wait: (Duration, Duration)) -> Self {
+    pub(super) fn start(db: Db, company_wait: (Duration, Duration), successor: Successor) -> Self {
+        let successor = Arc::new(successor);
         let bells = Arc::new(Bells::default());
         let cancel = CancellationToken::new();
         let groups = Arc::new(AtomicU64::new(0));
@@ -35,9 +39,23 @@ impl GroupCommit {
             reason = "the task ends with the journal, which waits for it or aborts it"
         )]
         let task = tokio::spawn({
-            let flushes = flush_groups(db.clone(), bells.clone(), company_wait, cancel.clone(), groups.clone());
+            let flushes = flush_groups(
+                db.clone(),
+                bells.clone(),
+                company_wait,
+                cancel.clone(),
+                groups.clone(),
+                successor.clone(),
+            );
+            let successor = successor.clone();
             async move {
-                match AssertUnwindSafe(flushes).catch_unwind().await {
+                let ended = async {
+                    tokio::select! {
+                        ended = flushes => ended,
+                        () = successor.watch() => Ok(()),
+                    }
+                };
+                match AssertUnwindSafe(ended).catch_unwind().await {
                     Ok(Ok(())) => {}
                     // Those who wait, or write next, get this error and report it.
                     Ok(Err(error)) => tracing::debug!(%error, "flushing the journal ended"),
@@ -50,7 +68,7 @@ impl GroupCommit {
                 }
             }
         });
-        Self { bells, cancel, groups, _task: task }
+        Self { bells, cancel, groups, successor, _task: task }
     }
 
     /// Asks for a flush of everything written so far.
@@ -59,6 +77,11 @@ impl GroupCommit {
             Haste::Now => self.bells.now.notify_one(),
             Haste::Soon => self.bells.soon.notify_one(),
         }
+    }
+
+    /// Who may have taken over.
+    pub(super) fn successor(&self) -> &Arc<Successor> {
+        &self.successor
     }
 
     /// How many flushes there were.
@@ -85,6 +108,7 @@ async fn flush_groups(
     company_wait: (Duration, Duration),
     cancel: CancellationToken,
     groups: Arc<AtomicU64>,
+    successor: Arc<Successor>,
 ) -> Result<(), slatedb::Error> {
     loop {
         tokio::select! {
@@ -95,7 +119,7 @@ async fn flush_groups(
             () = bells.soon.notified() => wait_for_company(&bells, company_wait, &cancel).await,
         }
         db.flush().await?;
-        groups.fetch_add(1, Ordering::Relaxed);
+        successor.wrote(groups.fetch_add(1, Ordering::Relaxed) + 1);
     }
 }
 
