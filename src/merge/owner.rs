@@ -241,7 +241,7 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     let len = packed.parts.iter().map(|part| part.len() as u64).sum();
     parts.metrics.files_created.inc();
     let commit = commit(parts, Some(StoreFile { id: id.clone(), len, closes: true }), packed.items);
-    let begun = Clock::instant();
+    let (begun, begun_at) = (Clock::instant(), parts.catalog.now());
     let put = async {
         let put = store.put(&id, packed.parts).await;
         if put.is_ok() {
@@ -249,9 +249,20 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
         }
         put
     };
-    let (put, committed) = tokio::join!(put, commit);
+    let (put, mut committed) = tokio::join!(put, commit);
+    // The one clock stands still while the machine sleeps, the other may be set.
+    let took = begun.elapsed().max(Duration::from_millis(parts.catalog.now().0.saturating_sub(begun_at.0)));
+    if put.is_ok() && committed.is_ok() && may_have_been_dropped(parts, took) {
+        committed = parts.catalog.check_owner().await.and(committed);
+    }
     parts.metrics.group_segments.with_label_values(&["object"]).observe(packed.segments as f64);
     settle(parts, put, committed, packed.replies);
+}
+
+/// Whether a put that took so long may have arrived after a successor took the name, dropped the segments, and deleted
+/// what it had put there: it waits for the grace before it deletes. Half of it is left to clocks that differ.
+fn may_have_been_dropped(parts: &MergerParts, took: Duration) -> bool {
+    took > parts.settings.reclaim.delete_grace / 2
 }
 
 /// Stores parcels whose bytes go into the catalog's records.
