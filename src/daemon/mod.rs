@@ -5,7 +5,8 @@
 //! buckets are created, then the doors open.
 //!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
-//! `server.drain-timeout`; open files are written to their end; the catalog is written and closed.
+//! `server.drain-timeout`; open files are written to their end; the catalog is written and closed. Each of these steps is
+//! given up after that time, so a shutdown ends while storage is out, too; what was answered is durable before.
 
 mod recover;
 
@@ -76,6 +77,9 @@ pub enum StopError {
     /// The catalog was lost or could not be closed.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// Storage did not take the end of the catalog in time.
+    #[error("the catalog could not be closed within {0:?}")]
+    Late(Duration),
     /// A vital task had failed.
     #[error("{0}")]
     Task(String),
@@ -266,19 +270,20 @@ impl Daemon {
     /// Ends requests in progress, writes everything, and closes the catalog.
     ///
     /// # Errors
-    /// [`StopError`] if the catalog was lost before or cannot be closed, or a vital task had failed.
+    /// [`StopError`] if the catalog was lost before or cannot be closed in time, or a vital task had failed.
     pub async fn shut_down(self) -> Result<Summary, StopError> {
         self.ready.store(false, Ordering::Release);
         self.drain.cancel();
-        step("doors", self.settings.server.drain_timeout, self.doors.wait()).await;
+        let patience = self.settings.server.drain_timeout;
+        step("doors", patience, self.doors.wait()).await;
         self.cut.cancel();
         self.stop_work.cancel();
         self.merger.close();
-        step("open files", self.settings.server.drain_timeout, self.work.wait()).await;
-        let closed = self.catalog.close().await;
+        step("open files", patience, self.work.wait()).await;
+        let closed = step("catalog", patience, self.catalog.close()).await;
         let summary = self.summary();
         drop(self.catalog_tasks);
-        closed?;
+        closed.ok_or(StopError::Late(patience))??;
         self.doors.failure().or(self.work.failure()).map_or(Ok(summary), |reason| Err(StopError::Task(reason)))
     }
 
@@ -293,16 +298,17 @@ impl Daemon {
     }
 }
 
-/// Waits for one step of the shutdown, and says how long it took.
-async fn step(name: &'static str, patience: Duration, done: impl Future<Output = ()>) {
+/// Waits for one step of the shutdown, and says how long it took. None if that was too long.
+async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Output = T>) -> Option<T> {
     let begun = Clock::instant();
-    let in_time = tokio::time::timeout(patience, done).await.is_ok();
+    let done = tokio::time::timeout(patience, done).await.ok();
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if in_time {
+    if done.is_some() {
         tracing::info!(step = name, millis, "shut down");
     } else {
         tracing::warn!(step = name, millis, "shutting down took too long, going on without");
     }
+    done
 }
 
 /// Opens the catalog's journal, loads the state, and settles what was left open.
