@@ -1,0 +1,124 @@
+//! Segments over the part size, streamed as multipart uploads: whole or nothing.
+
+use http::StatusCode;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::faults::{Fault, Op, Rule, any};
+use crate::s3_server::S3Server;
+use crate::support::{
+    JOB, Running, SOON, Written, assert_exactly, data_files, eventually, object_key, put, put_until_answered,
+    server_and_daemon, settings,
+};
+
+const BIG: usize = (12 << 20) + 12_345;
+const HASTY: [(&str, &str); 5] = [
+    ("store.part-size", "5 mb"),
+    ("store.request-timeout", "10 s"),
+    ("store.retry-timeout", "500 ms"),
+    ("reclaim.delete-grace", "300 ms"),
+    ("reclaim.interval", "100 ms"),
+];
+
+/// Only the files of these segments are left, and no upload is open.
+async fn assert_left(server: &S3Server, written: &[Written]) {
+    let mut needed: Vec<String> =
+        written.iter().filter_map(|written| written.info.file.as_ref()).map(|file| object_key(file)).collect();
+    needed.sort();
+    eventually("nothing but what is needed is left", SOON, || async {
+        server.objects().open_uploads().is_empty() && data_files(server) == needed
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_segment_is_uploaded_in_parts_and_survives_a_crash() {
+    let (server, daemon) = server_and_daemon(&HASTY).await;
+
+    let written = put(&daemon.client, 1, BIG).await.unwrap();
+
+    assert_eq!(server.faults().count(|logged| logged.op == Op::UploadPart), 3);
+    let range = daemon.client.get_range(&written.info.segment, 5_242_000..5_243_500).await.unwrap();
+    assert_eq!(range, written.data.slice(5_242_000..5_243_500));
+    daemon.kill().await;
+    let daemon = Running::start(settings(&server, &HASTY)).await;
+    assert_exactly(&server, &daemon, std::slice::from_ref(&written)).await;
+    assert_left(&server, &[written]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_segment_survives_faults_that_pass() {
+    for (op, fault) in [
+        (Op::CreateUpload, Fault::Refused),
+        (Op::UploadPart, Fault::Refused),
+        (Op::UploadPart, Fault::ResetBeforeBody),
+        (Op::UploadPart, Fault::AckLost),
+        (Op::CompleteUpload, Fault::Refused),
+        (Op::CompleteUpload, Fault::ResetAfterBody),
+    ] {
+        let (server, daemon) = server_and_daemon(&HASTY).await;
+        let hit = server.faults().add(Rule::on(op, any).times(1), fault.clone());
+
+        let (written, _) = put_until_answered(&daemon.client, 1, BIG, SOON).await;
+
+        assert_eq!(hit.hits(), 1, "{op:?} {fault:?}");
+        assert_exactly(&server, &daemon, std::slice::from_ref(&written)).await;
+        assert_left(&server, &[written]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_to_the_completion_leaves_one_segment_and_no_rubbish() {
+    for fault in [Fault::AckLost, Fault::AckReplaced] {
+        let (server, daemon) = server_and_daemon(&HASTY).await;
+        let hit = server.faults().add(Rule::on(Op::CompleteUpload, any).times(1), fault.clone());
+
+        let (written, tries) = put_until_answered(&daemon.client, 1, BIG, SOON).await;
+
+        println!("{fault:?}: answered at try {tries}");
+        assert_eq!(hit.hits(), 1);
+        assert_exactly(&server, &daemon, std::slice::from_ref(&written)).await;
+        assert_left(&server, &[written]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_segment_that_cannot_be_uploaded_is_refused_and_leaves_nothing() {
+    for (op, after) in [(Op::CreateUpload, 0), (Op::UploadPart, 0), (Op::UploadPart, 2), (Op::CompleteUpload, 0)] {
+        let (server, daemon) = server_and_daemon(&HASTY).await;
+        let kept = put(&daemon.client, 1, 1000).await.unwrap();
+        let outage = server.faults().add(Rule::on(op, any).after(after), Fault::Refused);
+
+        let refused = put(&daemon.client, 2, BIG).await.unwrap_err();
+
+        // A daemon that gives up while the body still arrives may be heard as a broken connection.
+        assert!(refused.is_transient(), "{op:?}: {refused}");
+        if let Some(status) = refused.status() {
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        assert_left(&server, std::slice::from_ref(&kept)).await;
+        assert_exactly(&server, &daemon, std::slice::from_ref(&kept)).await;
+        outage.lift();
+        let repeated = put(&daemon.client, 2, BIG).await.unwrap();
+        assert_exactly(&server, &daemon, &[kept, repeated]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_a_big_segment_leaves_nothing() {
+    let (server, daemon) = server_and_daemon(&HASTY).await;
+    let mut client = TcpStream::connect(daemon.address()).await.unwrap();
+    let head =
+        format!("POST /v1/jobs/{JOB}/segments?checkpoint=1 HTTP/1.1\r\nhost: esker\r\ncontent-length: {BIG}\r\n\r\n");
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&vec![7; 6 << 20]).await.unwrap();
+    eventually("a part is uploaded", SOON, || async {
+        server.faults().count(|logged| logged.op == Op::UploadPart && logged.status.is_some()) > 0
+    })
+    .await;
+
+    drop(client);
+
+    assert_left(&server, &[]).await;
+    assert_exactly(&server, &daemon, &[]).await;
+}

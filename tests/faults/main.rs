@@ -1,0 +1,18 @@
+//! Daemons on an S3 server that fails: lost answers, 503s, resets, hanging requests, damaged bytes, crashes and stale
+//! twins. What they defend: a segment that was answered can be read, whatever happened since.
+//!
+//! The server ([`s3_server`]) runs in this process and decides conditional writes atomically, the faults ([`faults`])
+//! happen on the wire, and each daemon lives in a runtime of its own that can be killed or stopped ([`support`]).
+//! Races are set up with gates that hold a request until the test opens them, not with sleeps. Random runs print their
+//! seed; `FAULTS_SEED` replays one.
+
+mod big;
+mod crashes;
+mod faults;
+mod load;
+mod reads;
+mod s3_server;
+mod start;
+mod support;
+mod takeover;
+mod writes;
