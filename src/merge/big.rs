@@ -196,11 +196,17 @@ impl ObjectSink {
         if !self.part.is_empty() {
             self.send_part();
         }
+        let completed = self.try_complete().await;
+        if completed.is_err() {
+            // If it was completed all the same, its file holds no segment and is deleted.
+            self.upload.abort().await;
+        }
+        completed
+    }
+
+    async fn try_complete(&mut self) -> Result<(), StoreError> {
         while !self.in_flight.is_empty() {
-            if let Err(error) = self.next_part().await {
-                self.upload.abort().await;
-                return Err(error);
-            }
+            self.next_part().await?;
         }
         self.upload.complete().await
     }

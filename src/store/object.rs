@@ -217,8 +217,8 @@ impl Upload {
     /// All parts are uploaded: the file is there when this returns.
     ///
     /// # Errors
-    /// [`StoreError::Failed`], and then nobody knows whether the file is there.
-    pub async fn complete(mut self) -> Result<(), StoreError> {
+    /// [`StoreError::Failed`], and then nobody knows whether the file is there; [`Self::abort`] it.
+    pub async fn complete(&mut self) -> Result<(), StoreError> {
         let completed = self.upload.complete().await;
         completed.map(|_| ()).map_err(|error| StoreError::failed("multipart_complete", &self.path, error))
     }
