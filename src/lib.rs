@@ -16,6 +16,7 @@
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`client`]: talks to the native API.
 //! - [`daemon`]: builds every part, starts and stops them.
+//! - [`load`]: the load generator behind `esker bench`.
 //! - [`cli`]: the `esker` command.
 //!
 //! To follow a write, read [`api::native`], [`merge`], `merge/owner.rs`, and [`catalog::state`].
@@ -30,6 +31,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod error;
+pub mod load;
 pub mod merge;
 pub mod metrics;
 pub mod model;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 it went wrong or faults were found, 2 it could not be tried (wrong arguments, wrong
 //! configuration, nothing there).
 
+mod bench;
 mod inspect;
 mod run;
 mod segments;
@@ -42,6 +43,11 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Checks or shows the configuration
     Config(ConfigArgs),
+    /// Measures durable answers a second beside a server that stores nothing
+    Bench(bench::BenchArgs),
+    /// The server that stores nothing
+    #[command(hide = true)]
+    BenchSink(bench::SinkArgs),
     /// Prints the OpenAPI description of the native API
     Openapi,
 }
@@ -123,6 +129,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Config(args) => config(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::BenchSink(args) => bench::bench_sink(&args),
         Command::Openapi => {
             use utoipa::OpenApi;
             println!("{}", crate::api::native::ApiDoc::openapi().to_pretty_json()?);

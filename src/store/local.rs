@@ -202,7 +202,7 @@ impl LocalFile {
     pub async fn append_unsynced(&mut self, parts: Vec<Bytes>) -> Result<u64, StoreError> {
         let file = Arc::clone(&self.file);
         let appended = blocking("append", &self.path, move || file.lock().append(parts));
-        self.traffic.time("append", appended).await
+        self.traffic.time("multipart_part", appended).await
     }
 
     /// Bytes appended so far.

@@ -1,0 +1,243 @@
+//! `esker bench`: durable answers a second beside a server that stores nothing.
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::key_value;
+use crate::config::MemorySize;
+use crate::load::workload::Shape;
+use crate::load::{Door, External, Options, Progress, bench as measure, sink};
+use crate::model::StateScope;
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// A look in less than half a minute: 4kb,64kb of 1,64 clients, 3 rounds of 0.5 s, no 64 MiB; options win over it
+    #[arg(long)]
+    quick: bool,
+    /// Sizes of segments [default: 4kb,64kb,1mb]
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',')]
+    sizes: Option<Vec<MemorySize>>,
+    /// Numbers of clients, each with one connection and one request on its way [default: 1,16,64]
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    clients: Option<Vec<usize>>,
+    /// Doors of the daemon to drive
+    #[arg(long, value_enum, value_name = "DOOR,..", value_delimiter = ',', default_value = "native,s3")]
+    doors: Vec<DoorArg>,
+    /// Rounds of each combination; in every round all targets are driven, one after the other [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Seconds that one target is driven in one round [default: 1]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    seconds: Option<f64>,
+    /// Where the daemons' folders are made, and removed in the end; should be on the disk that is meant
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    data_dir: PathBuf,
+    /// Another S3 server to put beside, with a bucket that exists; with its process id its CPU time is read, too
+    #[arg(long, value_name = "NAME=URL,ACCESS,SECRET,BUCKET[,PID]", value_parser = external)]
+    against: Vec<External>,
+    /// Whether to add segments of 64 MiB, of 1 and 4 clients [default: true]
+    #[arg(long, value_name = "BOOL")]
+    big: Option<bool>,
+    /// Scope of the segments
+    #[arg(long, value_enum, default_value_t = ScopeArg::Exclusive)]
+    scope: ScopeArg,
+    /// Jobs that the clients are dealt out to
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Task managers of each job that its clients are dealt out to; 1 is a daemon beside its worker
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    task_managers: usize,
+    /// Subtasks of each task manager that its clients are dealt out to
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    subtasks: usize,
+    /// One target in one round gets no more bytes than this, so that the disk does not fill up
+    #[arg(long, value_name = "SIZE", default_value = "1gb")]
+    run_bytes_max: MemorySize,
+    /// Seed of bodies and names
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Sets one key of the daemon; store.url is the place below which each daemon gets its own, and what it writes to
+    /// an object store stays there
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Also writes everything, every round of it, into a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SinkArgs {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    address: SocketAddr,
+    /// Written once it listens: its address as JSON
+    #[arg(long, value_name = "PATH")]
+    ready_file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DoorArg {
+    /// The native API
+    Native,
+    /// The S3 door, UNSIGNED-PAYLOAD
+    S3,
+    /// The S3 door, SHA-256 of the body signed
+    S3Sha256,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ScopeArg {
+    /// Merged within a subtask
+    Shared,
+    /// Merged across the subtasks of a task manager
+    Exclusive,
+}
+
+/// Measures, and prints what came of it.
+pub(super) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let options = options(args)?;
+    let json = args.json.as_deref().map(create).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    let report = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+        // Whoever interrupts drops the bench, and with it its servers and folders.
+        tokio::select! {
+            report = measure(&options, |progress| tell(&progress)) => report,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })?;
+    if let Some(file) = json {
+        serde_json::to_writer_pretty(file, &report).context("the JSON file")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Before anything is measured, so that a wrong path is known at once.
+fn create(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("the JSON file {}", path.display()))
+}
+
+/// The baseline server, until it is killed.
+pub(super) fn bench_sink(args: &SinkArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(args.address).await.context("the sink cannot listen")?;
+        let address = listener.local_addr()?;
+        let ready = serde_json::json!({ "sink": format!("http://{address}") }).to_string();
+        write_whole(&args.ready_file, &ready)?;
+        sink::serve(listener).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Writes a file so that a reader sees all of it or nothing.
+fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path).with_context(|| format!("the ready file {}", path.display()))
+}
+
+/// Figures go to standard output, everything else to standard error.
+fn tell(progress: &Progress<'_>) {
+    let terminal = std::io::stderr().is_terminal();
+    match progress {
+        Progress::Note(text) => eprintln!("note: {text}"),
+        Progress::Begins(time) => eprintln!("this takes about {} s\n{LEGEND}", time.as_secs().max(1)),
+        Progress::Drives(target, cell, round) if terminal => eprint!("\r\x1b[K{cell}: round {round}, {target}"),
+        Progress::Drives(..) => {}
+        Progress::Done(cell) => {
+            if terminal {
+                eprint!("\r\x1b[K");
+            }
+            println!("{}", cell.table());
+        }
+    }
+}
+
+/// What the columns of the tables mean.
+const LEGEND: &str = "\
+medians over the rounds (min..max); of sink: answers/s over those of the bare server in the same round;
+cpu, client: CPU seconds of server and clients for 1,000 answers; /data, /sync: answers for each sync of a file,
+for each sync at all
+";
+
+fn options(args: &BenchArgs) -> anyhow::Result<Options> {
+    let (sizes, clients, rounds, seconds) = if args.quick {
+        (vec![4 << 10, 64 << 10], vec![1, 64], 3, 0.5)
+    } else {
+        (vec![4 << 10, 64 << 10, 1 << 20], vec![1, 16, 64], 5, 1.0)
+    };
+    let bytes = |sizes: &Vec<MemorySize>| sizes.iter().map(|size| size.bytes()).collect();
+    let scope = match args.scope {
+        ScopeArg::Shared => StateScope::Shared,
+        ScopeArg::Exclusive => StateScope::Exclusive,
+    };
+    let door = |door: &DoorArg| match door {
+        DoorArg::Native => Door::Native,
+        DoorArg::S3 => Door::S3,
+        DoorArg::S3Sha256 => Door::S3Sha256,
+    };
+    Ok(Options {
+        program: std::env::current_exe().context("where this program is")?,
+        sizes: args.sizes.as_ref().map_or(sizes, bytes),
+        clients: args.clients.clone().unwrap_or(clients),
+        doors: args.doors.iter().map(door).collect(),
+        against: args.against.clone(),
+        rounds: args.rounds.unwrap_or(rounds) as usize,
+        run: Duration::from_secs_f64(args.seconds.unwrap_or(seconds)),
+        run_bytes_max: args.run_bytes_max.bytes(),
+        big: args.big.unwrap_or(!args.quick),
+        shape: Shape { scope, jobs: args.jobs, task_managers: args.task_managers, subtasks: args.subtasks },
+        seed: args.seed,
+        data_dir: args.data_dir.clone(),
+        set: args.set.clone(),
+    })
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
+    if (0.01..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("must be 0.01 to 3600".to_owned()) }
+}
+
+fn external(text: &str) -> Result<External, String> {
+    const FORM: &str = "must be NAME=URL,ACCESS,SECRET,BUCKET or NAME=URL,ACCESS,SECRET,BUCKET,PID";
+    let (name, rest) = text.split_once('=').ok_or(FORM)?;
+    let parts: Vec<&str> = rest.split(',').collect();
+    let (url, access_key, secret_key, bucket, pid) = match parts[..] {
+        [url, access_key, secret_key, bucket] => (url, access_key, secret_key, bucket, None),
+        [url, access_key, secret_key, bucket, pid] => {
+            (url, access_key, secret_key, bucket, Some(pid.parse().map_err(|_| "the PID must be a number")?))
+        }
+        _ => return Err(FORM.to_owned()),
+    };
+    let [name, url, access_key, secret_key, bucket] =
+        [name, url, access_key, secret_key, bucket].map(|part| part.trim().to_owned());
+    Ok(External { name, url, access_key, secret_key, bucket, pid })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_server_is_named_with_address_keys_and_bucket() {
+        let minio = external("minio=http://127.0.0.1:9100,AK,S=K,b").unwrap();
+
+        assert_eq!((&*minio.name, &*minio.url), ("minio", "http://127.0.0.1:9100"));
+        assert_eq!((&*minio.access_key, &*minio.secret_key, &*minio.bucket), ("AK", "S=K", "b"));
+        assert_eq!((minio.pid, external("m=u,a,s,b,77").unwrap().pid), (None, Some(77)));
+        for bad in ["", "minio", "m=u,a,s", "m=u,a,s,b,p", "m=u,a,s,b,1,2"] {
+            assert!(external(bad).is_err(), "{bad:?}");
+        }
+    }
+}
