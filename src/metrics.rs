@@ -1,5 +1,8 @@
 //! Every metric of the daemon: name, help, unit, labels, buckets. Labels are enums, never ids.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use prometheus::{
     Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
@@ -11,9 +14,21 @@ const SECONDS: &[f64] = &[
     10.0, 30.0,
 ];
 
-/// Handles of all metrics. A clone counts into the same ones.
+/// Handles of all metrics. Clones share them, and cost nothing: every request has some.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub struct Metrics(Arc<Families>);
+
+impl Deref for Metrics {
+    type Target = Families;
+
+    fn deref(&self) -> &Families {
+        &self.0
+    }
+}
+
+/// All metrics.
+#[derive(Debug)]
+pub struct Families {
     registry: Registry,
     /// Segments by door (`native`, `s3`) and outcome (`answered`, `refused`, `failed`).
     pub segments: IntCounterVec,
@@ -67,7 +82,7 @@ impl Metrics {
     /// A registry of its own, with every metric at zero.
     pub fn new() -> Self {
         let r = Registry::new();
-        Self {
+        Self(Arc::new(Families {
             segments: counters(&r, "esker_segments_total", "Segments by door and outcome", &["door", "outcome"]),
             segment_bytes: counters(&r, "esker_segment_bytes_total", "Bytes of answered segments by door", &["door"]),
             files_created: counter(&r, "esker_physical_files_created_total", "Physical files that were begun"),
@@ -118,7 +133,7 @@ impl Metrics {
             resident: gauge(&r, "process_resident_memory_bytes", "Resident memory of the process in bytes"),
             cpu_seconds: float(&r, "process_cpu_seconds_total", "User and system CPU seconds of the process"),
             registry: r,
-        }
+        }))
     }
 
     /// All metrics in Prometheus' text format.

@@ -1,6 +1,7 @@
 //! `esker bench`, from its command line to its report. How fast anything is, is not asserted.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+// Helpers of tests may unwrap, too.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::{Command, Output};
