@@ -44,9 +44,8 @@ async fn a_put_that_arrives_after_the_takeover_is_refused_and_was_never_answered
     let new = Running::start(settings(&server, &[])).await;
 
     assert_exactly(&server, &new, std::slice::from_ref(&kept)).await;
-    assert_eq!(data_puts(&server, StatusCode::PRECONDITION_FAILED), 1, "the answered file was looked up");
+    let refused = data_puts(&server, StatusCode::PRECONDITION_FAILED) + 1;
     gate.open();
-    let refused = 2;
     eventually("the late put is refused", SOON, || async {
         data_puts(&server, StatusCode::PRECONDITION_FAILED) == refused
     })
@@ -108,7 +107,7 @@ async fn a_takeover_that_dies_half_way_is_done_again_by_the_next() {
     let (server, old) = server_and_daemon(&[]).await;
     let kept = put(&old.client, 1, 1000).await.unwrap();
     let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(3), Fault::Held(gate.clone()));
+    server.faults().add(Rule::on(Op::Put, data).times(2), Fault::Held(gate.clone()));
     let committed = commits(&server);
     let client = old.new_client();
     let lost = tokio::spawn(async move { put(&client, 2, 1000).await });
@@ -193,7 +192,7 @@ async fn what_was_answered_is_there_whenever_the_daemon_is_killed() {
     server.faults().seed(seed);
     let mut all = Ledger::default();
     let mut rounds = 0;
-    while rounds < 25 && begun.elapsed() < Duration::from_secs(25) {
+    while rounds < 20 && begun.elapsed() < Duration::from_secs(15) {
         rounds += 1;
         let inline = if dice.random_bool(0.5) { "0" } else { "2 kb" };
         let daemon = Running::start(settings(&server, &[(INLINE, inline)])).await;

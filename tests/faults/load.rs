@@ -9,7 +9,8 @@ use esker::runtime::Clock;
 use crate::faults::{Fault, Rule, any};
 use crate::s3_server::S3Server;
 use crate::support::{
-    INLINE, Running, assert_exactly, create_job, metric, put, put_until_answered, server_and_daemon, settings,
+    INLINE, Running, SOON, assert_exactly, create_job, eventually, metric, put, put_until_answered, server_and_daemon,
+    settings,
 };
 
 const LATENCY: Duration = Duration::from_millis(300);
@@ -99,6 +100,13 @@ async fn an_idle_daemon_sends_a_handful_of_requests() {
     create_job(&daemon.client).await;
     put(&daemon.client, 1, 1000).await.unwrap();
     let window = Duration::from_secs(5);
+    // The database's own tasks look around once when they start.
+    eventually("the daemon is idle", SOON, || async {
+        let before = server.faults().requests().len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        server.faults().requests().len() == before
+    })
+    .await;
     let before = server.faults().requests().len();
 
     tokio::time::sleep(window).await;

@@ -8,6 +8,7 @@
 
 mod big;
 mod crashes;
+mod door;
 mod faults;
 mod load;
 mod reads;

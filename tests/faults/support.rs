@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker::api::wire::{PutParams, SegmentInfo};
+use esker::catalog::command::Command;
 use esker::client::{Client, ClientError};
 use esker::config::{Config, Settings};
 use esker::daemon::{Addresses, Daemon};
 use esker::error::chain;
 use esker::runtime::Clock;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 use tokio::runtime::{Builder, Runtime};
@@ -28,6 +30,12 @@ pub const PREFIX: &str = "esker";
 /// Longest time that anything may take that should happen soon.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// Signs requests at the S3 door of a daemon with the keys of its backend.
+pub const SIGNED: [(&str, &str); 2] = [("auth.access-key", ACCESS_KEY), ("auth.secret-key", SECRET_KEY)];
+/// Everything takes longer in this build, and beside other tests: so the backend does too, and the daemon waits for
+/// more segments as much longer. What counts is how a burst compares with the time in which nothing arrives.
+pub const SLOW_BACKEND: Duration = Duration::from_millis(400);
+pub const PATIENT: (&str, &str) = ("merging.linger-max", "1 s");
 pub const INLINE: &str = "execution.checkpointing.data-inline-threshold";
 
 /// Settings of a daemon on `server`: as by default, but impatient, and every segment in a file.
@@ -90,6 +98,7 @@ pub struct Running {
 enum Order {
     Pause { paused: oneshot::Sender<()>, until: blocking::Receiver<()> },
     Check(oneshot::Sender<Vec<String>>),
+    CreateBucket(&'static str, oneshot::Sender<()>),
     ShutDown(oneshot::Sender<Result<(), String>>),
     Die,
 }
@@ -145,6 +154,19 @@ impl Running {
         let thread = self.thread.take().unwrap();
         tokio::task::spawn_blocking(move || thread.join()).await.unwrap().unwrap();
         answer
+    }
+
+    /// A client of the S3 door that signs with [`ACCESS_KEY`], on a new bucket.
+    pub async fn s3_client(&self, bucket: &'static str) -> AmazonS3 {
+        let (reply, created) = oneshot::channel();
+        self.orders.send(Order::CreateBucket(bucket, reply)).await.expect("the daemon's thread has ended");
+        created.await.unwrap();
+        let builder = AmazonS3Builder::new()
+            .with_endpoint(format!("http://{}", self.addresses.s3))
+            .with_allow_http(true)
+            .with_region(REGION)
+            .with_bucket_name(bucket);
+        builder.with_access_key_id(ACCESS_KEY).with_secret_access_key(SECRET_KEY).build().unwrap()
     }
 
     /// What does not add up in the daemon's catalog.
@@ -203,6 +225,10 @@ async fn obey(daemon: Daemon, mut orders: mpsc::Receiver<Order>) -> Option<Daemo
                 paused.send(()).expect("the test waits for it");
                 // Blocks the thread on purpose, until the other end is dropped.
                 while until.recv().is_ok() {}
+            }
+            Order::CreateBucket(bucket, reply) => {
+                daemon.catalog().execute(Command::CreateBucket(bucket.to_owned())).await.unwrap();
+                reply.send(()).expect("the test waits for it");
             }
             Order::Check(reply) => drop(reply.send(daemon.catalog().view().check())),
             Order::ShutDown(reply) => {

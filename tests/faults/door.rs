@@ -1,0 +1,90 @@
+//! A checkpoint as an unmodified S3 client writes it: many small files of one job, through the S3 door.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use object_store::aws::AmazonS3;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+use crate::faults::Logged;
+use crate::s3_server::S3Server;
+use crate::support::{PATIENT, Running, SIGNED, SLOW_BACKEND, bytes_of, data_files, metric, settings};
+
+const BUCKET: &str = "flink";
+const FILES: u64 = 257;
+
+/// Where Flink puts an exclusive state file of checkpoint 1.
+fn key(file: u64) -> Path {
+    Path::from(format!(
+        "checkpoints/0123456789abcdef0123456789abcdef/chk-1/{:08x}-0000-4000-8000-{file:012x}",
+        file * 31
+    ))
+}
+
+fn data_of(file: u64) -> Bytes {
+    bytes_of(file, 1500 + usize::try_from(file).unwrap() * 7)
+}
+
+/// Puts all files at once, as the subtasks of a job do when the barrier has passed them.
+async fn put_checkpoint(client: &AmazonS3) {
+    let puts: FuturesUnordered<_> = (0..FILES)
+        .map(|file| {
+            let client = client.clone();
+            tokio::spawn(async move { client.put(&key(file), data_of(file).into()).await.unwrap() })
+        })
+        .collect();
+    puts.for_each(|put| async { drop(put.unwrap()) }).await;
+}
+
+async fn assert_checkpoint(client: &AmazonS3) {
+    for file in 0..FILES {
+        let read = client.get(&key(file)).await.unwrap().bytes().await.unwrap();
+        assert!(read == data_of(file), "{} has other bytes", key(file));
+    }
+    assert_eq!(client.list(None).count().await, usize::try_from(FILES).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_257_small_files_becomes_at_most_8_backend_writes_on_s3() {
+    let server = S3Server::start().await;
+    let changed = [&SIGNED[..], &[PATIENT]].concat();
+    let daemon = Running::start(settings(&server, &changed)).await;
+    let client = daemon.s3_client(BUCKET).await;
+    server.faults().set_latency(SLOW_BACKEND);
+    // From here on the daemon knows how slow the backend is.
+    client.put(&Path::from("checkpoints/another-job/a"), bytes_of(0, 100).into()).await.unwrap();
+    client.delete(&Path::from("checkpoints/another-job/a")).await.unwrap();
+    let before = server.faults().requests().len();
+
+    put_checkpoint(&client).await;
+
+    let writes: Vec<Logged> = server.faults().requests().split_off(before);
+    let writes: Vec<&Logged> = writes.iter().filter(|request| request.op.writes()).collect();
+    println!("{} backend writes, {} physical files", writes.len(), data_files(&server).len());
+    assert!(writes.len() <= 8, "{} backend writes: {writes:#?}", writes.len());
+    server.faults().set_latency(Duration::ZERO);
+    assert_checkpoint(&client).await;
+    daemon.kill().await;
+    let daemon = Running::start(settings(&server, &SIGNED)).await;
+    assert_eq!(daemon.inconsistencies().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_257_small_files_becomes_at_most_5_physical_files_on_a_local_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = S3Server::start().await;
+    let url = format!("file:{}", folder.path().display());
+    let changed = [&SIGNED[..], &[("store.url", url.as_str())]].concat();
+    let daemon = Running::start(settings(&server, &changed)).await;
+    let client = daemon.s3_client(BUCKET).await;
+
+    put_checkpoint(&client).await;
+
+    let files = metric(&daemon.client, "esker_physical_files_created_total").await;
+    assert!((1.0..=5.0).contains(&files), "{files} physical files");
+    assert_checkpoint(&client).await;
+    assert_eq!(daemon.inconsistencies().await, Vec::<String>::new());
+}
