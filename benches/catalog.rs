@@ -17,6 +17,7 @@ use esker::model::{
     CheckpointId, JobId, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope, Writer,
 };
 use esker::runtime::{Clock, TaskGroup};
+use esker::store::Traffic;
 use tokio_util::sync::CancellationToken;
 
 /// Commands of one run of the state.
@@ -76,12 +77,14 @@ fn commit(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let catalog = runtime.block_on(async {
-        let placement = Placement::Local { folder: folder.path().join("catalog") };
+        let metrics = Metrics::new();
+        let traffic = Traffic::catalog(metrics.clone());
+        let placement = Placement::Local { folder: folder.path().join("catalog"), traffic };
         let mut state = State::default();
         let journal = Journal::open(placement, JournalSettings::local(), |key, value| state.load(&key, &value));
         let journal = journal.await.unwrap();
         let tasks = TaskGroup::new(CancellationToken::new());
-        let catalog = Catalog::start(state, journal, Clock::System, &Metrics::new(), &tasks);
+        let catalog = Catalog::start(state, journal, Clock::System, &metrics, &tasks);
         catalog.execute(Command::CreateJob(job())).await.unwrap();
         catalog
     });

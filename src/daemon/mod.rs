@@ -332,7 +332,7 @@ async fn load(
 }
 
 /// The journal's settings for where it lives.
-fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
+pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
     let base = match placement {
         Placement::Local { .. } => JournalSettings::local(),
         Placement::Object { .. } => {
