@@ -26,7 +26,7 @@ pub struct JournalSettings {
     pub unflushed_bytes_max: u64,
     /// How often storage is asked for changes by others and for compactions to do. Default 60 s:
     /// each question is a request, and an idle daemon should cost a handful a minute. A newer
-    /// owner is noticed by the next durable write anyway. On a local disk 5 s.
+    /// owner is noticed by the next durable write, and by one that writes much within 16 groups. On a local disk 5 s.
     pub poll_interval: Duration,
     /// How often superseded files are collected. Default 600 s, on a local disk 10 s, where
     /// it bounds the length of the log.

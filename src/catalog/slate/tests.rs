@@ -332,6 +332,59 @@ async fn without_the_lock_a_newer_owner_of_the_folder_still_fences_the_older() {
 }
 
 #[tokio::test]
+async fn an_idle_older_owner_learns_of_the_newer_one_by_its_poll() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let settings = JournalSettings { poll_interval: Duration::from_millis(50), ..JournalSettings::default() };
+    let (old, _) = open_with(object(&store), settings).await.unwrap();
+    old.check_owner().await.unwrap();
+
+    let (new, _) = open(object(&store)).await.unwrap();
+
+    let ended = tokio::time::timeout(Duration::from_secs(30), old.ended()).await.expect("it never learns of it");
+    assert!(matches!(ended, Some(JournalError::Fenced)), "{ended:?}");
+    assert!(matches!(old.check_owner().await, Err(JournalError::Fenced)));
+    new.check_owner().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_owner_that_never_rests_does_not_keep_the_newer_one_out() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let settings = JournalSettings { poll_interval: Duration::from_secs(3600), ..JournalSettings::default() };
+    let (old, _) = open_with(object(&store), settings).await.unwrap();
+    let busy = tokio::spawn(async move {
+        let mut number = 0;
+        loop {
+            match commit(&old, vec![put(number, number)]).await {
+                Ok(()) => number += 1,
+                Err(error) => return (number, error),
+            }
+        }
+    });
+
+    let opened = tokio::time::timeout(Duration::from_secs(60), open(object(&store))).await;
+
+    let (_new, records) = opened.expect("it does not get in").unwrap();
+    let (durable, error) = busy.await.unwrap();
+    assert!(matches!(error, JournalError::Fenced), "{error:?}");
+    assert!(records.len() >= durable, "{} of {durable} records", records.len());
+}
+
+#[tokio::test]
+async fn a_journal_that_was_closed_or_dropped_has_not_ended_by_itself() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (closed, _) = open(object(&store)).await.unwrap();
+    let ended = closed.ended();
+
+    closed.close().await.unwrap();
+
+    assert!(ended.await.is_none());
+    let (dropped, _) = open(object(&store)).await.unwrap();
+    let ended = dropped.ended();
+    drop(dropped);
+    assert!(ended.await.is_none());
+}
+
+#[tokio::test]
 async fn an_idle_older_owner_is_fenced_by_its_next_commit() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let (older, _) = open(object(&store)).await.unwrap();

@@ -19,7 +19,8 @@ section! {
         virtual_host_domains: Vec<String> = Vec::new(),
         /// Buckets of the S3 door that exist from the start, default `checkpoints`. Clients may create more.
         buckets: Vec<String> = vec!["checkpoints".to_owned()],
-        /// Time that requests in progress get at shutdown, default 30 s. Longer delays a restart.
+        /// Time that each step of a shutdown gets, default 30 s: requests in progress, open files, the catalog.
+        /// Longer fails fewer requests and delays a restart.
         drain_timeout: Span = Span::seconds(30),
         /// Region the S3 door answers and expects in signatures, default `us-east-1`.
         region: String = "us-east-1".to_owned(),

@@ -75,7 +75,8 @@ section! {
         /// Catalog bytes in memory that are only in its log, default 64 mb, at least 8 mb; at the bound commits wait.
         /// Larger makes fewer files and a longer replay at start.
         unflushed_max: MemorySize = MemorySize::mib(64),
-        /// How often the catalog looks for a successor and for work, default 60 s. Each look costs requests.
+        /// How often the catalog looks for a successor and for work, default 60 s. Each look costs requests. An idle
+        /// daemon that was shut out answers reads for so long; keep it below `reclaim.delete-grace`.
         poll_interval: Span = Span::seconds(60),
         /// A log file on local disk is closed at this size, default 16 mb, at least 64 kb.
         log_segment_size: MemorySize = MemorySize::mib(16),
