@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tempfile::TempDir;
 
 use super::*;
@@ -348,7 +349,10 @@ async fn an_idle_older_owner_learns_of_the_newer_one_by_its_poll() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_owner_that_never_rests_does_not_keep_the_newer_one_out() {
-    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    // Each try of the newer one to get in is a put and some gets: the older one commits more than once meanwhile.
+    let ms = Duration::from_millis;
+    let slow = ThrottleConfig { wait_put_per_call: ms(2), wait_get_per_call: ms(5), ..ThrottleConfig::default() };
+    let store: Arc<dyn ObjectStore> = Arc::new(ThrottledStore::new(InMemory::new(), slow));
     let settings = JournalSettings { poll_interval: Duration::from_secs(3600), ..JournalSettings::default() };
     let (old, _) = open_with(object(&store), settings).await.unwrap();
     let busy = tokio::spawn(async move {
