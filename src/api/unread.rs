@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{BoxFuture, poll_fn};
 use http::header::{CONNECTION, EXPECT};
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -37,12 +37,16 @@ struct Shared {
     body: Incoming,
     /// Whether anybody has asked for bytes, and so for `100 Continue` to be sent.
     asked: bool,
+    /// Whether whoever asked last was still waiting for them.
+    stalled: bool,
 }
 
 impl Shared {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         self.asked = true;
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        self.stalled = frame.is_pending();
+        frame
     }
 }
 
@@ -90,13 +94,12 @@ where
         let one_at_a_time = request.version() <= Version::HTTP_11;
         let waits = request.headers().contains_key(EXPECT);
         let (head, body) = request.into_parts();
-        let incoming = Arc::new(Mutex::new(Shared { body, asked: false }));
+        let incoming = Arc::new(Mutex::new(Shared { body, asked: false, stalled: false }));
         let answer = self.inner.call(Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) }));
         Box::pin(async move {
             let mut answer = answer.await?;
-            let status = answer.status();
-            let refused = status.is_client_error() || status.is_server_error();
-            if one_at_a_time && refused && !in_order(&incoming, status, waits).await {
+            let refused = answer.status().is_client_error() || answer.status().is_server_error();
+            if one_at_a_time && refused && !in_order(&incoming, waits).await {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(answer)
@@ -105,15 +108,14 @@ where
 }
 
 /// Whether the next request can follow on the same connection.
-async fn in_order(incoming: &Mutex<Shared>, status: StatusCode, waits: bool) -> bool {
-    let (ended, asked, len) = {
+async fn in_order(incoming: &Mutex<Shared>, waits: bool) -> bool {
+    let hopeless = {
         let shared = incoming.lock();
-        (shared.body.is_end_stream(), shared.asked, shared.body.size_hint().lower())
+        if shared.body.is_end_stream() {
+            return true;
+        }
+        shared.stalled || (waits && !shared.asked) || shared.body.size_hint().lower() > DROPPED_BYTES_MAX
     };
-    if ended {
-        return true;
-    }
-    let hopeless = status == StatusCode::REQUEST_TIMEOUT || (waits && !asked) || len > DROPPED_BYTES_MAX;
     !hopeless && tokio::time::timeout(DROPPED_WITHIN, read_to_end(incoming)).await.unwrap_or(false)
 }
 
