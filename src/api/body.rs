@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 
@@ -11,7 +11,7 @@ use super::unread::{DROPPED_BYTES_MAX, DROPPED_WITHIN};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{SegmentCrc, SegmentHasher};
-use crate::runtime::{ByteBudget, PaidBytes};
+use crate::runtime::{Buffer, ByteBudget, PaidBytes};
 
 /// Header with the CRC-32C of a body, 8 hex digits.
 pub const CRC_HEADER: &str = "x-esker-crc32c";
@@ -62,7 +62,7 @@ impl Admission {
     {
         let paid = self.pay(len).await?;
         let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
-        let mut data = BytesMut::with_capacity(wanted);
+        let mut data = Buffer::with_capacity(wanted);
         let mut hasher = SegmentHasher::default();
         while data.len() < wanted {
             let piece = source.next(self, wanted - data.len()).await?.ok_or_else(|| self.cut_short(len, data.len()))?;

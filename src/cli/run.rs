@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::{DevArgs, ServeArgs, load};
 use crate::config::{LogFormat, Settings, TelemetrySettings};
 use crate::daemon::{Addresses, Daemon, Summary};
+use crate::runtime::descriptors::raise_limit;
 
 /// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
 const DEV_KEYS: [(&str, &str, &str); 2] = [
@@ -47,6 +48,10 @@ enum Kind {
 fn run(settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Result<ExitCode> {
     start_logging(&settings.telemetry);
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let descriptors = raise_limit();
+    if let Some(descriptors) = descriptors.filter(|descriptors| *descriptors < settings.limits.connections_max as u64) {
+        tracing::warn!(descriptors, "limits.connections-max is higher than the limit on open files (ulimit -n)");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(async {
         // Before the start, so that a signal during it is not lost.

@@ -3,11 +3,14 @@
 //! Nothing outside this module reads a clock or draws a random number; tests bring their own of both.
 
 mod budget;
+mod buffer;
 mod clock;
+pub mod descriptors;
 mod entropy;
 mod tasks;
 
 pub use budget::{BudgetError, ByteBudget, PaidBytes};
+pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
 pub use tasks::{Failure, TaskGroup};

@@ -16,6 +16,7 @@ use super::{StoreError, Traffic};
 use crate::config::DirectIo;
 use crate::merge::format::ReadAt;
 use crate::model::PhysicalFileId;
+use crate::runtime::Buffer;
 
 /// Physical files in a folder of a local disk. Clones share it.
 #[derive(Debug, Clone)]
@@ -250,12 +251,13 @@ fn read_range(path: &Path, name: &str, range: Range<u64>) -> Result<Bytes, Store
         other => other.map_err(failed)?,
     };
     let wanted = usize::try_from(range.end - range.start).map_err(|_| failed(io::ErrorKind::OutOfMemory.into()))?;
-    let mut buffer = vec![0; wanted];
-    let read = ReadAt::read_at(&file, range.start, &mut buffer).map_err(failed)?;
+    let mut buffer = Buffer::with_capacity(wanted);
+    let read = ReadAt::read_at(&file, range.start, buffer.room()).map_err(failed)?;
     if read < wanted {
         return Err(StoreError::Short { path: name.to_owned(), len: range.start + read as u64, wanted: range });
     }
-    Ok(buffer.into())
+    buffer.advance(read);
+    Ok(buffer.freeze())
 }
 
 fn delete(path: &Path) -> io::Result<()> {

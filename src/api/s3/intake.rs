@@ -7,7 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ use crate::catalog::command::{About, Bind, Item, Store, Stored};
 use crate::config::EtagKind;
 use crate::merge::{BigSegment, Parcel, Piece};
 use crate::model::{SegmentCrc, SegmentHasher, SegmentId};
-use crate::runtime::PaidBytes;
+use crate::runtime::{Buffer, PaidBytes};
 
 /// Bytes of a piece of a body that passes through.
 const PIECE_BYTES: usize = 1 << 20;
@@ -107,7 +107,7 @@ impl Intake {
     /// `IncompleteBody`, `BadDigest` and what else a body can do wrong.
     pub(super) async fn whole(mut self, etag: EtagNeeds) -> S3Result<Whole> {
         let capacity = usize::try_from(self.len).map_err(|_| too_long())?;
-        let mut data = BytesMut::with_capacity(capacity);
+        let mut data = Buffer::with_capacity(capacity);
         let (mut crc, mut hasher) = (SegmentHasher::default(), std::mem::take(&mut self.claims).hasher(etag));
         while let Some(chunk) = self.body.next().await.transpose()? {
             if data.len() + chunk.len() > capacity {
@@ -127,7 +127,7 @@ impl Intake {
     /// Passes the body on in pieces; one piece must be paid for.
     async fn through(mut self, etag: EtagNeeds, big: &mut BigSegment) -> S3Result<Digests> {
         let mut hasher = std::mem::take(&mut self.claims).hasher(etag);
-        let (mut received, mut piece) = (0u64, BytesMut::with_capacity(PIECE_BYTES));
+        let (mut received, mut piece) = (0u64, Buffer::with_capacity(PIECE_BYTES));
         while let Some(mut chunk) = self.body.next().await.transpose()? {
             received += chunk.len() as u64;
             if received > self.len {
@@ -138,7 +138,7 @@ impl Intake {
                 let now = chunk.split_to(chunk.len().min(PIECE_BYTES - piece.len()));
                 piece.extend_from_slice(&now);
                 if piece.len() == PIECE_BYTES {
-                    let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE_BYTES));
+                    let full = std::mem::replace(&mut piece, Buffer::with_capacity(PIECE_BYTES));
                     big.write(full.freeze()).await.or_s3()?;
                 }
             }
