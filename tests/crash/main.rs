@@ -29,7 +29,7 @@ use rand::{Rng, SeedableRng};
 use native::Job;
 use objects::Keys;
 use plan::{End, Plan};
-use process::{Process, Ready, verify};
+use process::{Process, Ready, esker};
 
 const JOBS: u64 = 2;
 const PUTTERS_PER_JOB: u64 = 3;
@@ -169,7 +169,8 @@ enum Checked {
 
 fn end_of(daemon: Process, end: End) {
     match end {
-        End::Killed => daemon.kill(),
+        // What dropping it does: `kill -9`.
+        End::Killed => drop(daemon),
         End::Terminated => {
             let log = daemon.log();
             let status = daemon.terminate();
@@ -206,7 +207,7 @@ async fn run_round(world: &mut World, folder: &Path, number: u32) {
     if let Some(lives) = plan.dies_at_start {
         let daemon = Process::spawn(folder, &plan.environment);
         tokio::time::sleep(lives).await;
-        daemon.kill();
+        drop(daemon);
     }
     let (daemon, round) = start(folder, &plan.environment, number).await;
     world.check(&round, Look::Sample).await;
@@ -238,7 +239,8 @@ async fn start(folder: &Path, environment: &[(&'static str, String)], number: u3
 
 /// `esker verify` finds no fault. Returns what it says.
 fn verified(folder: &Path) -> String {
-    let output = verify(&folder.join("data"));
+    let verify = esker().args(["verify", "--read-data", "100", "--data-dir"]).arg(folder.join("data")).output();
+    let output = verify.unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
     text

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -22,7 +22,7 @@ pub struct Ready {
     pub bucket: String,
 }
 
-/// A running `esker dev`. Dropping it kills it.
+/// A running `esker dev`. Dropping it is `kill -9`.
 pub struct Process {
     child: Child,
     ready_file: PathBuf,
@@ -60,11 +60,6 @@ impl Process {
         self.child.id()
     }
 
-    /// `kill -9`.
-    pub fn kill(mut self) {
-        self.child.kill().and_then(|()| self.child.wait()).expect("the daemon is our child");
-    }
-
     /// `kill -TERM`, and waits for the end.
     pub fn terminate(mut self) -> ExitStatus {
         let kill = format!("kill -TERM {}", self.id());
@@ -91,9 +86,4 @@ impl Drop for Process {
 
 fn append_to(log: &Path) -> File {
     OpenOptions::new().create(true).append(true).open(log).expect("the log can be written")
-}
-
-/// Runs `esker verify` on the folder of a daemon that has ended.
-pub fn verify(data_dir: &Path) -> Output {
-    esker().args(["verify", "--read-data", "100", "--data-dir"]).arg(data_dir).output().expect("the program starts")
 }

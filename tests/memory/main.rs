@@ -1,0 +1,201 @@
+//! 1,000 writers that send as fast as they are let: the daemon slows them down and stays within its memory.
+//!
+//! Every writer has a connection of its own and always a segment under way, so that twice the memory budget waits at the
+//! door, and several times more is offered than the store takes. One that is told 503 comes back after `Retry-After`.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
+
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use esker::api::status::RETRY_AFTER;
+use esker::api::wire::PutParams;
+use esker::client::{Client, ClientError};
+use http::StatusCode;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStoreExt};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use process::{Process, Ready};
+
+const WRITERS: u64 = 1000;
+const LASTS: Duration = Duration::from_secs(20);
+/// Until then, every writer must have been served.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The default of `limits.memory`, and what comes on top of it.
+const MEMORY_BYTES: u64 = (512 + 128) << 20;
+const LEN_MIN: usize = 64 << 10;
+const LEN_MAX: usize = 4 << 20;
+
+/// What all writers share.
+struct Load {
+    ready: Ready,
+    /// Every segment is a piece of this.
+    bytes: Bytes,
+    begun: Instant,
+    turned_away: AtomicU64,
+    stored_bytes: AtomicU64,
+}
+
+/// A segment that was answered.
+struct Answered {
+    /// Its id, or its key.
+    segment: String,
+    offset: usize,
+    len: usize,
+}
+
+#[test]
+fn a_thousand_writers_stay_within_the_memory_budget() {
+    esker::runtime::descriptors::raise_limit();
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Process::spawn(folder.path(), &[]);
+    let ready = daemon.wait_ready();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+
+    let (load, answered) = runtime.block_on(write(ready));
+    let peak = peak_bytes(daemon.id());
+    runtime.block_on(read_back(&load, &answered));
+
+    let segments: usize = answered.iter().map(Vec::len).sum();
+    let (mib, seconds) = (|bytes: u64| bytes >> 20, load.begun.elapsed().as_secs());
+    let stored = mib(load.stored_bytes.load(Ordering::Relaxed));
+    let turned_away = load.turned_away.load(Ordering::Relaxed);
+    println!("{segments} segments, {stored} MiB stored in {seconds} s; {turned_away} times told 503");
+    println!("peak of {} MiB resident, at most {} MiB", mib(peak), mib(MEMORY_BYTES));
+    assert!(peak <= MEMORY_BYTES, "{} MiB of memory were used, {} MiB are allowed", mib(peak), mib(MEMORY_BYTES));
+    assert!(daemon.terminate().success());
+}
+
+fn client(load: &Load) -> Client {
+    Client::new(&load.ready.api, None).unwrap()
+}
+
+/// Lets all writers loose until the time is over and each has been served.
+async fn write(ready: Ready) -> (Arc<Load>, Vec<Vec<Answered>>) {
+    let load = Arc::new(Load {
+        ready,
+        bytes: support::pattern(1, 2 * LEN_MAX).into(),
+        begun: Instant::now(),
+        turned_away: AtomicU64::new(0),
+        stored_bytes: AtomicU64::new(0),
+    });
+    for job in 0..10 {
+        client(&load).create_job(&job_of(job)).await.unwrap();
+    }
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 0..WRITERS {
+        if number % 4 == 3 {
+            writers.spawn(s3_writer(Arc::clone(&load), number));
+        } else {
+            writers.spawn(writer(Arc::clone(&load), number));
+        }
+    }
+    let answered = writers.join_all().await;
+    (load, answered)
+}
+
+fn job_of(writer: u64) -> String {
+    format!("job-{}", writer % 10)
+}
+
+async fn writer(load: Arc<Load>, number: u64) -> Vec<Answered> {
+    let (client, mut rng) = (client(&load), StdRng::seed_from_u64(number));
+    let params = PutParams {
+        checkpoint: Some(1),
+        // Shared state is merged within a subtask: as many files as may be open.
+        scope: Some(if number.is_multiple_of(2) { "shared" } else { "exclusive" }.to_owned()),
+        operator: Some("map".to_owned()),
+        subtask: Some((number / 10) as u32),
+        parallelism: Some(100),
+        task_manager: Some(format!("tm-{}", number % 20)),
+        ..PutParams::default()
+    };
+    let mut answered = vec![];
+    while load.goes_on(&answered, number) {
+        let (offset, len, data) = load.any_piece(&mut rng);
+        match client.put(&job_of(number), &params, None, data).await {
+            Ok(info) => {
+                load.stored_bytes.fetch_add(info.len, Ordering::Relaxed);
+                answered.push(Answered { segment: info.segment, offset, len });
+            }
+            Err(ClientError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, .. }) => {
+                load.turned_away.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+            Err(error) => panic!("writer {number} was dropped: {}", esker::error::chain(&error)),
+        }
+    }
+    answered
+}
+
+/// The same at the S3 door; the client itself comes back after a 503.
+async fn s3_writer(load: Arc<Load>, number: u64) -> Vec<Answered> {
+    let (client, mut rng) = (s3_client(&load), StdRng::seed_from_u64(number));
+    let mut answered = vec![];
+    while load.goes_on(&answered, number) {
+        let (offset, len, data) = load.any_piece(&mut rng);
+        let key = format!("jobs/{}/chk-1/{number}-{}", job_of(number), answered.len());
+        let put = client.put(&Path::from(key.as_str()), data.into()).await;
+        put.unwrap_or_else(|error| panic!("writer {number} was dropped: {}", esker::error::chain(&error)));
+        load.stored_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        answered.push(Answered { segment: key, offset, len });
+    }
+    answered
+}
+
+fn s3_client(load: &Load) -> AmazonS3 {
+    let ready = &load.ready;
+    let builder = AmazonS3Builder::new()
+        .with_endpoint(&ready.s3)
+        .with_bucket_name(&ready.bucket)
+        .with_region("us-east-1")
+        .with_access_key_id(&ready.access_key)
+        .with_secret_access_key(&ready.secret_key)
+        .with_unsigned_payload(true)
+        .with_client_options(ClientOptions::new().with_allow_http(true).with_timeout(PATIENCE));
+    builder.build().unwrap()
+}
+
+impl Load {
+    /// Whether a writer goes on: the time is not over, or it has not been served yet.
+    fn goes_on(&self, answered: &[Answered], writer: u64) -> bool {
+        assert!(!answered.is_empty() || self.begun.elapsed() < PATIENCE, "writer {writer} was never served");
+        answered.is_empty() || self.begun.elapsed() < LASTS
+    }
+
+    /// As many small pieces as large ones.
+    fn any_piece(&self, rng: &mut StdRng) -> (usize, usize, Bytes) {
+        let (offset, len) = (rng.random_range(0..LEN_MAX), LEN_MIN << rng.random_range(0..=6));
+        (offset, len, self.bytes.slice(offset..offset + len))
+    }
+}
+
+/// Reads one segment of every seventh writer.
+async fn read_back(load: &Load, answered: &[Vec<Answered>]) {
+    let (client, s3) = (client(load), s3_client(load));
+    for segment in answered.iter().step_by(7).filter_map(|segments| segments.last()) {
+        let wanted = load.bytes.slice(segment.offset..segment.offset + segment.len);
+        let bytes = match segment.segment.contains('/') {
+            true => s3.get(&Path::from(segment.segment.as_str())).await.unwrap().bytes().await.unwrap(),
+            false => client.get(&segment.segment).await.unwrap(),
+        };
+        assert!(bytes == wanted, "{} is not what was stored", segment.segment);
+    }
+}
+
+/// The most memory that a process ever had resident.
+fn peak_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
