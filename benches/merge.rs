@@ -56,9 +56,9 @@ async fn open(folder: &Path) -> (Merger, Catalog) {
     let opened = esker::store::open(&settings.store, None, &metrics, &entropy).await.unwrap();
     let mut state = State::default();
     let journal_settings = journal_settings(&opened.catalog, &settings.catalog);
-    let journal = Journal::open(opened.catalog, journal_settings, |key, value| state.load(&key, &value));
+    let journal = Journal::open(opened.catalog, journal_settings, |key, value| state.load(&key, &value)).await;
     let tasks = || TaskGroup::new(CancellationToken::new());
-    let catalog = Catalog::start(state, journal.await.unwrap(), clock, &metrics, &tasks());
+    let catalog = Catalog::start(state, journal.unwrap(), clock, &metrics, &tasks());
     catalog.execute(Command::CreateJob(job())).await.unwrap();
     let parts = MergerParts::new(Arc::new(settings), opened.data, catalog.clone(), entropy, metrics, tasks());
     (Merger::new(parts), catalog)
