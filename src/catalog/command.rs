@@ -41,6 +41,15 @@ pub enum Command {
     AbortUpload(String),
 }
 
+impl Command {
+    /// Bytes of segments that it brings into the catalog.
+    pub fn inline_bytes(&self) -> usize {
+        let Self::Store(store) = self else { return 0 };
+        let segments = store.items.iter().flat_map(|item| &item.segments);
+        segments.filter_map(|segment| segment.inline.as_ref()).map(Bytes::len).sum()
+    }
+}
+
 /// A key to delete, and on what condition.
 #[derive(Debug, Clone)]
 pub struct ObjectToDelete {

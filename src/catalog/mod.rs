@@ -27,7 +27,7 @@ pub mod record;
 pub mod slate;
 pub mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -49,6 +49,8 @@ use state::{ListPage, ListQuery, ObjectView, State};
 const COMMANDS_MAX: usize = 4096;
 /// Commands that share a batch at most.
 const BATCH_COMMANDS_MAX: usize = 1024;
+/// Inline bytes after which a batch takes no more commands; with one more command the journal still takes it.
+const BATCH_INLINE_BYTES_MAX: usize = 16 << 20;
 /// Batches that may wait for durability.
 const BATCHES_IN_FLIGHT_MAX: usize = 64;
 
@@ -355,8 +357,9 @@ async fn own(
     batches: mpsc::Sender<Batch>,
     commits: prometheus::IntCounter,
 ) {
+    let mut waiting = VecDeque::with_capacity(BATCH_COMMANDS_MAX);
     let mut requests = Vec::with_capacity(BATCH_COMMANDS_MAX);
-    while inbox.recv_many(&mut requests, BATCH_COMMANDS_MAX).await > 0 {
+    while next_batch(&mut inbox, &mut waiting, &mut requests).await {
         if let Some(error) = shared.lost_error() {
             requests.drain(..).for_each(|request| drop(request.reply.send(Err(error.clone()))));
             continue;
@@ -380,6 +383,29 @@ async fn own(
             return;
         }
     }
+}
+
+/// Moves into `requests` what shares the next batch: all that has collected, up to a number of inline bytes. False at
+/// the end.
+async fn next_batch(
+    inbox: &mut mpsc::Receiver<Request>,
+    waiting: &mut VecDeque<Request>,
+    requests: &mut Vec<Request>,
+) -> bool {
+    if waiting.is_empty() {
+        let mut collected = Vec::new();
+        inbox.recv_many(&mut collected, BATCH_COMMANDS_MAX).await;
+        waiting.extend(collected);
+    }
+    let mut bytes = 0;
+    while let Some(request) = waiting.pop_front() {
+        bytes += request.command.as_ref().map_or(0, Command::inline_bytes);
+        requests.push(request);
+        if bytes > BATCH_INLINE_BYTES_MAX {
+            break;
+        }
+    }
+    !requests.is_empty()
 }
 
 /// A store has waited for company already, and its bytes are on their way; a delete or a change of a checkpoint can wait.
@@ -417,5 +443,56 @@ async fn answer(shared: Arc<Shared>, mut in_flight: mpsc::Receiver<Batch>) {
             shared.durable.send_replace(number);
             shared.deleting.lock().retain(|_, batch| *batch > number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+
+    use super::command::{About, Bind, Item, NewSegment};
+    use super::slate::{JournalSettings, Placement};
+    use super::*;
+    use crate::model::{CheckpointId, JobId, Location, SegmentCrc, StateScope, Writer};
+
+    fn a_megabyte(number: u128, job: &JobId) -> Store {
+        let data = Bytes::from(vec![number as u8; 1 << 20]);
+        let about = About {
+            job: job.clone(),
+            scope: StateScope::Shared,
+            writer: Writer::default(),
+            checkpoint: Some(CheckpointId(1)),
+            name: None,
+        };
+        let segment = NewSegment {
+            id: SegmentId(number),
+            about,
+            location: Location::Inline { len: data.len() as u64 },
+            crc: SegmentCrc::of(&data),
+            inline: Some(data),
+        };
+        Store {
+            file: None,
+            items: vec![Item { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } }],
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn more_inline_bytes_at_once_than_a_batch_takes_are_several_batches() {
+        let placement = Placement::Object { store: Arc::new(InMemory::new()), prefix: Path::from("catalog") };
+        let visit = |_, _| Ok::<(), std::convert::Infallible>(());
+        let journal = Journal::open(placement, JournalSettings::default(), visit).await.unwrap();
+        let tasks = TaskGroup::new(CancellationToken::new());
+        let metrics = Metrics::new();
+        let catalog = Catalog::start(State::default(), journal, Clock::System, &metrics, &tasks);
+        let job: JobId = "a-job".parse().unwrap();
+        catalog.execute(Command::CreateJob(job.clone())).await.unwrap();
+
+        let stores = (0..100).map(|number| catalog.store(a_megabyte(number, &job)));
+        let stored = futures::future::try_join_all(stores).await.unwrap();
+
+        assert!(stored.iter().flatten().all(Result::is_ok));
+        assert_eq!(catalog.inline_data(SegmentId(99)).await.unwrap().map(|data| data.len()), Some(1 << 20));
     }
 }

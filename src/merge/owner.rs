@@ -195,14 +195,22 @@ pub async fn own_whole_file(parts: MergerParts, store: ObjectFiles, open: Arc<Op
     let group = parts.pools.take_group(&open);
     if !group.parcels.is_empty() {
         let _on_its_way = parts.pace.begin(&open.lane);
-        let bytes: u64 = group.parcels.iter().map(|pending| pending.parcel.len()).sum();
-        if bytes <= parts.settings.checkpointing.inline_bytes_max {
+        if fits_the_catalog(&parts, &group) {
             store_inline(&parts, group.parcels).await;
         } else {
             put_group(&parts, &store, &open, group.parcels).await;
         }
     }
     parts.pools.ended(&open);
+}
+
+/// Whether a group is so small that its bytes go into the catalog's record: one request instead of two.
+fn fits_the_catalog(parts: &MergerParts, group: &Group) -> bool {
+    let settings = &parts.settings;
+    let bytes: u64 = group.parcels.iter().map(|pending| pending.parcel.len()).sum();
+    let inline = parts.catalog.view().space().inline_bytes;
+    bytes <= settings.checkpointing.inline_bytes_max
+        || (bytes <= settings.merging.inline_group_bytes_max && inline + bytes <= settings.catalog.inline_bytes_max)
 }
 
 async fn wait_for_the_end_of_the_group(parts: &MergerParts, open: &OpenFile) {

@@ -4,17 +4,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use object_store::aws::AmazonS3;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::faults::Logged;
 use crate::s3_server::S3Server;
-use crate::support::{PATIENT, Running, SIGNED, SLOW_BACKEND, bytes_of, data_files, metric, settings};
+use crate::support::{INLINE, Running, SIGNED, bytes_of, data_files, metric, settings};
 
 const BUCKET: &str = "flink";
 const FILES: u64 = 257;
+/// What the product does by default, and the other tests turn off.
+const DEFAULTS: [(&str, &str); 2] = [(INLINE, "20 kb"), ("merging.inline-group-max", "256 kb")];
+/// Time that S3 takes for a small object, at least.
+const LATENCY_OF_S3: Duration = Duration::from_millis(30);
 
 /// Where Flink puts an exclusive state file of checkpoint 1.
 fn key(file: u64) -> Path {
@@ -28,15 +31,13 @@ fn data_of(file: u64) -> Bytes {
     bytes_of(file, 1500 + usize::try_from(file).unwrap() * 7)
 }
 
-/// Puts all files at once, as the subtasks of a job do when the barrier has passed them.
-async fn put_checkpoint(client: &AmazonS3) {
-    let puts: FuturesUnordered<_> = (0..FILES)
-        .map(|file| {
-            let client = client.clone();
-            tokio::spawn(async move { client.put(&key(file), data_of(file).into()).await.unwrap() })
-        })
-        .collect();
-    puts.for_each(|put| async { drop(put.unwrap()) }).await;
+/// Puts all files, so many at a time: the subtasks of a job, when the barrier has passed them.
+async fn put_checkpoint(client: &AmazonS3, at_once: usize) {
+    let puts = futures::stream::iter((0..FILES).map(|file| {
+        let client = client.clone();
+        tokio::spawn(async move { client.put(&key(file), data_of(file).into()).await.unwrap() })
+    }));
+    puts.buffer_unordered(at_once).for_each(|put| async { drop(put.unwrap()) }).await;
 }
 
 async fn assert_checkpoint(client: &AmazonS3) {
@@ -49,27 +50,25 @@ async fn assert_checkpoint(client: &AmazonS3) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_of_257_small_files_becomes_at_most_8_backend_writes_on_s3() {
-    let server = S3Server::start().await;
-    let changed = [&SIGNED[..], &[PATIENT]].concat();
-    let daemon = Running::start(settings(&server, &changed)).await;
-    let client = daemon.s3_client(BUCKET).await;
-    server.faults().set_latency(SLOW_BACKEND);
-    // From here on the daemon knows how slow the backend is.
-    client.put(&Path::from("checkpoints/another-job/a"), bytes_of(0, 100).into()).await.unwrap();
-    client.delete(&Path::from("checkpoints/another-job/a")).await.unwrap();
-    let before = server.faults().requests().len();
+    for at_once in [usize::try_from(FILES).unwrap(), 64] {
+        let server = S3Server::start().await;
+        let daemon = Running::start(settings(&server, &[&SIGNED[..], &DEFAULTS[..]].concat())).await;
+        let client = daemon.s3_client(BUCKET).await;
+        server.faults().set_latency(LATENCY_OF_S3);
+        let before = server.faults().requests().len();
 
-    put_checkpoint(&client).await;
+        put_checkpoint(&client, at_once).await;
 
-    let writes: Vec<Logged> = server.faults().requests().split_off(before);
-    let writes: Vec<&Logged> = writes.iter().filter(|request| request.op.writes()).collect();
-    println!("{} backend writes, {} physical files", writes.len(), data_files(&server).len());
-    assert!(writes.len() <= 8, "{} backend writes: {writes:#?}", writes.len());
-    server.faults().set_latency(Duration::ZERO);
-    assert_checkpoint(&client).await;
-    daemon.kill().await;
-    let daemon = Running::start(settings(&server, &SIGNED)).await;
-    assert_eq!(daemon.inconsistencies().await, Vec::<String>::new());
+        let writes: Vec<Logged> = server.faults().requests().split_off(before);
+        let writes: Vec<&Logged> = writes.iter().filter(|request| request.op.writes()).collect();
+        println!("{at_once} at once: {} writes, {} physical files", writes.len(), data_files(&server).len());
+        assert!(writes.len() <= 8, "{} backend writes: {writes:#?}", writes.len());
+        server.faults().set_latency(Duration::ZERO);
+        assert_checkpoint(&client).await;
+        daemon.kill().await;
+        let daemon = Running::start(settings(&server, &SIGNED)).await;
+        assert_eq!(daemon.inconsistencies().await, Vec::<String>::new());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,7 +80,7 @@ async fn a_checkpoint_of_257_small_files_becomes_at_most_5_physical_files_on_a_l
     let daemon = Running::start(settings(&server, &changed)).await;
     let client = daemon.s3_client(BUCKET).await;
 
-    put_checkpoint(&client).await;
+    put_checkpoint(&client, 257).await;
 
     let files = metric(&daemon.client, "esker_physical_files_created_total").await;
     assert!((1.0..=5.0).contains(&files), "{files} physical files");

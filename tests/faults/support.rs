@@ -56,6 +56,7 @@ pub fn settings(server: &S3Server, changed: &[(&str, &str)]) -> Settings {
         ("server.drain-timeout", "5 s"),
         ("limits.segment-size-max", "1 gb"),
         (INLINE, "0"),
+        ("merging.inline-group-max", "0"),
     ];
     let all: BTreeMap<&str, &str> = base.into_iter().chain(changed.iter().copied()).collect();
     let flags: Vec<_> = all.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();

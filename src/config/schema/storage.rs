@@ -52,8 +52,11 @@ section! {
         linger_fraction: f64 = 0.25,
         /// Lower bound of that wait, default 20 ms; all that a segment waits that comes alone to an idle lane.
         linger_min: Span = Span::millis(20),
-        /// Upper bound of the whole wait of a group, default 100 ms.
-        linger_max: Span = Span::millis(100),
+        /// Upper bound of the whole wait of a group, default 200 ms.
+        linger_max: Span = Span::millis(200),
+        /// Object stores: a group up to this size goes into the catalog's record, one request instead of two; default
+        /// 256 kb, at most 1 mb, 0 is never. Within `catalog.inline-max`.
+        inline_group_max: MemorySize = MemorySize::kib(256),
         /// Physical files open at once, default 256; at the bound writers wait. Each may hold a buffer or descriptor.
         max_open_files: u32 = 256,
         /// An open file without a segment for this long is closed, default 30 s.
@@ -75,6 +78,9 @@ section! {
         /// Catalog bytes in memory that are only in its log, default 64 mb, at least 8 mb; at the bound commits wait.
         /// Larger makes fewer files and a longer replay at start.
         unflushed_max: MemorySize = MemorySize::mib(64),
+        /// Object stores: bytes of inline segments above which groups go into files whatever their size, default
+        /// 256 mb. Larger saves requests and makes starts slower.
+        inline_max: MemorySize = MemorySize::mib(256),
         /// How often the catalog looks for a successor and for work, default 60 s. Each look costs requests. An idle
         /// daemon that was shut out answers reads for so long; keep it below `reclaim.delete-grace`.
         poll_interval: Span = Span::seconds(60),

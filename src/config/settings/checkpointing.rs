@@ -10,7 +10,7 @@ use crate::config::values::{MemorySize, Span};
 
 const INTERVAL_MIN: Span = Span::millis(10);
 const MIN_PAUSE_MAX: Span = Span::hours(365 * 24);
-const INLINE_BYTES_MAX: MemorySize = MemorySize::mib(1);
+pub(super) const INLINE_BYTES_MAX: MemorySize = MemorySize::mib(1);
 /// Flink's `Integer.MAX_VALUE`, which stands for "without limit".
 const INT_MAX: u32 = i32::MAX.unsigned_abs();
 

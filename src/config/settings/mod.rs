@@ -129,6 +129,8 @@ pub struct MergingSettings {
     pub group_bytes_max: u64,
     /// How long a group waits for more segments. Longer makes larger groups and later answers.
     pub linger: LingerSettings,
+    /// Object stores: groups up to this size go into the catalog's record, at most 1 MiB, 0 is never.
+    pub inline_group_bytes_max: u64,
     /// Physical files open at once, at least 1; at the bound writers wait, as each file holds a buffer or a
     /// descriptor.
     pub open_files_max: usize,
@@ -177,6 +179,8 @@ pub struct CatalogSettings {
     /// Catalog bytes that are only in memory and the log, at least 8 MiB; at the bound catalog writes wait. Larger is
     /// fewer files and a longer replay at start.
     pub unflushed_bytes_max: u64,
+    /// Object stores: bytes of inline segments above which groups go into files whatever their size.
+    pub inline_bytes_max: u64,
     /// How often the catalog looks for a successor and for work. Each look costs requests, also when idle.
     pub poll_interval: Duration,
     /// A log file on local disk is closed at this size, at least 64 KiB. Smaller gives space back sooner.
@@ -360,6 +364,7 @@ fn merging(config: &Config) -> MergingSettings {
             min: ours.linger_min.duration(),
             max: ours.linger_max.duration(),
         },
+        inline_group_bytes_max: ours.inline_group_max.bytes(),
         open_files_max: count(ours.max_open_files),
         idle_close: ours.idle_close.duration(),
         take_deadline: ours.take_deadline.duration(),
@@ -372,6 +377,7 @@ fn catalog(config: &Config) -> CatalogSettings {
         url: catalog.url.clone(),
         cache_bytes: catalog.cache.bytes(),
         unflushed_bytes_max: catalog.unflushed_max.bytes(),
+        inline_bytes_max: catalog.inline_max.bytes(),
         poll_interval: catalog.poll_interval.duration(),
         log_segment_bytes: catalog.log_segment_size.bytes(),
     }

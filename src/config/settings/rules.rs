@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::checkpointing::INLINE_BYTES_MAX;
 use super::{checkpointing, doors};
 use crate::config::choices::{Boundary, ReclaimMode};
 use crate::config::error::{ConfigError, ConfigErrors, NamedValue};
@@ -211,6 +212,11 @@ fn check_merging(rules: &mut Rules) {
         (0.0..=1.0).contains(&ours.linger_fraction),
         &["merging.linger-fraction"],
         "must be a number from 0 to 1",
+    );
+    rules.require(
+        ours.inline_group_max <= INLINE_BYTES_MAX,
+        &["merging.inline-group-max"],
+        format!("must be at most {INLINE_BYTES_MAX}"),
     );
     rules.require(
         ours.linger_min <= ours.linger_max,
