@@ -9,15 +9,14 @@
 //!
 //! Each answer is timed by its operation, and refusals are counted by their reason.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, EXPECT, RANGE};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use parking_lot::Mutex;
@@ -67,16 +66,9 @@ impl Operation {
 #[derive(Debug, Clone)]
 pub(super) struct SignedBy(pub String);
 
-/// How far a body was read.
+/// What went wrong while s3s read a body: s3s itself would call it an internal error.
 #[derive(Debug, Clone, Default)]
-struct Reading(Arc<ReadingState>);
-
-#[derive(Debug, Default)]
-struct ReadingState {
-    /// What went wrong while s3s read it: s3s itself would call it an internal error.
-    fault: Mutex<Option<S3Error>>,
-    ended: AtomicBool,
-}
+struct Fault(Arc<Mutex<Option<S3Error>>>);
 
 /// The S3 door as an HTTP service, for `hyper`.
 #[derive(Debug, Clone)]
@@ -131,24 +123,19 @@ impl Gate {
         B::Error: Into<StdError>,
     {
         let started = Clock::instant();
-        let (id, operation, reading) = (self.entropy.hex(8).to_uppercase(), Operation::default(), Reading::default());
+        let (id, operation, fault) = (self.entropy.hex(8).to_uppercase(), Operation::default(), Fault::default());
         let (head, referer) = (request.method() == Method::HEAD, request.headers().get("referer").cloned());
-        let waits = request.version() <= Version::HTTP_11 && request.headers().contains_key(EXPECT);
-        let mut answer = match self.admit(request, &operation, &reading) {
+        let mut answer = match self.admit(request, &operation, &fault) {
             Ok(request) => {
                 let xml = request.method() == Method::POST;
                 let answer = self.run(request, &operation).await?;
-                let because = reading.0.fault.lock().take();
+                let because = fault.0.lock().take();
                 explained(answer, because, xml)?
             }
             Err(error) => http_answer(error)?,
         };
         if head && answer.status() == StatusCode::OK && answer.headers().contains_key(CONTENT_RANGE) {
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
-        }
-        if waits && !reading.0.ended.load(Ordering::Relaxed) {
-            // The client was not asked for its body, so the connection ends here; it has to know that.
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let code = xml::complete(&mut answer, &id, operation.name());
         if let Some(reason) = code.as_deref().and_then(reason) {
@@ -163,7 +150,7 @@ impl Gate {
     }
 
     /// Refuses what s3s would do and should not, and prepares the rest for it.
-    fn admit<B>(&self, request: Request<B>, operation: &Operation, reading: &Reading) -> S3Result<HttpRequest>
+    fn admit<B>(&self, request: Request<B>, operation: &Operation, fault: &Fault) -> S3Result<HttpRequest>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError>,
@@ -195,10 +182,9 @@ impl Gate {
         let deletes = head.method == Method::POST && has_parameter(&head.uri, "delete");
         let hasher = if deletes { body_hasher(&head.headers)? } else { None };
         if body.size_hint().exact() == Some(0) && hasher.is_none() {
-            reading.0.ended.store(true, Ordering::Relaxed);
             return Ok(Request::from_parts(head, Body::empty()));
         }
-        let watched = self.watched(body, hasher, reading.clone());
+        let watched = self.watched(body, hasher, fault.clone());
         let body = match framing {
             Some(framing) => as_body(framed(watched, framing)),
             None => as_body(watched),
@@ -212,39 +198,38 @@ impl Gate {
         &self,
         body: B,
         hasher: Option<BodyHasher>,
-        reading: Reading,
+        fault: Fault,
     ) -> impl stream::Stream<Item = Result<Bytes, StdError>> + Send + use<B>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError>,
     {
         let idle = self.body_timeout;
-        let fail = move |reading: &Reading, error: S3Error, as_text: &dyn std::error::Error| {
+        let fail = move |fault: &Fault, error: S3Error, as_text: &dyn std::error::Error| {
             let text: StdError = as_text.to_string().into();
-            *reading.0.fault.lock() = Some(error);
+            *fault.0.lock() = Some(error);
             Some((Err(text), None))
         };
-        stream::unfold(Some((Box::pin(body), hasher, reading)), move |state| async move {
-            let (mut body, mut hasher, reading) = state?;
+        stream::unfold(Some((Box::pin(body), hasher, fault)), move |state| async move {
+            let (mut body, mut hasher, fault) = state?;
             loop {
                 match tokio::time::timeout(idle, body.frame()).await {
-                    Err(_) => return fail(&reading, errors::body(&BodyStalled.into()), &BodyStalled),
+                    Err(_) => return fail(&fault, errors::body(&BodyStalled.into()), &BodyStalled),
                     Ok(Some(Ok(frame))) => {
                         let Ok(bytes) = frame.into_data() else { continue };
                         if let Some(hasher) = &mut hasher {
                             hasher.update(&bytes);
                         }
-                        return Some((Ok(bytes), Some((body, hasher, reading))));
+                        return Some((Ok(bytes), Some((body, hasher, fault))));
                     }
                     Ok(Some(Err(error))) => {
                         let error: StdError = error.into();
-                        return fail(&reading, incomplete_body("the body broke off"), &*error);
+                        return fail(&fault, incomplete_body("the body broke off"), &*error);
                     }
                     Ok(None) => {
-                        reading.0.ended.store(true, Ordering::Relaxed);
                         let error = hasher.and_then(|hasher| hasher.finish(None).err())?;
                         let text = error.to_string();
-                        return fail(&reading, error, &*StdError::from(text));
+                        return fail(&fault, error, &*StdError::from(text));
                     }
                 }
             }
