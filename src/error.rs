@@ -41,13 +41,16 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The whole chain of an error's causes in one line, outermost first.
+/// The whole chain of an error's causes in one line, outermost first. Some libraries repeat a cause in their own text.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text

@@ -176,8 +176,8 @@ class Esker:
         counters = Counter()
         for name, labels, value in re.findall(r"^(\w+)(\{.*\})? (\S+)$", text, re.MULTILINE):
             if name == "esker_store_requests_total":
-                operation = re.search(r'operation="(\w+)"', labels)
-                counters[f"store {operation[1]}"] += int(float(value))
+                operation, of = (re.search(rf'{label}="(\w+)"', labels)[1] for label in ("operation", "of"))
+                counters[f"store {operation} of {of}"] += int(float(value))
             elif name == "esker_answer_seconds_count" and 'door="s3"' in labels:
                 operation = re.search(r'operation="(\w+)"', labels)
                 counters[f"asked for {operation[1]}"] += int(float(value))
