@@ -1,43 +1,116 @@
 //! Memory for bytes that are paid for.
 //!
 //! Bodies are large, of all sizes, and die in any order: an allocator keeps about as much again in fragments as is in
-//! use, and the budget would bound half of the truth. So a large buffer is a mapping of its own, and goes back to the
-//! system with the last of its bytes.
+//! use, and the budget would bound half of the truth. So a large buffer is a mapping of its own. A new mapping costs a
+//! page fault for every 4 KiB, more than reading the body does; so mappings come in sizes an eighth apart, and when the
+//! last of its bytes is gone, one is kept for the next buffer, [`KEPT_BYTES_MAX`] of all sizes together.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use crossbeam::queue::ArrayQueue;
 use memmap2::MmapMut;
 
 /// Smaller buffers come from the allocator: they are many, alike, and soon used again.
-const MAPPED_BYTES_MIN: usize = 64 << 10;
+const MAPPED_BYTES_MIN: usize = 1 << MAPPED_BITS_MIN;
+const MAPPED_BITS_MIN: u32 = 16;
+/// Larger mappings are not kept.
+const KEPT_MAPPING_BYTES_MAX: usize = 8 << 20;
+/// Bytes of all mappings that are kept.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Sizes of mappings from one power of two to the next.
+const SIZES_PER_DOUBLING: usize = 8;
+
+static KEPT: LazyLock<Kept> = LazyLock::new(Kept::new);
+
+/// Mappings without an owner.
+struct Kept {
+    /// By size.
+    mappings: Vec<ArrayQueue<MmapMut>>,
+    bytes: AtomicUsize,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let sizes = (0..).map(size).take_while(|size| *size <= KEPT_MAPPING_BYTES_MAX);
+        let mappings = sizes.map(|size| ArrayQueue::new(KEPT_BYTES_MAX / size)).collect();
+        Self { mappings, bytes: AtomicUsize::new(0) }
+    }
+
+    /// A mapping for `capacity` bytes; none if the system has no more.
+    fn take(&self, capacity: usize) -> Option<MmapMut> {
+        let number = number(capacity);
+        let Some(mappings) = self.mappings.get(number) else { return MmapMut::map_anon(capacity).ok() };
+        let Some(mapping) = mappings.pop() else { return MmapMut::map_anon(size(number)).ok() };
+        self.bytes.fetch_sub(mapping.len(), Ordering::Relaxed);
+        Some(mapping)
+    }
+
+    fn give_back(&self, mapping: MmapMut) {
+        let len = mapping.len();
+        let Some(mappings) = self.mappings.get(number(len)) else { return };
+        let full = self.bytes.fetch_add(len, Ordering::Relaxed) + len > KEPT_BYTES_MAX;
+        if full || mappings.push(mapping).is_err() {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The sizes of mappings, from the smallest.
+fn size(number: usize) -> usize {
+    let power = MAPPED_BYTES_MIN << (number / SIZES_PER_DOUBLING);
+    power + power / SIZES_PER_DOUBLING * (number % SIZES_PER_DOUBLING)
+}
+
+/// The number of the smallest size for at least [`MAPPED_BYTES_MIN`] bytes.
+fn number(bytes: usize) -> usize {
+    let doublings = (bytes.ilog2() - MAPPED_BITS_MIN) as usize;
+    let power = MAPPED_BYTES_MIN << doublings;
+    doublings * SIZES_PER_DOUBLING + (bytes - power).div_ceil(power / SIZES_PER_DOUBLING)
+}
 
 /// A buffer of a fixed size that is filled from its start.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Memory,
+    capacity: usize,
     filled: usize,
 }
 
 #[derive(Debug)]
 enum Memory {
     Heap(Vec<u8>),
-    Mapped(MmapMut),
+    Mapped(Mapping),
 }
 
-impl AsRef<[u8]> for Memory {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Heap(memory) => memory,
-            Self::Mapped(memory) => memory,
+/// A mapping that is kept when it is dropped.
+#[derive(Debug)]
+struct Mapping(Option<MmapMut>);
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.0.take() {
+            KEPT.give_back(mapping);
         }
+    }
+}
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
     }
 }
 
 impl Buffer {
     /// Room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
-        let mapped = (capacity >= MAPPED_BYTES_MIN).then(|| MmapMut::map_anon(capacity).ok()).flatten();
-        let memory = mapped.map_or_else(|| Memory::Heap(vec![0; capacity]), Memory::Mapped);
-        Self { memory, filled: 0 }
+        let mapped = (capacity >= MAPPED_BYTES_MIN).then(|| KEPT.take(capacity)).flatten();
+        let memory = match mapped {
+            Some(mapping) => Memory::Mapped(Mapping(Some(mapping))),
+            None => Memory::Heap(vec![0; capacity]),
+        };
+        Self { memory, capacity, filled: 0 }
     }
 
     /// Bytes that were filled.
@@ -50,12 +123,13 @@ impl Buffer {
         self.filled == 0
     }
 
-    /// What is not filled yet; zeros.
+    /// What is not filled yet; any bytes.
     pub fn room(&mut self) -> &mut [u8] {
-        match &mut self.memory {
-            Memory::Heap(memory) => &mut memory[self.filled..],
-            Memory::Mapped(memory) => &mut memory[self.filled..],
-        }
+        let memory = match &mut self.memory {
+            Memory::Heap(memory) => memory.as_mut_slice(),
+            Memory::Mapped(mapping) => mapping.0.as_deref_mut().unwrap_or_default(),
+        };
+        &mut memory[self.filled..self.capacity]
     }
 
     /// The first `len` bytes of the room were written.
@@ -84,7 +158,7 @@ impl Buffer {
                 memory.truncate(filled);
                 memory.into()
             }
-            mapped @ Memory::Mapped(_) => Bytes::from_owner(mapped).slice(..filled),
+            Memory::Mapped(mapping) => Bytes::from_owner(mapping).slice(..filled),
         }
     }
 }
@@ -117,5 +191,37 @@ mod tests {
 
             assert_eq!(buffer.freeze(), b"abc".as_slice());
         }
+    }
+
+    #[test]
+    fn every_size_is_the_smallest_that_holds_what_it_is_for() {
+        for number_of in 0..100 {
+            assert_eq!(number(size(number_of)), number_of);
+            assert_eq!(number(size(number_of) + 1), number_of + 1);
+        }
+    }
+
+    #[test]
+    fn a_mapping_that_is_kept_shows_nothing_of_its_past() {
+        for capacity in [100_000, 90_000] {
+            let mut buffer = Buffer::with_capacity(capacity);
+            buffer.extend_from_slice(&vec![capacity as u8; capacity]);
+            assert_eq!(buffer.room().len(), 0);
+            let bytes = buffer.freeze();
+            assert!(bytes.len() == capacity && bytes.iter().all(|byte| *byte == capacity as u8));
+        }
+    }
+
+    #[test]
+    fn no_more_is_kept_than_the_limit() {
+        let kept = Kept::new();
+
+        let mappings: Vec<_> = (0..20).map(|_| kept.take(5 << 20).unwrap()).collect();
+        mappings.into_iter().for_each(|mapping| kept.give_back(mapping));
+        let after = kept.bytes.load(Ordering::Relaxed);
+        let again = kept.take(5 << 20).unwrap();
+
+        assert_eq!(after, 12 * (5 << 20));
+        assert_eq!(kept.bytes.load(Ordering::Relaxed), after - again.len());
     }
 }
