@@ -6,6 +6,8 @@ use std::time::Duration;
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::buffer::Buffer;
+
 /// Why bytes were not granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BudgetError {
@@ -55,7 +57,7 @@ impl ByteBudget {
         self.total
     }
 
-    /// Pays for `bytes`, waiting in turn for at most `patience`.
+    /// Pays for a [`Buffer`] of `bytes`, waiting in turn for at most `patience`.
     ///
     /// # Errors
     /// [`BudgetError`]; nothing is paid then.
@@ -64,7 +66,7 @@ impl ByteBudget {
     /// Cancel safe; the place in the queue is lost.
     pub async fn pay(&self, bytes: u64, patience: Duration) -> Result<PaidBytes, BudgetError> {
         let too_large = BudgetError::TooLarge { wanted: bytes, budget: self.total };
-        let permits = u32::try_from(bytes).ok().filter(|_| bytes <= self.total).ok_or(too_large)?;
+        let permits = permits(bytes).filter(|permits| u64::from(*permits) <= self.total).ok_or(too_large)?;
         let wait = tokio::time::timeout(patience, Arc::clone(&self.free).acquire_many_owned(permits));
         match wait.await {
             Ok(Ok(permit)) => Ok(self.paid(permit)),
@@ -72,10 +74,9 @@ impl ByteBudget {
         }
     }
 
-    /// Pays for `bytes` if that many are free now.
+    /// The same if that many are free now.
     pub fn try_pay(&self, bytes: u64) -> Option<PaidBytes> {
-        let permits = u32::try_from(bytes).ok()?;
-        let permit = Arc::clone(&self.free).try_acquire_many_owned(permits).ok()?;
+        let permit = Arc::clone(&self.free).try_acquire_many_owned(permits(bytes)?).ok()?;
         Some(self.paid(permit))
     }
 
@@ -83,6 +84,11 @@ impl ByteBudget {
         self.in_flight.add(permit.num_permits() as i64);
         PaidBytes { permit, in_flight: self.in_flight.clone() }
     }
+}
+
+/// What a buffer of `bytes` costs.
+fn permits(bytes: u64) -> Option<u32> {
+    u32::try_from(Buffer::cost(usize::try_from(bytes).ok()?)).ok()
 }
 
 impl PaidBytes {

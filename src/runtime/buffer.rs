@@ -3,7 +3,8 @@
 //! Bodies are large, of all sizes, and die in any order: an allocator keeps about as much again in fragments as is in
 //! use, and the budget would bound half of the truth. So a large buffer is a mapping of its own. A new mapping costs a
 //! page fault for every 4 KiB, more than reading the body does; so mappings come in sizes an eighth apart, and when the
-//! last of its bytes is gone, one is kept for the next buffer, [`KEPT_BYTES_MAX`] of all sizes together.
+//! last of its bytes is gone, one is kept for the next buffer, as far as [`Buffer::keep`] allows. A size is what has to be
+//! paid for, see [`Buffer::cost`]: a mapping that was used before is in memory as a whole.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +18,8 @@ const MAPPED_BYTES_MIN: usize = 1 << MAPPED_BITS_MIN;
 const MAPPED_BITS_MIN: u32 = 16;
 /// Larger mappings are not kept.
 const KEPT_MAPPING_BYTES_MAX: usize = 8 << 20;
-/// Bytes of all mappings that are kept.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Mappings of one size that are kept.
+const KEPT_OF_A_SIZE_MAX: usize = 1024;
 /// Sizes of mappings from one power of two to the next.
 const SIZES_PER_DOUBLING: usize = 8;
 
@@ -29,13 +30,14 @@ struct Kept {
     /// By size.
     mappings: Vec<ArrayQueue<MmapMut>>,
     bytes: AtomicUsize,
+    bytes_max: AtomicUsize,
 }
 
 impl Kept {
     fn new() -> Self {
         let sizes = (0..).map(size).take_while(|size| *size <= KEPT_MAPPING_BYTES_MAX);
-        let mappings = sizes.map(|size| ArrayQueue::new(KEPT_BYTES_MAX / size)).collect();
-        Self { mappings, bytes: AtomicUsize::new(0) }
+        let mappings = sizes.map(|_| ArrayQueue::new(KEPT_OF_A_SIZE_MAX)).collect();
+        Self { mappings, bytes: AtomicUsize::new(0), bytes_max: AtomicUsize::new(0) }
     }
 
     /// A mapping for `capacity` bytes; none if the system has no more.
@@ -50,7 +52,8 @@ impl Kept {
     fn give_back(&self, mapping: MmapMut) {
         let len = mapping.len();
         let Some(mappings) = self.mappings.get(number(len)) else { return };
-        let full = self.bytes.fetch_add(len, Ordering::Relaxed) + len > KEPT_BYTES_MAX;
+        let kept = self.bytes.fetch_add(len, Ordering::Relaxed) + len;
+        let full = kept > self.bytes_max.load(Ordering::Relaxed);
         if full || mappings.push(mapping).is_err() {
             self.bytes.fetch_sub(len, Ordering::Relaxed);
         }
@@ -103,6 +106,16 @@ impl AsRef<[u8]> for Mapping {
 }
 
 impl Buffer {
+    /// Keeps mappings of so many bytes at most for the next buffers of this process; none before the first call.
+    pub fn keep(bytes: usize) {
+        KEPT.bytes_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of memory that a buffer of `capacity` bytes takes, an eighth more at most.
+    pub fn cost(capacity: usize) -> usize {
+        if (MAPPED_BYTES_MIN..=KEPT_MAPPING_BYTES_MAX).contains(&capacity) { size(number(capacity)) } else { capacity }
+    }
+
     /// Room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
         let mapped = (capacity >= MAPPED_BYTES_MIN).then(|| KEPT.take(capacity)).flatten();
@@ -199,10 +212,12 @@ mod tests {
             assert_eq!(number(size(number_of)), number_of);
             assert_eq!(number(size(number_of) + 1), number_of + 1);
         }
+        assert_eq!([1, 65_535, 65_536, 65_537, 8 << 20].map(Buffer::cost), [1, 65_535, 65_536, 73_728, 8 << 20]);
     }
 
     #[test]
     fn a_mapping_that_is_kept_shows_nothing_of_its_past() {
+        Buffer::keep(1 << 20);
         for capacity in [100_000, 90_000] {
             let mut buffer = Buffer::with_capacity(capacity);
             buffer.extend_from_slice(&vec![capacity as u8; capacity]);
@@ -215,6 +230,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_the_limit() {
         let kept = Kept::new();
+        kept.bytes_max.store(64 << 20, Ordering::Relaxed);
 
         let mappings: Vec<_> = (0..20).map(|_| kept.take(5 << 20).unwrap()).collect();
         mappings.into_iter().for_each(|mapping| kept.give_back(mapping));
