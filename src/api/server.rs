@@ -22,7 +22,7 @@ use crate::config::LimitsSettings;
 use crate::runtime::{Failure, TaskGroup};
 
 /// Bytes of a connection's read buffer: enough for a head, and for a body to arrive in pieces of some size.
-const READ_BUFFER_BYTES: usize = 64 << 10;
+const READ_BUFFER_BYTES: usize = 32 << 10;
 /// Bytes that one HTTP/2 stream, and one connection, may send before they are read.
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
