@@ -41,9 +41,6 @@ use crate::reclaim::Deleter;
 use crate::runtime::{Buffer, ByteBudget, Clock, Entropy, Failure, TaskGroup};
 use crate::store::{DataStore, OpenError, open};
 
-/// This part of `limits.memory` is for buffers that wait for the next body.
-const KEPT_BUFFERS_SHARE: u64 = 16;
-
 /// Why the daemon did not start. Nothing was answered.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -149,9 +146,8 @@ impl Daemon {
             ensure_bucket(&catalog, bucket).await?;
         }
 
-        let kept = settings.limits.memory_bytes / KEPT_BUFFERS_SHARE;
-        Buffer::keep(usize::try_from(kept).unwrap_or(usize::MAX));
-        let budget = ByteBudget::new(settings.limits.memory_bytes - kept, metrics.in_flight_bytes.clone());
+        Buffer::keep(usize::try_from(settings.limits.kept_buffer_bytes).unwrap_or(usize::MAX));
+        let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
         let parts = MergerParts::new(
             Arc::clone(&settings),
             opened.data.clone(),

@@ -190,8 +190,10 @@ pub struct CatalogSettings {
 /// Bounds on memory and on what clients may ask for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LimitsSettings {
-    /// Bytes in flight in the whole daemon.
+    /// Bytes in flight in the whole daemon: `limits.memory` without `kept_buffer_bytes`.
     pub memory_bytes: u64,
+    /// Bytes of buffers that wait for the next body.
+    pub kept_buffer_bytes: u64,
     /// Part of `memory_bytes`, and smaller by a part at least.
     pub multipart_memory_bytes: u64,
     /// At most `multipart_memory_bytes`.
@@ -386,7 +388,8 @@ fn catalog(config: &Config) -> CatalogSettings {
 fn limits(config: &Config) -> LimitsSettings {
     let limits = &config.limits;
     LimitsSettings {
-        memory_bytes: limits.memory.bytes(),
+        memory_bytes: limits.memory.bytes() - rules::kept_buffer_bytes(limits.memory),
+        kept_buffer_bytes: rules::kept_buffer_bytes(limits.memory),
         multipart_memory_bytes: limits.multipart_memory.bytes(),
         multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),
         multipart_expiry: limits.multipart_expiry.duration(),

@@ -129,12 +129,18 @@ fn check_not_zero(rules: &mut Rules) {
     }
 }
 
+/// The part of `limits.memory` for buffers that wait for the next body.
+pub(super) fn kept_buffer_bytes(memory: MemorySize) -> u64 {
+    memory.bytes() / 16
+}
+
 /// What has to fit into the memory budget.
 fn check_memory(rules: &mut Rules) {
     const MEMORY: &str = "limits.memory";
     let config = rules.config;
     let (limits, part) = (&config.limits, config.store.part_size);
     let merging = &config.execution.checkpointing.file_merging;
+    let for_bodies = limits.memory.bytes() - kept_buffer_bytes(limits.memory);
     rules.require(
         limits.memory.bytes() / PARTS_IN_MEMORY_MIN >= part.bytes(),
         &[MEMORY, "store.part-size"],
@@ -148,11 +154,11 @@ fn check_memory(rules: &mut Rules) {
     ] {
         rules.require(size <= limits.memory, &[key, MEMORY], "the first must fit into the second");
     }
-    let beside_multipart = limits.memory.bytes().checked_sub(limits.multipart_memory.bytes());
+    let beside_multipart = for_bodies.saturating_sub(limits.multipart_memory.bytes());
     rules.require(
-        beside_multipart.is_none_or(|rest| rest >= part.bytes()),
+        limits.multipart_memory > limits.memory || beside_multipart >= part.bytes(),
         &[MEMORY, "limits.multipart-memory", "store.part-size"],
-        "memory must hold at least one part besides the memory of multipart uploads",
+        "memory, less a sixteenth, must hold at least one part besides the memory of multipart uploads",
     );
     rules.require(
         limits.multipart_part_in_memory_max <= limits.multipart_memory,

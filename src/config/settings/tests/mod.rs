@@ -99,10 +99,11 @@ fn what_is_inside_the_memory_budget_fits() {
         (FILE_SIZE, "8mb"),
     ];
     let with = |more: &[(&'static str, &'static str)]| [small.as_slice(), more].concat();
-    assert_eq!(settings(&with(&[(memory, "32mb")])).limits.memory_bytes, 32 << 20);
+    let limits = settings(&with(&[(memory, "32mb")])).limits;
+    assert_eq!((limits.memory_bytes, limits.kept_buffer_bytes), (30 << 20, 2 << 20));
     refused(&with(&[(memory, "31mb")]), &[memory, "store.part-size"], "at least 4 parts");
     refused(
-        &[("limits.multipart-memory", "506mb")],
+        &[("limits.multipart-memory", "475mb")],
         &[memory, "limits.multipart-memory", "store.part-size"],
         "besides",
     );
