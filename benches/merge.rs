@@ -18,7 +18,7 @@ use esker::daemon::journal_settings;
 use esker::merge::{Merger, MergerParts, Parcel, Piece};
 use esker::metrics::Metrics;
 use esker::model::{CheckpointId, JobId, SegmentCrc, StateScope, Writer};
-use esker::runtime::{Clock, Entropy, TaskGroup};
+use esker::runtime::{ByteBudget, Clock, Entropy, TaskGroup};
 use tokio_util::sync::CancellationToken;
 
 fn job() -> JobId {
@@ -60,7 +60,8 @@ async fn open(folder: &Path) -> (Merger, Catalog) {
     let tasks = || TaskGroup::new(CancellationToken::new());
     let catalog = Catalog::start(state, journal.unwrap(), clock, &metrics, &tasks());
     catalog.execute(Command::CreateJob(job())).await.unwrap();
-    let parts = MergerParts::new(Arc::new(settings), opened.data, catalog.clone(), entropy, metrics, tasks());
+    let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
+    let parts = MergerParts::new(Arc::new(settings), opened.data, catalog.clone(), budget, entropy, metrics, tasks());
     (Merger::new(parts), catalog)
 }
 

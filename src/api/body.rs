@@ -61,6 +61,18 @@ impl Admission {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
     {
         let paid = self.pay(len).await?;
+        let (data, crc) = self.read(source, len).await?;
+        Ok(Body { data, crc, paid })
+    }
+
+    /// Reads exactly `len` bytes, which are paid for.
+    ///
+    /// # Errors
+    /// 400 if the body ends early, 408 if it stalls.
+    pub async fn read<S, E>(&self, source: &mut Source<S>, len: u64) -> Result<(Bytes, SegmentCrc), ApiError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+    {
         let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
         let mut data = Buffer::with_capacity(wanted);
         let mut hasher = SegmentHasher::default();
@@ -69,7 +81,7 @@ impl Admission {
             hasher.update(&piece);
             data.extend_from_slice(&piece);
         }
-        Ok(Body { data: data.freeze(), crc: hasher.finish(), paid })
+        Ok((data.freeze(), hasher.finish()))
     }
 
     /// A body that ended before it was whole.

@@ -151,16 +151,17 @@ impl Native {
     where
         S: futures::Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     {
-        // Pieces are paid for while they are on their way from the socket to the store.
         const PIECE_BYTES: u64 = 1 << 20;
+        // One piece is on its way from the socket to the store. It is paid for first: what was begun gets on.
+        let _piece = self.admission.pay(PIECE_BYTES).await?;
         let mut big = self.merger.begin(about, len).await?;
         let mut hasher = crate::model::SegmentHasher::default();
         let mut left = len;
         while left > 0 {
-            let body = self.admission.receive(source, left.min(PIECE_BYTES)).await?;
-            hasher.update(&body.data);
-            left -= body.data.len() as u64;
-            big.write(body.data).await?;
+            let (data, _) = self.admission.read(source, left.min(PIECE_BYTES)).await?;
+            hasher.update(&data);
+            left -= data.len() as u64;
+            big.write(data).await?;
         }
         check_crc(announced_crc, hasher.finish().whole)?;
         let stored = big.finish(Bind::Checkpoint { idempotency_key: key }).await;

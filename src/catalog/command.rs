@@ -42,11 +42,18 @@ pub enum Command {
 }
 
 impl Command {
-    /// Bytes of segments that it brings into the catalog.
-    pub fn inline_bytes(&self) -> usize {
-        let Self::Store(store) = self else { return 0 };
-        let segments = store.items.iter().flat_map(|item| &item.segments);
-        segments.filter_map(|segment| segment.inline.as_ref()).map(Bytes::len).sum()
+    /// About how many bytes it writes to the journal, rather more.
+    pub fn weight(&self) -> usize {
+        const RECORD: usize = 512;
+        let inline = |segment: &NewSegment| segment.inline.as_ref().map_or(0, Bytes::len);
+        match self {
+            Self::Store(store) => {
+                let segments = store.items.iter().flat_map(|item| &item.segments);
+                store.items.len() * RECORD + segments.map(|segment| RECORD + inline(segment)).sum::<usize>()
+            }
+            Self::DeleteObjects(_, objects) => objects.iter().map(|object| RECORD + object.key.len()).sum(),
+            _ => RECORD,
+        }
     }
 }
 

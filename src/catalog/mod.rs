@@ -49,8 +49,8 @@ use state::{ListPage, ListQuery, ObjectView, State};
 const COMMANDS_MAX: usize = 4096;
 /// Commands that share a batch at most.
 const BATCH_COMMANDS_MAX: usize = 1024;
-/// Inline bytes after which a batch takes no more commands; with one more command the journal still takes it.
-const BATCH_INLINE_BYTES_MAX: usize = 16 << 20;
+/// Bytes after which a batch takes no more commands; with one more command the journal still takes it.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Batches that may wait for durability.
 const BATCHES_IN_FLIGHT_MAX: usize = 64;
 
@@ -385,7 +385,7 @@ async fn own(
     }
 }
 
-/// Moves into `requests` what shares the next batch: all that has collected, up to a number of inline bytes. False at
+/// Moves into `requests` what shares the next batch: all that has collected, up to a number of bytes. False at
 /// the end.
 async fn next_batch(
     inbox: &mut mpsc::Receiver<Request>,
@@ -399,9 +399,9 @@ async fn next_batch(
     }
     let mut bytes = 0;
     while let Some(request) = waiting.pop_front() {
-        bytes += request.command.as_ref().map_or(0, Command::inline_bytes);
+        bytes += request.command.as_ref().map_or(0, Command::weight);
         requests.push(request);
-        if bytes > BATCH_INLINE_BYTES_MAX {
+        if bytes > BATCH_BYTES_MAX {
             break;
         }
     }
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn more_inline_bytes_at_once_than_a_batch_takes_are_several_batches() {
+    async fn more_bytes_at_once_than_a_batch_takes_are_several_batches() {
         let placement = Placement::Object { store: Arc::new(InMemory::new()), prefix: Path::from("catalog") };
         let visit = |_, _| Ok::<(), std::convert::Infallible>(());
         let journal = Journal::open(placement, JournalSettings::default(), visit).await.unwrap();

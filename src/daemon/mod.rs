@@ -152,6 +152,7 @@ impl Daemon {
             Arc::clone(&settings),
             opened.data.clone(),
             catalog.clone(),
+            budget.clone(),
             entropy.clone(),
             metrics.clone(),
             work.clone(),

@@ -17,7 +17,7 @@ use super::owner::{commit, entry_of, header_of};
 use super::{MergeError, MergerParts};
 use crate::catalog::command::{About, Bind, Command, Item, NewSegment, StoreFile, Stored};
 use crate::model::{Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
-use crate::runtime::{Failure, TaskGroup};
+use crate::runtime::{BudgetError, ByteBudget, Failure, PaidBytes, TaskGroup};
 use crate::store::{DataStore, LocalFile, StoreError, Upload};
 
 /// Parts of one upload that are on their way at a time.
@@ -42,6 +42,9 @@ enum Sink {
 }
 
 /// Collects parts of at least `part_bytes` and uploads a few of them at a time.
+///
+/// The part that collects and one on its way are paid for from the start, so that a segment that was begun gets on; each
+/// further one on its way is paid for if there is memory.
 struct ObjectSink {
     upload: Upload,
     part: Vec<Bytes>,
@@ -49,10 +52,13 @@ struct ObjectSink {
     part_bytes: u64,
     in_flight: FuturesUnordered<oneshot::Receiver<Result<(), StoreError>>>,
     tasks: TaskGroup,
+    budget: ByteBudget,
+    _paid: PaidBytes,
 }
 
 impl BigSegment {
     pub(super) async fn begin(parts: MergerParts, about: About, len: u64) -> Result<Self, MergeError> {
+        let paid = pay_for_parts(&parts).await?;
         let ulid = parts.entropy.ulid();
         let file = PhysicalFileId::new(Some(&about.job), parts.catalog.epoch(), ulid);
         let named = commit(&parts, Some(StoreFile { id: file.clone(), len: 0, closes: false }), vec![]).await;
@@ -61,7 +67,7 @@ impl BigSegment {
         let id = SegmentId(parts.entropy.ulid());
         let hasher = SegmentHasher::default();
         let mut big = Self { parts, id, ulid, file, about, announced: len, written: 0, hasher, sink: None };
-        big.sink = Some(Sink::open(&big.parts, &big.file).await?);
+        big.sink = Some(Sink::open(&big.parts, &big.file, paid).await?);
         let frame = Bytes::copy_from_slice(&format::encode_streamed_frame(0, len));
         let header = header_of(&big.parts, ulid);
         big.push(header).await?;
@@ -154,17 +160,27 @@ impl Drop for BigSegment {
     }
 }
 
+/// Two parts, on an object store; a disk takes the bytes as they come.
+async fn pay_for_parts(parts: &MergerParts) -> Result<Option<PaidBytes>, BudgetError> {
+    let DataStore::Object(_) = parts.store else { return Ok(None) };
+    let bytes = 2 * parts.settings.store.part_bytes;
+    parts.budget.pay(bytes, parts.settings.limits.admission_timeout).await.map(Some)
+}
+
 impl Sink {
-    async fn open(parts: &MergerParts, file: &PhysicalFileId) -> Result<Self, StoreError> {
-        Ok(match &parts.store {
-            DataStore::Local(store) => Self::Local(store.create(file).await?),
-            DataStore::Object(store) => Self::Object(ObjectSink {
+    async fn open(parts: &MergerParts, file: &PhysicalFileId, paid: Option<PaidBytes>) -> Result<Self, MergeError> {
+        Ok(match (&parts.store, paid) {
+            (DataStore::Local(store), _) => Self::Local(store.create(file).await?),
+            (DataStore::Object(_), None) => return Err(MergeError::ShuttingDown),
+            (DataStore::Object(store), Some(paid)) => Self::Object(ObjectSink {
                 upload: store.begin(file).await?,
                 part: vec![],
                 part_len: 0,
                 part_bytes: parts.settings.store.part_bytes,
                 in_flight: FuturesUnordered::new(),
                 tasks: parts.tasks.clone(),
+                budget: parts.budget.clone(),
+                _paid: paid,
             }),
         })
     }
@@ -175,27 +191,36 @@ impl ObjectSink {
         self.part_len += bytes.len() as u64;
         self.part.push(bytes);
         if self.part_len >= self.part_bytes {
-            self.send_part();
-        }
-        while self.in_flight.len() > PARTS_IN_FLIGHT_MAX {
-            self.next_part().await?;
+            self.send_part().await?;
         }
         Ok(())
     }
 
-    fn send_part(&mut self) {
+    /// Sends the part off as soon as its way is paid for.
+    async fn send_part(&mut self) -> Result<(), StoreError> {
+        let mut paid = None;
+        while !self.in_flight.is_empty() && paid.is_none() {
+            if self.in_flight.len() < PARTS_IN_FLIGHT_MAX {
+                paid = self.budget.try_pay(self.part_bytes);
+            }
+            if paid.is_none() {
+                self.next_part().await?;
+            }
+        }
         let part = self.upload.part(std::mem::take(&mut self.part));
         self.part_len = 0;
         let (done, uploaded) = oneshot::channel();
         // A task of its own, so that a part goes on while the next one arrives.
-        self.tasks.spawn("part-upload", Failure::FailsItsWork, async move { drop(done.send(part.await)) });
+        self.tasks.spawn("part-upload", Failure::FailsItsWork, async move {
+            let sent = part.await;
+            drop(paid);
+            drop(done.send(sent));
+        });
         self.in_flight.push(uploaded);
+        Ok(())
     }
 
     async fn complete(mut self) -> Result<(), StoreError> {
-        if !self.part.is_empty() {
-            self.send_part();
-        }
         let completed = self.try_complete().await;
         if completed.is_err() {
             // If it was completed all the same, its file holds no segment and is deleted.
@@ -205,6 +230,9 @@ impl ObjectSink {
     }
 
     async fn try_complete(&mut self) -> Result<(), StoreError> {
+        if !self.part.is_empty() {
+            self.send_part().await?;
+        }
         while !self.in_flight.is_empty() {
             self.next_part().await?;
         }

@@ -13,7 +13,7 @@ use crate::catalog::command::{About, Stored};
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::model::{CheckpointId, JobId, SegmentId};
-use crate::runtime::{Entropy, Failure, TaskGroup};
+use crate::runtime::{ByteBudget, Entropy, Failure, TaskGroup};
 use crate::store::DataStore;
 
 /// Stores segments. Clones share everything.
@@ -31,6 +31,8 @@ pub struct MergerParts {
     pub store: DataStore,
     /// What exists.
     pub catalog: Catalog,
+    /// Memory for the parts of streamed segments.
+    pub budget: ByteBudget,
     /// Names.
     pub entropy: Entropy,
     /// The metrics.
@@ -49,12 +51,13 @@ impl MergerParts {
         settings: Arc<Settings>,
         store: DataStore,
         catalog: Catalog,
+        budget: ByteBudget,
         entropy: Entropy,
         metrics: Metrics,
         tasks: TaskGroup,
     ) -> Self {
         let pools = Arc::new(Pools::new(settings.merging.clone()));
-        Self { settings, store, catalog, entropy, metrics, tasks, pools, pace: Arc::default() }
+        Self { settings, store, catalog, budget, entropy, metrics, tasks, pools, pace: Arc::default() }
     }
 }
 

@@ -41,7 +41,7 @@ use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Bind, Refusal, Stored};
 use crate::error::ErrorKind;
 use crate::model::{SegmentCrc, SegmentId};
-use crate::runtime::PaidBytes;
+use crate::runtime::{BudgetError, PaidBytes};
 use crate::store::StoreError;
 
 /// A whole segment in memory.
@@ -92,6 +92,9 @@ pub enum MergeError {
     /// No file of the lane was free in time.
     #[error("no open file was free within {0:?}")]
     NoFile(Duration),
+    /// There is no memory for the parts of a streamed segment.
+    #[error(transparent)]
+    Memory(#[from] BudgetError),
     /// Storage did not take the bytes.
     #[error("the group could not be written: {0}")]
     Store(Arc<StoreError>),
@@ -114,7 +117,7 @@ impl MergeError {
         match self {
             Self::Refused(refusal) => refusal.kind(),
             Self::Catalog(error) => error.kind(),
-            Self::NoFile(_) => ErrorKind::Overloaded,
+            Self::NoFile(_) | Self::Memory(_) => ErrorKind::Overloaded,
             Self::Store(_) => ErrorKind::Unavailable,
             Self::Length { .. } => ErrorKind::Invalid,
             Self::ShuttingDown => ErrorKind::ShuttingDown,

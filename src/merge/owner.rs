@@ -260,8 +260,13 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     let (put, mut committed) = tokio::join!(put, commit);
     // The one clock stands still while the machine sleeps, the other may be set.
     let took = begun.elapsed().max(Duration::from_millis(parts.catalog.now().0.saturating_sub(begun_at.0)));
-    if put.is_ok() && committed.is_ok() && may_have_been_dropped(parts, took) {
-        committed = parts.catalog.check_owner().await.and(committed);
+    if put.is_ok()
+        && let Ok((token, _)) = &committed
+        && may_have_been_dropped(parts, took)
+        && let Err(error) = parts.catalog.check_owner().await
+    {
+        parts.catalog.fail(*token);
+        committed = Err(error);
     }
     parts.metrics.group_segments.with_label_values(&["object"]).observe(packed.segments as f64);
     settle(parts, put, committed, packed.replies);

@@ -45,9 +45,8 @@ pub struct PaidBytes {
 }
 
 impl ByteBudget {
-    /// A budget of `total` bytes, at most 4 GiB; `in_flight` shows how many are in use.
+    /// A budget of `total` bytes; `in_flight` shows how many are in use. One payment is less than 4 GiB.
     pub fn new(total: u64, in_flight: IntGauge) -> Self {
-        let total = total.min(u64::from(u32::MAX));
         let permits = usize::try_from(total).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { free: Arc::new(Semaphore::new(permits)), total, in_flight }
     }

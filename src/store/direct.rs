@@ -78,7 +78,7 @@ impl DirectWriter {
             direct.append(&mut file, vec![vec![0; 2 * WRITE_BYTES].into()])?;
             file.sync()
         });
-        let removed = std::fs::remove_file(&path);
+        let removed = remove_if_there(&path);
         tried.and(removed)
     }
 
@@ -90,7 +90,7 @@ impl DirectWriter {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             if entry.file_name().to_string_lossy().starts_with(TRIAL) {
-                std::fs::remove_file(entry.path())?;
+                remove_if_there(&entry.path())?;
             }
         }
         Ok(())
@@ -163,6 +163,14 @@ fn take(parts: &mut Vec<Bytes>, len: u64) -> Vec<Bytes> {
     }
     parts.extend(rest);
     taken
+}
+
+/// Another daemon may start in the same folder by mistake, and clean up before it finds the catalog locked.
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 #[cfg(test)]

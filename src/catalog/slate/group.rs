@@ -118,6 +118,8 @@ async fn flush_groups(
             () = bells.now.notified() => {}
             () = bells.soon.notified() => wait_for_company(&bells, company_wait, &cancel).await,
         }
+        // The flush is for those as well who can wait.
+        bells.soon.notified().now_or_never();
         db.flush().await?;
         successor.wrote(groups.fetch_add(1, Ordering::Relaxed) + 1);
     }

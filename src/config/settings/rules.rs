@@ -19,6 +19,10 @@ const S3_PART_MAX: MemorySize = MemorySize::gib(5);
 const PART_MIN: MemorySize = MemorySize::kib(64);
 /// Fewer parts in memory at once and uploads wait for each other.
 const PARTS_IN_MEMORY_MIN: u64 = 4;
+/// Least memory: pieces of 1 MiB are read and written.
+const MEMORY_MIN: MemorySize = MemorySize::mib(2);
+/// Two parts are paid for at once, and a payment from the memory budget is less than 4 GiB.
+const PART_MAX: MemorySize = MemorySize::gib(1);
 const CACHE_MIN: MemorySize = MemorySize::mib(1);
 const UNFLUSHED_MIN: MemorySize = MemorySize::mib(8);
 const LOG_SEGMENT_MIN: MemorySize = MemorySize::kib(64);
@@ -146,6 +150,8 @@ fn check_memory(rules: &mut Rules) {
         &[MEMORY, "store.part-size"],
         format!("memory must hold at least {PARTS_IN_MEMORY_MIN} parts"),
     );
+    rules.require(limits.memory >= MEMORY_MIN, &[MEMORY], format!("must be at least {MEMORY_MIN}"));
+    rules.require(part <= PART_MAX, &["store.part-size"], format!("must be at most {PART_MAX}"));
     for (key, size) in [
         ("limits.multipart-memory", limits.multipart_memory),
         ("store.max-bytes-in-flight", config.store.max_bytes_in_flight),
