@@ -1,5 +1,7 @@
 //! Segments over the part size, streamed as multipart uploads: whole or nothing.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -7,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::faults::{Fault, Op, Rule, any};
 use crate::s3_server::S3Server;
 use crate::support::{
-    JOB, Running, SOON, Written, assert_exactly, data_files, eventually, object_key, put, put_until_answered,
+    JOB, Running, SOON, Written, assert_exactly, data_files, eventually, metric, object_key, put, put_until_answered,
     server_and_daemon, settings,
 };
 
@@ -121,4 +123,24 @@ async fn a_client_that_leaves_in_the_middle_of_a_big_segment_leaves_nothing() {
 
     assert_left(&server, &[]).await;
     assert_exactly(&server, &daemon, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_share_memory_for_two_of_them_all_get_through() {
+    const LITTLE: [(&str, &str); 6] = [
+        ("limits.memory", "32 mb"),
+        ("limits.multipart-memory", "8 mb"),
+        ("limits.multipart-part-in-memory-max", "5 mb"),
+        ("limits.admission-timeout", "20 s"),
+        ("store.max-bytes-in-flight", "32 mb"),
+        ("execution.checkpointing.file-merging.max-file-size", "8 mb"),
+    ];
+    let (server, daemon) = server_and_daemon(&[&HASTY[..], &LITTLE[..]].concat()).await;
+    server.faults().set_latency(Duration::from_millis(20));
+
+    let streams = (0..8).map(|number| put(&daemon.client, number, BIG));
+    let written: Vec<Written> = futures::future::try_join_all(streams).await.unwrap();
+
+    assert_exactly(&server, &daemon, &written).await;
+    assert_eq!(metric(&daemon.client, "esker_in_flight_bytes").await, 0.0);
 }
