@@ -86,19 +86,21 @@ fn open_segments(
         if next.is_some_and(|next| next.first_id <= replay_after + 1) {
             continue; // a collector may delete it at any time
         }
-        if next.is_some_and(|next| next.first_id <= header.first_id) {
+        last_id = last_id.max(header.first_id.saturating_sub(1));
+        let Some((segment, last_in_segment)) = open_segment(log, *header, next.is_none())? else { continue };
+        // Of a segment without a frame, the next owner has used the first id again.
+        let used = last_in_segment.unwrap_or(header.first_id.saturating_sub(1));
+        if next.is_some_and(|next| next.first_id <= used) {
             return Err(damaged(*header, Malformed::Field("order of segments")));
         }
-        last_id = last_id.max(header.first_id.saturating_sub(1));
-        if let Some((segment, last_in_segment)) = open_segment(log, *header, next.is_none())? {
-            last_id = last_id.max(last_in_segment.unwrap_or(0));
-            opened.push(segment);
-        }
+        last_id = last_id.max(used);
+        opened.push(segment);
     }
     Ok((last_id, opened))
 }
 
-/// Opens one segment and returns it with the id of its last frame; `None` if there is nothing in it.
+/// Opens one segment and returns it with the id of its last frame; `None` if it was the last and there was no frame in it,
+/// it is deleted then.
 fn open_segment(
     log: &Log,
     header: SegmentHeader,
@@ -108,16 +110,16 @@ fn open_segment(
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(unavailable)?;
     let bytes = read_up_to(&file, None).map_err(unavailable)?;
     let scan = scan(&bytes, header).map_err(|error| damaged(header, error))?;
+    if is_last && scan.last_id.is_none() && !matches!(scan.end, ScanEnd::Damaged(_)) {
+        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(unavailable)?;
+        log.usage.remove_segment(bytes.len() as u64);
+        return Ok(None);
+    }
     match scan.end {
         ScanEnd::Clean => {}
         ScanEnd::Torn(error) if is_last => {
             let cut_bytes = bytes.len() - scan.good_len;
             tracing::warn!(path = %path.display(), cut_bytes, %error, "cutting a torn tail");
-            if scan.good_len == 0 {
-                fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(unavailable)?;
-                log.usage.remove_segment(bytes.len() as u64);
-                return Ok(None);
-            }
             file.set_len(scan.good_len as u64).map_err(unavailable)?;
             log.usage.remove_bytes(cut_bytes as u64);
         }
@@ -343,7 +345,65 @@ mod tests {
     use std::sync::mpsc;
     use std::thread;
 
+    use slatedb::{RowEntry, ValueDeletable};
+
+    use super::super::format::FrameBuilder;
     use super::*;
+    use crate::metrics::Metrics;
+    use crate::store::Traffic;
+
+    fn log_in(folder: &Path) -> Arc<Log> {
+        Log::new(folder.to_owned(), 1 << 20, Traffic::catalog(Metrics::new()))
+    }
+
+    /// Writes a segment with these frames.
+    fn write_segment(folder: &Path, epoch: u64, first_id: u64, frames: &[u64]) -> SegmentHeader {
+        let header = SegmentHeader { epoch, first_id };
+        let mut bytes = header.encode().to_vec();
+        for id in frames {
+            let mut frame = FrameBuilder::new(Vec::new());
+            let value = ValueDeletable::Value(Bytes::from_static(b"value"));
+            frame.push(&RowEntry {
+                key: Bytes::from_static(b"key"),
+                value,
+                seq: *id,
+                create_ts: None,
+                expire_ts: None,
+            });
+            bytes.extend_from_slice(frame.seal(*id, epoch, id - 1));
+        }
+        fs::write(folder.join(header.file_name()), bytes).unwrap();
+        header
+    }
+
+    fn open_all(folder: &Path) -> Result<u64, WalError> {
+        let segments: Vec<_> = list_segments(folder).unwrap().into_iter().map(|(header, _)| header).collect();
+        open_segments(&log_in(folder), &segments, 0).map(|(last_id, _)| last_id)
+    }
+
+    #[test]
+    fn an_owner_that_died_before_its_first_frame_leaves_nothing_in_the_way() {
+        let folder = tempfile::tempdir().unwrap();
+        write_segment(folder.path(), 1, 1, &[1, 2]);
+        let empty = write_segment(folder.path(), 2, 3, &[]);
+
+        let last_id = open_all(folder.path()).unwrap();
+
+        assert_eq!(last_id, 2);
+        assert!(!folder.path().join(empty.file_name()).exists());
+    }
+
+    #[test]
+    fn a_first_id_is_used_again_after_a_segment_without_a_frame_only() {
+        let folder = tempfile::tempdir().unwrap();
+        write_segment(folder.path(), 1, 1, &[1, 2]);
+        write_segment(folder.path(), 2, 3, &[]);
+        write_segment(folder.path(), 3, 3, &[3]);
+        assert_eq!(open_all(folder.path()).unwrap(), 3);
+
+        write_segment(folder.path(), 4, 3, &[3]);
+        assert!(matches!(open_all(folder.path()), Err(WalError::DataError(_))));
+    }
 
     #[test]
     fn only_the_latest_epoch_may_write() {

@@ -33,7 +33,7 @@
 //!
 //! | crash during | leaves | healed at the next open by |
 //! | --- | --- | --- |
-//! | creating a segment | an empty file, or one without a whole header | deleting it |
+//! | creating a segment | a file without a frame, perhaps without a whole header | deleting it |
 //! | writing a frame | a torn tail, never answered | cutting it, `fdatasync` |
 //! | `fdatasync` | a whole frame in the page cache | `fdatasync` before it is replayed |
 //! | answering | a durable frame | replay: it counts |
