@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 
 use super::status::ApiError;
-use super::unread::{DROPPED_BYTES_MAX, DROPPED_WITHIN};
+use super::unread::drop_rest;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{SegmentCrc, SegmentHasher};
@@ -61,27 +61,32 @@ impl Admission {
         S: Stream<Item = Result<Bytes, E>> + Unpin,
     {
         let paid = self.pay(len).await?;
-        let (data, crc) = self.read(source, len).await?;
-        Ok(Body { data, crc, paid })
+        let mut hasher = SegmentHasher::default();
+        let data = self.read(source, len, &mut hasher).await?;
+        Ok(Body { data, crc: hasher.finish(), paid })
     }
 
-    /// Reads exactly `len` bytes, which are paid for.
+    /// Reads exactly `len` bytes, which are paid for, and shows them to `hasher`.
     ///
     /// # Errors
     /// 400 if the body ends early, 408 if it stalls.
-    pub async fn read<S, E>(&self, source: &mut Source<S>, len: u64) -> Result<(Bytes, SegmentCrc), ApiError>
+    pub async fn read<S, E>(
+        &self,
+        source: &mut Source<S>,
+        len: u64,
+        hasher: &mut SegmentHasher,
+    ) -> Result<Bytes, ApiError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
     {
         let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
         let mut data = Buffer::with_capacity(wanted);
-        let mut hasher = SegmentHasher::default();
         while data.len() < wanted {
             let piece = source.next(self, wanted - data.len()).await?.ok_or_else(|| self.cut_short(len, data.len()))?;
             hasher.update(&piece);
             data.extend_from_slice(&piece);
         }
-        Ok((data.freeze(), hasher.finish()))
+        Ok(data.freeze())
     }
 
     /// A body that ended before it was whole.
@@ -131,18 +136,8 @@ where
 
     /// Reads and drops what is left, as far as [`super::unread`] does: nobody wants it.
     pub async fn drop_rest(&mut self) {
-        let stream = &mut self.stream;
-        let reading = async {
-            let mut dropped = 0;
-            while let Some(Ok(piece)) = stream.next().await {
-                dropped += piece.len() as u64;
-                if dropped > DROPPED_BYTES_MAX {
-                    return;
-                }
-            }
-        };
-        // Whatever is left then, the connection closes with it.
-        drop(tokio::time::timeout(DROPPED_WITHIN, reading).await);
+        // What is left even then closes the connection.
+        drop_rest(&mut self.stream).await;
     }
 }
 

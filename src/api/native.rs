@@ -158,8 +158,7 @@ impl Native {
         let mut hasher = crate::model::SegmentHasher::default();
         let mut left = len;
         while left > 0 {
-            let (data, _) = self.admission.read(source, left.min(PIECE_BYTES)).await?;
-            hasher.update(&data);
+            let data = self.admission.read(source, left.min(PIECE_BYTES), &mut hasher).await?;
             left -= data.len() as u64;
             big.write(data).await?;
         }

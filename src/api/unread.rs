@@ -13,7 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, poll_fn};
+use futures::future::BoxFuture;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::header::{CONNECTION, EXPECT};
 use http::{HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -22,9 +23,9 @@ use hyper::service::Service;
 use parking_lot::Mutex;
 
 /// Bytes of a refused body that are read and dropped at most: more than a whole physical file by default.
-pub(super) const DROPPED_BYTES_MAX: u64 = 64 << 20;
+const DROPPED_BYTES_MAX: u64 = 64 << 20;
 /// How long that may take.
-pub(super) const DROPPED_WITHIN: Duration = Duration::from_secs(5);
+const DROPPED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The body of a request; what its reader leaves can still be read by the connection.
 #[derive(Debug)]
@@ -116,18 +117,22 @@ async fn in_order(incoming: &Mutex<Shared>, waits: bool) -> bool {
         }
         shared.stalled || (waits && !shared.asked) || shared.body.size_hint().lower() > DROPPED_BYTES_MAX
     };
-    !hopeless && tokio::time::timeout(DROPPED_WITHIN, read_to_end(incoming)).await.unwrap_or(false)
+    let frames = stream::poll_fn(|cx| incoming.lock().poll(cx));
+    !hopeless && drop_rest(frames.map_ok(|frame| frame.into_data().unwrap_or_default())).await
 }
 
-/// Reads and drops what is left. False if that is too much, or breaks off.
-async fn read_to_end(incoming: &Mutex<Shared>) -> bool {
-    let mut dropped = 0;
-    while let Some(frame) = poll_fn(|cx| incoming.lock().poll(cx)).await {
-        let Ok(frame) = frame else { return false };
-        dropped += frame.data_ref().map_or(0, |data| data.len() as u64);
-        if dropped > DROPPED_BYTES_MAX {
-            return false;
+/// Reads and drops what is left of a body. False if that is too much, too slow, or breaks off.
+pub(super) async fn drop_rest<E>(mut body: impl Stream<Item = Result<Bytes, E>> + Unpin) -> bool {
+    let reading = async {
+        let mut dropped = 0;
+        while let Some(piece) = body.next().await {
+            let Ok(piece) = piece else { return false };
+            dropped += piece.len() as u64;
+            if dropped > DROPPED_BYTES_MAX {
+                return false;
+            }
         }
-    }
-    true
+        true
+    };
+    tokio::time::timeout(DROPPED_WITHIN, reading).await.unwrap_or(false)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::AmazonS3;
 use object_store::path::Path;
 use object_store::{ClientOptions, CopyOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig};
 use rand::Rng;
@@ -202,18 +202,9 @@ impl Keys {
 }
 
 fn client(round: &Round) -> AmazonS3 {
-    let ready = &round.ready;
     // A repeat would hide whether the first try was answered.
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let builder = AmazonS3Builder::new()
-        .with_endpoint(&ready.s3)
-        .with_bucket_name(&ready.bucket)
-        .with_region("us-east-1")
-        .with_access_key_id(&ready.access_key)
-        .with_secret_access_key(&ready.secret_key)
-        .with_client_options(ClientOptions::new().with_allow_http(true))
-        .with_retry(retry);
-    builder.build().unwrap()
+    round.ready.s3_builder(ClientOptions::new()).with_retry(retry).build().unwrap()
 }
 
 async fn get(store: &AmazonS3, key: &str) -> Result<Option<Bytes>, Error> {

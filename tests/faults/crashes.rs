@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker::client::Client;
+use esker::client::{Client, ClientError};
 use esker::runtime::Clock;
 use http::StatusCode;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::task::JoinHandle;
 
 use crate::faults::{Fault, Gate, Logged, Op, Rule, any, data, log};
 use crate::s3_server::S3Server;
@@ -27,17 +28,29 @@ pub fn data_puts(server: &S3Server, status: StatusCode) -> usize {
     server.faults().count(|logged: &Logged| logged.was(Op::Put, data, status))
 }
 
+/// A put whose commit is durable, and whose bytes are held as `fault` says, as are those of the next `times - 1` files.
+pub async fn put_held(
+    server: &S3Server,
+    daemon: &Running,
+    number: u64,
+    times: u64,
+    fault: fn(Gate) -> Fault,
+) -> (Gate, JoinHandle<Result<Written, ClientError>>) {
+    let gate = Gate::closed();
+    server.faults().add(Rule::on(Op::Put, data).times(times), fault(gate.clone()));
+    let committed = commits(server);
+    let client = daemon.new_client();
+    let put = tokio::spawn(async move { put(&client, number, 1000).await });
+    gate.arrived(1).await;
+    eventually("the commit is durable", SOON, || async { commits(server) > committed }).await;
+    (gate, put)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_that_arrives_after_the_takeover_is_refused_and_was_never_answered() {
     let (server, old) = server_and_daemon(&[]).await;
     let kept = put(&old.client, 1, 1000).await.unwrap();
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(1), Fault::Held(gate.clone()));
-    let committed = commits(&server);
-    let client = old.new_client();
-    let lost = tokio::spawn(async move { put(&client, 2, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, lost) = put_held(&server, &old, 2, 1, Fault::Held).await;
     old.kill().await;
     assert!(lost.await.unwrap().is_err(), "a put was answered without its bytes");
 
@@ -57,13 +70,7 @@ async fn a_put_that_arrives_after_the_takeover_is_refused_and_was_never_answered
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_that_arrived_before_the_takeover_counts_and_the_repeat_finds_it() {
     let (server, old) = server_and_daemon(&[]).await;
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(1), Fault::AnswerHeld(gate.clone()));
-    let committed = commits(&server);
-    let client = old.new_client();
-    let lost = tokio::spawn(async move { put(&client, 1, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, lost) = put_held(&server, &old, 1, 1, Fault::AnswerHeld).await;
     old.kill().await;
     assert!(lost.await.unwrap().is_err());
 
@@ -106,13 +113,7 @@ async fn a_commit_that_arrives_after_the_takeover_is_refused() {
 async fn a_takeover_that_dies_half_way_is_done_again_by_the_next() {
     let (server, old) = server_and_daemon(&[]).await;
     let kept = put(&old.client, 1, 1000).await.unwrap();
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(2), Fault::Held(gate.clone()));
-    let committed = commits(&server);
-    let client = old.new_client();
-    let lost = tokio::spawn(async move { put(&client, 2, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, lost) = put_held(&server, &old, 2, 2, Fault::Held).await;
     old.kill().await;
     assert!(lost.await.unwrap().is_err());
     // The claims of the second daemon hang like the put of the first; it never comes up.

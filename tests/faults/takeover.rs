@@ -8,8 +8,8 @@ use http::StatusCode;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::crashes::{Ledger, Writers, commits, data_puts};
-use crate::faults::{Fault, Gate, Op, Rule, any, data};
+use crate::crashes::{Ledger, Writers, data_puts, put_held};
+use crate::faults::{Fault, Gate, Op, Rule, any};
 use crate::s3_server::S3Server;
 use crate::support::{
     INLINE, JOB, Running, SOON, Threads, Written, assert_exactly, assert_readable, bytes_of, create_job, data_files,
@@ -62,13 +62,7 @@ async fn an_idle_daemon_that_was_shut_out_notices_without_a_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_daemon_does_not_answer_a_put_that_its_successor_has_given_up() {
     let (server, first) = server_and_daemon(&[]).await;
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(1), Fault::Held(gate.clone()));
-    let committed = commits(&server);
-    let client = first.new_client();
-    let stale = tokio::spawn(async move { put(&client, 1, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, stale) = put_held(&server, &first, 1, 1, Fault::Held).await;
 
     let second = Running::start(settings(&server, &[])).await;
     gate.open();
@@ -83,13 +77,7 @@ async fn a_stale_daemon_does_not_answer_a_put_that_its_successor_has_given_up() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_daemon_may_answer_a_put_only_if_its_successor_has_the_segment() {
     let (server, first) = server_and_daemon(&[]).await;
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(1), Fault::AnswerHeld(gate.clone()));
-    let committed = commits(&server);
-    let client = first.new_client();
-    let stale = tokio::spawn(async move { put(&client, 1, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, stale) = put_held(&server, &first, 1, 1, Fault::AnswerHeld).await;
 
     let second = Running::start(settings(&server, &[])).await;
     gate.open();
@@ -110,13 +98,7 @@ async fn a_daemon_that_was_stopped_for_longer_than_the_grace_does_not_answer_wha
     let server = S3Server::start().await;
     let first = Running::try_start(settings(&server, &hasty), Threads::One).await.unwrap();
     create_job(&first.client).await;
-    let gate = Gate::closed();
-    server.faults().add(Rule::on(Op::Put, data).times(1), Fault::HeldThenRefused(gate.clone()));
-    let committed = commits(&server);
-    let client = first.new_client();
-    let stale = tokio::spawn(async move { put(&client, 1, 1000).await });
-    gate.arrived(1).await;
-    eventually("the commit is durable", SOON, || async { commits(&server) > committed }).await;
+    let (gate, stale) = put_held(&server, &first, 1, 1, Fault::HeldThenRefused).await;
     let go_on = first.pause().await;
 
     let second = Running::start(settings(&server, &hasty)).await;

@@ -19,7 +19,7 @@ use esker::api::status::RETRY_AFTER;
 use esker::api::wire::PutParams;
 use esker::client::{Client, ClientError};
 use http::StatusCode;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::AmazonS3;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStoreExt};
 use rand::rngs::StdRng;
@@ -154,16 +154,8 @@ async fn s3_writer(load: Arc<Load>, number: u64) -> Vec<Answered> {
 }
 
 fn s3_client(load: &Load) -> AmazonS3 {
-    let ready = &load.ready;
-    let builder = AmazonS3Builder::new()
-        .with_endpoint(&ready.s3)
-        .with_bucket_name(&ready.bucket)
-        .with_region("us-east-1")
-        .with_access_key_id(&ready.access_key)
-        .with_secret_access_key(&ready.secret_key)
-        .with_unsigned_payload(true)
-        .with_client_options(ClientOptions::new().with_allow_http(true).with_timeout(PATIENCE));
-    builder.build().unwrap()
+    let options = ClientOptions::new().with_timeout(PATIENCE);
+    load.ready.s3_builder(options).with_unsigned_payload(true).build().unwrap()
 }
 
 impl Load {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use object_store::ClientOptions;
+use object_store::aws::AmazonS3Builder;
 use serde::Deserialize;
 
 /// The program under test.
@@ -20,6 +22,19 @@ pub struct Ready {
     pub access_key: String,
     pub secret_key: String,
     pub bucket: String,
+}
+
+impl Ready {
+    /// For clients of the S3 door that work in the bucket that exists.
+    pub fn s3_builder(&self, options: ClientOptions) -> AmazonS3Builder {
+        AmazonS3Builder::new()
+            .with_endpoint(&self.s3)
+            .with_bucket_name(&self.bucket)
+            .with_region("us-east-1")
+            .with_access_key_id(&self.access_key)
+            .with_secret_access_key(&self.secret_key)
+            .with_client_options(options.with_allow_http(true))
+    }
 }
 
 /// A running `esker dev`. Dropping it is `kill -9`.
