@@ -14,7 +14,8 @@ use esker::catalog::slate::{Journal, JournalSettings, Placement};
 use esker::catalog::state::State;
 use esker::metrics::Metrics;
 use esker::model::{
-    CheckpointId, JobId, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope, Writer,
+    CheckpointId, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope,
+    Writer,
 };
 use esker::runtime::{Clock, TaskGroup};
 use esker::store::Traffic;
@@ -44,7 +45,8 @@ fn segment(id: u64, location: Location, inline: Option<Bytes>) -> Item {
 fn in_file(id: u64) -> Command {
     let (len, file) = (64 << 10, PhysicalFileId::new(Some(&job()), 1, 1));
     let location = Location::File(Segment { file: file.clone(), offset: id * len, len });
-    let file = StoreFile { id: file, len: (id + 1) * len, closes: false };
+    let lane = Lane { job: Some(job()), scope: StateScope::Exclusive, of: LaneOf::All };
+    let file = StoreFile { id: file, lane, len: (id + 1) * len, closes: false, upload: None };
     Command::Store(Store { file: Some(file), items: vec![segment(id, location, None)] })
 }
 

@@ -3,6 +3,8 @@
 //! Connections are kept and shared; a [`Client`] is cheap to clone. Nothing is repeated behind the caller's back: a put
 //! with an idempotency key may be sent again after any error.
 
+mod lifecycle;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -60,12 +60,26 @@ pub struct Families {
     pub group_segments: HistogramVec,
     /// Bytes read whose checksum was not what was stored.
     pub corrupt_reads: IntCounter,
+    /// Segments that checkpoints asked to use again, by outcome (`reused`, `refused`).
+    pub reused: IntCounterVec,
     /// Connections that are open, by door.
     pub connections: IntGaugeVec,
     /// Physical files waiting to be deleted.
     pub delete_queue: IntGauge,
     /// Files deleted from storage.
     pub files_deleted: IntCounter,
+    /// Bytes that reclaiming has `read`, `written` and `freed`.
+    pub reclaim_bytes: IntCounterVec,
+    /// Files that were given back, by `how`: `rewritten`, or `died_whole`.
+    pub reclaim_files: IntCounterVec,
+    /// Seconds for which some job has been above its limit.
+    pub reclaim_lag: Gauge,
+    /// Rounds of reclaiming that were put off for writers or the backend.
+    pub reclaim_paused: IntCounter,
+    /// Files that the catalog did not name and that were deleted.
+    pub swept_files: IntCounter,
+    /// Bytes of files that wait to be deleted.
+    pub forgotten_bytes: IntGauge,
     /// Commits to the catalog.
     pub commits: IntCounter,
     resident: IntGauge,
@@ -126,14 +140,41 @@ impl Metrics {
                 &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0],
             ),
             corrupt_reads: counter(&r, "esker_corrupt_reads_total", "Reads whose checksum was not the stored one"),
+            reused: counters(&r, "esker_reused_segments_total", "Segments used again, or refused", &["outcome"]),
             connections: gauges(&r, "esker_connections", "Open connections by door", &["door"]),
             delete_queue: gauge(&r, "esker_delete_queue_files", "Physical files waiting to be deleted"),
             files_deleted: counter(&r, "esker_physical_files_deleted_total", "Physical files deleted from storage"),
+            reclaim_bytes: counters(
+                &r,
+                "esker_reclaim_bytes_total",
+                "Bytes read and written to copy what lives, and bytes given back",
+                &["kind"],
+            ),
+            reclaim_files: counters(
+                &r,
+                "esker_reclaim_files_total",
+                "Physical files given back: rewritten, or dead as a whole",
+                &["how"],
+            ),
+            reclaim_lag: float(
+                &r,
+                "esker_reclaim_lag_seconds",
+                "Seconds for which a job has been above its space limit",
+            ),
+            reclaim_paused: counter(&r, "esker_reclaim_paused_total", "Rounds put off for writers or the backend"),
+            swept_files: counter(&r, "esker_swept_files_total", "Files deleted that the catalog did not name"),
+            forgotten_bytes: gauge(&r, "esker_forgotten_bytes", "Bytes of physical files waiting to be deleted"),
             commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
             resident: gauge(&r, "process_resident_memory_bytes", "Resident memory of the process in bytes"),
             cpu_seconds: float(&r, "process_cpu_seconds_total", "User and system CPU seconds of the process"),
             registry: r,
         }))
+    }
+
+    /// Requests to the backend that failed, of all kinds.
+    pub fn store_errors_total(&self) -> f64 {
+        let families = prometheus::core::Collector::collect(&self.store_errors);
+        families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
     }
 
     /// All metrics in Prometheus' text format.

@@ -45,6 +45,7 @@ impl Admin {
         }
         self.metrics.delete_queue.set(gauge(counts[2]));
         self.metrics.physical_bytes.set(gauge(space.physical_bytes));
+        self.metrics.forgotten_bytes.set(gauge(space.forgotten_bytes));
         self.metrics.live_bytes.set(gauge(space.live_bytes));
         self.metrics.space_amplification.set(space.amplification());
     }

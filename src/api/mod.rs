@@ -3,19 +3,25 @@
 //! - [`server`]: connections, their limits, and how they end.
 //! - [`unread`]: errors that are sent before the body was read.
 //! - [`wire`]: what the native API's JSON looks like.
+//! - [`figures`]: the same on space and reclaiming.
 //! - [`status`]: what an error looks like.
 //! - [`body`]: bodies, paid for before they are read.
 //! - [`batch`]: many segments in one request.
 //! - [`native`]: the native API.
+//! - [`lifecycle`]: reuse, restore, savepoints, the end of a job.
+//! - [`space`]: how much space what takes.
 //! - [`s3`]: the S3 API.
 //! - [`admin`]: health and metrics.
 
 pub mod admin;
 pub mod batch;
 pub mod body;
+pub mod figures;
+pub mod lifecycle;
 pub mod native;
 pub mod s3;
 pub mod server;
+pub mod space;
 pub mod status;
 pub mod unread;
 pub mod wire;

@@ -21,12 +21,12 @@ use utoipa::OpenApi;
 use super::body::{Admission, CRC_HEADER, Source, announced_len, check_crc};
 use super::status::ApiError;
 use super::wire::{
-    BatchAnswer, BatchHead, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListParams, ListedSegment, NewJob,
-    PutParams, SegmentInfo, SegmentPage,
+    BatchAnswer, BatchHead, BeginParams, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListParams, ListedSegment,
+    NewJob, PutParams, SegmentInfo, SegmentPage,
 };
 use crate::catalog::Catalog;
 use crate::catalog::command::{About, Bind, Command, Stored};
-use crate::catalog::record::CheckpointState;
+use crate::catalog::record::{CheckpointRecord, CheckpointState};
 use crate::catalog::state::SegmentView;
 use crate::config::Settings;
 use crate::error::ErrorKind;
@@ -34,6 +34,7 @@ use crate::merge::{Merger, Parcel, Piece};
 use crate::metrics::Metrics;
 use crate::model::{CheckpointId, Handle, IdempotencyKey, JobId, Label, SegmentId, StateScope, SubtaskKey, Writer};
 use crate::read::Reader;
+use crate::reclaim::ReclaimControl;
 use crate::runtime::Clock;
 
 /// The native API's parts. Clones share them.
@@ -45,6 +46,8 @@ pub struct Native {
     pub merger: Merger,
     /// The read path.
     pub reader: Reader,
+    /// What gives space back.
+    pub reclaim: ReclaimControl,
     /// Memory and patience.
     pub admission: Admission,
     /// The settings.
@@ -72,7 +75,16 @@ pub struct Native {
         subsume_checkpoint,
         list_checkpoints,
         latest_checkpoint,
-        flush
+        flush,
+        super::lifecycle::discard_savepoint,
+        super::lifecycle::reuse,
+        super::lifecycle::restore_job,
+        super::lifecycle::end_job,
+        super::space::show_space,
+        super::space::show_plan,
+        super::space::reclaim_now,
+        super::space::show_gc,
+        super::space::gc_now
     ),
     components(schemas(ErrorBody, ErrorDetail, BatchHead, BatchAnswer))
 )]
@@ -87,9 +99,18 @@ impl Native {
             .route("/v1/jobs/{job}/segments", post(put_segment).get(list_segments))
             .route("/v1/jobs/{job}/segments/batch", post(super::batch::put_segments))
             .route("/v1/jobs/{job}/flush", post(flush))
+            .route("/v1/jobs/{job}/restore", post(super::lifecycle::restore_job))
+            .route("/v1/jobs/{job}/end", post(super::lifecycle::end_job))
+            .route("/v1/space", get(super::space::show_space))
+            .route("/v1/reclaim", get(super::space::show_plan).post(super::space::reclaim_now))
+            .route("/v1/gc", get(super::space::show_gc).post(super::space::gc_now))
             .route("/v1/jobs/{job}/checkpoints", get(list_checkpoints))
             .route("/v1/jobs/{job}/checkpoints/latest", get(latest_checkpoint))
-            .route("/v1/jobs/{job}/checkpoints/{checkpoint}", post(begin_checkpoint))
+            .route(
+                "/v1/jobs/{job}/checkpoints/{checkpoint}",
+                post(begin_checkpoint).delete(super::lifecycle::discard_savepoint),
+            )
+            .route("/v1/jobs/{job}/checkpoints/{checkpoint}/reuse", post(super::lifecycle::reuse))
             .route("/v1/jobs/{job}/checkpoints/{checkpoint}/complete", post(complete_checkpoint))
             .route("/v1/jobs/{job}/checkpoints/{checkpoint}/abort", post(abort_checkpoint))
             .route("/v1/jobs/{job}/checkpoints/{checkpoint}/subsume", post(subsume_checkpoint))
@@ -255,7 +276,8 @@ pub(super) fn job_info(catalog: &Catalog, job: &JobId) -> Result<JobInfo, ApiErr
     Ok(JobInfo {
         job: job.to_string(),
         created_ms: record.as_ref().map(|record| record.created.0),
-        subsumed: record.and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
+        subsumed: record.as_ref().and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
+        ended: record.and_then(|record| record.ended).map(|(end, _)| end),
         segments: segments as u64,
     })
 }
@@ -268,7 +290,8 @@ async fn list_jobs(State(native): State<Native>) -> Result<Json<Vec<JobInfo>>, A
     let info = |(job, record, segments): (JobId, Option<crate::catalog::record::JobRecord>, usize)| JobInfo {
         job: job.to_string(),
         created_ms: record.as_ref().map(|record| record.created.0),
-        subsumed: record.and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
+        subsumed: record.as_ref().and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
+        ended: record.and_then(|record| record.ended).map(|(end, _)| end),
         segments: segments as u64,
     };
     Ok(Json(jobs.into_iter().map(info).collect()))
@@ -435,12 +458,14 @@ fn parse_range(text: &str, len: u64) -> Result<Option<Range<u64>>, ApiError> {
     if range.start >= range.end { Err(unsatisfiable()) } else { Ok(Some(range)) }
 }
 
-/// Begins a checkpoint; nothing happens if it has begun.
+/// Begins a checkpoint or savepoint; nothing happens if it has begun.
 #[utoipa::path(post, path = "/v1/jobs/{job}/checkpoints/{checkpoint}",
-    params(("job" = String, Path), ("checkpoint" = u64, Path)), responses(
-    (status = 200, body = CheckpointInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-async fn begin_checkpoint(state: State<Native>, path: Path<(String, String)>) -> Result<Response, ApiError> {
-    change_checkpoint(state, path, Command::BeginCheckpoint).await
+    params(("job" = String, Path), ("checkpoint" = u64, Path), BeginParams), responses(
+    (status = 200, body = CheckpointInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 409, body = ErrorBody)))]
+async fn begin_checkpoint(state: State<Native>, path: Path<(String, String)>, uri: Uri) -> Result<Response, ApiError> {
+    let kind = query::<BeginParams>(&uri)?.kind;
+    change_checkpoint(state, path, |job, id| Command::BeginCheckpoint(job, id, kind)).await
 }
 
 /// Completes a checkpoint: a job can be restored from it.
@@ -470,7 +495,7 @@ async fn subsume_checkpoint(state: State<Native>, path: Path<(String, String)>) 
 async fn change_checkpoint(
     State(native): State<Native>,
     Path((job, checkpoint)): Path<(String, String)>,
-    command: fn(JobId, CheckpointId) -> Command,
+    command: impl FnOnce(JobId, CheckpointId) -> Command,
 ) -> Result<Response, ApiError> {
     let job = job_of(&job)?;
     let id: CheckpointId = checkpoint.parse()?;
@@ -510,12 +535,16 @@ async fn latest_checkpoint(
 ) -> Result<Json<CheckpointInfo>, ApiError> {
     native.catalog.check()?;
     let job = job_of(&job)?;
-    job_info(&native.catalog, &job)?;
-    let found = native.catalog.view().checkpoints(&job);
-    let latest = found.iter().rev().find(|(_, record)| record.state == CheckpointState::Completed);
-    let (id, record) =
-        latest.ok_or_else(|| ApiError::not_found("checkpoint", format!("job {job} has no completed checkpoint")))?;
-    Ok(Json(CheckpointInfo::of(&job, *id, record)))
+    let (id, record) = latest_completed(&native.catalog, &job)?;
+    Ok(Json(CheckpointInfo::of(&job, id, &record)))
+}
+
+/// The newest completed checkpoint or savepoint of a job.
+pub(super) fn latest_completed(catalog: &Catalog, job: &JobId) -> Result<(CheckpointId, CheckpointRecord), ApiError> {
+    job_info(catalog, job)?;
+    let found = catalog.view().checkpoints(job);
+    let latest = found.into_iter().rev().find(|(_, record)| record.state == CheckpointState::Completed);
+    latest.ok_or_else(|| ApiError::not_found("checkpoint", format!("job {job} has no completed checkpoint")))
 }
 
 /// Says that the job's workers have sent their last segment for now: its open files are closed.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::catalog::record::{CheckpointRecord, CheckpointState};
+use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, JobEnd};
 use crate::catalog::state::SegmentView;
 use crate::model::{CheckpointId, Handle, JobId, Location};
 
@@ -45,6 +45,9 @@ pub struct JobInfo {
     pub created_ms: Option<u64>,
     /// Checkpoints up to here are subsumed.
     pub subsumed: Option<u64>,
+    /// How it ended, if something of it is kept: `FINISHED`, `CANCELED`, `FAILED` or `SUSPENDED`.
+    #[schema(value_type = Option<String>)]
+    pub ended: Option<JobEnd>,
     /// Its segments, whoever keeps them alive.
     pub segments: u64,
 }
@@ -223,6 +226,78 @@ pub struct CheckpointInfo {
     pub begun_ms: u64,
     /// When it completed or was aborted.
     pub ended_ms: Option<u64>,
+    /// `checkpoint` or `savepoint`.
+    #[schema(value_type = String)]
+    pub kind: CheckpointKind,
+}
+
+/// What begins.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct BeginParams {
+    /// `checkpoint` (default) or `savepoint`: self-contained, never subsumed, kept until it is deleted.
+    #[serde(default)]
+    #[param(value_type = Option<String>)]
+    pub kind: CheckpointKind,
+}
+
+/// Segments that a checkpoint uses again.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReuseRequest {
+    /// Identities or handles.
+    pub segments: Vec<String>,
+}
+
+/// What came of a reuse.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ReuseAnswer {
+    /// Segments that live as long as the checkpoint now.
+    pub reused: u64,
+    /// Those that may not be reused, as they were named: store them again.
+    pub refused: Vec<String>,
+}
+
+/// From where a job goes on.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// The job whose checkpoint it is; not given: the job itself, after a fail-over.
+    pub from: Option<String>,
+    /// The checkpoint or savepoint. Not given: the newest completed checkpoint.
+    pub checkpoint: Option<u64>,
+    /// `claim` (default): its segments become the job's, which may reuse and free them. `no-claim`: the job only reads.
+    pub mode: Option<String>,
+}
+
+/// A checkpoint that a job goes on from.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RestoreAnswer {
+    /// The job whose checkpoint it is now.
+    pub job: String,
+    /// The checkpoint.
+    pub checkpoint: u64,
+    /// Its segments.
+    pub segments: Vec<ListedSegment>,
+}
+
+/// How a job ended.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EndRequest {
+    /// `FINISHED`, `CANCELED`, `FAILED` or `SUSPENDED`.
+    #[schema(value_type = String)]
+    pub state: JobEnd,
+    /// Flink's `externalized-checkpoint-retention`; not given: that of the daemon's configuration.
+    pub retention: Option<String>,
+}
+
+/// What became of a job's checkpoints.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct EndAnswer {
+    /// Whether its completed checkpoints are kept.
+    pub kept: bool,
 }
 
 impl CheckpointInfo {
@@ -234,6 +309,7 @@ impl CheckpointInfo {
             state: record.state,
             begun_ms: record.begun.0,
             ended_ms: record.ended.map(|at| at.0),
+            kind: record.kind,
         }
     }
 }

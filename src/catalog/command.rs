@@ -3,30 +3,42 @@
 
 use bytes::Bytes;
 
-use super::record::{ObjectChecksum, ObjectHeaders, PartRecord, UploadRecord};
+use super::record::{CheckpointKind, JobEnd, ObjectChecksum, ObjectHeaders, PartRecord, UploadRecord};
 use crate::error::ErrorKind;
 use crate::model::{
-    CheckpointId, Handle, IdempotencyKey, JobId, Label, Location, Millis, PhysicalFileId, SegmentCrc, SegmentId,
-    StateScope, Writer,
+    CheckpointId, Handle, IdempotencyKey, JobId, Label, Lane, Location, Millis, PhysicalFileId, Segment, SegmentCrc,
+    SegmentId, StateScope, Writer,
 };
 
 /// One thing the catalog is told to do. Applied whole or refused whole.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Makes a job known; nothing happens if it is.
+    /// Makes a job known; nothing happens if it is. One that has ended goes on.
     CreateJob(JobId),
-    /// A checkpoint begins.
-    BeginCheckpoint(JobId, CheckpointId),
+    /// A checkpoint or savepoint begins.
+    BeginCheckpoint(JobId, CheckpointId, CheckpointKind),
     /// A checkpoint is complete. Changes no segment.
     CompleteCheckpoint(JobId, CheckpointId),
     /// A checkpoint is given up: frees its segments that no later one uses.
     AbortCheckpoint(JobId, CheckpointId),
-    /// Every checkpoint up to this one is subsumed: frees what none after it uses.
+    /// Every checkpoint up to this one is subsumed: frees what none after it uses. Savepoints stay.
     SubsumeCheckpoint(JobId, CheckpointId),
+    /// A savepoint is not wanted any more: frees its segments.
+    DiscardSavepoint(JobId, CheckpointId),
+    /// A checkpoint uses segments that exist.
+    Reuse(JobId, CheckpointId, Vec<SegmentId>),
+    /// A job goes on from a checkpoint, of its own or of another job.
+    Restore(Restore),
+    /// A job has ended: what it leaves is kept or deleted.
+    EndJob(JobId, JobEnd, Leavings),
     /// Segments that are on their way to storage, and what they mean.
     Store(Store),
     /// An open file takes no more.
     CloseFile(PhysicalFileId, u64),
+    /// Living segments were copied into another file.
+    Move(Move),
+    /// So many bytes of a closed file were given back by punching holes.
+    FilePunched(PhysicalFileId, u64),
     /// Files that were deleted from storage.
     FilesDeleted(Vec<PhysicalFileId>),
     /// Creates a bucket.
@@ -52,6 +64,8 @@ impl Command {
                 store.items.len() * RECORD + segments.map(|segment| RECORD + inline(segment)).sum::<usize>()
             }
             Self::DeleteObjects(_, objects) => objects.iter().map(|object| RECORD + object.key.len()).sum(),
+            Self::Reuse(_, _, segments) => RECORD * (1 + segments.len()),
+            Self::Move(moved) => RECORD * (1 + moved.segments.len()),
             _ => RECORD,
         }
     }
@@ -64,6 +78,57 @@ pub struct ObjectToDelete {
     pub key: String,
     /// The entity tag that it must have.
     pub if_match: Option<String>,
+}
+
+/// From where a job goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    /// The job that goes on; created if it is not known.
+    pub job: JobId,
+    /// The job whose checkpoint it is; the same one after a fail-over.
+    pub from: JobId,
+    /// The checkpoint or savepoint; complete.
+    pub checkpoint: CheckpointId,
+    /// Whose it is from now on.
+    pub claim: Claim,
+}
+
+/// Whether a restored checkpoint becomes the job's own: Flink's `RestoreMode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Its segments are the job's, which reuses and frees them. The job it came from has no say in them any more.
+    Claim,
+    /// The job reads it, and never reuses or frees it.
+    NoClaim,
+}
+
+/// What becomes of the checkpoints of a job that ended. Savepoints stay either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leavings {
+    /// Completed ones stay, to be restored from; everything else is freed.
+    Keep,
+    /// All are freed, and the job is forgotten.
+    Delete,
+}
+
+/// Segments that were copied into a new file, whose bytes are durable.
+#[derive(Debug, Clone)]
+pub struct Move {
+    /// The file they are in now; closed.
+    pub file: StoreFile,
+    /// What was moved; one that was freed or moved meanwhile stays as it is.
+    pub segments: Vec<Moved>,
+}
+
+/// One segment that was copied.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    /// The segment.
+    pub id: SegmentId,
+    /// Where it was read.
+    pub from: Location,
+    /// Where it is now.
+    pub to: Segment,
 }
 
 /// Segments of one group, committed side by side with the upload of their bytes.
@@ -80,10 +145,14 @@ pub struct Store {
 pub struct StoreFile {
     /// Its name. Made known by the first store that names it.
     pub id: PhysicalFileId,
+    /// Whose segments it holds.
+    pub lane: Lane,
     /// Its length in bytes once this store's bytes are written.
     pub len: u64,
     /// Whether it is closed then.
     pub closes: bool,
+    /// The multipart upload that brings it, if it is one.
+    pub upload: Option<String>,
 }
 
 /// Segments that belong together, and what they mean.
@@ -221,6 +290,10 @@ pub enum Outcome {
     Stored(StoreToken, Vec<Result<Stored, Refusal>>),
     /// To [`Command::DeleteObjects`]: an answer for each key, in order.
     Deleted(Vec<Result<(), Refusal>>),
+    /// To [`Command::Reuse`]: the segments that may not be reused and have to be stored again.
+    Reused(Vec<SegmentId>),
+    /// To [`Command::Move`]: how many segments and bytes are in the new file.
+    Moved(u64, u64),
 }
 
 /// What became of an accepted [`Item`].
@@ -261,6 +334,23 @@ pub enum Refusal {
     /// The checkpoint is complete.
     #[error("checkpoint {1} of job {0} is complete")]
     CheckpointCompleted(JobId, CheckpointId),
+    /// The job that claims a checkpoint has one of that number.
+    #[error("job {0} has a checkpoint {1} of its own: claim for a job that has not got so far")]
+    CheckpointExists(JobId, CheckpointId),
+    /// The checkpoint has not completed.
+    #[error("checkpoint {1} of job {0} is not complete")]
+    CheckpointIncomplete(JobId, CheckpointId),
+    /// A checkpoint is no savepoint, or the other way round.
+    #[error("checkpoint {1} of job {0} is {2}")]
+    CheckpointKind(JobId, CheckpointId, &'static str),
+    /// Another job's newer checkpoint stands in the way of a claim.
+    #[error(
+        "job {0} has completed checkpoint {1} since, which shares state with this one: claim that one, or do not claim"
+    )]
+    NewerCheckpoint(JobId, CheckpointId),
+    /// The job has ended.
+    #[error("job {0} has ended: create it again to go on with it")]
+    JobEnded(JobId),
     /// Another segment has this idempotency key.
     #[error("idempotency key {0} was used for other bytes")]
     KeyReused(IdempotencyKey),

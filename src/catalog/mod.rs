@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::model::{Millis, SegmentId};
+use crate::model::{Millis, PhysicalFileId, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
 use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
 use record::RecordKey;
@@ -173,7 +173,7 @@ impl Catalog {
         debug_assert!(store.file.is_none(), "bytes in a file are confirmed by whoever writes them");
         match self.request(Some(Command::Store(store)), Settle::OnCommit).await? {
             Outcome::Stored(_, answers) => Ok(answers),
-            Outcome::Done | Outcome::Deleted(_) => Ok(vec![]),
+            _ => Ok(vec![]),
         }
     }
 
@@ -204,6 +204,11 @@ impl Catalog {
     /// The bytes of a store are lost, or nobody knows: it never happened.
     pub fn fail(&self, token: StoreToken) {
         self.shared.state.write().fail(token, self.shared.clock.now());
+    }
+
+    /// Workers should not reuse the segments of these files any more, and may reuse those of all others.
+    pub fn advise_against(&self, files: &std::collections::BTreeSet<PhysicalFileId>) {
+        self.shared.state.write().advise_against(files);
     }
 
     /// The state as of now. Hold it shortly and never across an await.

@@ -12,18 +12,20 @@
 //! | `u` upload id | [`UploadRecord`] |
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
-//! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here.
+//! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Version 1 had no lane,
+//! holes and upload in a file, no reason in [`FileState::Forgotten`], no end in a job and no kind in a checkpoint; it is
+//! still read.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CheckpointId, IdempotencyKey, JobId, Label, Location, Millis, SegmentCrc, SegmentId, StateScope, Writer,
+    CheckpointId, IdempotencyKey, JobId, Label, Lane, Location, Millis, SegmentCrc, SegmentId, StateScope, Writer,
 };
 
-/// Version of the records' encoding.
-pub const VERSION: u8 = 1;
+/// Version of the records' encoding that is written.
+pub const VERSION: u8 = 2;
 
 /// One change to the catalog's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub enum RecordError {
     #[error("catalog key {0:?} is of no known kind")]
     Key(Bytes),
     /// The value was written by a later version of the daemon.
-    #[error("catalog record {key:?} has version {version}, this daemon reads {VERSION}")]
+    #[error("catalog record {key:?} has version {version}, this daemon reads up to {VERSION}")]
     Version {
         /// Its key.
         key: Bytes,
@@ -73,6 +75,19 @@ pub struct FileRecord {
     pub state: FileState,
     /// When it was named first.
     pub created: Millis,
+    /// Whose segments it holds; none if a version that did not record it wrote it.
+    pub lane: Option<Lane>,
+    /// Bytes of it that were given back to a local disk by punching holes.
+    pub holes: u64,
+    /// The multipart upload that brings it, while it is open: aborted if the daemon ends before it is complete.
+    pub upload: Option<String>,
+}
+
+impl FileRecord {
+    /// Bytes that it takes on storage.
+    pub fn occupied(&self) -> u64 {
+        self.state.len().saturating_sub(self.holes)
+    }
 }
 
 /// The life of a physical file, in order.
@@ -96,7 +111,18 @@ pub enum FileState {
         len: u64,
         /// Since when.
         since: Millis,
+        /// What became of its segments.
+        why: Forgotten,
     },
+}
+
+/// Why a file holds nothing that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Forgotten {
+    /// The last of its segments was freed: nobody has a right to read it.
+    Died,
+    /// Its last living segments were moved: who looked them up before may still read them here.
+    Moved,
 }
 
 impl FileState {
@@ -153,6 +179,23 @@ pub enum Holder {
     },
     /// A multipart upload that has not ended.
     Upload,
+    /// A savepoint; only its discarding frees it.
+    Savepoint {
+        /// Which one.
+        id: CheckpointId,
+    },
+}
+
+impl Holder {
+    /// Whether a segment that was written for `written` is part of `checkpoint`. The watermark tells first and last use:
+    /// a checkpoint between them counts as a user.
+    pub fn is_part_of(&self, written: Option<CheckpointId>, checkpoint: CheckpointId) -> bool {
+        match self {
+            Self::Checkpoints { last_used } => written.is_none_or(|n| n <= checkpoint) && checkpoint <= *last_used,
+            Self::Savepoint { id } => *id == checkpoint,
+            Self::Objects { .. } | Self::Upload => false,
+        }
+    }
 }
 
 /// What the catalog knows of a job.
@@ -162,6 +205,33 @@ pub struct JobRecord {
     pub created: Millis,
     /// Checkpoints up to here are subsumed; their segments are refused.
     pub subsumed: Option<CheckpointId>,
+    /// How and when it ended, if what it left is kept; it takes no segments then.
+    pub ended: Option<(JobEnd, Millis)>,
+}
+
+/// How a job ended: Flink's `JobStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum JobEnd {
+    /// It read all its input.
+    Finished,
+    /// A user cancelled it.
+    Canceled,
+    /// It failed for good.
+    Failed,
+    /// Its job manager stopped; another one may go on with it.
+    Suspended,
+}
+
+/// Whether a checkpoint belongs to the system or to the user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointKind {
+    /// Subsumed by newer ones.
+    #[default]
+    Checkpoint,
+    /// Self-contained, never subsumed; lives until it is discarded.
+    Savepoint,
 }
 
 /// What the catalog knows of a checkpoint that is not subsumed.
@@ -173,6 +243,8 @@ pub struct CheckpointRecord {
     pub begun: Millis,
     /// When it completed or was aborted.
     pub ended: Option<Millis>,
+    /// Whose it is.
+    pub kind: CheckpointKind,
 }
 
 /// The life of a checkpoint.
@@ -372,16 +444,66 @@ fn join(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
+/// A record, in every version that was ever written.
+pub trait Record: DeserializeOwned {
+    /// Reads version 1; most records have not changed since.
+    ///
+    /// # Errors
+    /// What the decoder says.
+    fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
+        postcard::from_bytes(body)
+    }
+}
+
+impl Record for SegmentRecord {}
+impl Record for BucketRecord {}
+impl Record for ObjectSlot {}
+impl Record for UploadRecord {}
+
+impl Record for FileRecord {
+    fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
+        #[derive(Deserialize)]
+        enum State {
+            Open { durable_len: u64, len: u64 },
+            Closed { len: u64 },
+            Forgotten { len: u64, since: Millis },
+        }
+        let (state, created): (State, Millis) = postcard::from_bytes(body)?;
+        let state = match state {
+            State::Open { durable_len, len } => FileState::Open { durable_len, len },
+            State::Closed { len } => FileState::Closed { len },
+            State::Forgotten { len, since } => FileState::Forgotten { len, since, why: Forgotten::Moved },
+        };
+        Ok(Self { state, created, lane: None, holes: 0, upload: None })
+    }
+}
+
+impl Record for JobRecord {
+    fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
+        let (created, subsumed) = postcard::from_bytes(body)?;
+        Ok(Self { created, subsumed, ended: None })
+    }
+}
+
+impl Record for CheckpointRecord {
+    fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
+        let (state, begun, ended) = postcard::from_bytes(body)?;
+        Ok(Self { state, begun, ended, kind: CheckpointKind::Checkpoint })
+    }
+}
+
 /// Reads the value of the record under `key`.
 ///
 /// # Errors
-/// [`RecordError`] for another version, or bytes that are no such record.
-pub fn decode<T: DeserializeOwned>(key: &Bytes, value: &[u8]) -> Result<T, RecordError> {
+/// [`RecordError`] for an unknown version, or bytes that are no such record.
+pub fn decode<T: Record>(key: &Bytes, value: &[u8]) -> Result<T, RecordError> {
     let (version, body) = value.split_first().unwrap_or((&0, &[]));
-    if *version != VERSION {
-        return Err(RecordError::Version { key: key.clone(), version: *version });
-    }
-    postcard::from_bytes(body).map_err(|source| RecordError::Value { key: key.clone(), source })
+    let record = match *version {
+        VERSION => postcard::from_bytes(body),
+        1 => T::decode_version_1(body),
+        version => return Err(RecordError::Version { key: key.clone(), version }),
+    };
+    record.map_err(|source| RecordError::Value { key: key.clone(), source })
 }
 
 #[cfg(test)]
@@ -407,9 +529,51 @@ mod tests {
         }
     }
 
-    /// The stored sample of version 1: a change here is a change of the format.
+    fn sample<T: Record>(hex: &str) -> T {
+        decode(&Bytes::new(), &hex::decode(hex).unwrap()).unwrap()
+    }
+
+    fn bytes_of(mutation: &Mutation) -> String {
+        let Mutation::Put { value, .. } = mutation else { unreachable!("a put") };
+        hex::encode(value)
+    }
+
+    /// Stored samples of version 1.
     #[test]
-    fn version_1_of_a_segment_record_reads_as_it_did() {
+    fn version_1_of_the_records_that_changed_reads_as_it_did() {
+        let file = |state| FileRecord { state, created: Millis(9), lane: None, holes: 0, upload: None };
+
+        assert_eq!(sample::<FileRecord>("0100030509"), file(FileState::Open { durable_len: 3, len: 5 }));
+        assert_eq!(sample::<FileRecord>("01010509"), file(FileState::Closed { len: 5 }));
+        let forgotten = FileState::Forgotten { len: 5, since: Millis(7), why: Forgotten::Moved };
+        assert_eq!(sample::<FileRecord>("0102050709"), file(forgotten));
+        let job = JobRecord { created: Millis(4), subsumed: Some(CheckpointId(2)), ended: None };
+        assert_eq!(sample::<JobRecord>("01040102"), job);
+        let kind = CheckpointKind::Checkpoint;
+        let checkpoint =
+            CheckpointRecord { state: CheckpointState::Completed, begun: Millis(1), ended: Some(Millis(2)), kind };
+        assert_eq!(sample::<CheckpointRecord>("0101010102"), checkpoint);
+    }
+
+    /// Stored samples of version 2: a change here is a change of the format.
+    #[test]
+    fn version_2_of_the_records_reads_as_it_did() {
+        let lane = Lane { job: Some("j".parse().unwrap()), scope: StateScope::Shared, of: crate::model::LaneOf::All };
+        let state = FileState::Forgotten { len: 5, since: Millis(7), why: Forgotten::Died };
+        let file = FileRecord { state, created: Millis(9), lane: Some(lane), holes: 3, upload: Some("u".into()) };
+        let job = JobRecord { created: Millis(4), subsumed: None, ended: Some((JobEnd::Failed, Millis(6))) };
+        let kind = CheckpointKind::Savepoint;
+        let checkpoint = CheckpointRecord { state: CheckpointState::Pending, begun: Millis(1), ended: None, kind };
+
+        assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0202050700090101016a000203010175");
+        assert_eq!(bytes_of(&RecordKey::Job("j".parse().unwrap()).put(&job)), "02040001020 6".replace(' ', ""));
+        assert_eq!(bytes_of(&RecordKey::Upload("x".into()).put(&checkpoint)), "0200010001");
+        assert_eq!(sample::<FileRecord>("0202050700090101016a000203010175"), file);
+    }
+
+    /// The stored samples of both versions, which are alike.
+    #[test]
+    fn a_segment_record_reads_as_it_did() {
         let record = SegmentRecord {
             job: "j".parse().unwrap(),
             scope: StateScope::Shared,
@@ -422,10 +586,9 @@ mod tests {
             idempotency_key: None,
             created: Millis(10),
         };
-        let Mutation::Put { value, .. } = RecordKey::Segment(SegmentId(1)).put(&record) else { unreachable!() };
-
-        assert_eq!(hex::encode(&value), "01016a000000010201010001050000000a");
-        assert_eq!(decode::<SegmentRecord>(&Bytes::new(), &value).unwrap(), record);
+        assert_eq!(bytes_of(&RecordKey::Segment(SegmentId(1)).put(&record)), "02016a000000010201010001050000000a");
+        assert_eq!(sample::<SegmentRecord>("01016a000000010201010001050000000a"), record);
+        assert_eq!(sample::<SegmentRecord>("02016a000000010201010001050000000a"), record);
     }
 
     proptest! {

@@ -452,7 +452,11 @@ fn remove_staged(folder: &FilePath) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             remove_staged(&entry.path())?;
         } else if entry.file_name().to_string_lossy().contains('#') {
-            std::fs::remove_file(entry.path())?;
+            match std::fs::remove_file(entry.path()) {
+                // A journal of this process that was dropped a moment ago has renamed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
     }
     Ok(())

@@ -4,9 +4,11 @@
 //! configuration, nothing there).
 
 mod bench;
+mod folder;
 mod inspect;
 mod run;
 mod segments;
+mod space;
 mod verify;
 
 use std::net::SocketAddr;
@@ -41,6 +43,12 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Checks the catalog of a stopped daemon against its files
     Verify(verify::VerifyArgs),
+    /// Shows how much space jobs, lanes or checkpoints take
+    Du(space::DuArgs),
+    /// Reclaims space now, or shows what the next round would do
+    Reclaim(space::ReclaimArgs),
+    /// Deletes what nobody needs now, or shows what is waiting to be deleted
+    Gc(space::GcArgs),
     /// Checks or shows the configuration
     Config(ConfigArgs),
     /// Measures durable answers a second beside a server that stores nothing
@@ -128,6 +136,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ls(args) => segments::ls(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Du(args) => space::du(&args),
+        Command::Reclaim(args) => space::reclaim(&args),
+        Command::Gc(args) => space::gc(&args),
         Command::Config(args) => config(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::BenchSink(args) => bench::bench_sink(&args),

@@ -14,7 +14,7 @@ use crate::model::{Handle, Location, crc32c};
 
 /// How to reach a daemon.
 #[derive(Debug, Args)]
-struct ApiArgs {
+pub(super) struct ApiArgs {
     /// The daemon's native API: http://HOST:PORT or unix:PATH
     #[arg(long, value_name = "URL", env = "ESKER_API", default_value = "http://127.0.0.1:9001")]
     api: String,
@@ -80,12 +80,12 @@ pub(super) struct LsArgs {
 }
 
 impl ApiArgs {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
         Ok(Client::new(&self.api, self.token.clone())?)
     }
 }
 
-fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?.block_on(work)
 }
 

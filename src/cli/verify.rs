@@ -4,17 +4,17 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
+use super::folder::Folder;
 use crate::catalog::record::{FileState, RecordKey, SegmentRecord};
-use crate::catalog::slate::{Journal, JournalSettings, Placement};
+use crate::catalog::slate::Journal;
 use crate::catalog::state::State;
-use crate::daemon::imagine;
 use crate::merge::format::{self, Entry, ReadAt};
-use crate::metrics::Metrics;
-use crate::model::{Location, Millis, PhysicalFileId, SegmentHasher, SegmentId};
-use crate::store::{DataStore, LocalStore, Traffic};
+use crate::model::{Location, PhysicalFileId, SegmentHasher, SegmentId};
+use crate::reclaim::sweep::unnamed;
+use crate::store::{DataStore, LocalStore};
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
@@ -58,25 +58,12 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn look(args: &VerifyArgs) -> anyhow::Result<Report> {
-    let folder = args.data_dir.join("catalog");
-    if !folder.is_dir() {
-        bail!("{} holds no catalog", args.data_dir.display());
-    }
-    let mut state = State::default();
-    let placement = Placement::Local { folder, traffic: Traffic::catalog(Metrics::new()) };
-    let journal = Journal::open(placement, JournalSettings::local(), |key, value| state.load(&key, &value));
-    let journal = journal.await.context("the catalog cannot be opened")?;
-    let store = LocalStore::new(std::path::absolute(&args.data_dir)?, Traffic::data(Metrics::new()));
-    imagine(&mut state, &store, Millis(0)).await?;
+    let Folder { state, store, journal } = Folder::open(&args.data_dir).await?;
+    let listed = unnamed(&state, DataStore::Local(store.clone()).list().await?);
+    let foreign = listed.foreign.iter().map(|name| format!("{name} is no physical file, and nothing deletes it"));
     let mut report = Report { faults: state.check(), ..Report::default() };
-    let listed = DataStore::Local(store.clone()).list().await?;
-    for (name, _) in listed {
-        match name.parse::<PhysicalFileId>() {
-            Ok(file) if state.file(&file).is_none() => report.unnamed.push(name),
-            Ok(_) => {}
-            Err(_) => report.faults.push(format!("{name} is no physical file, and nothing deletes it")),
-        }
-    }
+    report.faults.extend(foreign);
+    report.unnamed = listed.unnamed.iter().map(ToString::to_string).collect();
     check_files(&state, &store, &mut report);
     check_segments(args.read_data, &state, &store, &journal, &mut report).await?;
     journal.close().await.context("the catalog cannot be closed")?;

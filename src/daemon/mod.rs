@@ -37,7 +37,7 @@ use crate::config::{CatalogSettings, Settings};
 use crate::merge::{Merger, MergerParts};
 use crate::metrics::Metrics;
 use crate::read::Reader;
-use crate::reclaim::Deleter;
+use crate::reclaim::ReclaimControl;
 use crate::runtime::{Buffer, ByteBudget, Clock, Entropy, Failure, TaskGroup};
 use crate::store::{DataStore, OpenError, open};
 
@@ -157,7 +157,7 @@ impl Daemon {
             metrics.clone(),
             work.clone(),
         );
-        let merger = Merger::new(parts);
+        let merger = Merger::new(parts.clone());
         let patience = settings.limits.admission_timeout;
         let reader = Reader::new(opened.data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone());
         let daemon = Self {
@@ -175,26 +175,25 @@ impl Daemon {
             catalog_tasks,
             failed,
         };
-        daemon.reclaim(opened.data);
-        daemon.serve(listeners, reader, budget, entropy, clock)?;
+        let control = ReclaimControl::new(parts, reader.leases(), daemon.stop_work.clone());
+        daemon.reclaim(&control);
+        daemon.serve(listeners, reader, control, budget, entropy, clock)?;
         daemon.ready.store(true, Ordering::Release);
         Ok(daemon)
     }
 
-    fn reclaim(&self, store: DataStore) {
-        let deleter = Deleter {
-            catalog: self.catalog.clone(),
-            store,
-            settings: self.settings.reclaim.clone(),
-            metrics: self.metrics.clone(),
-        };
-        self.work.spawn("deleter", Failure::StopsTheDaemon, deleter.run(self.stop_work.clone()));
+    /// Starts what gives space back.
+    fn reclaim(&self, control: &ReclaimControl) {
+        let (vital, interval) = (Failure::StopsTheDaemon, self.settings.reclaim.interval);
+        self.work.spawn("deleter", vital, control.clone().run_deleter(interval));
+        self.work.spawn("reclaimer", vital, control.clone().run_reclaimer(interval));
     }
 
     fn serve(
         &self,
         listeners: Listeners,
         reader: Reader,
+        reclaim: ReclaimControl,
         budget: ByteBudget,
         entropy: Entropy,
         clock: Clock,
@@ -216,6 +215,7 @@ impl Daemon {
             catalog: self.catalog.clone(),
             merger: self.merger.clone(),
             reader,
+            reclaim,
             admission: Admission {
                 budget,
                 patience: limits.admission_timeout,
@@ -323,7 +323,7 @@ async fn load(
     let mut state = State::default();
     let journal_settings = journal_settings(&placement, &settings.catalog);
     let journal = Journal::open(placement, journal_settings, |key, value| state.load(&key, &value)).await?;
-    let recovered = recover(&mut state, data, clock.now()).await?;
+    let recovered = recover(&mut state, data, journal.epoch(), clock.now()).await?;
     recover::log(&recovered);
     write(&journal, state.take_mutations()).await?;
     #[cfg(debug_assertions)]

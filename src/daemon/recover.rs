@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use crate::catalog::state::{State, UncertainFile};
 use crate::merge::format::{self, Entry, FormatError};
 use crate::model::{Location, Millis, PhysicalFileId};
+use crate::reclaim::guard::check_unnamed;
 use crate::store::{DataStore, LocalStore, ObjectFiles, StoreError};
 
 /// Why the daemon could not bring its state in order.
@@ -61,11 +62,11 @@ pub struct Recovered {
 ///
 /// # Errors
 /// [`RecoverError`]; the daemon must not answer then.
-pub async fn recover(state: &mut State, store: &DataStore, at: Millis) -> Result<Recovered, RecoverError> {
+pub async fn recover(state: &mut State, store: &DataStore, epoch: u64, at: Millis) -> Result<Recovered, RecoverError> {
     let mut recovered = Recovered::default();
     let before = state.all_segments().count();
     if let DataStore::Local(store) = store {
-        recovered.unnamed_files = delete_unnamed(state, store).await?;
+        recovered.unnamed_files = delete_unnamed(state, store, epoch).await?;
         store.remove_trials().await?;
     }
     let mut entries = entries_by_file(state);
@@ -176,6 +177,8 @@ fn scan(store: &LocalStore, file: &UncertainFile) -> Result<Option<(u64, Option<
 async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<(u64, u64), RecoverError> {
     match store.claim(&file.id).await? {
         Some(len) if len == file.len => Ok((len, len)),
+        // Begun and not committed: a large segment, or a copy of the reclaimer.
+        Some(len) if file.len == 0 => Ok((0, len)),
         Some(len) => {
             tracing::warn!(file = %file.id, len, expected = file.len, "a file has another length than was committed, it is dropped");
             Ok((0, len))
@@ -185,7 +188,7 @@ async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<(u64
 }
 
 /// Deletes the files on a local disk that the catalog does not name.
-async fn delete_unnamed(state: &State, store: &LocalStore) -> Result<usize, RecoverError> {
+async fn delete_unnamed(state: &State, store: &LocalStore, epoch: u64) -> Result<usize, RecoverError> {
     let all = DataStore::Local(store.clone());
     let listed = all.list().await?;
     let nothing_known = state.files().next().is_none() && state.all_segments().next().is_none();
@@ -200,6 +203,10 @@ async fn delete_unnamed(state: &State, store: &LocalStore) -> Result<usize, Reco
         && let Some(example) = unnamed.first()
     {
         return Err(RecoverError::CatalogMissing { files: unnamed.len(), example: example.to_string() });
+    }
+    if let Err(refused) = check_unnamed(epoch, &unnamed, listed.len()) {
+        tracing::error!(%refused, "files that the catalog does not name are left where they are");
+        return Ok(0);
     }
     let wanted = unnamed.len();
     let gone = all.delete(unnamed).await;

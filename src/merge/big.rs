@@ -13,10 +13,10 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
 use super::format::{self, FRAME_BYTES, FRAME_TAIL_BYTES, HEADER_BYTES};
-use super::owner::{commit, entry_of, header_of};
+use super::owner::{commit, entry_of, header_of, name_file};
 use super::{MergeError, MergerParts};
 use crate::catalog::command::{About, Bind, Command, Item, NewSegment, StoreFile, Stored};
-use crate::model::{Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
+use crate::model::{Lane, Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
 use crate::runtime::{BudgetError, ByteBudget, Failure, PaidBytes, TaskGroup};
 use crate::store::{DataStore, LocalFile, StoreError, Upload};
 
@@ -29,6 +29,7 @@ pub struct BigSegment {
     id: SegmentId,
     ulid: u128,
     file: PhysicalFileId,
+    lane: Lane,
     about: About,
     announced: u64,
     written: u64,
@@ -60,13 +61,12 @@ impl BigSegment {
     pub(super) async fn begin(parts: MergerParts, about: About, len: u64) -> Result<Self, MergeError> {
         let paid = pay_for_parts(&parts).await?;
         let ulid = parts.entropy.ulid();
-        let file = PhysicalFileId::new(Some(&about.job), parts.catalog.epoch(), ulid);
-        let named = commit(&parts, Some(StoreFile { id: file.clone(), len: 0, closes: false }), vec![]).await;
-        parts.catalog.confirm(named?.0);
+        let lane = Lane { job: Some(about.job.clone()), ..parts.lane_of(&about).lane };
+        let file = name_file(&parts, &lane, ulid).await?;
         parts.metrics.files_created.inc();
         let id = SegmentId(parts.entropy.ulid());
         let hasher = SegmentHasher::default();
-        let mut big = Self { parts, id, ulid, file, about, announced: len, written: 0, hasher, sink: None };
+        let mut big = Self { parts, id, ulid, file, lane, about, announced: len, written: 0, hasher, sink: None };
         big.sink = Some(Sink::open(&big.parts, &big.file, paid).await?);
         let frame = Bytes::copy_from_slice(&format::encode_streamed_frame(0, len));
         let header = header_of(&big.parts, ulid);
@@ -131,7 +131,7 @@ impl BigSegment {
         }
         let location = Location::File(Segment { file: self.file.clone(), offset, len: self.written });
         let segment = NewSegment { id: self.id, about: self.about.clone(), location, inline: None, crc };
-        let file = StoreFile { id: self.file.clone(), len, closes: true };
+        let file = StoreFile { id: self.file.clone(), lane: self.lane.clone(), len, closes: true, upload: None };
         let (token, mut answers) =
             commit(&self.parts, Some(file), vec![Item { segments: vec![segment], bind }]).await?;
         self.parts.catalog.confirm(token);

@@ -441,8 +441,30 @@ pub fn scan<R: ReadAt + ?Sized>(file: &R, from: u64, len: u64) -> Result<Scan, F
     Ok(scan)
 }
 
+/// The frames of a file of `len` bytes by their headers alone, up to the first header that is not whole: also those whose
+/// data was given back.
+///
+/// # Errors
+/// [`FormatError::Read`] if the bytes cannot be read; damage only ends the walk.
+pub fn walk<R: ReadAt + ?Sized>(file: &R, len: u64) -> Result<Vec<Frame>, FormatError> {
+    let mut frames = vec![];
+    let mut at = HEADER_BYTES;
+    while let Some((frame, end)) = read_frame_header(file, at, len)? {
+        frames.push(frame);
+        at = end;
+    }
+    Ok(frames)
+}
+
 /// The frame at `at`, and where it ends; none if it is not whole.
 fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<(Frame, u64)>, FormatError> {
+    let Some((frame, end)) = read_frame_header(file, at, len)? else { return Ok(None) };
+    let whole = data_crc32c(file, frame.offset, frame.len)? == Some(frame.crc32c);
+    Ok(whole.then_some((frame, end)))
+}
+
+/// What the header of the frame at `at` says, and its tail if it was streamed.
+fn read_frame_header<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<(Frame, u64)>, FormatError> {
     let mut header = [0; FRAME_BYTES as usize];
     if file.read_at(at, &mut header)? < header.len() || &header[..4] != FRAME_MAGIC {
         return Ok(None);
@@ -451,7 +473,7 @@ fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<
     fields.advance(4);
     let (kind, flags) = (fields.get_u8(), fields.get_u8());
     fields.advance(2);
-    let (index, data_len, mut wanted) = (fields.get_u32_le(), fields.get_u64_le(), fields.get_u32_le());
+    let (index, data_len, mut crc32c) = (fields.get_u32_le(), fields.get_u64_le(), fields.get_u32_le());
     let offset = at + FRAME_BYTES;
     let Some(data_end) = offset.checked_add(data_len).filter(|end| *end <= len) else { return Ok(None) };
     let mut end = data_end;
@@ -462,11 +484,10 @@ fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<
         }
         let Some(mut fields) = checked(&tail) else { return Ok(None) };
         fields.advance(8);
-        wanted = fields.get_u32_le();
+        crc32c = fields.get_u32_le();
         end += FRAME_TAIL_BYTES;
     }
-    let whole = kind == KIND_DATA && data_crc32c(file, offset, data_len)? == Some(wanted);
-    Ok(whole.then_some((Frame { index, offset, len: data_len, crc32c: wanted }, end)))
+    Ok((kind == KIND_DATA).then_some((Frame { index, offset, len: data_len, crc32c }, end)))
 }
 
 /// The CRC-32C of `len` bytes at `offset`; none if the file ends before.

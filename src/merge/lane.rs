@@ -2,30 +2,15 @@
 
 use crate::catalog::command::About;
 use crate::config::{Boundary, CheckpointBoundary, MergingSettings};
-use crate::model::{CheckpointId, JobId, Label, StateScope, SubtaskKey};
+use crate::model::{CheckpointId, Lane, LaneOf, StateScope};
 
-/// Segments with equal keys may share a physical file.
+/// Segments with equal keys may share a physical file that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {
-    /// The job; none when the files of all jobs are merged.
-    pub job: Option<JobId>,
-    /// The scope.
-    pub scope: StateScope,
-    /// Whose segments, within the job.
-    pub of: LaneOf,
+    /// Whose segments.
+    pub lane: Lane,
     /// The checkpoint; none when a file takes those of several, or it is not known.
     pub checkpoint: Option<CheckpointId>,
-}
-
-/// Whose segments share a file.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LaneOf {
-    /// Those of one subtask.
-    Subtask(SubtaskKey),
-    /// Those of one task manager.
-    TaskManager(Label),
-    /// Those of the whole job, or of all jobs.
-    All,
 }
 
 impl LaneKey {
@@ -41,15 +26,22 @@ impl LaneKey {
             Boundary::Job | Boundary::Daemon => Some(LaneOf::All),
         };
         let boundary = if of.is_some() { boundary } else { settings.s3_boundary };
-        Self {
+        let lane = Lane {
             job: (boundary != Boundary::Daemon).then(|| about.job.clone()),
             scope: about.scope,
             of: of.unwrap_or(LaneOf::All),
-            checkpoint: match settings.checkpoint_boundary {
-                CheckpointBoundary::Within => about.checkpoint,
-                CheckpointBoundary::Across => None,
-            },
-        }
+        };
+        let checkpoint = match settings.checkpoint_boundary {
+            CheckpointBoundary::Within => about.checkpoint,
+            CheckpointBoundary::Across => None,
+        };
+        Self { lane, checkpoint }
+    }
+
+    /// The lane of a savepoint's segment: its files hold nothing else, so that it can be kept or deleted by itself.
+    pub fn of_savepoint(about: &About) -> Self {
+        let lane = Lane { job: Some(about.job.clone()), scope: about.scope, of: LaneOf::Savepoint };
+        Self { lane, checkpoint: about.checkpoint }
     }
 }
 
@@ -57,7 +49,7 @@ impl LaneKey {
 mod tests {
     use super::*;
     use crate::config::{Config, Settings};
-    use crate::model::Writer;
+    use crate::model::{Label, SubtaskKey, Writer};
 
     fn about(scope: StateScope, subtask: Option<u32>, checkpoint: u64) -> About {
         let label = |text| Label::parse("label", text).unwrap();
@@ -101,6 +93,6 @@ mod tests {
     fn where_the_door_knows_no_subtask_the_job_is_the_boundary() {
         let lane = LaneKey::of(&about(StateScope::Shared, None, 1), &merging());
 
-        assert_eq!((lane.of, lane.job), (LaneOf::All, Some("j".parse().unwrap())));
+        assert_eq!((lane.lane.of, lane.lane.job), (LaneOf::All, Some("j".parse().unwrap())));
     }
 }

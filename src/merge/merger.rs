@@ -59,6 +59,16 @@ impl MergerParts {
         let pools = Arc::new(Pools::new(settings.merging.clone()));
         Self { settings, store, catalog, budget, entropy, metrics, tasks, pools, pace: Arc::default() }
     }
+
+    /// Which open files may take a segment.
+    pub fn lane_of(&self, about: &About) -> LaneKey {
+        match about.checkpoint {
+            Some(checkpoint) if self.catalog.view().is_savepoint(&about.job, checkpoint) => {
+                LaneKey::of_savepoint(about)
+            }
+            _ => LaneKey::of(about, &self.settings.merging),
+        }
+    }
 }
 
 impl Merger {
@@ -86,7 +96,7 @@ impl Merger {
     pub async fn store(&self, parcel: Parcel) -> Result<Stored, MergeError> {
         self.parts.catalog.check()?;
         let Some(first) = parcel.pieces.first() else { return Err(MergeError::Length { announced: 1, sent: 0 }) };
-        let lane = LaneKey::of(&first.about, &self.parts.settings.merging);
+        let lane = self.parts.lane_of(&first.about);
         let (reply, answer) = oneshot::channel();
         let tiny = parcel.len() <= self.parts.settings.checkpointing.inline_bytes_max;
         let pending = Pending { parcel, reply };

@@ -24,7 +24,7 @@ use super::pool::{Group, OpenFile, Pending};
 use super::{Answer, MergeError, MergerParts, Piece};
 use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Command, Item, NewSegment, Outcome, Store, StoreFile, StoreToken, Stored};
-use crate::model::{Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
+use crate::model::{Lane, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
 use crate::runtime::{Clock, PaidBytes};
 use crate::store::{LocalFile, LocalStore, ObjectFiles, StoreError};
 
@@ -36,7 +36,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    fn latency(&self) -> Duration {
+    /// What a put takes of late; zero before the first.
+    pub fn latency(&self) -> Duration {
         Duration::from_micros(self.latency_micros.load(Ordering::Relaxed) as u64)
     }
 
@@ -152,7 +153,8 @@ async fn write_group(
     let header = (growing.len == 0).then(|| header_of(parts, growing.ulid));
     let mut packed = pack(&growing.id, growing.len, growing.frames, header, parcels);
     let len = growing.len + packed.parts.iter().map(|part| part.len() as u64).sum::<u64>();
-    let store_file = StoreFile { id: growing.id.clone(), len, closes: false };
+    let lane = open.key.lane.clone();
+    let store_file = StoreFile { id: growing.id.clone(), lane, len, closes: false, upload: None };
     let commit = commit(parts, Some(store_file), std::mem::take(&mut packed.items));
     let write = growing.file.append(std::mem::take(&mut packed.parts));
     let (written, committed) = tokio::join!(write, commit);
@@ -165,9 +167,10 @@ async fn write_group(
 
 async fn begin(parts: &MergerParts, store: &LocalStore, open: &OpenFile) -> Result<Growing, StoreError> {
     let ulid = parts.entropy.ulid();
-    let id = PhysicalFileId::new(open.lane.job.as_ref(), parts.catalog.epoch(), ulid);
+    let id = PhysicalFileId::new(open.key.lane.job.as_ref(), parts.catalog.epoch(), ulid);
     let file = store.create(&id).await?;
     parts.metrics.files_created.inc();
+    open.begins(&id);
     Ok(Growing { id, ulid, file, len: 0, frames: 0, entries: vec![] })
 }
 
@@ -194,7 +197,7 @@ pub async fn own_whole_file(parts: MergerParts, store: ObjectFiles, open: Arc<Op
     parts.pools.close(&open);
     let group = parts.pools.take_group(&open);
     if !group.parcels.is_empty() {
-        let _on_its_way = parts.pace.begin(&open.lane);
+        let _on_its_way = parts.pace.begin(&open.key);
         if fits_the_catalog(&parts, &group) {
             store_inline(&parts, group.parcels).await;
         } else {
@@ -223,7 +226,7 @@ async fn wait_for_the_end_of_the_group(parts: &MergerParts, open: &OpenFile) {
         }
         let now = Clock::instant();
         let load = LaneLoad {
-            in_flight: parts.pace.in_flight(&open.lane),
+            in_flight: parts.pace.in_flight(&open.key),
             oldest: now.saturating_duration_since(age.first),
             newest: now.saturating_duration_since(age.last),
             segments: age.parcels,
@@ -242,13 +245,14 @@ async fn wait_for_the_end_of_the_group(parts: &MergerParts, open: &OpenFile) {
 
 async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, parcels: Vec<Pending>) {
     let ulid = parts.entropy.ulid();
-    let id = PhysicalFileId::new(open.lane.job.as_ref(), parts.catalog.epoch(), ulid);
+    let id = PhysicalFileId::new(open.key.lane.job.as_ref(), parts.catalog.epoch(), ulid);
     let mut packed = pack(&id, 0, 0, Some(header_of(parts, ulid)), parcels);
     let data_len: u64 = packed.parts.iter().map(|part| part.len() as u64).sum();
     packed.parts.push(format::encode_end(&packed.entries, data_len, ulid));
     let len = packed.parts.iter().map(|part| part.len() as u64).sum();
     parts.metrics.files_created.inc();
-    let commit = commit(parts, Some(StoreFile { id: id.clone(), len, closes: true }), packed.items);
+    let file = StoreFile { id: id.clone(), lane: open.key.lane.clone(), len, closes: true, upload: None };
+    let commit = commit(parts, Some(file), packed.items);
     let (begun, begun_at) = (Clock::instant(), parts.catalog.now());
     let put = async {
         let put = store.put(&id, packed.parts).await;
@@ -301,7 +305,7 @@ pub async fn store_inline(parts: &MergerParts, parcels: Vec<Pending>) {
     }
 }
 
-pub(super) fn header_of(parts: &MergerParts, ulid: u128) -> Bytes {
+pub(crate) fn header_of(parts: &MergerParts, ulid: u128) -> Bytes {
     let header = Header { epoch: parts.catalog.epoch(), ulid, created: parts.catalog.now() };
     Bytes::copy_from_slice(&format::encode_header(&header))
 }
@@ -338,7 +342,7 @@ fn pack(id: &PhysicalFileId, offset: u64, frames: u32, header: Option<Bytes>, pa
     packed
 }
 
-pub(super) fn entry_of(id: SegmentId, about: &About, offset: u64, len: u64, crc: &SegmentCrc) -> Entry {
+pub(crate) fn entry_of(id: SegmentId, about: &About, offset: u64, len: u64, crc: &SegmentCrc) -> Entry {
     Entry {
         id,
         offset,
@@ -352,13 +356,22 @@ pub(super) fn entry_of(id: SegmentId, about: &About, offset: u64, len: u64, crc:
     }
 }
 
+/// Names a new file in the catalog before its first byte is written, so that no crash leaves it unnamed.
+pub(crate) async fn name_file(parts: &MergerParts, lane: &Lane, ulid: u128) -> Result<PhysicalFileId, CatalogError> {
+    let id = PhysicalFileId::new(lane.job.as_ref(), parts.catalog.epoch(), ulid);
+    let named = StoreFile { id: id.clone(), lane: lane.clone(), len: 0, closes: false, upload: None };
+    let (token, _) = commit(parts, Some(named), vec![]).await?;
+    parts.catalog.confirm(token);
+    Ok(id)
+}
+
 /// What the catalog said of a group.
 pub(super) type Committed = Result<(StoreToken, Vec<Result<Stored, crate::catalog::command::Refusal>>), CatalogError>;
 
 pub(super) async fn commit(parts: &MergerParts, file: Option<StoreFile>, items: Vec<Item>) -> Committed {
     match parts.catalog.execute(Command::Store(Store { file, items })).await? {
         Outcome::Stored(token, answers) => Ok((token, answers)),
-        Outcome::Done | Outcome::Deleted(_) => Err(CatalogError::Closed),
+        _ => Err(CatalogError::Closed),
     }
 }
 

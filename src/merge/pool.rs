@@ -19,7 +19,7 @@
 //! writer leaves empty for ever.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -28,7 +28,7 @@ use tokio::sync::{Notify, oneshot};
 use super::lane::LaneKey;
 use super::{Answer, MergeError, Parcel};
 use crate::config::{MergingSettings, PoolMode};
-use crate::model::{CheckpointId, JobId, SubtaskKey};
+use crate::model::{CheckpointId, JobId, PhysicalFileId, SubtaskKey};
 use crate::runtime::Clock;
 
 /// A parcel in a group, and who waits for it.
@@ -43,11 +43,13 @@ pub struct Pending {
 /// An open physical file, as its pool and its owner share it.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Its lane.
-    pub lane: LaneKey,
+    /// Who may put segments into it.
+    pub key: LaneKey,
     collecting: Mutex<Collecting>,
     /// Rung when there is something for the owner to do.
     pub bell: Notify,
+    /// The physical file, once it has begun.
+    file: OnceLock<PhysicalFileId>,
 }
 
 #[derive(Debug, Default)]
@@ -95,13 +97,13 @@ pub struct Pools {
 
 #[derive(Debug, Default)]
 struct Lanes {
-    by_key: HashMap<LaneKey, Lane>,
+    by_key: HashMap<LaneKey, LanePool>,
     open: usize,
     closing: bool,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct LanePool {
     files: Vec<Arc<OpenFile>>,
     /// Waiters stand in this queue, first come, first served.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -196,7 +198,12 @@ impl Pools {
             close_one_elsewhere(&lanes, key);
             return Ok(Taken::Wait(pending));
         }
-        let file = Arc::new(OpenFile { lane: key.clone(), collecting: Mutex::default(), bell: Notify::new() });
+        let file = Arc::new(OpenFile {
+            key: key.clone(),
+            collecting: Mutex::default(),
+            bell: Notify::new(),
+            file: OnceLock::new(),
+        });
         let full = !matches!(self.append(&file, pending), Appended::Yes);
         if !full {
             lane.files.push(Arc::clone(&file));
@@ -251,10 +258,10 @@ impl Pools {
     pub fn close(&self, file: &Arc<OpenFile>) {
         let mut lanes = self.lanes.lock();
         file.collecting.lock().closed = true;
-        if let Some(lane) = lanes.by_key.get_mut(&file.lane) {
+        if let Some(lane) = lanes.by_key.get_mut(&file.key) {
             lane.files.retain(|open| !Arc::ptr_eq(open, file));
             if lane.files.is_empty() && lane.waiting == 0 {
-                lanes.by_key.remove(&file.lane);
+                lanes.by_key.remove(&file.key);
             }
         }
         drop(lanes);
@@ -271,18 +278,28 @@ impl Pools {
 
     /// Closes the open files of a job that hold only what checkpoints up to `checkpoint` wrote.
     pub fn close_checkpoint(&self, job: &JobId, checkpoint: CheckpointId) {
-        self.close_where(|lane| lane.job.as_ref() == Some(job) && lane.checkpoint.is_some_and(|n| n <= checkpoint));
+        self.close_where(|key| key.lane.job.as_ref() == Some(job) && key.checkpoint.is_some_and(|n| n <= checkpoint));
     }
 
     /// Closes the open files of one writer's job, so that what it wrote is complete.
     pub fn close_job(&self, job: &JobId) {
-        self.close_where(|lane| lane.job.as_ref() == Some(job));
+        self.close_where(|key| key.lane.job.as_ref() == Some(job));
     }
 
     /// Takes nothing more, and closes every file.
     pub fn close_all(&self) {
         self.lanes.lock().closing = true;
         self.close_where(|_| true);
+    }
+
+    /// Closes an open file by its name. False if there is none of that name.
+    pub fn close_file(&self, file: &PhysicalFileId) -> bool {
+        let found = {
+            let lanes = self.lanes.lock();
+            let mut open = lanes.by_key.values().flat_map(|lane| &lane.files);
+            open.find(|open| open.file.get() == Some(file)).cloned()
+        };
+        found.inspect(|open| self.close(open)).is_some()
     }
 
     fn close_where(&self, wanted: impl Fn(&LaneKey) -> bool) {
@@ -310,6 +327,11 @@ impl OpenFile {
             parcels: collecting.group.len(),
             urgent: collecting.closed || collecting.group_bytes >= group_bytes_max,
         })
+    }
+
+    /// Its physical file begins.
+    pub fn begins(&self, file: &PhysicalFileId) {
+        self.file.get_or_init(|| file.clone());
     }
 
     /// Whether it takes nothing more.
@@ -371,8 +393,7 @@ mod tests {
     use crate::catalog::command::{About, Bind};
     use crate::config::{Config, Settings};
     use crate::merge::Piece;
-    use crate::merge::lane::LaneOf;
-    use crate::model::{Label, SegmentCrc, SegmentId, StateScope, Writer};
+    use crate::model::{Label, Lane, LaneOf, SegmentCrc, SegmentId, StateScope, Writer};
 
     fn settings(change: impl FnOnce(&mut MergingSettings)) -> MergingSettings {
         let mut settings = Settings::try_from(&Config::default()).unwrap().merging;
@@ -385,7 +406,7 @@ mod tests {
 
     fn lane(n: u32) -> LaneKey {
         let job = format!("job-{n}").parse().unwrap();
-        LaneKey { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All, checkpoint: None }
+        LaneKey { lane: Lane { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All }, checkpoint: None }
     }
 
     /// A parcel of `len` bytes that `subtask` wrote.

@@ -4,6 +4,9 @@
 //! stored before a byte of it is handed out. A range is read as the whole blocks that it touches. Memory for the
 //! blocks is paid for, one block ahead of the receiver.
 //!
+//! A stream holds a lease until its last byte is out: what it looked up is not taken away under it. What was freed or
+//! moved between the look-up and the stream is looked up once more.
+//!
 //! # Invariants
 //! - Bytes whose checksum is wrong never leave this module; they are an error and count in `esker_corrupt_reads_total`.
 
@@ -18,7 +21,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{BLOCK_BYTES, Handle, Location, SegmentId, crc32c};
-use crate::runtime::{BudgetError, ByteBudget, PaidBytes};
+use crate::runtime::{BudgetError, ByteBudget, Leases, PaidBytes};
 use crate::store::{DataStore, StoreError};
 
 /// Why bytes could not be read.
@@ -77,6 +80,7 @@ pub struct Reader {
     budget: ByteBudget,
     patience: Duration,
     metrics: Metrics,
+    leases: Leases,
 }
 
 /// One block, or the part of it, that a read wants.
@@ -104,7 +108,17 @@ impl AsRef<[u8]> for Paid {
 impl Reader {
     /// A reader that waits for memory for at most `patience`.
     pub fn new(store: DataStore, catalog: Catalog, budget: ByteBudget, patience: Duration, metrics: Metrics) -> Self {
-        Self { store, catalog, budget, patience, metrics }
+        Self { store, catalog, budget, patience, metrics, leases: Leases::default() }
+    }
+
+    /// Where the files are.
+    pub fn store(&self) -> &DataStore {
+        &self.store
+    }
+
+    /// Who is reading.
+    pub fn leases(&self) -> Leases {
+        self.leases.clone()
     }
 
     /// The bytes `range` of the segments one after the other.
@@ -119,76 +133,61 @@ impl Reader {
         segments: Vec<SegmentView>,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, ReadError>>, ReadError> {
+        let lease = self.leases.begin();
         let mut wants = wants(segments, range).into_iter();
         let Some(first) = wants.next() else { return Ok(stream::empty().boxed()) };
         let first = self.read(first).await?;
         let reader = self.clone();
         let rest = stream::iter(wants).then(move |want| {
-            let reader = reader.clone();
+            let (reader, _held) = (reader.clone(), &lease);
             async move { reader.read(want).await }
         });
         Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
     }
 
-    async fn read(&self, want: Want) -> Result<Bytes, ReadError> {
+    async fn read(&self, mut want: Want) -> Result<Bytes, ReadError> {
         let paid = self.budget.pay(want.fetch.end - want.fetch.start, self.patience).await?;
-        let id = want.segment.id;
-        let mut bytes = match &want.segment.record.location {
-            Location::Inline { .. } => {
-                let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
-                all.slice(to_usize(want.fetch.start)..to_usize(want.fetch.end).min(all.len()))
-            }
-            Location::File(segment) => {
-                let place = segment.offset + want.fetch.start..segment.offset + want.fetch.end;
-                self.read_file(id, &segment.file, place, &want).await?
+        let bytes = loop {
+            let error = match self.fetch(&want).await {
+                Ok(bytes) => break bytes,
+                Err(error) => error,
+            };
+            // It may have been freed or moved since it was looked up. Every move is one more try, and moves are rare.
+            match self.catalog.view().segment(want.segment.id) {
+                None => return Err(ReadError::Freed(want.segment.id)),
+                Some(now) if now.record.location != want.segment.record.location => want.segment = now,
+                Some(_) => return Err(self.report(error)),
             }
         };
-        self.check(&want, &bytes)?;
         let skip = want.hand_out.start - want.fetch.start;
-        bytes = bytes.slice(to_usize(skip)..to_usize(skip + want.hand_out.end - want.hand_out.start));
+        let bytes = bytes.slice(to_usize(skip)..to_usize(skip + want.hand_out.end - want.hand_out.start));
         Ok(Bytes::from_owner(Paid { bytes, _paid: paid }))
     }
 
-    /// Reads from a file; a segment that was moved meanwhile is looked up once more.
-    async fn read_file(
-        &self,
-        id: SegmentId,
-        file: &crate::model::PhysicalFileId,
-        place: Range<u64>,
-        want: &Want,
-    ) -> Result<Bytes, ReadError> {
-        let error = match self.store.read(file, place).await {
-            Ok(bytes) => return Ok(bytes),
-            Err(error) => error,
-        };
-        let now = self.catalog.view().segment(id);
-        match now.map(|view| view.record.location) {
-            None => Err(ReadError::Freed(id)),
-            Some(Location::File(segment)) if segment.file != *file => {
+    /// The checked bytes of the blocks.
+    async fn fetch(&self, want: &Want) -> Result<Bytes, ReadError> {
+        let id = want.segment.id;
+        let bytes = match &want.segment.record.location {
+            Location::Inline { .. } => {
+                let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
+                all.slice(to_usize(want.fetch.start).min(all.len())..to_usize(want.fetch.end).min(all.len()))
+            }
+            Location::File(segment) => {
                 let place = segment.offset + want.fetch.start..segment.offset + want.fetch.end;
-                self.store.read(&segment.file, place).await.map_err(|source| ReadError::Store { id, source })
+                let read = self.store.read(&segment.file, place).await;
+                read.map_err(|source| ReadError::Store { id, source })?
             }
-            Some(_) => {
-                tracing::error!(segment = %id, %file, error = crate::error::chain(&error), "a segment could not be read");
-                Err(ReadError::Store { id, source: error })
-            }
-        }
+        };
+        check(want, &bytes)?;
+        Ok(bytes)
     }
 
-    fn check(&self, want: &Want, bytes: &[u8]) -> Result<(), ReadError> {
-        let crc = &want.segment.record.crc;
-        let expected = match crc.blocks.get(to_usize(want.fetch.start / BLOCK_BYTES)) {
-            Some(block) => *block,
-            None => crc.whole,
-        };
-        let actual = crc32c(bytes);
-        if actual == expected {
-            return Ok(());
+    fn report(&self, error: ReadError) -> ReadError {
+        if let ReadError::Corrupt { .. } = error {
+            self.metrics.corrupt_reads.inc();
         }
-        self.metrics.corrupt_reads.inc();
-        let id = want.segment.id;
-        tracing::error!(segment = %id, location = ?want.segment.record.location, "bytes on storage are not what was written");
-        Err(ReadError::Corrupt { id, range: want.fetch.clone(), expected, actual })
+        tracing::error!(error = crate::error::chain(&error), "a segment could not be read");
+        error
     }
 
     /// The bytes `range` of the segment that a handle names, wherever it is now.
@@ -209,6 +208,19 @@ impl Reader {
             None => Err(ReadError::Freed(id)),
         }
     }
+}
+
+fn check(want: &Want, bytes: &[u8]) -> Result<(), ReadError> {
+    let crc = &want.segment.record.crc;
+    let expected = match crc.blocks.get(to_usize(want.fetch.start / BLOCK_BYTES)) {
+        Some(block) => *block,
+        None => crc.whole,
+    };
+    let actual = crc32c(bytes);
+    if actual == expected {
+        return Ok(());
+    }
+    Err(ReadError::Corrupt { id: want.segment.id, range: want.fetch.clone(), expected, actual })
 }
 
 /// Cuts a range of concatenated segments into reads of one block each.

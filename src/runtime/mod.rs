@@ -7,10 +7,12 @@ mod buffer;
 mod clock;
 pub mod descriptors;
 mod entropy;
+mod leases;
 mod tasks;
 
 pub use budget::{BudgetError, ByteBudget, PaidBytes};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
+pub use leases::{Lease, Leases, Ticket};
 pub use tasks::{Failure, TaskGroup};

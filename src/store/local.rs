@@ -9,14 +9,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::append_file::{AppendFile, sync_parent};
 use super::direct::{DirectBuffers, DirectWriter};
 use super::{StoreError, Traffic};
 use crate::config::DirectIo;
-use crate::merge::format::ReadAt;
+use crate::merge::format::{self, Frame, ReadAt};
 use crate::model::PhysicalFileId;
 use crate::runtime::Buffer;
+
+/// Holes are punched in pages of the file system's block size, within these bounds.
+const PAGE_BYTES_MIN: u64 = 4096;
+const PAGE_BYTES_MAX: u64 = 1 << 20;
 
 /// Physical files in a folder of a local disk. Clones share it.
 #[derive(Debug, Clone)]
@@ -171,6 +177,31 @@ impl LocalStore {
         self.traffic.time("append", sealed).await
     }
 
+    /// The frames of a closed file, by their headers.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn frames(&self, file: &PhysicalFileId) -> Result<Vec<Frame>, StoreError> {
+        let path = self.path(file);
+        let walked = blocking("get", file.as_str(), move || {
+            let file = fs::File::open(path)?;
+            format::walk(&file, file.metadata()?.len()).map_err(io::Error::other)
+        });
+        self.traffic.time("get", walked).await
+    }
+
+    /// Gives the inner pages of these ranges of a closed file back to the file system; they read as zeros afterwards.
+    /// Returns how many bytes that are. It can be repeated.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] if the file system cannot do that; [`StoreError::Failed`].
+    pub async fn punch(&self, file: &PhysicalFileId, ranges: Vec<Range<u64>>) -> Result<u64, StoreError> {
+        let path = self.path(file);
+        let punched = blocking("punch", file.as_str(), move || punch(&path, &ranges));
+        let punched = self.traffic.time("punch", punched).await?;
+        punched.ok_or(StoreError::Unsupported("punching holes"))
+    }
+
     /// Opens a file for reading from a blocking thread.
     ///
     /// # Errors
@@ -258,6 +289,27 @@ fn read_range(path: &Path, name: &str, range: Range<u64>) -> Result<Bytes, Store
     }
     buffer.advance(read);
     Ok(buffer.freeze())
+}
+
+/// Punches the whole pages within `ranges`; none if the file system cannot.
+fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
+    let file = fs::OpenOptions::new().write(true).open(path)?;
+    let page = std::os::unix::fs::MetadataExt::blksize(&file.metadata()?).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
+    let mut punched = 0;
+    for range in ranges {
+        let (from, to) = (range.start.next_multiple_of(page), range.end / page * page);
+        if from >= to {
+            continue;
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&file, flags, from, to - from) {
+            Ok(()) => punched += to - from,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    file.sync_all()?;
+    Ok(Some(punched))
 }
 
 fn delete(path: &Path) -> io::Result<()> {

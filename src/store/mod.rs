@@ -47,6 +47,9 @@ pub enum StoreError {
     /// Another daemon took the name of the file: it has taken over, and counts the file as never written.
     #[error("{0} was taken by another daemon")]
     Taken(String),
+    /// The backend has no such thing.
+    #[error("the backend does not support {0}")]
+    Unsupported(&'static str),
     /// The request failed; whether it was carried out is not known.
     #[error("{operation} of {path} failed")]
     Failed {
@@ -65,7 +68,7 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
-            Self::Taken(_) | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::Taken(_) | Self::Unsupported(_) | Self::Failed { .. } => ErrorKind::Unavailable,
         }
     }
 

@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use esker::catalog::command::{
-    About, Bind, Command, Condition, Item, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal,
-    Store, StoreFile, StoreToken, Stored,
+    About, Bind, Claim, Command, Condition, Item, Leavings, Move, Moved, NewSegment, ObjectContent, ObjectToDelete,
+    Outcome, PutObject, Refusal, Restore, Store, StoreFile, StoreToken, Stored,
 };
-use esker::catalog::record::{FileState, Mutation, ObjectHeaders, PartRecord, UploadRecord};
+use esker::catalog::record::{CheckpointKind, FileState, JobEnd, Mutation, ObjectHeaders, PartRecord, UploadRecord};
 use esker::catalog::state::{ListQuery, Listed, State};
 use esker::model::{
-    CheckpointId, IdempotencyKey, JobId, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope,
-    Writer,
+    CheckpointId, IdempotencyKey, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentCrc,
+    SegmentId, StateScope, Writer,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -64,6 +64,22 @@ enum Op {
     Confirm(prop::sample::Index),
     Fail(prop::sample::Index),
     CloseFile(prop::sample::Index),
+    /// A checkpoint uses some of all segments there ever were.
+    Reuse(u8, u64, Vec<prop::sample::Index>),
+    Savepoint(u8, u64),
+    Discard(u8, u64),
+    Restore {
+        job: u8,
+        from: u8,
+        checkpoint: u64,
+        claim: bool,
+    },
+    End {
+        job: u8,
+        keep: bool,
+    },
+    /// What can be seen of a closed file is copied, with a segment that is elsewhere by now.
+    Move(prop::sample::Index),
     Delete(u8, Wanted),
     CreateUpload(u8),
     AbortUpload(u8),
@@ -96,6 +112,13 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Complete(job, n)),
         1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Abort(job, n)),
         1 => (0..2_u8, 0..3_u64).prop_map(|(job, n)| Op::Subsume(job, n)),
+        2 => (0..2_u8, 0..5_u64, vec(any::<prop::sample::Index>(), 1..4)).prop_map(|(job, n, which)| Op::Reuse(job, n, which)),
+        1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Savepoint(job, n)),
+        1 => (0..2_u8, 0..5_u64).prop_map(|(job, n)| Op::Discard(job, n)),
+        2 => (0..2_u8, 0..2_u8, 0..5_u64, any::<bool>())
+            .prop_map(|(job, from, checkpoint, claim)| Op::Restore { job, from, checkpoint, claim }),
+        1 => (0..2_u8, any::<bool>()).prop_map(|(job, keep)| Op::End { job, keep }),
+        3 => any::<prop::sample::Index>().prop_map(Op::Move),
         12 => (vec(any_brings(), 1..4), place).prop_map(|(brings, place)| Op::Store(brings, place)),
         10 => any::<prop::sample::Index>().prop_map(Op::Confirm),
         2 => any::<prop::sample::Index>().prop_map(Op::Fail),
@@ -115,6 +138,10 @@ fn job(n: u8) -> JobId {
     format!("bucket/jobs/{n}").parse().unwrap()
 }
 
+fn lane() -> Lane {
+    Lane { job: Some(job(0)), scope: StateScope::Shared, of: LaneOf::All }
+}
+
 fn key(n: u8) -> String {
     format!("jobs/{n}/key")
 }
@@ -128,8 +155,8 @@ fn upload(n: u8) -> String {
 struct Model {
     jobs: BTreeMap<JobId, ModelJob>,
     bucket: bool,
-    /// Segments that checkpoints hold: the job, and the last checkpoint that uses it.
-    held: BTreeMap<SegmentId, (JobId, u64)>,
+    /// Segments that checkpoints hold.
+    held: BTreeMap<SegmentId, Held>,
     /// Newest first.
     objects: BTreeMap<String, Vec<ModelVersion>>,
     uploads: BTreeMap<String, BTreeMap<u16, SegmentId>>,
@@ -143,10 +170,28 @@ struct Model {
     closed: BTreeSet<PhysicalFileId>,
 }
 
+#[derive(Debug, Clone, PartialEq)]
+struct Held {
+    job: JobId,
+    written_for: u64,
+    /// The last checkpoint that uses it, or its savepoint.
+    last: u64,
+    savepoint: bool,
+}
+
+impl Held {
+    fn is_part_of(&self, job: &JobId, n: u64, savepoint: bool) -> bool {
+        let between = if self.savepoint { self.last == n } else { self.written_for <= n && n <= self.last };
+        self.job == *job && self.savepoint == savepoint && between
+    }
+}
+
 #[derive(Debug, Default)]
 struct ModelJob {
     subsumed: Option<u64>,
-    checkpoints: BTreeMap<u64, &'static str>,
+    ended: bool,
+    /// Their states, and whether each is a savepoint.
+    checkpoints: BTreeMap<u64, (&'static str, bool)>,
 }
 
 #[derive(Debug, Clone)]
@@ -168,9 +213,48 @@ struct ModelStore {
 impl Model {
     fn takes(&self, id: &JobId, checkpoint: u64) -> bool {
         self.jobs.get(id).is_some_and(|job| {
-            job.subsumed.is_none_or(|subsumed| checkpoint > subsumed)
-                && matches!(job.checkpoints.get(&checkpoint), None | Some(&"pending"))
+            let late = job.subsumed.is_some_and(|subsumed| checkpoint <= subsumed);
+            let open = match job.checkpoints.get(&checkpoint) {
+                Some(("pending", true)) => true,
+                None | Some(("pending", false)) => !late,
+                Some(_) => false,
+            };
+            open && !job.ended
         })
+    }
+
+    fn is_savepoint(&self, id: &JobId, checkpoint: u64) -> bool {
+        self.jobs.get(id).and_then(|job| job.checkpoints.get(&checkpoint)).is_some_and(|(_, savepoint)| *savepoint)
+    }
+
+    fn abort(&mut self, id: &JobId, n: u64) {
+        self.held.retain(|_, held| !(held.job == *id && held.last == n && (held.savepoint || held.written_for == n)));
+        let savepoint = self.is_savepoint(id, n);
+        self.jobs.get_mut(id).unwrap().checkpoints.insert(n, ("aborted", savepoint));
+    }
+
+    fn abort_pending(&mut self, id: &JobId) {
+        let known = self.jobs.get(id).map(|job| job.checkpoints.clone()).unwrap_or_default();
+        known.iter().filter(|(_, (state, _))| *state == "pending").for_each(|(n, _)| self.abort(id, *n));
+    }
+
+    fn subsume(&mut self, id: &JobId, through: u64) {
+        self.held.retain(|_, held| held.job != *id || held.savepoint || held.last > through);
+        let job = self.jobs.get_mut(id).unwrap();
+        job.subsumed = job.subsumed.max(Some(through));
+        job.checkpoints.retain(|n, (_, savepoint)| *n > through || *savepoint);
+    }
+
+    fn free(&mut self, id: &JobId) {
+        self.held.retain(|_, held| held.job != *id || held.savepoint);
+        self.jobs.get_mut(id).unwrap().checkpoints.retain(|_, (_, savepoint)| *savepoint);
+    }
+
+    fn forget_if_over(&mut self, id: &JobId) {
+        let holds = self.held.values().any(|held| held.job == *id);
+        if self.jobs.get(id).is_some_and(|job| job.ended && job.checkpoints.is_empty() && !holds) {
+            self.jobs.remove(id);
+        }
     }
 
     /// Everything that somebody names.
@@ -293,16 +377,15 @@ impl World {
         match op {
             Op::CreateJob(n) => {
                 self.apply(Command::CreateJob(job(*n))).unwrap();
-                self.model.jobs.entry(job(*n)).or_default();
+                self.model.jobs.entry(job(*n)).or_default().ended = false;
             }
-            Op::Begin(n, checkpoint) => {
-                let wanted = self.model.takes(&job(*n), *checkpoint);
-                let outcome = self.apply(Command::BeginCheckpoint(job(*n), CheckpointId(*checkpoint)));
-                assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
-                if wanted {
-                    self.model.jobs.entry(job(*n)).or_default().checkpoints.insert(*checkpoint, "pending");
-                }
-            }
+            Op::Begin(n, checkpoint) => self.begin(*n, *checkpoint, CheckpointKind::Checkpoint),
+            Op::Savepoint(n, checkpoint) => self.begin(*n, *checkpoint, CheckpointKind::Savepoint),
+            Op::Reuse(n, checkpoint, which) => self.reuse(*n, *checkpoint, which),
+            Op::Discard(n, checkpoint) => self.discard(*n, *checkpoint),
+            Op::Restore { job: n, from, checkpoint, claim } => self.restore(*n, *from, *checkpoint, *claim),
+            Op::End { job: n, keep } => self.end(*n, *keep),
+            Op::Move(which) => self.move_segments(which),
             Op::Complete(n, checkpoint) => self.complete(*n, *checkpoint),
             Op::Abort(n, checkpoint) => self.abort(*n, *checkpoint),
             Op::Subsume(n, through) => self.subsume(*n, *through),
@@ -330,7 +413,8 @@ impl World {
                 self.model.uploads.remove(&upload(*n));
             }
             Op::FilesDeleted => {
-                let due = self.state.deletable_files(self.now(), 100);
+                let due = self.state.forgotten_files(self.now(), self.now(), 100);
+                let due: Vec<PhysicalFileId> = due.into_iter().map(|file| file.id).collect();
                 self.apply(Command::FilesDeleted(due.clone())).unwrap();
                 due.iter().for_each(|file| assert!(self.model.closed.remove(file), "{file} is not closed"));
             }
@@ -347,22 +431,169 @@ impl World {
     fn complete(&mut self, n: u8, checkpoint: u64) {
         let state = self.model.jobs.get(&job(n)).and_then(|job| job.checkpoints.get(&checkpoint).copied());
         let outcome = self.apply(Command::CompleteCheckpoint(job(n), CheckpointId(checkpoint)));
-        assert_eq!(outcome.is_ok(), matches!(state, Some("pending" | "completed")), "{outcome:?}");
-        if outcome.is_ok() {
-            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, "completed");
+        assert_eq!(outcome.is_ok(), matches!(state, Some(("pending" | "completed", _))), "{outcome:?}");
+        if let (true, Some((_, savepoint))) = (outcome.is_ok(), state) {
+            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, ("completed", savepoint));
         }
     }
 
     fn abort(&mut self, n: u8, checkpoint: u64) {
         let known = self.model.jobs.get(&job(n));
-        let wanted = known.is_some_and(|job| job.checkpoints.get(&checkpoint) != Some(&"completed"));
-        let subsumed = known.is_some_and(|job| job.subsumed >= Some(checkpoint));
+        let record = known.and_then(|job| job.checkpoints.get(&checkpoint));
+        let wanted = known.is_some() && !matches!(record, Some(("completed", _)));
+        let subsumed = record.is_none() && known.is_some_and(|job| job.subsumed >= Some(checkpoint));
         let outcome = self.apply(Command::AbortCheckpoint(job(n), CheckpointId(checkpoint)));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
         if wanted && !subsumed {
-            self.model.held.retain(|_, (holder, last)| *holder != job(n) || *last != checkpoint);
-            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, "aborted");
+            self.model.abort(&job(n), checkpoint);
         }
+    }
+
+    fn begin(&mut self, n: u8, checkpoint: u64, kind: CheckpointKind) {
+        let savepoint = kind == CheckpointKind::Savepoint;
+        let known = self.model.jobs.get(&job(n)).and_then(|job| job.checkpoints.get(&checkpoint));
+        let same = known.is_none_or(|(_, is)| *is == savepoint);
+        let wanted = self.model.takes(&job(n), checkpoint) && same;
+        let outcome = self.apply(Command::BeginCheckpoint(job(n), CheckpointId(checkpoint), kind));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        if wanted {
+            self.model.jobs.entry(job(n)).or_default().checkpoints.insert(checkpoint, ("pending", savepoint));
+        }
+    }
+
+    fn reuse(&mut self, n: u8, checkpoint: u64, which: &[prop::sample::Index]) {
+        let all: Vec<SegmentId> = self.model.lens.keys().copied().collect();
+        let segments: Vec<SegmentId> = which.iter().filter(|_| !all.is_empty()).map(|which| *which.get(&all)).collect();
+        let wanted = self.model.takes(&job(n), checkpoint) && !self.model.is_savepoint(&job(n), checkpoint);
+        let outcome = self.apply(Command::Reuse(job(n), CheckpointId(checkpoint), segments.clone()));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        let Ok(Outcome::Reused(refused)) = outcome else { return };
+        self.model.jobs.get_mut(&job(n)).unwrap().checkpoints.insert(checkpoint, ("pending", false));
+        for id in segments {
+            let arriving = self.model.is_arriving(id);
+            let held = self.model.held.get_mut(&id).filter(|held| held.job == job(n) && !held.savepoint && !arriving);
+            assert_eq!(refused.contains(&id), held.is_none(), "{id}");
+            if let Some(held) = held {
+                held.last = held.last.max(checkpoint);
+            }
+        }
+    }
+
+    fn discard(&mut self, n: u8, checkpoint: u64) {
+        let known = self.model.jobs.get(&job(n));
+        let record = known.and_then(|job| job.checkpoints.get(&checkpoint)).copied();
+        let wanted = known.is_some() && !matches!(record, Some((_, false)));
+        let outcome = self.apply(Command::DiscardSavepoint(job(n), CheckpointId(checkpoint)));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        if let (true, Some((_, true))) = (wanted, record) {
+            self.model.held.retain(|_, held| !held.is_part_of(&job(n), checkpoint, true));
+            self.model.jobs.get_mut(&job(n)).unwrap().checkpoints.remove(&checkpoint);
+            self.model.forget_if_over(&job(n));
+        }
+    }
+
+    fn restore(&mut self, n: u8, from: u8, checkpoint: u64, claim: bool) {
+        let (to, from) = (job(n), job(from));
+        let record = self.model.jobs.get(&from).and_then(|job| job.checkpoints.get(&checkpoint)).copied();
+        let savepoint = self.model.is_savepoint(&from, checkpoint);
+        let newer = |job: &ModelJob| {
+            let mut after = job.checkpoints.range(checkpoint + 1..);
+            after.any(|(_, (state, savepoint))| *state == "completed" && !savepoint)
+        };
+        let moves = claim && to != from;
+        let in_the_way =
+            moves && !savepoint && self.model.jobs.get(&from).is_some_and(newer)
+                || moves
+                    && self.model.jobs.get(&to).is_some_and(|job| {
+                        job.subsumed >= Some(checkpoint) || job.checkpoints.contains_key(&checkpoint)
+                    });
+        let wanted = matches!(record, Some(("completed", _))) && !in_the_way;
+        let claim = if claim { Claim::Claim } else { Claim::NoClaim };
+        let restore = Restore { job: to.clone(), from: from.clone(), checkpoint: CheckpointId(checkpoint), claim };
+        let outcome = self.apply(Command::Restore(restore));
+        assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
+        if !wanted {
+            return;
+        }
+        self.model.jobs.entry(to.clone()).or_default().ended = false;
+        self.model.abort_pending(&to);
+        if !moves {
+            return;
+        }
+        if !savepoint {
+            self.model.abort_pending(&from);
+        }
+        let mut moved = BTreeSet::new();
+        for (id, held) in &mut self.model.held {
+            if held.is_part_of(&from, checkpoint, savepoint) {
+                *held = Held { job: to.clone(), last: checkpoint, savepoint: false, ..held.clone() };
+                moved.insert(*id);
+            }
+        }
+        self.model.keys.retain(|_, (id, _)| !moved.contains(id));
+        self.model.jobs.get_mut(&to).unwrap().checkpoints.insert(checkpoint, ("completed", false));
+        if savepoint {
+            self.model.jobs.get_mut(&from).unwrap().checkpoints.remove(&checkpoint);
+        } else {
+            self.model.free(&from);
+            self.model.subsume(&from, checkpoint);
+        }
+        self.model.forget_if_over(&from);
+    }
+
+    fn end(&mut self, n: u8, keep: bool) {
+        let known = self.model.jobs.contains_key(&job(n));
+        let leavings = if keep { Leavings::Keep } else { Leavings::Delete };
+        let outcome = self.apply(Command::EndJob(job(n), JobEnd::Failed, leavings));
+        assert_eq!(outcome.is_ok(), known, "{outcome:?}");
+        if !known {
+            return;
+        }
+        self.model.abort_pending(&job(n));
+        if keep {
+            let checkpoints = self.model.jobs[&job(n)].checkpoints.clone();
+            self.model.held.retain(|_, held| {
+                let used = |n: u64, (state, savepoint): (&str, bool)| {
+                    state == "completed" && !savepoint && held.written_for <= n && n <= held.last
+                };
+                held.job != job(n) || held.savepoint || checkpoints.iter().any(|(n, record)| used(*n, *record))
+            });
+        } else {
+            self.model.free(&job(n));
+        }
+        let entry = self.model.jobs.get_mut(&job(n)).unwrap();
+        entry.checkpoints.retain(|_, (state, _)| *state != "aborted");
+        entry.ended = true;
+        self.model.forget_if_over(&job(n));
+    }
+
+    /// Copies what can be seen of a closed file, or what is inside the catalog, into a new file.
+    fn move_segments(&mut self, which: &prop::sample::Index) {
+        let mut sources: Vec<Option<PhysicalFileId>> = self.model.closed.iter().cloned().map(Some).collect();
+        sources.push(None);
+        let source = which.get(&sources).clone();
+        let to = PhysicalFileId::new(Some(&job(0)), 2, self.new_number());
+        let mut at = 64;
+        let mut segments = vec![];
+        for id in self.model.live() {
+            let Some(view) = self.state.segment(id) else { continue };
+            let elsewhere = view.record.location.file() != source.as_ref();
+            if elsewhere && segments.len() % 3 != 1 {
+                continue;
+            }
+            let len = view.record.location.len();
+            let place = Segment { file: to.clone(), offset: at, len };
+            // What is elsewhere was moved since it was read: it stays where it is.
+            let from = if elsewhere { Location::Inline { len: len + 1 } } else { view.record.location };
+            if !elsewhere {
+                self.model.places.insert(id, Some(to.clone()));
+            }
+            segments.push(Moved { id, from, to: place });
+            at += len + 32;
+        }
+        let file = StoreFile { id: to.clone(), lane: lane(), len: at + 100, closes: true, upload: None };
+        self.apply(Command::Move(Move { file, segments })).unwrap();
+        self.model.closed.insert(to);
     }
 
     fn subsume(&mut self, n: u8, through: u64) {
@@ -370,10 +601,7 @@ impl World {
         let outcome = self.apply(Command::SubsumeCheckpoint(job(n), CheckpointId(through)));
         assert_eq!(outcome.is_ok(), known, "{outcome:?}");
         if known {
-            self.model.held.retain(|_, (holder, last)| *holder != job(n) || *last > through);
-            let entry = self.model.jobs.entry(job(n)).or_default();
-            entry.subsumed = entry.subsumed.max(Some(through));
-            entry.checkpoints.retain(|id, _| *id > through);
+            self.model.subsume(&job(n), through);
         }
     }
 
@@ -485,7 +713,13 @@ impl World {
             self.model.places.insert(id, file.clone());
             items.push((id, self.item(brings, id, location)));
         }
-        let store_file = file.clone().map(|id| StoreFile { id, len: at, closes: place == Place::WholeFile });
+        let store_file = file.clone().map(|id| StoreFile {
+            id,
+            lane: lane(),
+            len: at,
+            closes: place == Place::WholeFile,
+            upload: None,
+        });
         let store =
             Store { file: store_file.clone(), items: items.iter().map(|(_, (item, _))| item.clone()).collect() };
         let outcome = self.apply(Command::Store(store)).unwrap();
@@ -589,8 +823,9 @@ impl World {
                     (true, None) => {
                         assert!(matches!(answer, Ok(Stored::Handles(_))), "{answer:?}");
                         let owner = self.model.jobs.entry(job(*n)).or_default();
-                        owner.checkpoints.entry(*checkpoint).or_insert("pending");
-                        self.model.held.insert(id, (job(*n), *checkpoint));
+                        let (_, savepoint) = *owner.checkpoints.entry(*checkpoint).or_insert(("pending", false));
+                        let held = Held { job: job(*n), written_for: *checkpoint, last: *checkpoint, savepoint };
+                        self.model.held.insert(id, held);
                         if let Some(key) = key {
                             self.model.keys.insert((job(*n), key), (id, u32::from(*content)));
                         }

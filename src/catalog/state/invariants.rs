@@ -41,13 +41,17 @@ impl State {
             }
         }
         for (id, file) in &self.files {
-            space.physical_bytes += file.record.state.len();
+            space.physical_bytes += file.record.occupied();
+            if let FileState::Forgotten { .. } = file.record.state {
+                space.forgotten_bytes += file.record.occupied();
+            }
             let counted = live.get(id).copied().unwrap_or_default();
-            if counted != (file.live_segments, file.live_bytes) {
-                faults.push(format!(
-                    "{id} counts {:?} live segments and bytes, it has {counted:?}",
-                    (file.live_segments, file.live_bytes)
-                ));
+            let counts = (file.live.len() as u64, file.live_bytes);
+            if counted != counts {
+                faults.push(format!("{id} counts {counts:?} live segments and bytes, it has {counted:?}"));
+            }
+            if file.live_bytes > file.record.occupied() {
+                faults.push(format!("{id} has holes where segments live"));
             }
             if matches!(file.record.state, FileState::Closed { .. }) && counted.0 == 0 {
                 faults.push(format!("{id} is closed and holds nothing that lives, but is not forgotten"));
@@ -75,6 +79,12 @@ impl State {
                     let subsumed = job.and_then(|job| job.record.as_ref()).and_then(|record| record.subsumed);
                     if subsumed.is_some_and(|subsumed| last_used <= subsumed) {
                         faults.push(format!("segment {id} lives, but checkpoint {last_used} is subsumed"));
+                    }
+                }
+                Holder::Savepoint { id: savepoint } => {
+                    let set = self.jobs.get(&entry.record.job).and_then(|job| job.by_savepoint.get(&savepoint));
+                    if !set.is_some_and(|set| set.contains(id)) {
+                        faults.push(format!("segment {id} is missing from the index of its savepoint"));
                     }
                 }
                 _ => {}

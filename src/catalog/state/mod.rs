@@ -16,6 +16,7 @@
 mod checkpoints;
 mod files;
 mod invariants;
+mod jobs;
 mod objects;
 mod recovery;
 mod store;
@@ -24,7 +25,10 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use recovery::UncertainFile;
-pub use views::{FileView, ListPage, ListQuery, Listed, ObjectView, SegmentView, SpaceUsage};
+pub use views::{
+    CheckpointSpace, FileView, ForgottenFile, LaneSpace, ListPage, ListQuery, Listed, ObjectView, SegmentView,
+    SpaceUsage,
+};
 
 use super::command::{Command, Outcome, Refusal, StoreToken};
 use super::record::{
@@ -49,8 +53,10 @@ pub struct State {
 #[derive(Debug)]
 struct FileEntry {
     record: FileRecord,
-    live_segments: u64,
+    live: BTreeSet<SegmentId>,
     live_bytes: u64,
+    /// Advised against: its segments should be stored again instead of being reused. Not remembered across starts.
+    avoid: bool,
 }
 
 #[derive(Debug)]
@@ -66,6 +72,8 @@ struct JobEntry {
     checkpoints: BTreeMap<CheckpointId, CheckpointRecord>,
     /// Segments held by checkpoints, by the last one that uses them.
     by_last_used: BTreeMap<CheckpointId, BTreeSet<SegmentId>>,
+    /// Segments held by savepoints.
+    by_savepoint: BTreeMap<CheckpointId, BTreeSet<SegmentId>>,
     segments: BTreeSet<SegmentId>,
     idempotency_keys: HashMap<IdempotencyKey, SegmentId>,
 }
@@ -100,15 +108,26 @@ impl State {
     pub fn apply(&mut self, command: Command, at: Millis) -> Result<Outcome, Refusal> {
         match command {
             Command::CreateJob(job) => self.create_job(job, at),
-            Command::BeginCheckpoint(job, id) => self.begin_checkpoint(&job, id, at)?,
+            Command::BeginCheckpoint(job, id, kind) => self.begin_checkpoint(&job, id, kind, at)?,
             Command::CompleteCheckpoint(job, id) => self.complete_checkpoint(&job, id, at)?,
             Command::AbortCheckpoint(job, id) => self.abort_checkpoint(&job, id, at)?,
             Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, id, at)?,
+            Command::DiscardSavepoint(job, id) => self.discard_savepoint(&job, id, at)?,
+            Command::Reuse(job, id, segments) => {
+                return self.reuse(&job, id, &segments, at).map(Outcome::Reused);
+            }
+            Command::Restore(restore) => self.restore(&restore, at)?,
+            Command::EndJob(job, end, leavings) => self.end_job(&job, end, leavings, at)?,
             Command::Store(store) => {
                 let (token, answers) = self.store(store, at);
                 return Ok(Outcome::Stored(token, answers));
             }
             Command::CloseFile(file, len) => self.close_file(&file, len, at),
+            Command::Move(moved) => {
+                let (segments, bytes) = self.move_segments(moved, at);
+                return Ok(Outcome::Moved(segments, bytes));
+            }
+            Command::FilePunched(file, holes) => self.file_punched(&file, holes),
             Command::FilesDeleted(files) => files.iter().for_each(|file| self.file_deleted(file)),
             Command::CreateBucket(bucket) => self.create_bucket(bucket, at)?,
             Command::DeleteBucket(bucket) => self.delete_bucket(&bucket)?,

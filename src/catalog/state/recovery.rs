@@ -20,6 +20,8 @@ pub struct UncertainFile {
     pub durable_len: u64,
     /// Bytes it should have.
     pub len: u64,
+    /// The multipart upload that should have brought it.
+    pub upload: Option<String>,
 }
 
 impl State {
@@ -32,8 +34,11 @@ impl State {
             RecordKey::File(path) => {
                 let id: PhysicalFileId = path.parse().map_err(|_| RecordError::Key(key.clone()))?;
                 let record: FileRecord = record::decode(key, value)?;
-                self.space.physical_bytes += record.state.len();
-                self.files.insert(id, FileEntry { record, live_segments: 0, live_bytes: 0 });
+                self.space.physical_bytes += record.occupied();
+                if let FileState::Forgotten { .. } = record.state {
+                    self.space.forgotten_bytes += record.occupied();
+                }
+                self.files.insert(id, FileEntry::new(record));
             }
             RecordKey::Segment(id) => {
                 let record: SegmentRecord = record::decode(key, value)?;
@@ -70,7 +75,9 @@ impl State {
     /// Files whose end has to be looked up on storage before anything is answered.
     pub fn uncertain_files(&self) -> Vec<UncertainFile> {
         let uncertain = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
-            FileState::Open { durable_len, len } => Some(UncertainFile { id: id.clone(), durable_len, len }),
+            FileState::Open { durable_len, len } => {
+                Some(UncertainFile { id: id.clone(), durable_len, len, upload: entry.record.upload.clone() })
+            }
             _ => None,
         };
         self.files.iter().filter_map(uncertain).collect()
@@ -78,11 +85,12 @@ impl State {
 
     /// What was found on storage: bytes up to `data_len` hold whole frames, the file has `len` bytes and is closed.
     pub fn settle_file(&mut self, file: &PhysicalFileId, data_len: u64, len: u64, at: Millis) {
-        let beyond = |(id, entry): (&SegmentId, &super::SegmentEntry)| match &entry.record.location {
-            Location::File(segment) if segment.file == *file && segment.end() > data_len => Some(*id),
-            _ => None,
+        let beyond = |id: &&SegmentId| {
+            let place = self.segments.get(*id).map(|entry| &entry.record.location);
+            matches!(place, Some(Location::File(segment)) if segment.end() > data_len)
         };
-        let lost: Vec<SegmentId> = self.segments.iter().filter_map(beyond).collect();
+        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
+        let lost: Vec<SegmentId> = living.filter(beyond).copied().collect();
         for id in lost {
             self.free_segment(id, at);
         }
@@ -138,7 +146,7 @@ impl State {
         for id in ids {
             let Some(entry) = self.segments.get_mut(&id) else { continue };
             match (entry.record.holder, counts.get(&id)) {
-                (Holder::Checkpoints { .. }, _) => {}
+                (Holder::Checkpoints { .. } | Holder::Savepoint { .. }, _) => {}
                 (Holder::Objects { count }, Some(counted)) if count == *counted => {}
                 (_, Some(counted)) => {
                     entry.record.holder = Holder::Objects { count: *counted };

@@ -3,7 +3,7 @@
 use super::{InFlight, State};
 use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreToken, Stored};
 use crate::catalog::record::{Holder, Mutation, RecordKey, SegmentRecord};
-use crate::model::{Handle, IdempotencyKey, Millis, SegmentId};
+use crate::model::{CheckpointId, Handle, IdempotencyKey, Millis, SegmentId};
 
 impl State {
     pub(super) fn store(&mut self, store: Store, at: Millis) -> (StoreToken, Vec<Result<Stored, Refusal>>) {
@@ -40,12 +40,10 @@ impl State {
                 }
                 let handles = segments.iter().map(handle_of).collect();
                 for segment in segments {
-                    let job = segment.about.job.clone();
-                    let last_used = segment.about.checkpoint.unwrap_or(crate::model::CheckpointId(0));
-                    if let Some(checkpoint) = segment.about.checkpoint {
-                        self.begin_checkpoint(&job, checkpoint, at)?;
-                    }
-                    let holder = Holder::Checkpoints { last_used };
+                    let holder = match segment.about.checkpoint {
+                        Some(checkpoint) => self.checkpoint_gets_segment(&segment.about.job, checkpoint, at)?,
+                        None => Holder::Checkpoints { last_used: CheckpointId(0) },
+                    };
                     self.new_segment(segment, holder, idempotency_key.clone(), in_flight, at);
                 }
                 Ok(Stored::Handles(handles))

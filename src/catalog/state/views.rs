@@ -1,11 +1,16 @@
 //! What can be read of the state. Only what is visible is shown.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::State;
-use crate::catalog::record::{CheckpointRecord, FileState, JobRecord, ObjectRecord, SegmentRecord, UploadRecord};
+use super::{FileEntry, State};
+use crate::catalog::record::{
+    CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, SegmentRecord, UploadRecord,
+};
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, Handle, JobId, Millis, PhysicalFileId, SegmentId};
+use crate::model::{
+    CheckpointId, Handle, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, SegmentId, StateScope,
+};
 
 /// A visible segment.
 #[derive(Debug, Clone)]
@@ -39,10 +44,55 @@ pub struct FileView {
     pub id: PhysicalFileId,
     /// Its place in its life.
     pub state: FileState,
+    /// Bytes that it takes on storage; less than its length where holes were punched.
+    pub occupied: u64,
+    /// Whose segments it holds, if that was recorded.
+    pub lane: Option<Lane>,
+    /// When it was begun.
+    pub created: Millis,
     /// Living segments in it.
     pub live_segments: u64,
     /// Their bytes.
     pub live_bytes: u64,
+}
+
+/// A file to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForgottenFile {
+    /// Its name.
+    pub id: PhysicalFileId,
+    /// What became of its segments.
+    pub why: Forgotten,
+    /// Bytes that it takes on storage.
+    pub occupied: u64,
+}
+
+/// What a lane takes on storage.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneSpace {
+    /// Files that hold something that lives, and open ones.
+    pub files: u64,
+    /// Living segments.
+    pub segments: u64,
+    /// Their bytes.
+    pub space: SpaceUsage,
+}
+
+impl LaneSpace {
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        let (a, b) = (&self.space, &other.space);
+        Self {
+            files: self.files + other.files,
+            segments: self.segments + other.segments,
+            space: SpaceUsage {
+                physical_bytes: a.physical_bytes + b.physical_bytes,
+                forgotten_bytes: a.forgotten_bytes + b.forgotten_bytes,
+                live_bytes: a.live_bytes + b.live_bytes,
+                inline_bytes: a.inline_bytes + b.inline_bytes,
+            },
+        }
+    }
 }
 
 /// Bytes in total.
@@ -50,6 +100,8 @@ pub struct FileView {
 pub struct SpaceUsage {
     /// Bytes of physical files, until they are deleted.
     pub physical_bytes: u64,
+    /// Bytes of files that hold nothing that lives and wait to be deleted.
+    pub forgotten_bytes: u64,
     /// Bytes of living segments, inline ones among them.
     pub live_bytes: u64,
     /// Bytes of living segments that are inline.
@@ -57,14 +109,25 @@ pub struct SpaceUsage {
 }
 
 impl SpaceUsage {
-    /// Physical bytes divided by live bytes, both with what is inline; 1.0 when nothing is stored, infinite
-    /// when nothing of it lives.
+    /// Physical bytes divided by live bytes, both with what is inline and without files that only wait to be deleted; 1.0
+    /// when nothing is stored, infinite when nothing of it lives.
     pub fn amplification(&self) -> f64 {
-        match self.physical_bytes + self.inline_bytes {
+        match self.physical_bytes - self.forgotten_bytes + self.inline_bytes {
             0 => 1.0,
             stored => stored as f64 / self.live_bytes as f64,
         }
     }
+}
+
+/// What a checkpoint takes on storage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CheckpointSpace {
+    /// Segments that it uses.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that no other checkpoint uses: what its end would free.
+    pub own_bytes: u64,
 }
 
 /// What to list of a bucket.
@@ -144,9 +207,103 @@ impl State {
         self.files.get(id).map(|entry| FileView {
             id: id.clone(),
             state: entry.record.state,
-            live_segments: entry.live_segments,
+            occupied: entry.record.occupied(),
+            lane: entry.record.lane.clone(),
+            created: entry.record.created,
+            live_segments: entry.live.len() as u64,
             live_bytes: entry.live_bytes,
         })
+    }
+
+    /// The segments that live in a file, in the order of their places. Those that are not visible yet are left out.
+    pub fn segments_in(&self, file: &PhysicalFileId) -> Vec<SegmentView> {
+        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
+        let mut found: Vec<SegmentView> = living.filter_map(|id| self.segment(*id)).collect();
+        found.sort_by_key(|view| match &view.record.location {
+            Location::File(place) => place.offset,
+            Location::Inline { .. } => 0,
+        });
+        found
+    }
+
+    /// Whether a checkpoint is a savepoint.
+    pub fn is_savepoint(&self, job: &JobId, id: CheckpointId) -> bool {
+        let record = self.jobs.get(job).and_then(|entry| entry.checkpoints.get(&id));
+        record.is_some_and(|record| record.kind == CheckpointKind::Savepoint)
+    }
+
+    /// The segments of a checkpoint or savepoint, those that are not visible yet among them.
+    pub(super) fn checkpoint_segment_ids(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<SegmentId> {
+        let Some(entry) = self.jobs.get(job) else { return vec![] };
+        if self.is_savepoint(job, checkpoint) {
+            return entry.by_savepoint.get(&checkpoint).into_iter().flatten().copied().collect();
+        }
+        let held = entry.by_last_used.range(checkpoint..).flat_map(|(_, segments)| segments);
+        let written_before = |id: &&SegmentId| {
+            self.segments
+                .get(*id)
+                .is_some_and(|entry| entry.record.holder.is_part_of(entry.record.checkpoint, checkpoint))
+        };
+        held.filter(written_before).copied().collect()
+    }
+
+    /// The visible segments of a checkpoint or savepoint, in the order of their identities.
+    pub fn checkpoint_segments(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<SegmentView> {
+        let mut ids = self.checkpoint_segment_ids(job, checkpoint);
+        ids.sort_unstable();
+        ids.into_iter().filter_map(|id| self.segment(id)).collect()
+    }
+
+    /// What each lane takes on storage. Files of versions that did not record their lane, and inline segments, count for
+    /// a lane of their job.
+    pub fn space_by_lane(&self) -> BTreeMap<Lane, LaneSpace> {
+        let mut lanes: BTreeMap<Lane, LaneSpace> = BTreeMap::new();
+        for entry in self.files.values() {
+            let lane = entry.record.lane.clone().or_else(|| {
+                let record = &self.segments.get(entry.live.first()?)?.record;
+                Some(Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All })
+            });
+            let all = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
+            let of = lanes.entry(lane.unwrap_or(all)).or_default();
+            of.space.physical_bytes += entry.record.occupied();
+            if let FileState::Forgotten { .. } = entry.record.state {
+                of.space.forgotten_bytes += entry.record.occupied();
+            } else {
+                of.files += 1;
+            }
+            of.segments += entry.live.len() as u64;
+            of.space.live_bytes += entry.live_bytes;
+        }
+        for entry in self.segments.values() {
+            if let Location::Inline { len } = entry.record.location {
+                let record = &entry.record;
+                let lane = Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All };
+                let of = lanes.entry(lane).or_default();
+                of.segments += 1;
+                of.space.live_bytes += len;
+                of.space.inline_bytes += len;
+            }
+        }
+        lanes
+    }
+
+    /// Bytes of the checkpoints of a job: all that each uses, and what it alone uses.
+    pub fn space_by_checkpoint(&self, job: &JobId) -> Vec<(CheckpointId, CheckpointRecord, CheckpointSpace)> {
+        let uses = |id: &SegmentId| self.segments.get(id).map(|entry| &entry.record);
+        let known = self.checkpoints(job);
+        let space = |checkpoint| {
+            let mut space = CheckpointSpace::default();
+            for record in self.checkpoint_segment_ids(job, checkpoint).iter().filter_map(uses) {
+                space.segments += 1;
+                space.bytes += record.location.len();
+                let users = known.iter().filter(|(id, _)| record.holder.is_part_of(record.checkpoint, *id)).take(2);
+                if users.count() < 2 {
+                    space.own_bytes += record.location.len();
+                }
+            }
+            space
+        };
+        known.iter().map(|(id, record)| (*id, record.clone(), space(*id))).collect()
     }
 
     /// All physical files, by name.
@@ -159,13 +316,28 @@ impl State {
         self.segments.iter().map(|(id, entry)| (*id, &entry.record))
     }
 
-    /// Files that were forgotten at or before `until`, to be deleted from storage.
-    pub fn deletable_files(&self, until: Millis, max: usize) -> Vec<PhysicalFileId> {
-        let due = self
-            .files
-            .iter()
-            .filter(|(_, entry)| matches!(entry.record.state, FileState::Forgotten { since, .. } if since <= until));
-        due.map(|(id, _)| id.clone()).take(max).collect()
+    /// Files to be deleted from storage: those that died at or before `died`, and those whose segments were moved away at or
+    /// before `moved`.
+    pub fn forgotten_files(&self, died: Millis, moved: Millis, max: usize) -> Vec<ForgottenFile> {
+        let due = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
+            FileState::Forgotten { since, why, .. } if since <= if why == Forgotten::Died { died } else { moved } => {
+                Some(ForgottenFile { id: id.clone(), why, occupied: entry.record.occupied() })
+            }
+            _ => None,
+        };
+        self.files.iter().filter_map(due).take(max).collect()
+    }
+
+    /// What is known of the segments that live in a file; those that are not visible yet among them.
+    pub fn living_in(&self, file: &PhysicalFileId) -> impl Iterator<Item = &SegmentRecord> {
+        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
+        living.filter_map(|id| self.segments.get(id).map(|entry| &entry.record))
+    }
+
+    /// The visible segments inside the catalog.
+    pub fn inline_segments(&self) -> impl Iterator<Item = SegmentView> + '_ {
+        let inline = self.segments.iter().filter(|(_, entry)| matches!(entry.record.location, Location::Inline { .. }));
+        inline.filter_map(|(id, _)| self.segment(*id))
     }
 
     /// Jobs that were created, in the order of their ids.

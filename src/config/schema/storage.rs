@@ -90,18 +90,22 @@ section! {
 }
 
 section! {
-    /// `[reclaim]`: getting dead bytes back. Re-uploading comes later; deleting works now.
+    /// `[reclaim]`: getting dead bytes back.
     ReclaimConfig {
-        /// Who re-uploads live segments: `server` (default), `advise` or `off`. Behaviour comes later.
+        /// Who re-uploads live segments: `server` (default), `advise` or `off`.
         mode: ReclaimMode = ReclaimMode::Server,
-        /// Time between forgetting a file and deleting it, default 5 min: readers that already looked it up finish,
-        /// with retries. Longer keeps more dead bytes.
+        /// Time between forgetting a file and deleting it, default 5 min: whoever holds a handle of a place that segments
+        /// were moved away from can still read it. On a local disk files that died as a whole do not wait. Longer keeps
+        /// more dead bytes.
         delete_grace: Span = Span::minutes(5),
         /// Files deleted per second at most, default 500. S3 answers 503 above a few thousand.
         delete_rate: u32 = 500,
-        /// Bytes copied per second at most, default 64 mb. Behaviour comes later.
+        /// Bytes copied per second at most, default 64 mb.
         copy_rate: MemorySize = MemorySize::mib(64),
         /// How often the reclaimer looks for work, default 10 s. It asks the catalog, not the store.
         interval: Span = Span::seconds(10),
+        /// How often storage is listed for files that the catalog does not name, default 1 h; 0 is never. A file is deleted
+        /// when it was unnamed twice. Costs one request per 1,000 files.
+        sweep_interval: Span = Span::hours(1),
     }
 }

@@ -239,6 +239,8 @@ pub struct ReclaimSettings {
     pub copied_bytes_per_second_max: u64,
     /// How often the reclaimer looks for work. It asks the catalog, not the store, so a look is cheap.
     pub interval: Duration,
+    /// How often storage is listed for files that nobody names. `None`: never.
+    pub sweep_interval: Option<Duration>,
 }
 
 /// Who may come in.
@@ -417,6 +419,7 @@ fn reclaim(config: &Config) -> ReclaimSettings {
         deletes_per_second_max: reclaim.delete_rate,
         copied_bytes_per_second_max: reclaim.copy_rate.bytes(),
         interval: reclaim.interval.duration(),
+        sweep_interval: Some(reclaim.sweep_interval.duration()).filter(|interval| !interval.is_zero()),
     }
 }
 

@@ -1,0 +1,165 @@
+//! How much space what takes, and getting it back now.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use http::Uri;
+
+use super::figures::{GcParams, GcReport, ReclaimPlan, ReclaimRound, SpaceInfo, SpaceParams, SpaceRow};
+use super::native::{Native, job_of, query};
+use super::status::ApiError;
+use super::wire::ErrorBody;
+use crate::catalog::record::{CheckpointKind, CheckpointRecord};
+use crate::catalog::state::{CheckpointSpace, LaneSpace, State as CatalogState};
+use crate::error::ErrorKind;
+use crate::model::{CheckpointId, JobId, Lane, Millis};
+use crate::reclaim::sweep::look;
+
+/// Tells how much space jobs, lanes or checkpoints take.
+#[utoipa::path(get, path = "/v1/space", params(SpaceParams), responses(
+    (status = 200, body = SpaceInfo), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn show_space(State(native): State<Native>, uri: Uri) -> Result<Json<SpaceInfo>, ApiError> {
+    native.catalog.check()?;
+    let params: SpaceParams = query(&uri)?;
+    let job = params.job.as_deref().map(job_of).transpose()?;
+    let by = params.by.as_deref().map(str::parse).transpose().map_err(|why: String| ApiError::invalid("by", why))?;
+    let state = native.catalog.view();
+    if let Some(job) = &job
+        && state.job(job).is_none()
+    {
+        return Err(ApiError::not_found("job", format!("job {job} is not known")));
+    }
+    Ok(Json(space(&state, by, job.as_ref())))
+}
+
+/// Tells what the next round of reclaiming would do.
+#[utoipa::path(get, path = "/v1/reclaim", responses((status = 200, body = ReclaimPlan)))]
+pub async fn show_plan(State(native): State<Native>) -> Result<Json<ReclaimPlan>, ApiError> {
+    native.catalog.check()?;
+    Ok(Json((&native.reclaim.reclaimer.lock().await.plan()).into()))
+}
+
+/// Reclaims now instead of at the next interval, and tells what was done.
+#[utoipa::path(post, path = "/v1/reclaim", responses(
+    (status = 200, body = ReclaimRound), (status = 503, body = ErrorBody)))]
+pub async fn reclaim_now(State(native): State<Native>) -> Result<Json<ReclaimRound>, ApiError> {
+    native.catalog.check()?;
+    let round = native.reclaim.reclaimer.lock().await.round(&native.reclaim.stop).await;
+    let unavailable = |error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error));
+    Ok(Json((&round.map_err(unavailable)?).into()))
+}
+
+/// Tells what is waiting to be deleted. Lists the store.
+#[utoipa::path(get, path = "/v1/gc", responses((status = 200, body = GcReport), (status = 503, body = ErrorBody)))]
+pub async fn show_gc(State(native): State<Native>) -> Result<Json<GcReport>, ApiError> {
+    native.catalog.check()?;
+    let swept = look(&native.catalog, native.reader.store()).await;
+    let swept = swept.map_err(|error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error)))?;
+    let forgotten = native.catalog.view().forgotten_files(Millis(u64::MAX), Millis(u64::MAX), usize::MAX);
+    Ok(Json(GcReport::of(&forgotten, &swept, native.catalog.epoch())))
+}
+
+/// Deletes what is due now instead of at the next interval, and tells what is left.
+#[utoipa::path(post, path = "/v1/gc", params(GcParams), responses(
+    (status = 200, body = GcReport), (status = 503, body = ErrorBody)))]
+pub async fn gc_now(state: State<Native>, uri: Uri) -> Result<Json<GcReport>, ApiError> {
+    let GcParams { force } = query(&uri)?;
+    let native = &state.0;
+    native.catalog.check()?;
+    let deleted = {
+        let mut deleter = native.reclaim.deleter.lock().await;
+        if force == Some(true) {
+            deleter.force_sweep();
+        }
+        deleter.round(&native.reclaim.stop).await?
+    };
+    let Json(report) = show_gc(state).await?;
+    Ok(Json(GcReport { deleted: deleted as u64, ..report }))
+}
+
+/// By what space is told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpaceBy {
+    /// Job by job.
+    Job,
+    /// Lane by lane.
+    Lane,
+    /// Checkpoint by checkpoint.
+    Checkpoint,
+}
+
+impl SpaceBy {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Job => "job",
+            Self::Lane => "lane",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+impl std::str::FromStr for SpaceBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "job" => Ok(Self::Job),
+            "lane" => Ok(Self::Lane),
+            "checkpoint" => Ok(Self::Checkpoint),
+            other => Err(format!("must be 'job', 'lane' or 'checkpoint', is {other:?}")),
+        }
+    }
+}
+
+/// The space table of a catalog, of all jobs or of one.
+pub fn space(state: &CatalogState, by: Option<SpaceBy>, job: Option<&JobId>) -> SpaceInfo {
+    let mut lanes = state.space_by_lane();
+    lanes.retain(|lane, _| job.is_none_or(|job| lane.job.as_ref() == Some(job)));
+    let total = lanes.values().fold(LaneSpace::default(), |total, lane| total.plus(lane));
+    let name = job.map_or_else(|| "total".to_owned(), ToString::to_string);
+    let total = SpaceRow::of(name, total.files, total.segments, &total.space);
+    let rows = match by {
+        None => vec![],
+        Some(SpaceBy::Lane) => rows(lanes.iter().map(|(lane, space)| (lane.to_string(), space))),
+        Some(SpaceBy::Job) => {
+            let jobs = by_job(&lanes);
+            rows(jobs.iter().map(|(job, space)| (job.clone(), space)))
+        }
+        Some(SpaceBy::Checkpoint) => {
+            let jobs =
+                job.map_or_else(|| state.jobs().into_iter().map(|(job, ..)| job).collect(), |job| vec![job.clone()]);
+            jobs.iter().flat_map(|job| checkpoints(state, job)).collect()
+        }
+    };
+    SpaceInfo { total, rows }
+}
+
+fn by_job(lanes: &BTreeMap<Lane, LaneSpace>) -> BTreeMap<String, LaneSpace> {
+    let mut jobs: BTreeMap<String, LaneSpace> = BTreeMap::new();
+    for (lane, space) in lanes {
+        let job = lane.job.as_ref().map_or("(all jobs)", JobId::as_str);
+        let entry = jobs.entry(job.to_owned()).or_default();
+        *entry = entry.plus(space);
+    }
+    jobs
+}
+
+fn rows<'a>(spaces: impl Iterator<Item = (String, &'a LaneSpace)>) -> Vec<SpaceRow> {
+    spaces.map(|(of, lane)| SpaceRow::of(of, lane.files, lane.segments, &lane.space)).collect()
+}
+
+fn checkpoints(state: &CatalogState, job: &JobId) -> Vec<SpaceRow> {
+    let row = |(id, record, space): (CheckpointId, CheckpointRecord, CheckpointSpace)| SpaceRow {
+        of: match record.kind {
+            CheckpointKind::Checkpoint => format!("{job} checkpoint {id}"),
+            CheckpointKind::Savepoint => format!("{job} savepoint {id}"),
+        },
+        segments: space.segments,
+        live_bytes: space.bytes,
+        own_bytes: Some(space.own_bytes),
+        ..SpaceRow::default()
+    };
+    state.space_by_checkpoint(job).into_iter().map(row).collect()
+}

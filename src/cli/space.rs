@@ -1,0 +1,216 @@
+//! `esker du`, `reclaim` and `gc`: against a running daemon, or on a stopped one's folder.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use clap::Args;
+use serde::Serialize;
+
+use super::folder::Folder;
+use super::segments::{ApiArgs, block_on};
+use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow};
+use crate::api::space::{SpaceBy, space};
+use crate::config::{Config, Settings};
+use crate::model::Millis;
+use crate::reclaim::preview;
+use crate::reclaim::sweep::{Swept, unnamed};
+use crate::runtime::Clock;
+use crate::store::DataStore;
+
+/// A daemon that runs, or the folder of one that does not.
+#[derive(Debug, Args)]
+pub(super) struct Where {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// The folder of a stopped daemon, instead of asking one
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DuArgs {
+    #[command(flatten)]
+    at: Where,
+    /// `job`, `lane` or `checkpoint`
+    #[arg(long)]
+    by: Option<SpaceBy>,
+    /// Only this job
+    #[arg(long)]
+    job: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReclaimArgs {
+    #[command(flatten)]
+    at: Where,
+    /// Prints what the next round would do, and does nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GcArgs {
+    #[command(flatten)]
+    at: Where,
+    /// Prints what is waiting to be deleted, and deletes nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The next sweep deletes what the catalog does not name even if that is most of what is there
+    #[arg(long, conflicts_with = "dry_run")]
+    force: bool,
+}
+
+pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
+    let info: SpaceInfo = match &args.at.data_dir {
+        None => {
+            let client = args.at.api.client()?;
+            let by = args.by.map(SpaceBy::name);
+            block_on(async { Ok(client.space(by, args.job.as_deref()).await?) })?
+        }
+        Some(folder) => {
+            let job = args.job.as_deref().map(str::parse).transpose()?;
+            block_on(async {
+                let folder = Folder::open(folder).await?;
+                let info = space(&folder.state, args.by, job.as_ref());
+                folder.close().await?;
+                Ok(info)
+            })?
+        }
+    };
+    print(args.at.json, &info, || {
+        println!(
+            "{:>7} {:>9} {:>12} {:>12} {:>12} {:>7}",
+            "files", "segments", "physical", "live", "to delete", "ratio"
+        );
+        info.rows.iter().chain([&info.total]).for_each(print_row);
+    })
+}
+
+fn print_row(row: &SpaceRow) {
+    let ratio = row.amplification.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+    let own = row.own_bytes.map_or_else(String::new, |own| format!("  ({} its own)", bytes(own)));
+    println!(
+        "{:>7} {:>9} {:>12} {:>12} {:>12} {ratio:>7}  {}{own}",
+        row.files,
+        row.segments,
+        bytes(row.physical_bytes + row.inline_bytes),
+        bytes(row.live_bytes),
+        bytes(row.forgotten_bytes),
+        row.of
+    );
+}
+
+pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
+    match (&args.at.data_dir, args.dry_run) {
+        (Some(folder), true) => {
+            let settings = Settings::try_from(&Config::default())?;
+            let plan = block_on(async {
+                let folder = Folder::open(folder).await?;
+                let plan = preview(&folder.state, &settings, true, Clock::System.now());
+                folder.close().await?;
+                Ok(ReclaimPlan::from(&plan))
+            })?;
+            print_plan(args, &plan)
+        }
+        (Some(_), false) => bail!("a stopped daemon reclaims nothing: start it, or add --dry-run"),
+        (None, true) => {
+            let client = args.at.api.client()?;
+            let plan = block_on(async { Ok(client.reclaim_plan().await?) })?;
+            print_plan(args, &plan)
+        }
+        (None, false) => {
+            let client = args.at.api.client()?;
+            let round = block_on(async { Ok(client.reclaim().await?) })?;
+            print(args.at.json, &round, || {
+                println!("closed {} open files", round.closed_files);
+                println!("gave back {} in place", bytes(round.punched_bytes));
+                println!(
+                    "rewrote {} files: read {}, wrote {}, {} to be deleted",
+                    round.rewritten_files,
+                    bytes(round.read_bytes),
+                    bytes(round.written_bytes),
+                    bytes(round.freed_bytes)
+                );
+                println!("{} jobs are still above their limit", round.jobs_above);
+            })
+        }
+    }
+}
+
+fn print_plan(args: &ReclaimArgs, plan: &ReclaimPlan) -> anyhow::Result<ExitCode> {
+    print(args.at.json, plan, || {
+        plan.close.iter().for_each(|file| println!("close  {file}"));
+        plan.punch.iter().for_each(|file| println!("punch  {file}"));
+        plan.copy.iter().for_each(|file| println!("copy   {file}"));
+        plan.pack.iter().for_each(|files| println!("pack   {}", files.join(" ")));
+        println!(
+            "would read {}, write {}, free {} with about {} requests; {} jobs would stay above their limit",
+            bytes(plan.read_bytes),
+            bytes(plan.written_bytes),
+            bytes(plan.freed_bytes),
+            plan.requests,
+            plan.jobs_above
+        );
+    })
+}
+
+pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
+    let report = match (&args.at.data_dir, args.dry_run) {
+        (Some(folder), true) => block_on(look(folder))?,
+        (Some(_), false) => bail!("the next start deletes what nobody needs: start the daemon, or add --dry-run"),
+        (None, dry_run) => {
+            let client = args.at.api.client()?;
+            block_on(async { Ok(if dry_run { client.gc_report().await? } else { client.gc(args.force).await? }) })?
+        }
+    };
+    print(args.at.json, &report, || {
+        report.unnamed.iter().for_each(|file| println!("not in the catalog  {file}"));
+        report.foreign.iter().for_each(|name| println!("not of esker        {name}"));
+        report.refused.iter().for_each(|why| println!("warning: {why}"));
+        println!(
+            "deleted {} files; {} more with {} wait for their grace or for readers; {} are not in the catalog",
+            report.deleted,
+            report.forgotten_files,
+            bytes(report.forgotten_bytes),
+            report.unnamed.len()
+        );
+    })
+}
+
+async fn look(folder: &std::path::Path) -> anyhow::Result<GcReport> {
+    let folder = Folder::open(folder).await?;
+    let listed = DataStore::Local(folder.store.clone()).list().await?;
+    let swept: Swept = unnamed(&folder.state, listed);
+    let forgotten = folder.state.forgotten_files(Millis(u64::MAX), Millis(u64::MAX), usize::MAX);
+    let report = GcReport::of(&forgotten, &swept, folder.journal.epoch());
+    folder.close().await?;
+    Ok(report)
+}
+
+/// Prints an answer as JSON or for people.
+fn print<T: Serialize>(json: bool, answer: &T, text: impl FnOnce()) -> anyhow::Result<ExitCode> {
+    if json {
+        println!("{}", serde_json::to_string(answer)?);
+    } else {
+        text();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A number of bytes for people, in binary units.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = count as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        (value, unit) = (value / 1024.0, larger);
+    }
+    if unit == "B" { format!("{count} B") } else { format!("{value:.1} {unit}") }
+}

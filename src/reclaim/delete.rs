@@ -1,0 +1,152 @@
+//! Deleting the files that the catalog has forgotten.
+//!
+//! A file is forgotten in the catalog first, by a durable commit; then it is deleted from storage, at once or after its
+//! grace; then the catalog drops its last trace. The queue is the catalog's list of forgotten files, so a crash between any
+//! two steps leaves a file that is deleted again, which is harmless, and what storage refuses is tried until it is gone.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::guard::ClockGuard;
+use super::sweep::Sweeper;
+use crate::catalog::command::Command;
+use crate::catalog::record::Forgotten;
+use crate::catalog::state::ForgottenFile;
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::ReclaimSettings;
+use crate::metrics::Metrics;
+use crate::model::{Millis, PhysicalFileId};
+use crate::runtime::{Leases, Ticket};
+use crate::store::DataStore;
+
+/// Files deleted at a time; an object store takes up to 1,000 in one request.
+const BATCH_FILES_MAX: usize = 500;
+/// Pause before a look for readers that have left meanwhile.
+const READERS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Deletes what the catalog has forgotten, and sweeps.
+pub struct Deleter {
+    catalog: Catalog,
+    store: DataStore,
+    settings: ReclaimSettings,
+    metrics: Metrics,
+    leases: Leases,
+    clock: ClockGuard,
+    sweeper: Sweeper,
+    /// Since when nobody could look a file up any more, for files that wait for readers.
+    waiting: HashMap<PhysicalFileId, Ticket>,
+}
+
+impl Deleter {
+    /// One for the daemon; `leases` are those of its readers.
+    pub fn new(
+        catalog: Catalog,
+        store: DataStore,
+        settings: ReclaimSettings,
+        metrics: Metrics,
+        leases: Leases,
+        sweeper: Sweeper,
+    ) -> Self {
+        let clock = ClockGuard::new(settings.delete_grace);
+        Self { catalog, store, settings, metrics, leases, clock, sweeper, waiting: HashMap::new() }
+    }
+
+    /// Returns the pause until the next one.
+    pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
+        if let Err(refused) = self.clock.check(self.catalog.now()) {
+            tracing::warn!(%refused, "deleting waits");
+            return self.settings.interval;
+        }
+        match self.round(stop).await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "deleted files that nobody needs"),
+            Err(error) => tracing::warn!(error = crate::error::chain(&error), "files could not be deleted"),
+        }
+        self.sweeper.round_if_due(self.settings.sweep_interval).await;
+        if self.waiting.is_empty() { self.settings.interval } else { READERS_PAUSE.min(self.settings.interval) }
+    }
+
+    /// The next sweep deletes what it found twice, though it be most of what is there.
+    pub fn force_sweep(&mut self) {
+        self.sweeper.force();
+    }
+
+    /// Deletes every file whose time has come. Returns how many were deleted.
+    ///
+    /// # Errors
+    /// [`CatalogError`]; what was not deleted is deleted later.
+    pub async fn round(&mut self, stop: &CancellationToken) -> Result<usize, CatalogError> {
+        let mut deleted = 0;
+        while !stop.is_cancelled() {
+            let due = self.due();
+            if due.is_empty() {
+                self.waiting.clear();
+                break;
+            }
+            // That they are forgotten must survive a crash before they are gone; and it must be ours to say.
+            self.catalog.sync().await?;
+            if let DataStore::Object(_) = self.store {
+                self.catalog.check_owner().await?;
+            }
+            let ready = self.without_readers(due);
+            if ready.is_empty() {
+                break;
+            }
+            let wanted: Vec<PhysicalFileId> = ready.iter().map(|file| file.id.clone()).collect();
+            let gone = self.store.delete(wanted).await;
+            let all = gone.len() == ready.len();
+            deleted += gone.len();
+            self.count(&ready, &gone);
+            self.waiting.retain(|file, _| !gone.contains(file));
+            self.catalog.execute(Command::FilesDeleted(gone)).await?;
+            if !all {
+                break;
+            }
+            let rate = f64::from(self.settings.deletes_per_second_max.max(1));
+            tokio::time::sleep(Duration::from_secs(1).mul_f64(ready.len() as f64 / rate)).await;
+        }
+        Ok(deleted)
+    }
+
+    /// The first of the files whose grace is over.
+    fn due(&self) -> Vec<ForgottenFile> {
+        let now = self.catalog.now();
+        let grace = u64::try_from(self.settings.delete_grace.as_millis()).unwrap_or(u64::MAX);
+        let graced = Millis(now.0.saturating_sub(grace));
+        let died = match self.store {
+            DataStore::Local(_) => now,
+            DataStore::Object(_) => graced,
+        };
+        // Those that wait for readers must not keep the others from their turn.
+        let max = BATCH_FILES_MAX + self.waiting.len();
+        let mut due = self.catalog.view().forgotten_files(died, graced, max);
+        due.sort_by_key(|file| self.waiting.contains_key(&file.id));
+        due.truncate(BATCH_FILES_MAX);
+        due
+    }
+
+    /// Those that no reader can have looked up.
+    fn without_readers(&mut self, due: Vec<ForgottenFile>) -> Vec<ForgottenFile> {
+        let now = self.leases.ticket();
+        let (ready, waiting): (Vec<_>, Vec<_>) = due.into_iter().partition(|file| {
+            let since = self.waiting.get(&file.id).copied().unwrap_or(now);
+            self.leases.all_began_after(since)
+        });
+        for file in waiting {
+            self.waiting.entry(file.id).or_insert(now);
+        }
+        ready
+    }
+
+    fn count(&self, ready: &[ForgottenFile], gone: &[PhysicalFileId]) {
+        self.metrics.files_deleted.inc_by(gone.len() as u64);
+        for file in ready.iter().filter(|file| gone.contains(&file.id)) {
+            self.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(file.occupied);
+            if file.why == Forgotten::Died {
+                self.metrics.reclaim_files.with_label_values(&["died_whole"]).inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Giving dead ranges of closed files back to a local disk, in place.
+//!
+//! The data of dead segments becomes holes; headers, footer and everything that lives stay where they are, so handles and
+//! the format hold. What is lost is less than a page at either end of each dead segment.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{ReclaimError, Reclaimer, Round};
+use crate::catalog::command::Command;
+use crate::catalog::record::FileState;
+use crate::model::{Location, PhysicalFileId};
+use crate::store::{DataStore, LocalStore, StoreError};
+
+impl Reclaimer {
+    pub(super) async fn punch(
+        &mut self,
+        files: &[PhysicalFileId],
+        stop: &CancellationToken,
+        round: &mut Round,
+    ) -> Result<(), ReclaimError> {
+        let DataStore::Local(store) = self.parts.store.clone() else { return Ok(()) };
+        if files.is_empty() {
+            return Ok(());
+        }
+        // What is dead by now must be dead after a crash, too, and unknown to every reader.
+        let work: Vec<Work> = files.iter().filter_map(|file| self.dead_in(file)).collect();
+        self.parts.catalog.sync().await?;
+        let ticket = self.leases.ticket();
+        if !self.wait_for_readers(ticket, stop).await {
+            return Ok(());
+        }
+        for work in work {
+            if stop.is_cancelled() {
+                break;
+            }
+            match self.punch_one(&store, &work).await {
+                Ok(bytes) => {
+                    round.punched_bytes += bytes;
+                    if let Some(punched) = &mut self.punched {
+                        punched.insert(work.file, work.living.len() as u64);
+                    }
+                }
+                Err(ReclaimError::Store(StoreError::Unsupported(what))) => {
+                    tracing::warn!(
+                        "the file system does not support {what}: dead bytes are given back by copying instead"
+                    );
+                    self.punched = None;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(punched) = &mut self.punched {
+            let state = self.parts.catalog.view();
+            punched.retain(|file, _| state.file(file).is_some());
+        }
+        Ok(())
+    }
+
+    /// What lives in a closed file.
+    fn dead_in(&self, file: &PhysicalFileId) -> Option<Work> {
+        let state = self.parts.catalog.view();
+        let view = state.file(file)?;
+        let FileState::Closed { len } = view.state else { return None };
+        Some(Work { file: file.clone(), holes: len - view.occupied, living: state.places_in(file) })
+    }
+
+    /// Waits until nobody reads what is dead; false if that takes too long.
+    async fn wait_for_readers(&self, ticket: crate::runtime::Ticket, stop: &CancellationToken) -> bool {
+        const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+        let patience = self.parts.settings.reclaim.interval;
+        let begun = crate::runtime::Clock::instant();
+        while !self.leases.all_began_after(ticket) {
+            if stop.is_cancelled() || begun.elapsed() > patience {
+                return false;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        true
+    }
+
+    /// Returns how many bytes more than before are holes now.
+    async fn punch_one(&self, store: &LocalStore, work: &Work) -> Result<u64, ReclaimError> {
+        let frames = store.frames(&work.file).await?;
+        let dead = frames.iter().filter(|frame| work.living.binary_search(&frame.offset).is_err());
+        let ranges = dead.map(|frame| frame.offset..frame.offset + frame.len).collect();
+        let holes = store.punch(&work.file, ranges).await?;
+        self.parts.catalog.execute(Command::FilePunched(work.file.clone(), holes)).await?;
+        Ok(holes.saturating_sub(work.holes))
+    }
+}
+
+/// A file to be punched.
+struct Work {
+    file: PhysicalFileId,
+    /// Bytes that are holes already.
+    holes: u64,
+    /// Where its living segments begin, in order.
+    living: Vec<u64>,
+}
+
+impl crate::catalog::state::State {
+    /// Where the living segments of a file begin, in order; those that are not visible yet among them.
+    fn places_in(&self, file: &PhysicalFileId) -> Vec<u64> {
+        let mut places: Vec<u64> = self
+            .living_in(file)
+            .filter_map(|record| match &record.location {
+                Location::File(place) => Some(place.offset),
+                Location::Inline { .. } => None,
+            })
+            .collect();
+        places.sort_unstable();
+        places
+    }
+}

@@ -1,0 +1,311 @@
+//! Copying what lives in files with too much dead in them, and packing what is small, into new files of the same lane.
+//!
+//! A new file is named in the catalog first, then written, then one commit moves all segments that are still where they
+//! were read. So no crash leaves a file that nobody names, and a segment that is freed meanwhile stays freed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::Plan;
+use super::{ReclaimError, Reclaimer, Round};
+use crate::catalog::command::{About, Command, Move, Moved, Outcome, StoreFile};
+use crate::catalog::record::{FileState, Holder, SegmentRecord};
+use crate::catalog::state::SegmentView;
+use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
+use crate::merge::lane::LaneKey;
+use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
+use crate::model::{Location, PhysicalFileId, Segment, SegmentId, crc32c};
+use crate::runtime::PaidBytes;
+use crate::store::{DataStore, LocalFile};
+
+/// Dead bytes between two segments that are read along, to save a request.
+const GAP_BYTES_MAX: u64 = 64 << 10;
+/// Bytes read at once, unless one segment is larger.
+const SPAN_BYTES_MAX: u64 = 8 << 20;
+/// Inline segments stay in the catalog at least so long.
+const INLINE_AGE: Duration = Duration::from_secs(600);
+/// So many bytes of old inline segments of one lane are worth a file.
+const INLINE_GROUP_BYTES_MIN: u64 = 256 << 10;
+
+/// Segments for one new file.
+struct Output {
+    key: LaneKey,
+    segments: Vec<SegmentView>,
+}
+
+/// Where the bytes of an output go.
+enum Sink {
+    Local(LocalFile),
+    /// Collected, because an object store takes a file whole.
+    Object(Vec<Bytes>),
+}
+
+impl Reclaimer {
+    pub(super) async fn rewrite(
+        &mut self,
+        plan: &Plan,
+        stop: &CancellationToken,
+        round: &mut Round,
+    ) -> Result<(), ReclaimError> {
+        // Held while anything that was looked up here is read.
+        let _lease = self.leases.begin();
+        let victims: Vec<PhysicalFileId> = plan.copy.iter().chain(plan.pack.iter().flatten()).cloned().collect();
+        let mut segments: Vec<SegmentView> = {
+            let state = self.parts.catalog.view();
+            victims.iter().flat_map(|file| state.segments_in(file)).collect()
+        };
+        segments.append(&mut self.old_inline_segments());
+        for output in outputs(&self.parts, segments) {
+            if stop.is_cancelled() || self.pressure.is_high() {
+                break;
+            }
+            match self.write(output, round).await {
+                Ok(()) => {}
+                Err(ReclaimError::Corrupt { segment, file }) => {
+                    self.parts.metrics.corrupt_reads.inc();
+                    let error = ReclaimError::Corrupt { segment, file: file.clone() };
+                    tracing::error!(error = crate::error::chain(&error), "a file cannot be reclaimed");
+                    self.damaged.insert(file);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let state = self.parts.catalog.view();
+        for view in victims.iter().filter_map(|file| state.file(file)) {
+            if matches!(view.state, FileState::Forgotten { .. }) {
+                round.rewritten += 1;
+                round.freed_bytes += view.occupied;
+            }
+        }
+        self.parts.metrics.reclaim_files.with_label_values(&["rewritten"]).inc_by(round.rewritten as u64);
+        Ok(())
+    }
+
+    /// Segments inside the catalog that have lived so long that a file is the better place for them.
+    fn old_inline_segments(&self) -> Vec<SegmentView> {
+        let settings = &self.parts.settings;
+        let now = self.parts.catalog.now();
+        let state = self.parts.catalog.view();
+        let inline = state.space().inline_bytes;
+        if inline < INLINE_GROUP_BYTES_MIN {
+            return vec![];
+        }
+        let crowded = inline > settings.catalog.inline_bytes_max / 2;
+        let age = u64::try_from(INLINE_AGE.as_millis()).unwrap_or(u64::MAX);
+        let old = state.inline_segments().filter(|view| view.record.created.0.saturating_add(age) <= now.0);
+        let mut groups: BTreeMap<LaneKey, Vec<SegmentView>> = BTreeMap::new();
+        old.for_each(|view| groups.entry(key_of(&self.parts, &view.record)).or_default().push(view));
+        drop(state);
+        let bytes = |group: &[SegmentView]| group.iter().map(|view| view.record.location.len()).sum::<u64>();
+        groups.into_values().filter(|group| crowded || bytes(group) >= INLINE_GROUP_BYTES_MIN).flatten().collect()
+    }
+
+    /// Writes one new file and moves the segments into it.
+    async fn write(&mut self, output: Output, round: &mut Round) -> Result<(), ReclaimError> {
+        let parts = self.parts.clone();
+        let ulid = parts.entropy.ulid();
+        let file = name_file(&parts, &output.key.lane, ulid).await?;
+        parts.metrics.files_created.inc();
+        let (segments, len) = match copy(&parts, &file, ulid, &output.segments, round).await {
+            Ok(copied) => copied,
+            Err(error) => {
+                // It holds nothing, so it is deleted like any file that nobody needs.
+                parts.catalog.execute(Command::CloseFile(file, 0)).await?;
+                return Err(error);
+            }
+        };
+        let file = StoreFile { id: file, lane: output.key.lane, len, closes: true, upload: None };
+        let moved = parts.catalog.execute(Command::Move(Move { file, segments })).await?;
+        if let Outcome::Moved(_, bytes) = moved {
+            round.written_bytes += bytes;
+            parts.metrics.reclaim_bytes.with_label_values(&["written"]).inc_by(bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Cuts segments into new files: each of one lane, of at most the largest size of a file, and of as many subtasks as may
+/// share one.
+fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
+    let merging = &parts.settings.merging;
+    // Half of the memory for bodies is left to writers, and a file of an object store is held whole.
+    let bytes_max = merging.file_bytes_max.min(parts.budget.total() / 2).max(1);
+    let mut by_lane: BTreeMap<LaneKey, Vec<SegmentView>> = BTreeMap::new();
+    segments.into_iter().for_each(|view| by_lane.entry(key_of(parts, &view.record)).or_default().push(view));
+    let mut outputs = vec![];
+    for (key, segments) in by_lane {
+        let mut current: Vec<SegmentView> = vec![];
+        let mut bytes = 0;
+        let mut subtasks = BTreeSet::new();
+        for view in segments {
+            let len = view.record.location.len();
+            let subtask = view.record.writer.subtask.clone();
+            let crowded = subtask
+                .as_ref()
+                .is_some_and(|subtask| subtasks.len() >= merging.subtasks_per_file_max && !subtasks.contains(subtask));
+            if !current.is_empty() && (bytes + len > bytes_max || crowded) {
+                outputs.push(Output { key: key.clone(), segments: std::mem::take(&mut current) });
+                (bytes, subtasks) = (0, BTreeSet::new());
+            }
+            bytes += len;
+            subtasks.extend(subtask);
+            current.push(view);
+        }
+        outputs.push(Output { key, segments: current });
+    }
+    outputs
+}
+
+/// Whose segments a survivor may share a file with: those of its lane, from whatever checkpoint, but a savepoint stays by
+/// itself.
+fn key_of(parts: &MergerParts, record: &SegmentRecord) -> LaneKey {
+    let about = About {
+        job: record.job.clone(),
+        scope: record.scope,
+        writer: record.writer.clone(),
+        checkpoint: record.checkpoint,
+        name: None,
+    };
+    match record.holder {
+        Holder::Savepoint { .. } => LaneKey::of_savepoint(&about),
+        _ => LaneKey { checkpoint: None, ..LaneKey::of(&about, &parts.settings.merging) },
+    }
+}
+
+/// Writes the file and makes it durable. Returns what was copied where, and the file's length.
+async fn copy(
+    parts: &MergerParts,
+    file: &PhysicalFileId,
+    ulid: u128,
+    segments: &[SegmentView],
+    round: &mut Round,
+) -> Result<(Vec<Moved>, u64), ReclaimError> {
+    let bytes: u64 = segments.iter().map(|view| view.record.location.len()).sum();
+    let header = header_of(parts, ulid);
+    let (mut sink, _paid) = match &parts.store {
+        DataStore::Local(store) => {
+            let mut file = store.create(file).await?;
+            file.append_unsynced(vec![header]).await?;
+            (Sink::Local(file), None)
+        }
+        DataStore::Object(_) => (Sink::Object(vec![header]), Some(pay(parts, bytes).await?)),
+    };
+    let (mut at, mut moved, mut entries) = (HEADER_BYTES, vec![], vec![]);
+    for run in runs(segments) {
+        let span: u64 = run.iter().map(|view| view.record.location.len()).sum();
+        let paid = match sink {
+            Sink::Local(_) => Some(pay(parts, span).await?),
+            Sink::Object(_) => None,
+        };
+        let mut written = vec![];
+        for (view, data) in read(parts, run, round).await? {
+            let index = entries.len() as u32;
+            written.push(Bytes::copy_from_slice(&format::encode_frame(
+                index,
+                data.len() as u64,
+                view.record.crc.whole,
+            )));
+            at += FRAME_BYTES;
+            let to = Segment { file: file.clone(), offset: at, len: data.len() as u64 };
+            entries.push(entry(view.id, &view.record, &to));
+            moved.push(Moved { id: view.id, from: view.record.location.clone(), to });
+            at += data.len() as u64;
+            written.push(data);
+        }
+        match &mut sink {
+            Sink::Local(file) => drop(file.append_unsynced(written).await?),
+            Sink::Object(parts) => parts.append(&mut written),
+        }
+        drop(paid);
+        let rate = parts.settings.reclaim.copied_bytes_per_second_max.max(1);
+        tokio::time::sleep(Duration::from_secs_f64(span as f64 / rate as f64)).await;
+    }
+    let end = format::encode_end(&entries, at, ulid);
+    let len = at + end.len() as u64;
+    match (sink, &parts.store) {
+        (Sink::Local(mut file), _) => drop(file.append(vec![end]).await?),
+        (Sink::Object(mut collected), DataStore::Object(store)) => {
+            collected.push(end);
+            store.put(file, collected).await?;
+        }
+        (Sink::Object(_), DataStore::Local(_)) => return Err(MergeError::ShuttingDown.into()),
+    }
+    Ok((moved, len))
+}
+
+async fn pay(parts: &MergerParts, bytes: u64) -> Result<PaidBytes, ReclaimError> {
+    let paid = parts.budget.pay(bytes, parts.settings.limits.admission_timeout).await;
+    Ok(paid.map_err(MergeError::from)?)
+}
+
+fn entry(id: SegmentId, record: &SegmentRecord, place: &Segment) -> Entry {
+    let about = About {
+        job: record.job.clone(),
+        scope: record.scope,
+        writer: record.writer.clone(),
+        checkpoint: record.checkpoint,
+        name: record.name.clone(),
+    };
+    entry_of(id, &about, place.offset, place.len, &record.crc)
+}
+
+/// Neighbours that are read at once.
+fn runs(segments: &[SegmentView]) -> impl Iterator<Item = &[SegmentView]> {
+    let place = |view: &SegmentView| match &view.record.location {
+        Location::File(place) => Some(place.clone()),
+        Location::Inline { .. } => None,
+    };
+    let mut rest = segments;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let mut count = 1;
+        if let Some(begin) = place(first) {
+            let mut end = begin.end();
+            for next in rest[1..].iter().map_while(place) {
+                let near = next.file == begin.file && next.offset >= end && next.offset - end <= GAP_BYTES_MAX;
+                if !near || next.end() - begin.offset > SPAN_BYTES_MAX {
+                    break;
+                }
+                end = next.end();
+                count += 1;
+            }
+        }
+        let (run, later) = rest.split_at(count);
+        rest = later;
+        Some(run)
+    })
+}
+
+/// The segments of a run with their checked bytes; one inside the catalog that was freed meanwhile is left out.
+async fn read<'a>(
+    parts: &MergerParts,
+    run: &'a [SegmentView],
+    round: &mut Round,
+) -> Result<Vec<(&'a SegmentView, Bytes)>, ReclaimError> {
+    let mut found = vec![];
+    match (run.first().map(|view| &view.record.location), run.last().map(|view| &view.record.location)) {
+        (Some(Location::File(first)), Some(Location::File(last))) => {
+            let span = parts.store.read(&first.file, first.offset..last.end()).await?;
+            round.read_bytes += span.len() as u64;
+            parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(span.len() as u64);
+            for view in run {
+                let Location::File(place) = &view.record.location else { continue };
+                let from = usize::try_from(place.offset - first.offset).unwrap_or(usize::MAX);
+                let data = span.slice(from..from + usize::try_from(place.len).unwrap_or(usize::MAX));
+                if crc32c(&data) != view.record.crc.whole {
+                    return Err(ReclaimError::Corrupt { segment: view.id, file: place.file.clone() });
+                }
+                found.push((view, data));
+            }
+        }
+        _ => {
+            for view in run {
+                found.extend(parts.catalog.inline_data(view.id).await?.map(|data| (view, data)));
+            }
+        }
+    }
+    Ok(found)
+}
