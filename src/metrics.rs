@@ -62,6 +62,18 @@ pub struct Families {
     pub corrupt_reads: IntCounter,
     /// Segments that checkpoints asked to use again, by outcome (`reused`, `refused`).
     pub reused: IntCounterVec,
+    /// Reads that the local copy answered.
+    pub local_copy_hits: IntCounter,
+    /// Reads that it did not.
+    pub local_copy_misses: IntCounter,
+    /// Entries of the local copy that were damaged.
+    pub local_copy_damaged: IntCounter,
+    /// Runs of bytes that the local copy did not keep: it was behind, its disk failed, or they are larger than it.
+    pub local_copy_dropped: IntCounter,
+    /// Entries of the local copy that made room for others.
+    pub local_copy_evictions: IntCounter,
+    /// Bytes of the local copy on disk.
+    pub local_copy_bytes: IntGauge,
     /// Connections that are open, by door.
     pub connections: IntGaugeVec,
     /// Physical files waiting to be deleted.
@@ -141,6 +153,24 @@ impl Metrics {
             ),
             corrupt_reads: counter(&r, "esker_corrupt_reads_total", "Reads whose checksum was not the stored one"),
             reused: counters(&r, "esker_reused_segments_total", "Segments used again, or refused", &["outcome"]),
+            local_copy_hits: counter(&r, "esker_local_copy_hits_total", "Reads that the local copy answered"),
+            local_copy_misses: counter(
+                &r,
+                "esker_local_copy_misses_total",
+                "Reads that the local copy left to the store",
+            ),
+            local_copy_damaged: counter(&r, "esker_local_copy_damaged_total", "Damaged entries of the local copy"),
+            local_copy_dropped: counter(
+                &r,
+                "esker_local_copy_dropped_total",
+                "Runs of bytes that the local copy had no time, room or disk for",
+            ),
+            local_copy_evictions: counter(
+                &r,
+                "esker_local_copy_evictions_total",
+                "Entries of the local copy that made room for others",
+            ),
+            local_copy_bytes: gauge(&r, "esker_local_copy_bytes", "Bytes of the local copy on disk"),
             connections: gauges(&r, "esker_connections", "Open connections by door", &["door"]),
             delete_queue: gauge(&r, "esker_delete_queue_files", "Physical files waiting to be deleted"),
             files_deleted: counter(&r, "esker_physical_files_deleted_total", "Physical files deleted from storage"),

@@ -39,8 +39,8 @@ pub use load::Loaded;
 pub use schema::Config;
 pub use settings::{
     AuthSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings, ClusterSettings, Credentials,
-    LimitsSettings, LingerSettings, MergingSettings, PoolMode, ReclaimSettings, S3Key, ServerSettings, Settings,
-    StoreSettings, TelemetrySettings, UnalignedSettings,
+    LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode, ReclaimSettings, S3Key,
+    ServerSettings, Settings, StoreSettings, TelemetrySettings, UnalignedSettings,
 };
 pub use url::StoreUrl;
 pub use values::{MemorySize, Secret, Span, ValueError};

@@ -5,7 +5,7 @@
 //! buckets are created, then the doors open.
 //!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
-//! `server.drain-timeout`; open files are written to their end; the catalog is written and closed. Each of these steps is
+//! `server.drain-timeout`; open files are written to their end; the local copy is; the catalog is written and closed. Each of these steps is
 //! given up after that time, so a shutdown ends while storage is out, too; what was answered is durable before.
 
 mod recover;
@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
 use crate::runtime::{Buffer, ByteBudget, Clock, Entropy, Failure, TaskGroup};
-use crate::store::{DataStore, OpenError, open};
+use crate::store::{DataStore, LocalCopy, OpenError, open};
 
 /// Why the daemon did not start. Nothing was answered.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,9 @@ pub struct Daemon {
     /// Everything else but the catalog.
     work: TaskGroup,
     catalog_tasks: TaskGroup,
+    /// Where there is one, and its tasks.
+    local_copy: Option<LocalCopy>,
+    local_copy_tasks: TaskGroup,
     drain: CancellationToken,
     cut: CancellationToken,
     stop_work: CancellationToken,
@@ -137,11 +140,15 @@ impl Daemon {
         let metrics = Metrics::new();
         let failed = CancellationToken::new();
         let group = || TaskGroup::new(failed.clone());
-        let (doors, work, catalog_tasks) = (group(), group(), group());
+        let (doors, work, catalog_tasks, local_copy_tasks) = (group(), group(), group(), group());
 
         let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
         let (state, journal) = load(&opened.data, opened.catalog, &settings, &clock).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
+        let local_copy = opened.data.local_copy().cloned();
+        if let Some(copy) = &local_copy {
+            copy.run(&local_copy_tasks);
+        }
         for bucket in &settings.server.buckets {
             ensure_bucket(&catalog, bucket).await?;
         }
@@ -173,6 +180,8 @@ impl Daemon {
             doors,
             work,
             catalog_tasks,
+            local_copy,
+            local_copy_tasks,
             failed,
         };
         let control = ReclaimControl::new(parts, reader.leases(), daemon.stop_work.clone());
@@ -282,6 +291,10 @@ impl Daemon {
         self.stop_work.cancel();
         self.merger.close();
         step("open files", patience, self.work.wait()).await;
+        if let Some(copy) = &self.local_copy {
+            copy.close();
+            step("local copy", patience, self.local_copy_tasks.wait()).await;
+        }
         let closed = step("catalog", patience, self.catalog.close()).await;
         let summary = self.summary();
         drop(self.catalog_tasks);

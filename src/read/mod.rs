@@ -93,6 +93,17 @@ struct Want {
     hand_out: Range<u64>,
 }
 
+impl Want {
+    /// # Errors
+    /// The checksum that was stored and the one that `bytes` have, if they differ.
+    fn compare(&self, bytes: &[u8]) -> Result<(), (u32, u32)> {
+        let crc = &self.segment.record.crc;
+        let block = crc.blocks.get(to_usize(self.fetch.start / BLOCK_BYTES));
+        let (expected, actual) = (*block.unwrap_or(&crc.whole), crc32c(bytes));
+        if actual == expected { Ok(()) } else { Err((expected, actual)) }
+    }
+}
+
 /// Bytes that are paid for as long as anybody holds them.
 struct Paid {
     bytes: Bytes,
@@ -147,6 +158,7 @@ impl Reader {
 
     async fn read(&self, mut want: Want) -> Result<Bytes, ReadError> {
         let paid = self.budget.pay(want.fetch.end - want.fetch.start, self.patience).await?;
+        let mut past_the_copy = false;
         let bytes = loop {
             let error = match self.fetch(&want).await {
                 Ok(bytes) => break bytes,
@@ -156,6 +168,8 @@ impl Reader {
             match self.catalog.view().segment(want.segment.id) {
                 None => return Err(ReadError::Freed(want.segment.id)),
                 Some(now) if now.record.location != want.segment.record.location => want.segment = now,
+                // Wrong bytes of a local copy are read once more from the store, and wrong bytes of the store are not kept.
+                Some(_) if self.distrusts(&want, &error) && !past_the_copy => past_the_copy = true,
                 Some(_) => return Err(self.report(error)),
             }
         };
@@ -178,8 +192,18 @@ impl Reader {
                 read.map_err(|source| ReadError::Store { id, source })?
             }
         };
-        check(want, &bytes)?;
-        Ok(bytes)
+        match want.compare(&bytes) {
+            Ok(()) => Ok(bytes),
+            Err((expected, actual)) => Err(ReadError::Corrupt { id, range: want.fetch.clone(), expected, actual }),
+        }
+    }
+
+    /// Whether wrong bytes may have come from a local copy, which is forgotten then.
+    fn distrusts(&self, want: &Want, error: &ReadError) -> bool {
+        match (&want.segment.record.location, error) {
+            (Location::File(segment), ReadError::Corrupt { .. }) => self.store.distrust(&segment.file),
+            _ => false,
+        }
     }
 
     fn report(&self, error: ReadError) -> ReadError {
@@ -208,19 +232,6 @@ impl Reader {
             None => Err(ReadError::Freed(id)),
         }
     }
-}
-
-fn check(want: &Want, bytes: &[u8]) -> Result<(), ReadError> {
-    let crc = &want.segment.record.crc;
-    let expected = match crc.blocks.get(to_usize(want.fetch.start / BLOCK_BYTES)) {
-        Some(block) => *block,
-        None => crc.whole,
-    };
-    let actual = crc32c(bytes);
-    if actual == expected {
-        return Ok(());
-    }
-    Err(ReadError::Corrupt { id: want.segment.id, range: want.fetch.clone(), expected, actual })
 }
 
 /// Cuts a range of concatenated segments into reads of one block each.

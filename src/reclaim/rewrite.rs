@@ -288,18 +288,18 @@ async fn read<'a>(
     let mut found = vec![];
     match (run.first().map(|view| &view.record.location), run.last().map(|view| &view.record.location)) {
         (Some(Location::File(first)), Some(Location::File(last))) => {
-            let span = parts.store.read(&first.file, first.offset..last.end()).await?;
-            round.read_bytes += span.len() as u64;
-            parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(span.len() as u64);
-            for view in run {
-                let Location::File(place) = &view.record.location else { continue };
-                let from = usize::try_from(place.offset - first.offset).unwrap_or(usize::MAX);
-                let data = span.slice(from..from + usize::try_from(place.len).unwrap_or(usize::MAX));
-                if crc32c(&data) != view.record.crc.whole {
-                    return Err(ReclaimError::Corrupt { segment: view.id, file: place.file.clone() });
-                }
-                found.push((view, data));
+            let mut bytes = parts.store.read(&first.file, first.offset..last.end()).await?;
+            if wrong(run, first, &bytes).is_some() && parts.store.distrust(&first.file) {
+                // The local copy may be damaged: once more, from the store itself.
+                bytes = parts.store.read(&first.file, first.offset..last.end()).await?;
             }
+            if let Some(segment) = wrong(run, first, &bytes) {
+                parts.store.distrust(&first.file);
+                return Err(ReclaimError::Corrupt { segment, file: first.file.clone() });
+            }
+            round.read_bytes += bytes.len() as u64;
+            parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(bytes.len() as u64);
+            found.extend(cut(run, first, &bytes));
         }
         _ => {
             for view in run {
@@ -308,4 +308,22 @@ async fn read<'a>(
         }
     }
     Ok(found)
+}
+
+/// The segments of a run, whose bytes begin where `first` does.
+fn cut<'a>(
+    run: &'a [SegmentView],
+    first: &Segment,
+    bytes: &Bytes,
+) -> impl Iterator<Item = (&'a SegmentView, Bytes)> {
+    run.iter().filter_map(move |view| {
+        let Location::File(place) = &view.record.location else { return None };
+        let from = usize::try_from(place.offset - first.offset).ok()?;
+        Some((view, bytes.slice(from..from + usize::try_from(place.len).ok()?)))
+    })
+}
+
+/// The first segment of a run whose bytes are not what was written.
+fn wrong(run: &[SegmentView], first: &Segment, bytes: &Bytes) -> Option<SegmentId> {
+    cut(run, first, bytes).find(|(view, data)| crc32c(data) != view.record.crc.whole).map(|(view, _)| view.id)
 }

@@ -4,6 +4,8 @@
 //! synced; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
 //! configuration, and the place for the catalog beside it, after it has probed that the store keeps its word.
 //!
+//! Of an object store a bounded copy may be kept on local disk ([`LocalCopy`]), which is read first.
+//!
 //! Every request is counted by operation, and by whether it is for data or for the catalog ([`Counted`]). Retries live
 //! here, for operations that are safe to repeat: names are never reused, so a repeated put looks at what is there.
 
@@ -11,6 +13,7 @@ pub mod append_file;
 mod counted;
 mod direct;
 mod local;
+mod local_copy;
 mod object;
 mod open;
 mod probe;
@@ -21,6 +24,7 @@ use bytes::Bytes;
 
 pub use counted::{Counted, Traffic};
 pub use local::{LocalFile, LocalStore};
+pub use local_copy::LocalCopy;
 pub use object::{ObjectFiles, Upload};
 pub use open::{OpenError, Opened, open};
 pub use probe::{ProbeError, probe};
@@ -98,6 +102,20 @@ impl DataStore {
         match self {
             Self::Local(store) => store.read(file, range).await,
             Self::Object(store) => store.read(file, range).await,
+        }
+    }
+
+    /// What was read of a file is wrong: forgets what a local copy has of it. Returns whether that is a reason to read
+    /// again, because the bytes may have come from there.
+    pub fn distrust(&self, file: &PhysicalFileId) -> bool {
+        self.local_copy().is_some_and(|copy| copy.forget(file))
+    }
+
+    /// The copy on local disk, where there is one.
+    pub fn local_copy(&self) -> Option<&LocalCopy> {
+        match self {
+            Self::Local(_) => None,
+            Self::Object(store) => store.copy(),
         }
     }
 

@@ -11,7 +11,7 @@ use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
 
 use tokio::sync::Semaphore;
 
-use super::StoreError;
+use super::{LocalCopy, StoreError};
 use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
@@ -31,13 +31,17 @@ pub struct ObjectFiles {
     /// Bytes of files that are on their way to storage.
     bytes_in_flight: Arc<Semaphore>,
     bytes_in_flight_max: u32,
+    copy: Option<LocalCopy>,
 }
 
 /// A multipart upload of one large file.
 #[derive(Debug)]
 pub struct Upload {
     upload: Box<dyn MultipartUpload>,
-    path: String,
+    file: PhysicalFileId,
+    /// Bytes of the parts so far.
+    len: u64,
+    copy: Option<LocalCopy>,
 }
 
 impl ObjectFiles {
@@ -51,7 +55,17 @@ impl ObjectFiles {
             retry_timeout: settings.retry_timeout,
             bytes_in_flight: Arc::new(Semaphore::new(permits)),
             bytes_in_flight_max: max,
+            copy: None,
         }
+    }
+
+    /// Keeps what is written and read in `copy`, too, and reads from there first.
+    pub fn with_copy(self, copy: Option<LocalCopy>) -> Self {
+        Self { copy, ..self }
+    }
+
+    pub(super) fn copy(&self) -> Option<&LocalCopy> {
+        self.copy.as_ref()
     }
 
     fn path(&self, file: &PhysicalFileId) -> Path {
@@ -71,8 +85,8 @@ impl ObjectFiles {
         // A file larger than the limit goes alone.
         let permits = u32::try_from(len).unwrap_or(u32::MAX).min(self.bytes_in_flight_max);
         let _on_its_way = self.bytes_in_flight.acquire_many(permits).await;
-        let payload: PutPayload = parts.into_iter().collect();
-        self.retrying("put", file, || async {
+        let payload: PutPayload = parts.iter().cloned().collect();
+        let put = self.retrying("put", file, || async {
             let put = self.store.put_opts(&path, payload.clone(), PutOptions::from(PutMode::Create)).await;
             match put {
                 Ok(_) => Ok(Ok(())),
@@ -82,8 +96,12 @@ impl ObjectFiles {
                 }
                 Err(error) => Err(error),
             }
-        })
-        .await?
+        });
+        put.await??;
+        if let Some(copy) = &self.copy {
+            copy.keep(file, 0, parts);
+        }
+        Ok(())
     }
 
     /// Takes the name of a file that an older daemon may still be uploading, so that it cannot arrive any more.
@@ -116,16 +134,24 @@ impl ObjectFiles {
         let path = self.path(file);
         let begun = self.store.put_multipart(&path).await;
         let upload = begun.map_err(|error| StoreError::failed("multipart_create", file.as_str(), error))?;
-        Ok(Upload { upload, path: file.to_string() })
+        Ok(Upload { upload, file: file.clone(), len: 0, copy: self.copy.clone() })
     }
 
     pub(super) async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if let Some(copy) = &self.copy
+            && let Some(bytes) = copy.read(file, range.clone()).await
+        {
+            return Ok(bytes);
+        }
         let path = self.path(file);
         let wanted = range.end - range.start;
         let read = self.retrying("get", file, || self.store.get_range(&path, range.clone())).await?;
         if read.len() as u64 != wanted {
             let len = range.start + read.len() as u64;
             return Err(StoreError::Short { path: file.to_string(), len, wanted: range });
+        }
+        if let Some(copy) = &self.copy {
+            copy.keep(file, range.start, vec![read.clone()]);
         }
         Ok(read)
     }
@@ -155,6 +181,11 @@ impl ObjectFiles {
                         "a file could not be deleted, it will be tried again"
                     );
                 }
+            }
+        }
+        if let Some(copy) = &self.copy {
+            for file in &gone {
+                copy.forget(file);
             }
         }
         gone
@@ -209,9 +240,16 @@ impl ObjectFiles {
 impl Upload {
     /// Uploads the next part; the future may run beside others.
     pub fn part(&mut self, data: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        let path = self.path.clone();
-        let part = self.upload.put_part(data.into_iter().collect());
-        async move { part.await.map_err(|error| StoreError::failed("multipart_part", &path, error)) }
+        let (file, copy, start) = (self.file.clone(), self.copy.clone(), self.len);
+        self.len += data.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let part = self.upload.put_part(data.iter().cloned().collect());
+        async move {
+            part.await.map_err(|error| StoreError::failed("multipart_part", file.as_str(), error))?;
+            if let Some(copy) = copy {
+                copy.keep(&file, start, data);
+            }
+            Ok(())
+        }
     }
 
     /// All parts are uploaded: the file is there when this returns.
@@ -220,13 +258,16 @@ impl Upload {
     /// [`StoreError::Failed`], and then nobody knows whether the file is there; [`Self::abort`] it.
     pub async fn complete(&mut self) -> Result<(), StoreError> {
         let completed = self.upload.complete().await;
-        completed.map(|_| ()).map_err(|error| StoreError::failed("multipart_complete", &self.path, error))
+        completed.map(|_| ()).map_err(|error| StoreError::failed("multipart_complete", self.file.as_str(), error))
     }
 
     /// Gives the upload up; its parts are deleted.
     pub async fn abort(mut self) {
         if let Err(error) = self.upload.abort().await {
-            tracing::warn!(path = self.path, %error, "a multipart upload could not be aborted");
+            tracing::warn!(file = %self.file, %error, "a multipart upload could not be aborted");
+        }
+        if let Some(copy) = &self.copy {
+            copy.forget(&self.file);
         }
     }
 }

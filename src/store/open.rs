@@ -9,7 +9,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use super::{Counted, DataStore, LocalStore, ObjectFiles, ProbeError, Traffic, probe};
+use super::{Counted, DataStore, LocalCopy, LocalStore, ObjectFiles, ProbeError, Traffic, probe};
 use crate::catalog::slate::Placement;
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
@@ -85,7 +85,8 @@ pub async fn open(
         Place::Store(store, prefix) => {
             let counted: Arc<dyn ObjectStore> =
                 Arc::new(Counted::new(Arc::clone(store), Traffic::data(metrics.clone())));
-            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings))
+            let copy = local_copy(settings, metrics).await;
+            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings).with_copy(copy))
         }
     };
     let (url, place) = match catalog_url {
@@ -105,6 +106,13 @@ pub async fn open(
         }
     };
     Ok(Opened { data, catalog })
+}
+
+async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<LocalCopy> {
+    let copy = settings.local_copy.clone()?;
+    let store = format!("{} {}", settings.url, settings.endpoint.as_deref().unwrap_or_default());
+    let metrics = metrics.clone();
+    tokio::task::spawn_blocking(move || LocalCopy::open(&copy, &store, &metrics)).await.ok().flatten()
 }
 
 /// What a URL names.

@@ -98,10 +98,13 @@ section! {
 section! {
     /// `execution.checkpointing.local-backup.*`.
     LocalBackupConfig {
-        /// Whether a copy of what was written stays on local disk for faster restores, default false.
+        /// Whether a copy of what was written to S3 or read from it stays on local disk, default false.
         enabled: bool = false,
-        /// Directories of the copies. Empty: below the system's temporary directory.
+        /// Directories of the copies, which share `max-size` evenly. Empty: below the system's temporary directory.
         dirs: Vec<String> = Vec::new(),
+        /// Bytes of all copies on disk, default 10 gb; each directory's share holds at least
+        /// `file-merging.max-file-size`. At the bound, what was used longest ago goes. Not in Flink.
+        max_size: MemorySize = MemorySize::gib(10),
     }
 }
 

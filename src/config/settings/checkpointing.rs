@@ -57,8 +57,6 @@ pub struct CheckpointingSettings {
     pub create_subdir: bool,
     /// Flink's choice of checkpoint storage, accepted for its sake: state is kept in the store either way.
     pub storage: Option<CheckpointStorage>,
-    /// Directories of local copies, empty for the default place. `None`: no copies.
-    pub local_backup_dirs: Option<Vec<String>>,
 }
 
 /// Barriers that overtake records.
@@ -97,7 +95,6 @@ impl CheckpointingSettings {
             savepoint_dir: config.savepoint_dir.clone(),
             create_subdir: config.create_subdir,
             storage: config.storage,
-            local_backup_dirs: config.local_backup.enabled.then(|| config.local_backup.dirs.clone()),
         }
     }
 }
@@ -200,10 +197,5 @@ fn check_directories(rules: &mut Rules, config: &CheckpointingConfig) {
         config.storage != Some(CheckpointStorage::FileSystem) || config.dir.is_some(),
         &["execution.checkpointing.storage", "execution.checkpointing.dir"],
         "file system storage needs a directory",
-    );
-    rules.require(
-        config.local_backup.dirs.iter().all(|dir| !dir.is_empty()),
-        &["execution.checkpointing.local-backup.dirs"],
-        "a directory must not be empty",
     );
 }

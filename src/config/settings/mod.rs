@@ -18,7 +18,7 @@ pub use checkpointing::{CheckpointingSettings, UnalignedSettings};
 
 use super::choices::{Boundary, DirectIo, EtagKind, LogFormat, ReclaimMode};
 use super::error::ConfigErrors;
-use super::schema::{AuthConfig, Config, StoreConfig};
+use super::schema::{AuthConfig, Config};
 use super::url::StoreUrl;
 use super::values::Secret;
 
@@ -95,6 +95,19 @@ pub struct StoreSettings {
     pub direct_io: DirectIo,
     /// Segments above this are streamed, in parts of this size.
     pub part_bytes: u64,
+    /// `None`: nothing of S3 is kept on local disk. There is none of a local disk.
+    pub local_copy: Option<LocalCopySettings>,
+}
+
+/// A copy on local disk of what is on S3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalCopySettings {
+    /// Where; at least one.
+    pub dirs: Vec<PathBuf>,
+    /// Bytes on disk, shared evenly by the directories.
+    pub bytes_max: u64,
+    /// Bytes in memory that wait to be written. They are no part of `memory_bytes` of the limits.
+    pub waiting_bytes_max: u64,
 }
 
 /// An access key and its secret.
@@ -190,7 +203,7 @@ pub struct CatalogSettings {
 /// Bounds on memory and on what clients may ask for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LimitsSettings {
-    /// Bytes in flight in the whole daemon: `limits.memory` without `kept_buffer_bytes`.
+    /// Bytes in flight in the whole daemon: `limits.memory` without `kept_buffer_bytes` and what waits for a local copy.
     pub memory_bytes: u64,
     /// Bytes of buffers that wait for the next body.
     pub kept_buffer_bytes: u64,
@@ -299,7 +312,7 @@ impl TryFrom<&Config> for Settings {
         Ok(Self {
             checkpointing: CheckpointingSettings::from_checked(&config.execution.checkpointing),
             server: server(config, &checked),
-            store: store(&config.store),
+            store: store(config),
             merging: merging(config),
             catalog: catalog(config),
             limits: limits(config),
@@ -331,7 +344,8 @@ fn server(config: &Config, checked: &rules::Checked) -> ServerSettings {
     }
 }
 
-fn store(store: &StoreConfig) -> StoreSettings {
+fn store(config: &Config) -> StoreSettings {
+    let store = &config.store;
     let pair = store.access_key.clone().zip(store.secret_key.clone());
     StoreSettings {
         url: store.url.clone(),
@@ -345,7 +359,20 @@ fn store(store: &StoreConfig) -> StoreSettings {
         in_flight_bytes_max: store.max_bytes_in_flight.bytes(),
         direct_io: store.direct_io,
         part_bytes: store.part_size.bytes(),
+        local_copy: local_copy(config),
     }
+}
+
+fn local_copy(config: &Config) -> Option<LocalCopySettings> {
+    let backup = &config.execution.checkpointing.local_backup;
+    rules::has_local_copy(config).then(|| LocalCopySettings {
+        dirs: match backup.dirs.as_slice() {
+            [] => vec![std::env::temp_dir()],
+            dirs => dirs.iter().map(PathBuf::from).collect(),
+        },
+        bytes_max: backup.max_size.bytes(),
+        waiting_bytes_max: rules::local_copy_bytes(config),
+    })
 }
 
 fn merging(config: &Config) -> MergingSettings {
@@ -390,7 +417,7 @@ fn catalog(config: &Config) -> CatalogSettings {
 fn limits(config: &Config) -> LimitsSettings {
     let limits = &config.limits;
     LimitsSettings {
-        memory_bytes: limits.memory.bytes() - rules::kept_buffer_bytes(limits.memory),
+        memory_bytes: rules::memory_for_bodies(config),
         kept_buffer_bytes: rules::kept_buffer_bytes(limits.memory),
         multipart_memory_bytes: limits.multipart_memory.bytes(),
         multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),

@@ -47,6 +47,7 @@ pub(super) fn check(config: &Config) -> Result<Checked, ConfigErrors> {
     check_memory(&mut rules);
     check_sizes(&mut rules);
     check_merging(&mut rules);
+    check_local_copy(&mut rules);
     check_catalog(&mut rules);
     check_limits(&mut rules);
     check_reclaim(&mut rules);
@@ -138,13 +139,29 @@ pub(super) fn kept_buffer_bytes(memory: MemorySize) -> u64 {
     memory.bytes() / 16
 }
 
+/// Whether what is on the store is kept on local disk, too.
+pub(super) fn has_local_copy(config: &Config) -> bool {
+    config.execution.checkpointing.local_backup.enabled && config.store.url.is_s3()
+}
+
+/// The part of `limits.memory` for bytes that wait for the local copy.
+pub(super) fn local_copy_bytes(config: &Config) -> u64 {
+    if has_local_copy(config) { config.limits.memory.bytes() / 16 } else { 0 }
+}
+
+/// What the other parts leave of `limits.memory`.
+pub(super) fn memory_for_bodies(config: &Config) -> u64 {
+    let memory = config.limits.memory;
+    memory.bytes() - kept_buffer_bytes(memory) - local_copy_bytes(config)
+}
+
 /// What has to fit into the memory budget.
 fn check_memory(rules: &mut Rules) {
     const MEMORY: &str = "limits.memory";
     let config = rules.config;
     let (limits, part) = (&config.limits, config.store.part_size);
     let merging = &config.execution.checkpointing.file_merging;
-    let for_bodies = limits.memory.bytes() - kept_buffer_bytes(limits.memory);
+    let for_bodies = memory_for_bodies(config);
     rules.require(
         limits.memory.bytes() / PARTS_IN_MEMORY_MIN >= part.bytes(),
         &[MEMORY, "store.part-size"],
@@ -164,7 +181,8 @@ fn check_memory(rules: &mut Rules) {
     rules.require(
         limits.multipart_memory > limits.memory || beside_multipart >= part.bytes(),
         &[MEMORY, "limits.multipart-memory", "store.part-size"],
-        "memory, less a sixteenth, must hold at least one part besides the memory of multipart uploads",
+        "memory, less a sixteenth (two with a local copy), must hold at least one part besides the memory of multipart \
+         uploads",
     );
     rules.require(
         limits.multipart_part_in_memory_max <= limits.multipart_memory,
@@ -239,6 +257,26 @@ fn check_merging(rules: &mut Rules) {
         matches!(ours.s3_boundary, Boundary::Job | Boundary::Daemon),
         &["merging.s3-boundary"],
         "S3 keys name neither subtask nor task manager, must be `job` or `daemon`",
+    );
+}
+
+fn check_local_copy(rules: &mut Rules) {
+    const ENABLED: &str = "execution.checkpointing.local-backup.enabled";
+    const SIZE: &str = "execution.checkpointing.local-backup.max-size";
+    const DIRS: &str = "execution.checkpointing.local-backup.dirs";
+    let checkpointing = &rules.config.execution.checkpointing;
+    let (backup, file) = (&checkpointing.local_backup, checkpointing.file_merging.max_file_size);
+    let dirs = backup.dirs.len().max(1) as u64;
+    rules.require(backup.dirs.iter().all(|dir| !dir.is_empty()), &[DIRS], "a directory must not be empty");
+    rules.require(
+        !backup.enabled || backup.max_size.bytes() / dirs >= file.bytes(),
+        &[SIZE, DIRS, "execution.checkpointing.file-merging.max-file-size"],
+        "the share of a directory must hold a file",
+    );
+    rules.warn_if(
+        backup.enabled && !rules.config.store.url.is_s3(),
+        &[ENABLED, "store.url"],
+        "has no effect: a copy on local disk is for a store on S3",
     );
 }
 

@@ -1,6 +1,7 @@
 //! The rules of Flink about checkpoints.
 
 use super::*;
+use crate::config::LocalCopySettings;
 
 const INTERVAL: &str = "execution.checkpointing.interval";
 const BACKLOG: &str = "execution.checkpointing.interval-during-backlog";
@@ -72,6 +73,25 @@ fn flinks_directories_are_checked() {
     let (storage, dir) = ("execution.checkpointing.storage", "execution.checkpointing.dir");
     refused(&[(storage, "filesystem")], &[storage, dir], "needs a directory");
     assert!(settings(&[(storage, "filesystem"), (dir, "s3://b/c")]).checkpointing.dir.is_some());
-    let backup = settings(&[("execution.checkpointing.local-backup.enabled", "true")]);
-    assert_eq!(backup.checkpointing.local_backup_dirs, Some(Vec::new()));
+}
+
+#[test]
+fn a_local_copy_is_for_s3_and_takes_a_part_of_the_memory() {
+    const ENABLED: &str = "execution.checkpointing.local-backup.enabled";
+    const DIRS: &str = "execution.checkpointing.local-backup.dirs";
+    const SIZE: &str = "execution.checkpointing.local-backup.max-size";
+    let s3 = ("store.url", "s3://bucket");
+
+    let copy = settings(&[s3, (ENABLED, "true"), (DIRS, "/a, /b"), (SIZE, "64 mb")]);
+    let elsewhere = settings(&[s3, (ENABLED, "true")]).store.local_copy.unwrap();
+    let local = warned(&[(ENABLED, "true")], "has no effect");
+
+    let expected =
+        LocalCopySettings { dirs: vec!["/a".into(), "/b".into()], bytes_max: 64 << 20, waiting_bytes_max: 32 << 20 };
+    assert_eq!(copy.store.local_copy, Some(expected));
+    assert_eq!(copy.limits.memory_bytes, (512 - 64) << 20);
+    assert_eq!(elsewhere.dirs, [std::env::temp_dir()]);
+    assert_eq!((local.store.local_copy, local.limits.memory_bytes), (None, (512 - 32) << 20));
+    assert_eq!(settings(&[s3]).store.local_copy, None);
+    refused(&[s3, (ENABLED, "true"), (DIRS, "/a, /b"), (SIZE, "63 mb")], &[SIZE, DIRS, FILE_SIZE], "must hold a file");
 }

@@ -1,0 +1,196 @@
+//! Which runs of bytes a folder of the local copy holds, and which of them was used longest ago. No I/O.
+//!
+//! # Invariants
+//! - No run of a file lies within another of it: so runs in the order of their starts are in the order of their ends.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::entry::disk_bytes;
+use crate::model::PhysicalFileId;
+
+/// A run of bytes of a physical file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// Its first byte.
+    pub start: u64,
+    /// Number of bytes, never zero.
+    pub len: u64,
+}
+
+impl Run {
+    pub fn end(self) -> u64 {
+        self.start + self.len
+    }
+
+    pub fn covers(self, other: Self) -> bool {
+        self.start <= other.start && other.end() <= self.end()
+    }
+}
+
+/// One entry.
+pub(super) type Item = (PhysicalFileId, Run);
+
+/// What is there.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    /// By the first byte.
+    files: HashMap<PhysicalFileId, BTreeMap<u64, Shelved>>,
+    /// By when it was used last.
+    order: BTreeMap<u64, (PhysicalFileId, u64)>,
+    bytes: u64,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Shelved {
+    run: Run,
+    used: u64,
+}
+
+impl Shelf {
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Adds an entry as the one used last. Returns what is not needed any more: entries within it, or the entry itself.
+    pub fn add(&mut self, file: &PhysicalFileId, run: Run) -> Vec<Item> {
+        if let Some([there]) = self.runs_of(file, &(run.start..run.end())).as_deref() {
+            return if *there == run { vec![] } else { vec![(file.clone(), run)] };
+        }
+        let runs = self.files.get(file).into_iter().flat_map(BTreeMap::values).map(|shelved| shelved.run);
+        let needless: Vec<Item> = runs.filter(|there| run.covers(*there)).map(|there| (file.clone(), there)).collect();
+        for (file, run) in &needless {
+            self.remove(file, *run);
+        }
+        self.uses += 1;
+        self.order.insert(self.uses, (file.clone(), run.start));
+        self.files.entry(file.clone()).or_default().insert(run.start, Shelved { run, used: self.uses });
+        self.bytes += disk_bytes(run);
+        needless
+    }
+
+    /// The entries that hold `range` together, in order. Counts as a use of them.
+    pub fn find(&mut self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<Run>> {
+        let runs = self.runs_of(file, range)?;
+        let shelved = self.files.get_mut(file)?;
+        for run in &runs {
+            let Some(entry) = shelved.get_mut(&run.start) else { continue };
+            self.uses += 1;
+            if let Some(place) = self.order.remove(&entry.used) {
+                self.order.insert(self.uses, place);
+            }
+            entry.used = self.uses;
+        }
+        Some(runs)
+    }
+
+    /// The entries that hold `range` together, in order.
+    pub fn runs_of(&self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<Run>> {
+        let shelved = self.files.get(file)?;
+        let (mut runs, mut at) = (vec![], range.start);
+        while at < range.end {
+            let (_, next) = shelved.range(..=at).next_back()?;
+            if next.run.end() <= at {
+                return None;
+            }
+            runs.push(next.run);
+            at = next.run.end();
+        }
+        Some(runs)
+    }
+
+    /// Whether the entry was there.
+    pub fn remove(&mut self, file: &PhysicalFileId, run: Run) -> bool {
+        let Some(shelved) = self.files.get_mut(file) else { return false };
+        if shelved.get(&run.start).is_none_or(|there| there.run != run) {
+            return false;
+        }
+        if let Some(gone) = shelved.remove(&run.start) {
+            self.order.remove(&gone.used);
+            self.bytes -= disk_bytes(run);
+        }
+        if shelved.is_empty() {
+            self.files.remove(file);
+        }
+        true
+    }
+
+    /// Removes all entries of a file.
+    pub fn remove_file(&mut self, file: &PhysicalFileId) -> Vec<Item> {
+        let runs: Vec<Run> = self.files.get(file).into_iter().flat_map(BTreeMap::values).map(|it| it.run).collect();
+        runs.into_iter().filter(|run| self.remove(file, *run)).map(|run| (file.clone(), run)).collect()
+    }
+
+    /// Removes the entry that was used longest ago.
+    pub fn remove_oldest(&mut self) -> Option<Item> {
+        let (_, (file, start)) = self.order.first_key_value()?;
+        let file = file.clone();
+        let run = self.files.get(&file)?.get(start)?.run;
+        self.remove(&file, run);
+        Some((file, run))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(n: u128) -> PhysicalFileId {
+        PhysicalFileId::new(None, 1, n)
+    }
+
+    fn run(range: Range<u64>) -> Run {
+        Run { start: range.start, len: range.end - range.start }
+    }
+
+    #[test]
+    fn a_range_is_found_in_one_entry_or_in_several_that_meet() {
+        let mut shelf = Shelf::default();
+        for range in [0..10, 10..20, 15..30, 40..50] {
+            assert_eq!(shelf.add(&file(1), run(range)), []);
+        }
+
+        assert_eq!(shelf.find(&file(1), &(2..5)), Some(vec![run(0..10)]));
+        assert_eq!(shelf.find(&file(1), &(5..25)), Some(vec![run(0..10), run(10..20), run(15..30)]));
+        assert_eq!(shelf.find(&file(1), &(16..30)), Some(vec![run(15..30)]));
+        for missing in [25..31, 30..40, 35..45, 49..51] {
+            assert_eq!(shelf.find(&file(1), &missing), None, "{missing:?}");
+        }
+        assert_eq!(shelf.find(&file(2), &(0..1)), None);
+    }
+
+    #[test]
+    fn an_entry_within_another_is_not_needed() {
+        let mut shelf = Shelf::default();
+        shelf.add(&file(1), run(0..10));
+        shelf.add(&file(1), run(20..30));
+
+        assert_eq!(shelf.add(&file(1), run(3..7)), [(file(1), run(3..7))]);
+        assert_eq!(shelf.add(&file(1), run(0..30)), [(file(1), run(0..10)), (file(1), run(20..30))]);
+
+        assert_eq!((shelf.len(), shelf.bytes()), (1, disk_bytes(run(0..30))));
+        assert_eq!(shelf.remove_file(&file(1)), [(file(1), run(0..30))]);
+        assert_eq!((shelf.len(), shelf.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_entry_used_longest_ago_goes_first() {
+        let mut shelf = Shelf::default();
+        for n in 1..=3 {
+            shelf.add(&file(n), run(0..10));
+        }
+
+        shelf.find(&file(1), &(0..1));
+
+        let order: Vec<PhysicalFileId> = std::iter::from_fn(|| shelf.remove_oldest()).map(|(file, _)| file).collect();
+        assert_eq!(order, [file(2), file(3), file(1)]);
+        assert_eq!(shelf.bytes(), 0);
+    }
+}
