@@ -5,8 +5,9 @@
 //! buckets are created, then the doors open.
 //!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
-//! `server.drain-timeout`; open files are written to their end; the local copy is; the catalog is written and closed. Each of these steps is
-//! given up after that time, so a shutdown ends while storage is out, too; what was answered is durable before.
+//! `server.drain-timeout`; open files are written to their end; then the local copy, if there is one; the catalog is
+//! written and closed. Each of these steps is given up after that time, so a shutdown ends while storage is out, too; what
+//! was answered is durable before.
 
 mod recover;
 

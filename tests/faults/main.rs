@@ -13,6 +13,7 @@ mod crashes;
 mod door;
 mod faults;
 mod load;
+mod local_copy;
 mod reads;
 mod s3_server;
 mod start;
