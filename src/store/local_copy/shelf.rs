@@ -140,6 +140,9 @@ impl Shelf {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn file(n: u128) -> PhysicalFileId {
@@ -192,5 +195,65 @@ mod tests {
         let order: Vec<PhysicalFileId> = std::iter::from_fn(|| shelf.remove_oldest()).map(|(file, _)| file).collect();
         assert_eq!(order, [file(2), file(3), file(1)]);
         assert_eq!(shelf.bytes(), 0);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Add(u128, Range<u64>),
+        Find(u128, Range<u64>),
+        RemoveFile(u128),
+        RemoveOldest,
+    }
+
+    fn any_op() -> impl Strategy<Value = Op> {
+        let range = || (0..40_u64, 1..20_u64).prop_map(|(start, len)| start..start + len);
+        prop_oneof![
+            4 => (0..3_u128, range()).prop_map(|(file, range)| Op::Add(file, range)),
+            4 => (0..3_u128, range()).prop_map(|(file, range)| Op::Find(file, range)),
+            1 => (0..3_u128).prop_map(Op::RemoveFile),
+            1 => Just(Op::RemoveOldest),
+        ]
+    }
+
+    proptest! {
+        /// The model is a list of entries in the order of their use.
+        #[test]
+        fn the_shelf_matches_the_model_after_any_history(ops in vec(any_op(), 1..200)) {
+            let (mut shelf, mut model) = (Shelf::default(), Vec::<Item>::new());
+            for op in ops {
+                match op {
+                    Op::Add(n, range) => {
+                        let (file, run) = (file(n), run(range));
+                        let needless = shelf.add(&file, run);
+                        let known = model.iter().any(|(of, there)| *of == file && there.covers(run));
+                        if !known {
+                            model.retain(|(of, there)| *of != file || !run.covers(*there));
+                            model.push((file.clone(), run));
+                        }
+                        prop_assert!(needless.iter().all(|item| !model.contains(item)));
+                    }
+                    Op::Find(n, range) => {
+                        let holds = |at: u64| model.iter().any(|(of, run)| *of == file(n) && run.covers(Run { start: at, len: 1 }));
+                        let found = shelf.find(&file(n), &range);
+                        prop_assert_eq!(found.is_some(), range.clone().all(holds));
+                        for run in found.unwrap_or_default() {
+                            let at = model.iter().position(|item| *item == (file(n), run)).unwrap();
+                            let used = model.remove(at);
+                            model.push(used);
+                        }
+                    }
+                    Op::RemoveFile(n) => {
+                        shelf.remove_file(&file(n));
+                        model.retain(|(of, _)| *of != file(n));
+                    }
+                    Op::RemoveOldest => {
+                        let oldest = (!model.is_empty()).then(|| model.remove(0));
+                        prop_assert_eq!(shelf.remove_oldest(), oldest);
+                    }
+                }
+                prop_assert_eq!(shelf.len(), model.len());
+                prop_assert_eq!(shelf.bytes(), model.iter().map(|(_, run)| disk_bytes(*run)).sum::<u64>());
+            }
+        }
     }
 }

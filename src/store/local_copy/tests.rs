@@ -236,3 +236,76 @@ async fn a_disk_that_fails_is_left_alone_and_the_others_go_on() {
     assert_eq!(copy.metrics.local_copy_dropped.get(), 2);
     assert_eq!(copy.copy.read(&file(1), 0..10).await, None);
 }
+
+#[tokio::test]
+async fn on_a_full_disk_the_copy_shrinks_and_rests() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = open(&dir, 100 * MB);
+    for n in 0..32 {
+        copy.copy.keep(&file(n), 0, vec![bytes(1, 4000)]);
+    }
+    let copy = copy.reopen(&dir, 100 * MB).await;
+    let staged = entries(dir.path())[0].with_file_name("staged");
+    std::os::unix::fs::symlink("/dev/full", &staged).unwrap();
+
+    copy.copy.keep(&file(50), 0, vec![bytes(1, 4000)]);
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while copy.metrics.local_copy_evictions.get() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    copy.copy.keep(&file(51), 0, vec![bytes(1, 4000)]);
+
+    assert_eq!((copy.metrics.local_copy_evictions.get(), copy.metrics.local_copy_dropped.get()), (2, 2));
+    let mut readable = 0;
+    for n in 0..32 {
+        readable += u32::from(copy.copy.read(&file(n), 0..4000).await.is_some());
+    }
+    assert_eq!(readable, 30, "what is there is read on");
+    copy.close().await;
+    assert_eq!(entries(dir.path()).len(), 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readers_beside_writers_and_evictions_get_right_bytes_or_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = open(&dir, MB / 2);
+    let contents: Vec<Bytes> = (0..3).map(|n| bytes(n, 200_000)).collect();
+    let busy = |seed: u64| {
+        let (copy, metrics, contents) = (copy.copy.clone(), copy.metrics.clone(), contents.clone());
+        async move {
+            let enough = || metrics.local_copy_hits.get() > 20 && metrics.local_copy_evictions.get() > 5;
+            for n in (0..100_000).take_while(|n| *n < 300 || !enough()) {
+                // The writer needs a turn, too.
+                tokio::task::yield_now().await;
+                let number = (n / 5 + seed / 2) % 3;
+                let (file, all) = (file(number.into()), &contents[number as usize]);
+                let start = (n * 1009 * (seed + 1)) % 150_000;
+                let part = |len: u64| all.slice(start as usize..(start + len) as usize);
+                if let Some(read) = copy.read(&file, start..start + 40_000).await {
+                    assert!(read == part(40_000), "file {number} from {start}");
+                }
+                match n % 10 {
+                    0 => {
+                        copy.forget(&file);
+                    }
+                    n if n % 2 == 0 => copy.keep(&file, start, vec![part(50_000)]),
+                    _ => copy.keep(&file, 0, vec![all.clone()]),
+                }
+            }
+        }
+    };
+
+    let tasks: Vec<_> = (0..4).map(|seed| tokio::spawn(busy(seed))).collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+
+    let metrics = copy.close().await;
+    assert!(metrics.local_copy_hits.get() > 20 && metrics.local_copy_evictions.get() > 5);
+    assert_eq!(metrics.local_copy_damaged.get(), 0);
+    assert_eq!(metrics.local_copy_bytes.get() as u64, disk_usage(dir.path()));
+    assert!(disk_usage(dir.path()) <= MB / 2);
+}
