@@ -17,7 +17,7 @@ use crate::catalog::state::SegmentView;
 use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
 use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
-use crate::model::{Location, PhysicalFileId, Segment, SegmentId, crc32c};
+use crate::model::{Location, PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
 use crate::runtime::PaidBytes;
 use crate::store::{DataStore, LocalFile};
 
@@ -25,7 +25,7 @@ use crate::store::{DataStore, LocalFile};
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Bytes read at once, unless one segment is larger.
 const SPAN_BYTES_MAX: u64 = 8 << 20;
-/// Inline segments stay in the catalog at least so long.
+/// Inline segments stay in the catalog at least so long, unless there are too many bytes of them.
 const INLINE_AGE: Duration = Duration::from_secs(600);
 /// So many bytes of old inline segments of one lane are worth a file.
 const INLINE_GROUP_BYTES_MIN: u64 = 256 << 10;
@@ -95,7 +95,12 @@ impl Reclaimer {
         }
         let crowded = inline > settings.catalog.inline_bytes_max / 2;
         let age = u64::try_from(INLINE_AGE.as_millis()).unwrap_or(u64::MAX);
-        let old = state.inline_segments().filter(|view| view.record.created.0.saturating_add(age) <= now.0);
+        let ripe = |view: &SegmentView| {
+            let young = view.record.created.0.saturating_add(age) > now.0;
+            let about_to_die = view.record.scope == StateScope::Exclusive && view.record.checkpoint.is_some();
+            !young || crowded && !about_to_die
+        };
+        let old = state.inline_segments().filter(ripe);
         let mut groups: BTreeMap<LaneKey, Vec<SegmentView>> = BTreeMap::new();
         old.for_each(|view| groups.entry(key_of(&self.parts, &view.record)).or_default().push(view));
         drop(state);
@@ -311,11 +316,7 @@ async fn read<'a>(
 }
 
 /// The segments of a run, whose bytes begin where `first` does.
-fn cut<'a>(
-    run: &'a [SegmentView],
-    first: &Segment,
-    bytes: &Bytes,
-) -> impl Iterator<Item = (&'a SegmentView, Bytes)> {
+fn cut<'a>(run: &'a [SegmentView], first: &Segment, bytes: &Bytes) -> impl Iterator<Item = (&'a SegmentView, Bytes)> {
     run.iter().filter_map(move |view| {
         let Location::File(place) = &view.record.location else { return None };
         let from = usize::try_from(place.offset - first.offset).ok()?;

@@ -15,6 +15,7 @@ use object_store::{
     PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
+use super::StoreError;
 use crate::metrics::Metrics;
 use crate::runtime::Clock;
 
@@ -37,7 +38,7 @@ impl Traffic {
     }
 
     /// Counts a request and how long it takes.
-    pub async fn time<T, E>(
+    pub async fn time<T, E: Refusal>(
         &self,
         operation: &'static str,
         request: impl Future<Output = Result<T, E>>,
@@ -48,7 +49,11 @@ impl Traffic {
     }
 
     /// The same for a request that blocks.
-    pub fn time_blocking<T, E>(&self, operation: &'static str, request: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    pub fn time_blocking<T, E: Refusal>(
+        &self,
+        operation: &'static str,
+        request: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let timer = self.begin(operation);
         timer.end(request())
     }
@@ -63,6 +68,33 @@ impl Traffic {
     }
 }
 
+/// Tells the answers of a backend that works from its failures: both are errors to whoever asked.
+pub trait Refusal {
+    /// Whether the backend answered as it should: there is no such file, a condition does not hold.
+    fn is_answer(&self) -> bool;
+}
+
+impl Refusal for object_store::Error {
+    fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Precondition { .. } | Self::NotModified { .. }
+        )
+    }
+}
+
+impl Refusal for StoreError {
+    fn is_answer(&self) -> bool {
+        matches!(self, Self::NotFound(_) | Self::Unsupported(_))
+    }
+}
+
+impl Refusal for std::io::Error {
+    fn is_answer(&self) -> bool {
+        false
+    }
+}
+
 /// A request in progress.
 struct Timer<'a> {
     metrics: &'a Metrics,
@@ -71,9 +103,9 @@ struct Timer<'a> {
 }
 
 impl Timer<'_> {
-    fn end<T, E>(self, answer: Result<T, E>) -> Result<T, E> {
+    fn end<T, E: Refusal>(self, answer: Result<T, E>) -> Result<T, E> {
         self.metrics.store_seconds.with_label_values(&self.labels).observe(self.begun.elapsed().as_secs_f64());
-        if answer.is_err() {
+        if answer.as_ref().is_err_and(|error| !error.is_answer()) {
             self.metrics.store_errors.with_label_values(&self.labels).inc();
         }
         answer

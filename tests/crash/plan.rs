@@ -33,6 +33,7 @@ impl Plan {
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_FILE_SIZE", &["1mb", "4mb", "32mb"]);
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__POOL_BLOCKING", &["false", "true"]);
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__ACROSS_CHECKPOINT_BOUNDARY", &["false", "true"]);
+        set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_SPACE_AMPLIFICATION", &["2.0", "1.2", "1.0"]);
         Self {
             environment,
             dies_at_start: rng.random_bool(0.15).then(|| millis(rng.random_range(0..250))),

@@ -166,6 +166,11 @@ impl Gate {
         self.open.send_replace(true);
     }
 
+    /// How many requests have arrived at it.
+    pub fn waiting(&self) -> u64 {
+        *self.waiting.borrow()
+    }
+
     /// Resolves when `requests` have come to the gate.
     pub async fn arrived(&self, requests: u64) {
         let mut waiting = self.waiting.subscribe();

@@ -15,6 +15,7 @@ mod faults;
 mod load;
 mod local_copy;
 mod reads;
+mod reclaim;
 mod s3_server;
 mod start;
 mod support;
