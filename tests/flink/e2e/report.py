@@ -41,6 +41,8 @@ class Report:
     held_files: int = 0
     held_bytes: int = 0
     seconds: float = 0
+    # Space over time, one row every few seconds.
+    timeline: list = field(default_factory=list)
 
     def as_json(self):
         return asdict(self)
@@ -69,7 +71,20 @@ class Report:
             ["  files of the backend", *(str(column.held_files) for column in columns)],
             ["  bytes of the backend", *(f"{column.held_bytes:,}" for column in columns)],
         ]
-        return _aligned(rows)
+        return _aligned(rows) + self._timeline_table()
+
+    def _timeline_table(self):
+        """Space over time, in about twenty rows."""
+        if not self.timeline:
+            return ""
+        rows = [["seconds", "segments", "files", "live bytes", "held bytes", "amplification", "to delete", "freed", "copied"]]
+        for row in self.timeline[::max(1, len(self.timeline) // 20)]:
+            amplification = "-" if row["amplification"] is None else f"{row['amplification']:.2f}"
+            numbers = (row["live_bytes"], row["physical_bytes"], row["waiting_bytes"], row["freed_bytes"], row["copied_bytes"])
+            live, held, waiting, freed, copied = (f"{number:,}" for number in numbers)
+            rows.append([str(row["seconds"]), str(row["segments"]), str(row["files"]), live, held, amplification, waiting,
+                         freed, copied])
+        return "\n\n" + _aligned(rows)
 
 
 def _per_checkpoint(columns, number_of):

@@ -8,6 +8,7 @@ from . import expected
 from .cluster import Cluster
 from .processes import Failed
 from .report import Measurement
+from .timeline import Timeline
 
 NUMBERS_PER_SECOND = 2000
 # The resumed job does not have to be slow any more, only right.
@@ -48,6 +49,15 @@ class Scenario:
         """Tells the whole story on `storage`, and enters what it finds out into `report`."""
         ends = time.monotonic() + self.seconds
         storage.start()
+        if not storage.has_space:
+            return self._tell(storage, report, ends)
+        with Timeline(storage) as timeline:
+            self._tell(storage, report, ends)
+        report.timeline = timeline.rows
+        if not any(row["freed_bytes"] > 0 for row in timeline.rows):
+            raise Failed("nothing was reclaimed all the time: try a larger --seconds")
+
+    def _tell(self, storage, report, ends):
         cluster = self._start_cluster(storage, "first")
         job = self._submit(cluster, NUMBERS_PER_SECOND)
         report.measurements.append(self._measure(storage, job))
@@ -70,6 +80,7 @@ class Scenario:
         cluster.stop()
 
         # The cancelled job keeps its checkpoints but for the one that was claimed.
+        storage.delete_what_is_due()
         left = storage.client.sizes(storage.bucket).values()
         report.objects_left, report.bytes_left = len(left), sum(left)
         report.held_files, report.held_bytes = storage.held()

@@ -95,6 +95,7 @@ class Direct:
     """Flink writes to versitygw, without Esker."""
 
     label = "versitygw alone"
+    has_space = False
 
     def __init__(self, processes, tools, folder):
         self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
@@ -119,6 +120,9 @@ class Direct:
     def verify(self):
         """There is no catalog to verify."""
 
+    def delete_what_is_due(self):
+        """Deleting is deleting here."""
+
     def traffic(self):
         return self.server.traffic()
 
@@ -128,6 +132,9 @@ class Direct:
 
 class Esker:
     """Flink writes to Esker. The subclasses say where Esker writes to."""
+
+    # It tells what it holds for what lives.
+    has_space = True
 
     def __init__(self, processes, tools, folder):
         self.processes, self.program = processes, tools.esker
@@ -168,6 +175,11 @@ class Esker:
 
     def close(self):
         self.stop()
+
+    def delete_what_is_due(self):
+        """Has Esker delete now what it would delete within seconds, so that what is left can be counted."""
+        asked = urllib.request.Request(f"{self.api}/v1/gc", method="POST")
+        urllib.request.urlopen(asked, timeout=60).close()
 
     def counters(self):
         """Esker's own counters: one for each operation on its store and each of its S3 door, and two sums."""
@@ -290,7 +302,9 @@ def _files_and_bytes(folder):
         folders[:] = [name for name in folders if name not in (".vgwlocks", ".sgwtmp")]
         for name in files:
             try:
-                sizes.append(os.stat(os.path.join(path, name)).st_size)
+                found = os.stat(os.path.join(path, name))
+                # Holes take no space.
+                sizes.append(min(found.st_size, found.st_blocks * 512))
             except FileNotFoundError:
                 continue  # It was deleted while we looked.
     return len(sizes), sum(sizes)
