@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,9 +24,10 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::api::body::CRC_HEADER;
 use crate::api::wire::{
-    BatchAnswer, BatchHead, CheckpointInfo, ErrorBody, JobInfo, NewJob, PutParams, SegmentInfo, SegmentPage,
+    BatchAnswer, BatchHead, CheckpointInfo, ErrorBody, JobInfo, ListedSegment, NewJob, ObjectPage, PutParams,
+    RestoreEnd, RestoreHead, RestoreRequest, SegmentInfo, SegmentPage,
 };
-use crate::model::crc32c;
+use crate::model::{SegmentHasher, crc32c};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,16 @@ pub enum ClientError {
         announced: String,
         /// What arrived.
         actual: u32,
+    },
+    /// The answer to a restore is not whole.
+    #[error("the restore broke off after {whole} segments, at {}: {message}", .segment.as_deref().unwrap_or("the next one"))]
+    BrokenOff {
+        /// How many segments arrived whole.
+        whole: u64,
+        /// The segment that did not, if the daemon lived to say which.
+        segment: Option<String>,
+        /// What happened.
+        message: String,
     },
 }
 
@@ -230,6 +242,28 @@ impl Client {
         self.json(self.request(Method::GET, &path), Bytes::new()).await
     }
 
+    /// Asks for the bytes of many segments in one answer.
+    ///
+    /// # Errors
+    /// [`ClientError`]; nothing arrived then.
+    pub async fn restore(&self, wanted: &RestoreRequest) -> Result<Restore, ClientError> {
+        let body = serde_json::to_vec(wanted).map_err(|error| ClientError::Answer(error.to_string()))?;
+        let body = self.begin_send(self.request(Method::POST, "/v1/restore"), body.into()).await?.1;
+        Ok(Restore { body, arrived: Bytes::new(), current: None, whole: RestoreEnd { end: 0, bytes: 0 } })
+    }
+
+    /// One page of a bucket's objects, with the segments that they consist of.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn objects(&self, bucket: &str, prefix: &str, after: Option<&str>) -> Result<ObjectPage, ClientError> {
+        let mut path = format!("/v1/objects?bucket={}&prefix={}", part(bucket), part(prefix));
+        if let Some(after) = after {
+            path.push_str(&format!("&after={}", part(after)));
+        }
+        self.json(self.request(Method::GET, &path), Bytes::new()).await
+    }
+
     /// Checkpoints of a job that are not subsumed.
     ///
     /// # Errors
@@ -318,23 +352,150 @@ impl Client {
         request: http::request::Builder,
         body: Bytes,
     ) -> Result<(http::HeaderMap, Bytes), ClientError> {
-        let broken = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Connection {
-            address: self.address.clone(),
-            source,
-        };
+        let (headers, body) = self.begin_send(request, body).await?;
+        let bytes = body.collect().await.map_err(|error| self.broken(error.into()))?.to_bytes();
+        Ok((headers, bytes))
+    }
+
+    /// Sends a request. Returns once the head of the answer is there, and that is no error.
+    async fn begin_send(
+        &self,
+        request: http::request::Builder,
+        body: Bytes,
+    ) -> Result<(http::HeaderMap, Incoming), ClientError> {
         let request = request.body(Full::new(body)).map_err(|error| ClientError::Answer(error.to_string()))?;
-        let response = self.http.request(request).await.map_err(|error| broken(error.into()))?;
+        let response = self.http.request(request).await.map_err(|error| self.broken(error.into()))?;
         let (head, body) = response.into_parts();
-        let bytes = body.collect().await.map_err(|error| broken(error.into()))?.to_bytes();
         if head.status.is_success() {
-            return Ok((head.headers, bytes));
+            return Ok((head.headers, body));
         }
+        let bytes = body.collect().await.map_err(|error| self.broken(error.into()))?.to_bytes();
         let error = serde_json::from_slice::<ErrorBody>(&bytes).map(|body| body.error);
         let (kind, message) = error.map_or_else(
             |_| (String::new(), String::from_utf8_lossy(&bytes).trim().to_owned()),
             |error| (error.kind, error.message),
         );
         Err(ClientError::Refused { status: head.status, kind, message })
+    }
+
+    fn broken(&self, source: Box<dyn std::error::Error + Send + Sync>) -> ClientError {
+        ClientError::Connection { address: self.address.clone(), source }
+    }
+}
+
+/// Longest head of a frame that is believed, in bytes.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// The answer to a restore while it arrives: for each segment [`Self::next`], then [`Self::bytes`] until it is whole.
+#[derive(Debug)]
+pub struct Restore {
+    body: Incoming,
+    /// Bytes that arrived and were not looked at.
+    arrived: Bytes,
+    /// The segment whose bytes arrive now.
+    current: Option<Arriving>,
+    /// What arrived whole.
+    whole: RestoreEnd,
+}
+
+#[derive(Debug)]
+struct Arriving {
+    segment: String,
+    crc32c: String,
+    left: u64,
+    hasher: SegmentHasher,
+}
+
+impl Restore {
+    /// The next segment; none when all have arrived, whole and checked. What was not read of the one before is read and
+    /// checked first.
+    ///
+    /// # Errors
+    /// [`ClientError::BrokenOff`]; ask for the rest again.
+    pub async fn next(&mut self) -> Result<Option<ListedSegment>, ClientError> {
+        while self.bytes().await?.is_some() {}
+        let len = self.exactly(4).await?.get_u32_le() as usize;
+        if !(1..=HEAD_BYTES_MAX).contains(&len) {
+            return Err(self.broken_off(format!("a head of {len} bytes was announced")));
+        }
+        let head = self.exactly(len).await?;
+        match serde_json::from_slice(&head)
+            .map_err(|error| self.broken_off(format!("a head cannot be read: {error}")))?
+        {
+            RestoreHead::Segment(segment) => {
+                let info = &segment.info;
+                self.current = Some(Arriving {
+                    segment: info.segment.clone(),
+                    crc32c: info.crc32c.clone(),
+                    left: info.len,
+                    hasher: SegmentHasher::default(),
+                });
+                Ok(Some(segment))
+            }
+            RestoreHead::End(end) if (end.end, end.bytes) == (self.whole.end, self.whole.bytes) => Ok(None),
+            RestoreHead::End(end) => Err(self.broken_off(format!("the daemon says that it sent {}", end.end))),
+            RestoreHead::Broken(broken) => Err(ClientError::BrokenOff {
+                whole: self.whole.end,
+                segment: Some(broken.broken),
+                message: broken.error.message,
+            }),
+        }
+    }
+
+    /// The next bytes of the segment, in pieces of any size; none when it is whole and its checksum is right.
+    ///
+    /// # Errors
+    /// [`ClientError::BrokenOff`], also when the checksum is wrong.
+    pub async fn bytes(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let Some(current) = &self.current else { return Ok(None) };
+        if current.left > 0 {
+            self.arrive().await?;
+        }
+        let Some(current) = &mut self.current else { return Ok(None) };
+        if current.left > 0 {
+            let bytes =
+                self.arrived.split_to(usize::try_from(current.left).unwrap_or(usize::MAX).min(self.arrived.len()));
+            current.left -= bytes.len() as u64;
+            current.hasher.update(&bytes);
+            self.whole.bytes += bytes.len() as u64;
+            return Ok(Some(bytes));
+        }
+        let Some(Arriving { segment, crc32c, hasher, .. }) = self.current.take() else { return Ok(None) };
+        let actual = format!("{:08x}", hasher.finish().whole);
+        if actual != crc32c {
+            let message = format!("its bytes have CRC-32C {actual}, {crc32c} was announced");
+            return Err(ClientError::BrokenOff { whole: self.whole.end, segment: Some(segment), message });
+        }
+        self.whole.end += 1;
+        Ok(None)
+    }
+
+    /// Exactly so many bytes, between two segments.
+    async fn exactly(&mut self, len: usize) -> Result<Bytes, ClientError> {
+        let mut bytes = BytesMut::new();
+        while bytes.len() < len {
+            self.arrive().await?;
+            bytes.put(self.arrived.split_to((len - bytes.len()).min(self.arrived.len())));
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// Waits until bytes are there.
+    async fn arrive(&mut self) -> Result<(), ClientError> {
+        while self.arrived.is_empty() {
+            let data = match self.body.frame().await {
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(error)) => return Err(self.broken_off(crate::error::chain(&error))),
+                None => return Err(self.broken_off("the answer ends too early".to_owned())),
+            };
+            self.arrived = data;
+        }
+        Ok(())
+    }
+
+    fn broken_off(&self, message: String) -> ClientError {
+        let segment = self.current.as_ref().map(|current| current.segment.clone());
+        ClientError::BrokenOff { whole: self.whole.end, segment, message }
     }
 }
 

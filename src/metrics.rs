@@ -74,6 +74,17 @@ pub struct Families {
     pub local_copy_evictions: IntCounter,
     /// Bytes of the local copy on disk.
     pub local_copy_bytes: IntGauge,
+    /// Segments handed out by bulk restores.
+    pub restore_segments: IntCounter,
+    /// Their bytes.
+    pub restore_bytes: IntCounter,
+    /// Requests to storage for them.
+    pub restore_requests: IntCounter,
+    /// Requests more that one for each would have taken.
+    pub restore_requests_saved: IntCounter,
+    /// Windows of files that were read ahead, by what came of it: `window` (one was read), `hit` (a read needed no
+    /// request), `unused` (less than an eighth of one was used).
+    pub read_ahead: IntCounterVec,
     /// Connections that are open, by door.
     pub connections: IntGaugeVec,
     /// Physical files waiting to be deleted.
@@ -171,6 +182,20 @@ impl Metrics {
                 "Entries of the local copy that made room for others",
             ),
             local_copy_bytes: gauge(&r, "esker_local_copy_bytes", "Bytes of the local copy on disk"),
+            restore_segments: counter(&r, "esker_restore_segments_total", "Segments handed out by bulk restores"),
+            restore_bytes: counter(&r, "esker_restore_bytes_total", "Bytes handed out by bulk restores"),
+            restore_requests: counter(&r, "esker_restore_requests_total", "Requests to storage for bulk restores"),
+            restore_requests_saved: counter(
+                &r,
+                "esker_restore_requests_saved_total",
+                "Requests that bulk restores did without because one brought several segments or blocks",
+            ),
+            read_ahead: counters(
+                &r,
+                "esker_read_ahead_total",
+                "Windows read ahead (window), reads that needed no request (hit), windows that went unused (unused)",
+                &["outcome"],
+            ),
             connections: gauges(&r, "esker_connections", "Open connections by door", &["door"]),
             delete_queue: gauge(&r, "esker_delete_queue_files", "Physical files waiting to be deleted"),
             files_deleted: counter(&r, "esker_physical_files_deleted_total", "Physical files deleted from storage"),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::native::{Native, job_of};
 use super::status::ApiError;
 use super::wire::{
-    EndAnswer, EndRequest, ErrorBody, ListedSegment, RestoreAnswer, RestoreRequest, ReuseAnswer, ReuseRequest,
+    EndAnswer, EndRequest, ErrorBody, ListedSegment, RestoreJob, RestoredJob, ReuseAnswer, ReuseRequest,
 };
 use crate::catalog::command::{Claim, Command, Leavings, Outcome, Restore};
 use crate::catalog::record::JobEnd;
@@ -65,16 +65,16 @@ pub async fn reuse(
 }
 
 /// Says that a job goes on from a checkpoint, and tells its segments. Checkpoints of the job that had begun are aborted.
-#[utoipa::path(post, path = "/v1/jobs/{job}/restore", request_body = RestoreRequest, params(("job" = String, Path)),
-    responses((status = 200, body = RestoreAnswer), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+#[utoipa::path(post, path = "/v1/jobs/{job}/restore", request_body = RestoreJob, params(("job" = String, Path)),
+    responses((status = 200, body = RestoredJob), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
     (status = 409, body = ErrorBody)))]
 pub async fn restore_job(
     State(native): State<Native>,
     Path(job): Path<String>,
     request: Request,
-) -> Result<Json<RestoreAnswer>, ApiError> {
+) -> Result<Json<RestoredJob>, ApiError> {
     let job = job_of(&job)?;
-    let RestoreRequest { from, checkpoint, mode } = json(request, 64 << 10).await?;
+    let RestoreJob { from, checkpoint, mode } = json(request, 64 << 10).await?;
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     let claim = match mode.as_deref() {
         None | Some("claim") => Claim::Claim,
@@ -91,9 +91,13 @@ pub async fn restore_job(
     native.catalog.execute(Command::Restore(restore)).await?;
     native.merger.close_job(&job);
     let owner = if claim == Claim::Claim { job } else { from };
-    let segments = native.catalog.view().checkpoint_segments(&owner, checkpoint);
-    let segments = segments.iter().map(ListedSegment::from).collect();
-    Ok(Json(RestoreAnswer { job: owner.to_string(), checkpoint: checkpoint.0, segments }))
+    let mut parts = native.catalog.view().checkpoint_segments(&owner, checkpoint);
+    parts.sort_unstable();
+    let segments = {
+        let state = native.catalog.view();
+        parts.iter().filter_map(|part| state.segment(part.id).as_ref().map(ListedSegment::from)).collect()
+    };
+    Ok(Json(RestoredJob { job: owner.to_string(), checkpoint: checkpoint.0, segments }))
 }
 
 /// Says that a job has ended. Its retention mode says whether its completed checkpoints are kept; savepoints are, always.

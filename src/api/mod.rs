@@ -7,6 +7,7 @@
 //! - [`status`]: what an error looks like.
 //! - [`body`]: bodies, paid for before they are read.
 //! - [`batch`]: many segments in one request.
+//! - [`restore`]: many segments in one answer.
 //! - [`native`]: the native API.
 //! - [`lifecycle`]: reuse, restore, savepoints, the end of a job.
 //! - [`space`]: how much space what takes.
@@ -19,6 +20,7 @@ pub mod body;
 pub mod figures;
 pub mod lifecycle;
 pub mod native;
+pub mod restore;
 pub mod s3;
 pub mod server;
 pub mod space;

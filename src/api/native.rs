@@ -22,7 +22,7 @@ use super::body::{Admission, CRC_HEADER, Source, announced_len, check_crc};
 use super::status::ApiError;
 use super::wire::{
     BatchAnswer, BatchHead, BeginParams, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListParams, ListedSegment,
-    NewJob, PutParams, SegmentInfo, SegmentPage,
+    NewJob, PutParams, RestoreHead, SegmentInfo, SegmentPage,
 };
 use crate::catalog::Catalog;
 use crate::catalog::command::{About, Bind, Command, Stored};
@@ -84,9 +84,11 @@ pub struct Native {
         super::space::show_plan,
         super::space::reclaim_now,
         super::space::show_gc,
-        super::space::gc_now
+        super::space::gc_now,
+        super::restore::restore,
+        super::restore::list_objects
     ),
-    components(schemas(ErrorBody, ErrorDetail, BatchHead, BatchAnswer))
+    components(schemas(ErrorBody, ErrorDetail, BatchHead, BatchAnswer, RestoreHead))
 )]
 pub struct ApiDoc;
 
@@ -116,6 +118,8 @@ impl Native {
             .route("/v1/jobs/{job}/checkpoints/{checkpoint}/subsume", post(subsume_checkpoint))
             .route("/v1/segments/{segment}", get(get_segment))
             .route("/v1/handles/{handle}", get(get_handle))
+            .route("/v1/restore", post(super::restore::restore))
+            .route("/v1/objects", get(super::restore::list_objects))
             .fallback(|uri: Uri| async move { ApiError::not_found("path", format!("there is no {}", uri.path())) })
             .method_not_allowed_fallback(|| async {
                 ApiError::invalid("method", "this path does not take this method")
@@ -200,7 +204,8 @@ async fn authorize(State(native): State<Native>, request: Request, next: Next) -
         let error = ApiError::invalid("authorization", "a bearer token of auth.tokens is needed");
         return error.with_status(StatusCode::UNAUTHORIZED).into_response();
     }
-    let operation = operation_of(request.method());
+    let restores = request.uri().path() == "/v1/restore";
+    let operation = if restores { "read" } else { operation_of(request.method()) };
     let begun = Clock::instant();
     let response = next.run(request).await;
     let seconds = begun.elapsed().as_secs_f64();

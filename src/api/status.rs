@@ -94,6 +94,7 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let field = match &refusal {
             Refusal::UnknownJob(_) => Some("job"),
+            Refusal::NoSuchBucket(_) => Some("bucket"),
             Refusal::UnknownCheckpoint(..)
             | Refusal::CheckpointAborted(..)
             | Refusal::CheckpointSubsumed(..)

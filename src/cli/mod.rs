@@ -4,8 +4,10 @@
 //! configuration, nothing there).
 
 mod bench;
+mod destination;
 mod folder;
 mod inspect;
+mod restore;
 mod run;
 mod segments;
 mod space;
@@ -39,6 +41,10 @@ enum Command {
     Get(segments::GetArgs),
     /// Lists jobs, or the segments of one
     Ls(segments::LsArgs),
+    /// Writes the segments of a checkpoint as plain files into a folder
+    Restore(restore::RestoreArgs),
+    /// Writes the objects of a bucket or the segments of a job as plain files into a folder
+    Export(restore::ExportArgs),
     /// Shows what is in a physical file; needs no daemon
     Inspect(inspect::InspectArgs),
     /// Checks the catalog of a stopped daemon against its files
@@ -134,6 +140,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Put(args) => segments::put(&args),
         Command::Get(args) => segments::get(&args),
         Command::Ls(args) => segments::ls(&args),
+        Command::Restore(args) => restore::restore(&args),
+        Command::Export(args) => restore::export(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Du(args) => space::du(&args),

@@ -5,7 +5,7 @@ use http::Method;
 
 use super::{Client, ClientError, parse, part};
 use crate::api::figures::{GcReport, ReclaimPlan, ReclaimRound, SpaceInfo};
-use crate::api::wire::{EndAnswer, EndRequest, RestoreAnswer, RestoreRequest, ReuseAnswer, ReuseRequest};
+use crate::api::wire::{EndAnswer, EndRequest, RestoreJob, RestoredJob, ReuseAnswer, ReuseRequest};
 
 impl Client {
     /// Begins a savepoint: self-contained, never subsumed, kept until it is discarded.
@@ -38,7 +38,7 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn restore_job(&self, job: &str, from: &RestoreRequest) -> Result<RestoreAnswer, ClientError> {
+    pub async fn restore_job(&self, job: &str, from: &RestoreJob) -> Result<RestoredJob, ClientError> {
         self.post_json(&format!("/v1/jobs/{}/restore", part(job)), from).await
     }
 

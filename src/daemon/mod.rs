@@ -167,7 +167,8 @@ impl Daemon {
         );
         let merger = Merger::new(parts.clone());
         let patience = settings.limits.admission_timeout;
-        let reader = Reader::new(opened.data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone());
+        let reader =
+            Reader::new(opened.data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
         let daemon = Self {
             addresses: listeners.addresses,
             ready: Arc::default(),
@@ -209,6 +210,8 @@ impl Daemon {
         clock: Clock,
     ) -> Result<(), StartError> {
         let limits = &self.settings.limits;
+        let dropping = reader.clone().run_ahead(self.stop_work.clone());
+        self.work.spawn("read-ahead", Failure::StopsTheDaemon, dropping);
         let s3 = S3Door::new(S3DoorParts {
             catalog: self.catalog.clone(),
             merger: self.merger.clone(),

@@ -2,7 +2,11 @@
 //!
 //! A segment is read block by block ([`BLOCK_BYTES`]), and each block's CRC-32C is compared with the one that was
 //! stored before a byte of it is handed out. A range is read as the whole blocks that it touches. Memory for the
-//! blocks is paid for, one block ahead of the receiver.
+//! blocks is paid for, one block ahead of the receiver. [`Reader::bulk`] reads many segments as one stream.
+//!
+//! - [`plan`]: which requests read many pieces of files. Pure.
+//! - [`bulk`]: many segments as one stream.
+//! - `ahead`: windows of files whose segments are read one by one.
 //!
 //! A stream holds a lease until its last byte is out: what it looked up is not taken away under it. What was freed or
 //! moved between the look-up and the stream is looked up once more.
@@ -10,18 +14,27 @@
 //! # Invariants
 //! - Bytes whose checksum is wrong never leave this module; they are an error and count in `esker_corrupt_reads_total`.
 
+mod ahead;
+pub mod bulk;
+pub mod plan;
+
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
+pub use bulk::{BulkError, BulkPiece};
+
+use crate::catalog::record::FileState;
 use crate::catalog::state::SegmentView;
 use crate::catalog::{Catalog, CatalogError};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::model::{BLOCK_BYTES, Handle, Location, SegmentId, crc32c};
-use crate::runtime::{BudgetError, ByteBudget, Leases, PaidBytes};
+use crate::model::{BLOCK_BYTES, Handle, Location, Segment, SegmentId, crc32c};
+use crate::runtime::{BudgetError, ByteBudget, Leases, TaskGroup};
 use crate::store::{DataStore, StoreError};
 
 /// Why bytes could not be read.
@@ -57,6 +70,9 @@ pub enum ReadError {
     /// No memory to read into.
     #[error(transparent)]
     Budget(#[from] BudgetError),
+    /// The task that read it ended without a word: it panicked.
+    #[error("the read of segment {0} was dropped")]
+    Dropped(SegmentId),
 }
 
 impl ReadError {
@@ -68,6 +84,7 @@ impl ReadError {
             Self::Store { source, .. } => source.kind(),
             Self::Catalog(error) => error.kind(),
             Self::Budget(_) => ErrorKind::Overloaded,
+            Self::Dropped(_) => ErrorKind::Internal,
         }
     }
 }
@@ -80,7 +97,10 @@ pub struct Reader {
     budget: ByteBudget,
     patience: Duration,
     metrics: Metrics,
+    tasks: TaskGroup,
     leases: Leases,
+    ahead: ahead::Ahead,
+    bulk: Arc<bulk::Shared>,
 }
 
 /// One block, or the part of it, that a read wants.
@@ -93,33 +113,37 @@ struct Want {
     hand_out: Range<u64>,
 }
 
-impl Want {
-    /// # Errors
-    /// The checksum that was stored and the one that `bytes` have, if they differ.
-    fn compare(&self, bytes: &[u8]) -> Result<(), (u32, u32)> {
-        let crc = &self.segment.record.crc;
-        let block = crc.blocks.get(to_usize(self.fetch.start / BLOCK_BYTES));
-        let (expected, actual) = (*block.unwrap_or(&crc.whole), crc32c(bytes));
-        if actual == expected { Ok(()) } else { Err((expected, actual)) }
-    }
-}
-
 /// Bytes that are paid for as long as anybody holds them.
-struct Paid {
+struct Paid<P> {
     bytes: Bytes,
-    _paid: PaidBytes,
+    _paid: P,
 }
 
-impl AsRef<[u8]> for Paid {
+impl<P> AsRef<[u8]> for Paid<P> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl Reader {
-    /// A reader that waits for memory for at most `patience`.
-    pub fn new(store: DataStore, catalog: Catalog, budget: ByteBudget, patience: Duration, metrics: Metrics) -> Self {
-        Self { store, catalog, budget, patience, metrics, leases: Leases::default() }
+    /// A reader that waits for memory for at most `patience`; what reads beside its callers runs in `tasks`.
+    pub fn new(
+        store: DataStore,
+        catalog: Catalog,
+        budget: ByteBudget,
+        patience: Duration,
+        metrics: Metrics,
+        tasks: TaskGroup,
+    ) -> Self {
+        let ahead = ahead::Ahead::new(store.clone(), budget.clone(), metrics.clone());
+        let bulk = Arc::new(bulk::Shared::new(&store, &budget));
+        let leases = Leases::default();
+        Self { store, catalog, budget, patience, metrics, tasks, leases, ahead, bulk }
+    }
+
+    /// Gives memory back that was read ahead and that nobody uses, until `stop`.
+    pub async fn run_ahead(self, stop: CancellationToken) {
+        self.ahead.run(stop).await;
     }
 
     /// Where the files are.
@@ -156,52 +180,77 @@ impl Reader {
         Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
     }
 
-    async fn read(&self, mut want: Want) -> Result<Bytes, ReadError> {
+    async fn read(&self, want: Want) -> Result<Bytes, ReadError> {
         let paid = self.budget.pay(want.fetch.end - want.fetch.start, self.patience).await?;
-        let mut past_the_copy = false;
-        let bytes = loop {
-            let error = match self.fetch(&want).await {
-                Ok(bytes) => break bytes,
-                Err(error) => error,
-            };
-            // It may have been freed or moved since it was looked up. Every move is one more try, and moves are rare.
-            match self.catalog.view().segment(want.segment.id) {
-                None => return Err(ReadError::Freed(want.segment.id)),
-                Some(now) if now.record.location != want.segment.record.location => want.segment = now,
-                // Wrong bytes of a local copy are read once more from the store, and wrong bytes of the store are not kept.
-                Some(_) if self.distrusts(&want, &error) && !past_the_copy => past_the_copy = true,
-                Some(_) => return Err(self.report(error)),
-            }
-        };
+        let bytes = self.read_checked(&want.segment, &want.fetch).await?;
         let skip = want.hand_out.start - want.fetch.start;
         let bytes = bytes.slice(to_usize(skip)..to_usize(skip + want.hand_out.end - want.hand_out.start));
         Ok(Bytes::from_owner(Paid { bytes, _paid: paid }))
     }
 
-    /// The checked bytes of the blocks.
-    async fn fetch(&self, want: &Want) -> Result<Bytes, ReadError> {
-        let id = want.segment.id;
-        let bytes = match &want.segment.record.location {
-            Location::Inline { .. } => {
-                let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
-                all.slice(to_usize(want.fetch.start).min(all.len())..to_usize(want.fetch.end).min(all.len()))
+    /// The checked bytes of the block `range` of a segment, wherever that is by now. They are paid for by the caller.
+    async fn read_checked(&self, segment: &SegmentView, range: &Range<u64>) -> Result<Bytes, ReadError> {
+        let id = segment.id;
+        let mut moved: Option<SegmentView> = None;
+        let mut past_the_copy = false;
+        loop {
+            let known = moved.as_ref().unwrap_or(segment);
+            let error = match self.fetch_block(known, range).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            // It may have been freed or moved since it was looked up. Every move is one more try, and moves are rare.
+            match self.catalog.view().segment(id) {
+                None => return Err(ReadError::Freed(id)),
+                Some(now) if now.record.location != known.record.location => moved = Some(now),
+                // Wrong bytes of a local copy are read once more from the store, and wrong bytes of the store are not kept.
+                Some(now) if self.distrusts(&now, &error) && !past_the_copy => past_the_copy = true,
+                Some(_) => return Err(self.report(error)),
             }
-            Location::File(segment) => {
-                let place = segment.offset + want.fetch.start..segment.offset + want.fetch.end;
-                let read = self.store.read(&segment.file, place).await;
-                read.map_err(|source| ReadError::Store { id, source })?
-            }
-        };
-        match want.compare(&bytes) {
-            Ok(()) => Ok(bytes),
-            Err((expected, actual)) => Err(ReadError::Corrupt { id, range: want.fetch.clone(), expected, actual }),
         }
     }
 
+    /// The checked bytes of a block at the place where the segment was looked up.
+    async fn fetch_block(&self, segment: &SegmentView, range: &Range<u64>) -> Result<Bytes, ReadError> {
+        let id = segment.id;
+        let bytes = match &segment.record.location {
+            Location::Inline { .. } => {
+                let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
+                all.slice(to_usize(range.start).min(all.len())..to_usize(range.end).min(all.len()))
+            }
+            Location::File(place) => {
+                let bytes = place.offset + range.start..place.offset + range.end;
+                let _on_its_way = self.ahead.begin_read();
+                if let Some(bytes) = self.read_ahead(place, &bytes, expected_crc(segment, range)).await {
+                    return Ok(bytes);
+                }
+                let read = self.store.read(&place.file, bytes).await;
+                read.map_err(|source| ReadError::Store { id, source })?
+            }
+        };
+        check(segment, range, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// The bytes from a window that was read ahead. What is wrong there is read again, and told of then.
+    async fn read_ahead(&self, segment: &Segment, place: &Range<u64>, expected: u32) -> Option<Bytes> {
+        let file_len = || match self.catalog.view().file(&segment.file).map(|file| file.state) {
+            Some(FileState::Closed { len } | FileState::Forgotten { len, .. }) => len,
+            Some(FileState::Open { durable_len, .. }) => durable_len,
+            None => 0,
+        };
+        let bytes = self.ahead.read(&segment.file, place, file_len).await?;
+        if crc32c(&bytes) == expected {
+            return Some(bytes);
+        }
+        self.ahead.forget(&segment.file);
+        None
+    }
+
     /// Whether wrong bytes may have come from a local copy, which is forgotten then.
-    fn distrusts(&self, want: &Want, error: &ReadError) -> bool {
-        match (&want.segment.record.location, error) {
-            (Location::File(segment), ReadError::Corrupt { .. }) => self.store.distrust(&segment.file),
+    fn distrusts(&self, segment: &SegmentView, error: &ReadError) -> bool {
+        match (&segment.record.location, error) {
+            (Location::File(place), ReadError::Corrupt { .. }) => self.store.distrust(&place.file),
             _ => false,
         }
     }
@@ -232,6 +281,22 @@ impl Reader {
             None => Err(ReadError::Freed(id)),
         }
     }
+}
+
+/// # Errors
+/// [`ReadError::Corrupt`] if the bytes of the block `range` are not what was written.
+fn check(segment: &SegmentView, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadError> {
+    let (expected, actual) = (expected_crc(segment, range), crc32c(bytes));
+    if actual == expected {
+        return Ok(());
+    }
+    Err(ReadError::Corrupt { id: segment.id, range: range.clone(), expected, actual })
+}
+
+/// What was stored as the checksum of the block `range`.
+fn expected_crc(segment: &SegmentView, range: &Range<u64>) -> u32 {
+    let crc = &segment.record.crc;
+    crc.blocks.get(to_usize(range.start / BLOCK_BYTES)).copied().unwrap_or(crc.whole)
 }
 
 /// Cuts a range of concatenated segments into reads of one block each.

@@ -68,6 +68,14 @@ impl ObjectFiles {
         self.copy.as_ref()
     }
 
+    /// Files below `prefix`, for tests of those who read them.
+    #[cfg(test)]
+    pub(crate) fn with_retries(store: Arc<dyn ObjectStore>, prefix: Path, retry_timeout: Duration) -> Self {
+        let bytes_in_flight_max = 64 << 20;
+        let bytes_in_flight = Arc::new(Semaphore::new(bytes_in_flight_max as usize));
+        Self { store, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None }
+    }
+
     fn path(&self, file: &PhysicalFileId) -> Path {
         file.as_str().split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }

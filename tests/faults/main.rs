@@ -16,6 +16,7 @@ mod load;
 mod local_copy;
 mod reads;
 mod reclaim;
+mod restore;
 mod s3_server;
 mod start;
 mod support;

@@ -9,6 +9,7 @@ mod format;
 mod keep_alive;
 mod native;
 mod raw;
+mod restore;
 mod verify;
 
 #[path = "../support/daemon.rs"]

@@ -26,8 +26,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use recovery::UncertainFile;
 pub use views::{
-    CheckpointSpace, FileView, ForgottenFile, LaneSpace, ListPage, ListQuery, Listed, ObjectView, SegmentView,
-    SpaceUsage,
+    CheckpointSegment, CheckpointSpace, FileView, ForgottenFile, LaneSpace, ListPage, ListQuery, Listed, ObjectView,
+    SegmentView, SpaceUsage,
 };
 
 use super::command::{Command, Outcome, Refusal, StoreToken};

@@ -9,7 +9,8 @@ use crate::catalog::record::{
 };
 use crate::error::ErrorKind;
 use crate::model::{
-    CheckpointId, Handle, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, SegmentId, StateScope,
+    CheckpointId, Handle, JobId, Label, Lane, LaneOf, Location, Millis, PhysicalFileId, SegmentId, StateScope,
+    SubtaskKey,
 };
 
 /// A visible segment.
@@ -26,6 +27,17 @@ impl SegmentView {
     pub fn handle(&self) -> Handle {
         Handle { id: self.id, location: self.record.location.clone(), crc32c: self.record.crc.whole }
     }
+}
+
+/// A segment of a checkpoint. They are ordered as a job restores them: by subtask, name and identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CheckpointSegment {
+    /// The subtask that wrote it.
+    pub subtask: Option<SubtaskKey>,
+    /// What the worker calls it.
+    pub name: Option<Label>,
+    /// Its identity.
+    pub id: SegmentId,
 }
 
 /// A visible object with its segments, in order.
@@ -186,6 +198,12 @@ impl State {
         Some(SegmentView { id, record: entry.record.clone() })
     }
 
+    /// The first of these segments that are not visible, at most `max`.
+    pub fn unknown_segments(&self, ids: &[SegmentId], max: usize) -> Vec<SegmentId> {
+        let unknown = ids.iter().filter(|id| !self.segments.get(id).is_some_and(|entry| entry.visible));
+        unknown.copied().take(max).collect()
+    }
+
     /// The visible segments of a job after `after`, by identity, of one checkpoint or of all.
     pub fn segments_of(
         &self,
@@ -200,6 +218,19 @@ impl State {
             .filter(|view| checkpoint.is_none() || view.record.checkpoint == checkpoint)
             .take(max)
             .collect()
+    }
+
+    /// The visible segments that a checkpoint or savepoint consists of, in no order: who needs one sorts them after the lock
+    /// is gone.
+    pub fn checkpoint_segments(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<CheckpointSegment> {
+        let ids = self.checkpoint_segment_ids(job, checkpoint).into_iter();
+        let entries = ids.filter_map(|id| Some((id, self.segments.get(&id)?))).filter(|(_, entry)| entry.visible);
+        let listed = entries.map(|(id, entry)| CheckpointSegment {
+            subtask: entry.record.writer.subtask.clone(),
+            name: entry.record.name.clone(),
+            id,
+        });
+        listed.collect()
     }
 
     /// Whether the catalog knows a physical file, and what of it.
@@ -245,13 +276,6 @@ impl State {
                 .is_some_and(|entry| entry.record.holder.is_part_of(entry.record.checkpoint, checkpoint))
         };
         held.filter(written_before).copied().collect()
-    }
-
-    /// The visible segments of a checkpoint or savepoint, in the order of their identities.
-    pub fn checkpoint_segments(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<SegmentView> {
-        let mut ids = self.checkpoint_segment_ids(job, checkpoint);
-        ids.sort_unstable();
-        ids.into_iter().filter_map(|id| self.segment(id)).collect()
     }
 
     /// What each lane takes on storage. Files of versions that did not record their lane, and inline segments, count for

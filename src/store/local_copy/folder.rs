@@ -219,6 +219,11 @@ impl Folder {
         }
     }
 
+    /// Whether the range is there, or about to be.
+    pub fn has(&self, file: &PhysicalFileId, range: &Range<u64>) -> bool {
+        self.state.lock().knows(file, Run { start: range.start, len: range.end - range.start })
+    }
+
     /// Drops everything of `file`. Returns whether there was anything.
     pub fn forget(&self, file: &PhysicalFileId) -> bool {
         let (known, freed) = {

@@ -83,6 +83,11 @@ impl LocalCopy {
         self.folder(file)?.read(file, range).await
     }
 
+    /// Whether a read of this range needs no request, as far as is known.
+    pub fn has(&self, file: &PhysicalFileId, range: &Range<u64>) -> bool {
+        self.folder(file).is_some_and(|folder| folder.has(file, range))
+    }
+
     /// Drops everything of `file`. Returns whether there was anything.
     pub fn forget(&self, file: &PhysicalFileId) -> bool {
         self.folder(file).is_some_and(|folder| folder.forget(file))

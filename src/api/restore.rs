@@ -1,0 +1,223 @@
+//! Restoring in bulk: many segments in one answer, and the list of what an S3 bucket holds.
+//!
+//! The answer to `POST /v1/restore` is a sequence of frames as in the upload of a batch ([`super::batch`]): `head length
+//! u32 (little endian), head, bytes`. The head is JSON ([`RestoreHead`]). A segment's head says how many bytes follow
+//! it; the last frame has no bytes and says how many segments there were. A fault in the middle ends the connection
+//! without the end of the answer, and before it, where it is between two segments, with a frame that says which one it
+//! befell and why.
+//!
+//! # Invariants
+//! - Whatever is known to be missing is an error before the first byte.
+//! - An answer without its last frame is not whole.
+
+use axum::Json;
+use axum::body::Body as HttpBody;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use http::{HeaderValue, Uri, header};
+
+use super::native::{Native, job_info, job_of, query};
+use super::status::ApiError;
+use super::wire::{
+    ErrorBody, ErrorDetail, ListedSegment, ObjectInfo, ObjectPage, ObjectsParams, RestoreBroken, RestoreEnd,
+    RestoreHead, RestoreRequest,
+};
+use crate::catalog::Catalog;
+use crate::catalog::record::CheckpointState;
+use crate::catalog::state::{ListQuery, Listed};
+use crate::error::ErrorKind;
+use crate::model::{CheckpointId, JobId, SegmentId};
+use crate::read::{BulkError, BulkPiece};
+
+/// Bytes of a request beside its identities, and for each of them.
+const REQUEST_BYTES: usize = 4 << 10;
+const ID_BYTES: usize = 64;
+/// Unknown segments that an error names.
+const NAMED_MAX: usize = 10;
+/// Objects of one page at most.
+const PAGE_OBJECTS_MAX: u32 = 1000;
+
+/// Sends the bytes of many segments in one answer.
+#[utoipa::path(post, path = "/v1/restore", request_body = RestoreRequest, responses(
+    (status = 200, body = RestoreHead, content_type = "application/octet-stream",
+        description = "For each segment, in the order asked or by subtask and name: length of the head (u32, little \
+            endian), the head (RestoreHead as JSON), the bytes. The last head has `end`; without it, the answer is not whole"),
+    (status = 400, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub async fn restore(State(native): State<Native>, request: Request) -> Result<Response, ApiError> {
+    native.catalog.check()?;
+    let ids_max = native.settings.limits.segments_per_request_max;
+    let bytes_max = REQUEST_BYTES + ID_BYTES.saturating_mul(ids_max);
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+    let paid = native.admission.pay(announced.unwrap_or(bytes_max).min(bytes_max) as u64).await?;
+    let body = axum::body::to_bytes(request.into_body(), bytes_max).await;
+    let body = body.map_err(|error| ApiError::invalid("body", error.to_string()))?;
+    let request = serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))?;
+    let ids = asked(&native.catalog, request, ids_max)?;
+    drop((body, paid));
+    let pieces = native.reader.bulk(ids).await.map_err(|error| ApiError {
+        field: (error.kind() == ErrorKind::NotFound).then_some("segments"),
+        ..ApiError::of(error.kind(), crate::error::chain(&error))
+    })?;
+    let mut response = Response::new(HttpBody::from_stream(frames(pieces)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Ok(response)
+}
+
+/// The segments that a request asks for. Each of them exists.
+fn asked(catalog: &Catalog, request: RestoreRequest, ids_max: usize) -> Result<Vec<SegmentId>, ApiError> {
+    match request {
+        RestoreRequest { segments: Some(texts), job: None, checkpoint: None } => {
+            if texts.len() > ids_max {
+                let message = format!("more than limits.segments-per-request-max, {ids_max}: ask for the rest apart");
+                return Err(ApiError::invalid("segments", message));
+            }
+            let ids = texts.iter().map(|text| text.parse::<SegmentId>()).collect::<Result<Vec<_>, _>>();
+            let ids = ids.map_err(|error| ApiError::invalid("segments", error.to_string()))?;
+            let unknown = catalog.view().unknown_segments(&ids, NAMED_MAX);
+            if !unknown.is_empty() {
+                let named: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+                let more = if named.len() == NAMED_MAX { " and maybe more" } else { "" };
+                let message = format!("there are no segments {}{more}", named.join(", "));
+                return Err(ApiError::not_found("segments", message));
+            }
+            Ok(ids)
+        }
+        RestoreRequest { segments: None, job: Some(job), checkpoint: Some(checkpoint) } => {
+            let (job, checkpoint) = (job_of(&job)?, CheckpointId(checkpoint));
+            job_info(catalog, &job)?;
+            check_completed(catalog, &job, checkpoint)?;
+            let mut segments = catalog.view().checkpoint_segments(&job, checkpoint);
+            segments.sort_unstable();
+            Ok(segments.into_iter().map(|segment| segment.id).collect())
+        }
+        RestoreRequest { segments: None, job: Some(_), checkpoint: None } => {
+            Err(ApiError::invalid("checkpoint", "job and checkpoint go together"))
+        }
+        RestoreRequest { segments: None, job: None, checkpoint: Some(_) } => {
+            Err(ApiError::invalid("job", "job and checkpoint go together"))
+        }
+        _ => Err(ApiError::invalid("segments", "give either segments, or job and checkpoint")),
+    }
+}
+
+fn check_completed(catalog: &Catalog, job: &JobId, id: CheckpointId) -> Result<(), ApiError> {
+    let (record, found) = {
+        let state = catalog.view();
+        let found = state.checkpoints(job).into_iter().find(|(found, _)| *found == id);
+        (state.job(job).and_then(|(record, _)| record), found.map(|(_, record)| record.state))
+    };
+    let conflict =
+        |message: String| ApiError { field: Some("checkpoint"), ..ApiError::of(ErrorKind::Conflict, message) };
+    match found {
+        Some(CheckpointState::Completed) => Ok(()),
+        Some(CheckpointState::Pending) => Err(conflict(format!("checkpoint {id} of job {job} is not complete"))),
+        Some(CheckpointState::Aborted) => Err(conflict(format!("checkpoint {id} of job {job} is aborted"))),
+        None if record.is_some_and(|record| record.subsumed >= Some(id)) => {
+            let message = format!("checkpoint {id} of job {job} is subsumed: its segments may be gone");
+            Err(ApiError::not_found("checkpoint", message))
+        }
+        None => Err(ApiError::not_found("checkpoint", format!("checkpoint {id} of job {job} is not known"))),
+    }
+}
+
+/// What goes out next.
+enum Sends {
+    Pieces {
+        pieces: BoxStream<'static, Result<BulkPiece, BulkError>>,
+        sent: RestoreEnd,
+        left: u64,
+    },
+    /// The bytes that belong to a head that went out.
+    Bytes(Bytes, Box<Sends>),
+    Breaks(BulkError),
+    Nothing,
+}
+
+fn frames(
+    pieces: BoxStream<'static, Result<BulkPiece, BulkError>>,
+) -> impl Stream<Item = Result<Bytes, BulkError>> + Send {
+    let sends = Sends::Pieces { pieces, sent: RestoreEnd { end: 0, bytes: 0 }, left: 0 };
+    stream::unfold(sends, |sends| async move {
+        match sends {
+            Sends::Pieces { pieces, sent, left } => Some(next_frame(pieces, sent, left).await),
+            Sends::Bytes(bytes, then) => Some((Ok(bytes), *then)),
+            Sends::Breaks(error) => {
+                // The connection writes out what it has before it hears of the error, or it would never say why.
+                tokio::task::yield_now().await;
+                Some((Err(error), Sends::Nothing))
+            }
+            Sends::Nothing => None,
+        }
+    })
+}
+
+/// `left` bytes of the segment that was begun are still to come.
+async fn next_frame(
+    mut pieces: BoxStream<'static, Result<BulkPiece, BulkError>>,
+    mut sent: RestoreEnd,
+    mut left: u64,
+) -> (Result<Bytes, BulkError>, Sends) {
+    match pieces.next().await {
+        None => (Ok(frame(&RestoreHead::End(sent))), Sends::Nothing),
+        Some(Ok(BulkPiece { begins, bytes })) => {
+            sent.bytes += bytes.len() as u64;
+            let Some(segment) = begins else {
+                left = left.saturating_sub(bytes.len() as u64);
+                return (Ok(bytes), Sends::Pieces { pieces, sent, left });
+            };
+            sent.end += 1;
+            left = segment.record.location.len().saturating_sub(bytes.len() as u64);
+            let head = frame(&RestoreHead::Segment(ListedSegment::from(&segment)));
+            (Ok(head), Sends::Bytes(bytes, Box::new(Sends::Pieces { pieces, sent, left })))
+        }
+        Some(Err(error)) => {
+            tracing::error!(error = crate::error::chain(&error), "a restore broke off");
+            if left > 0 {
+                return (Err(error), Sends::Nothing);
+            }
+            let detail = ErrorDetail {
+                kind: error.kind().to_string(),
+                field: Some("segments".to_owned()),
+                message: crate::error::chain(&error),
+            };
+            let broken = RestoreBroken { broken: error.segment.to_string(), error: detail };
+            (Ok(frame(&RestoreHead::Broken(broken))), Sends::Breaks(error))
+        }
+    }
+}
+
+/// A head with its length before it.
+fn frame(head: &RestoreHead) -> Bytes {
+    let head = serde_json::to_vec(head).unwrap_or_default();
+    let mut frame = BytesMut::with_capacity(4 + head.len());
+    frame.put_u32_le(u32::try_from(head.len()).unwrap_or_default());
+    frame.put_slice(&head);
+    frame.freeze()
+}
+
+/// Lists the objects of a bucket with their segments, in pages, so that they can be restored in bulk.
+#[utoipa::path(get, path = "/v1/objects", params(ObjectsParams), responses(
+    (status = 200, body = ObjectPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn list_objects(State(native): State<Native>, uri: Uri) -> Result<Json<ObjectPage>, ApiError> {
+    let params = query::<ObjectsParams>(&uri)?;
+    let limit = match params.limit.unwrap_or(PAGE_OBJECTS_MAX) {
+        limit @ 1..=PAGE_OBJECTS_MAX => limit as usize,
+        limit => return Err(ApiError::invalid("limit", format!("must be 1 to {PAGE_OBJECTS_MAX}, is {limit}"))),
+    };
+    let prefix = params.prefix.as_deref().unwrap_or_default();
+    let after = params.after.as_deref().unwrap_or_default();
+    let listing = ListQuery { prefix, delimiter: "", after, max: limit };
+    let page = native.catalog.list(&params.bucket, &listing).await?;
+    let next = page.entries.last().filter(|_| page.truncated).map(|last| last.name().to_owned());
+    let state = native.catalog.view();
+    let info = |entry: &Listed| {
+        // One that was deleted since is left out.
+        let record = state.object(&params.bucket, entry.name())?.record;
+        let segments = record.segments.iter().map(ToString::to_string).collect();
+        Some(ObjectInfo { key: entry.name().to_owned(), len: record.len, etag: record.etag, segments })
+    };
+    Ok(Json(ObjectPage { objects: page.entries.iter().filter_map(info).collect(), next }))
+}
