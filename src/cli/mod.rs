@@ -144,9 +144,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(args) => restore::export(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
-        Command::Du(args) => space::du(&args),
-        Command::Reclaim(args) => space::reclaim(&args),
-        Command::Gc(args) => space::gc(&args),
+        Command::Du(args) => Ok(or_could_not(space::du(&args))),
+        Command::Reclaim(args) => Ok(or_could_not(space::reclaim(&args))),
+        Command::Gc(args) => Ok(or_could_not(space::gc(&args))),
         Command::Config(args) => config(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::BenchSink(args) => bench::bench_sink(&args),
@@ -156,6 +156,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// For commands that find nothing wrong or cannot look: an error is exit code 2.
+fn or_could_not(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        eprintln!("esker: {}", crate::error::chain(&*error));
+        ExitCode::from(2)
+    })
 }
 
 fn config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {

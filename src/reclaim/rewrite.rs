@@ -25,6 +25,8 @@ use crate::store::{DataStore, LocalFile};
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Bytes read at once, unless one segment is larger.
 const SPAN_BYTES_MAX: u64 = 8 << 20;
+/// Segments of one new file: their moves are one commit.
+const OUTPUT_SEGMENTS_MAX: usize = 10_000;
 /// Inline segments stay in the catalog at least so long, unless there are too many bytes of them.
 const INLINE_AGE: Duration = Duration::from_secs(600);
 /// So many bytes of old inline segments of one lane are worth a file.
@@ -151,7 +153,8 @@ fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
             let crowded = subtask
                 .as_ref()
                 .is_some_and(|subtask| subtasks.len() >= merging.subtasks_per_file_max && !subtasks.contains(subtask));
-            if !current.is_empty() && (bytes + len > bytes_max || crowded) {
+            let full = bytes + len > bytes_max || current.len() >= OUTPUT_SEGMENTS_MAX;
+            if !current.is_empty() && (full || crowded) {
                 outputs.push(Output { key: key.clone(), segments: std::mem::take(&mut current) });
                 (bytes, subtasks) = (0, BTreeSet::new());
             }

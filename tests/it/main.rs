@@ -10,6 +10,7 @@ mod keep_alive;
 mod native;
 mod raw;
 mod restore;
+mod space;
 mod verify;
 
 #[path = "../support/daemon.rs"]
