@@ -1,5 +1,5 @@
 //! Esker packs the small state files of stream workers into large physical files on S3 or local disk, answers when they
-//! are durable, and knows which checkpoint still needs which of them.
+//! are durable, knows which checkpoint still needs which of them, and gives space back when too much of a file is dead.
 //!
 //! The map, in reading order; a module uses only those above it:
 //!
@@ -12,7 +12,7 @@
 //! - [`catalog`]: which segments, files, checkpoints and objects exist.
 //! - [`merge`]: the write path, and the format of physical files.
 //! - [`read`]: the read path.
-//! - [`reclaim`]: deletes what nobody needs.
+//! - [`reclaim`]: keeps space within its limit, and deletes what nobody needs.
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`client`]: talks to the native API.
 //! - [`daemon`]: builds every part, starts and stops them.

@@ -171,9 +171,11 @@ pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
         report.unnamed.iter().for_each(|file| println!("not in the catalog  {file}"));
         report.foreign.iter().for_each(|name| println!("not of esker        {name}"));
         report.refused.iter().for_each(|why| println!("warning: {why}"));
+        if !args.dry_run {
+            println!("deleted {} files", report.deleted);
+        }
         println!(
-            "deleted {} files; {} more with {} wait for their grace or for readers; {} are not in the catalog",
-            report.deleted,
+            "{} files with {} wait for their grace or for readers; {} are not in the catalog",
             report.forgotten_files,
             bytes(report.forgotten_bytes),
             report.unnamed.len()

@@ -230,11 +230,9 @@ impl Reclaimer {
     /// For how long some job has been above its limit.
     fn watch_lag(&mut self, planned: &Plan) {
         let above = !planned.copy.is_empty() || !planned.punch.is_empty() || planned.jobs_above > 0;
-        let since = if above { *self.above_since.get_or_insert_with(Clock::instant) } else { Clock::instant() };
-        if !above {
-            self.above_since = None;
-        }
-        self.parts.metrics.reclaim_lag.set(since.elapsed().as_secs_f64());
+        self.above_since = if above { self.above_since.or_else(|| Some(Clock::instant())) } else { None };
+        let lag = self.above_since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.parts.metrics.reclaim_lag.set(lag.as_secs_f64());
     }
 }
 
