@@ -53,6 +53,7 @@ fn entry(index: u32) -> Entry {
         scope: StateScope::Exclusive,
         writer: Writer { subtask: None, task_manager: Some(Label::parse("task manager", "tm-1").unwrap()) },
         checkpoint: None,
+        savepoint: false,
         name: None,
     }
 }

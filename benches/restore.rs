@@ -28,7 +28,7 @@ use esker::metrics::Metrics;
 use esker::read::Reader;
 use esker::reclaim::ReclaimControl;
 use esker::runtime::{ByteBudget, Clock, Entropy, TaskGroup};
-use esker::store::{Counted, DataStore, ObjectFiles, Traffic};
+use esker::store::{Counted, DataStore, Multipart, ObjectFiles, Traffic};
 use futures::StreamExt;
 use hyper_util::service::TowerToHyperService;
 use object_store::memory::InMemory;
@@ -117,8 +117,10 @@ impl Daemons {
             wait_get_per_byte: TIME_OF_A_BYTE,
             ..ThrottleConfig::default()
         };
+        // Segments of this size are never uploaded in parts.
+        let unused = Multipart::new(Arc::new(InMemory::new()), 1, Traffic::data(metrics.clone()));
         let far = Counted::new(Arc::new(ThrottledStore::new(InMemory::new(), far)), Traffic::data(metrics.clone()));
-        let data = DataStore::Object(ObjectFiles::new(Arc::new(far), "bench".into(), &settings.store));
+        let data = DataStore::Object(ObjectFiles::new(Arc::new(far), unused, "bench".into(), &settings.store));
         let mut state = State::default();
         let journal_settings = journal_settings(&opened.catalog, &settings.catalog);
         let journal = Journal::open(opened.catalog, journal_settings, |key, value| state.load(&key, &value)).await;

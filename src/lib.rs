@@ -15,7 +15,7 @@
 //! - [`reclaim`]: keeps space within its limit, and deletes what nobody needs.
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`client`]: talks to the native API.
-//! - [`daemon`]: builds every part, starts and stops them.
+//! - [`daemon`]: builds every part, starts and stops them; checks and rebuilds what a stopped one left.
 //! - [`load`]: the load generator behind `esker bench`.
 //! - [`cli`]: the `esker` command.
 //!

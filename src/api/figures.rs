@@ -188,3 +188,14 @@ impl GcReport {
         }
     }
 }
+
+/// What a recount of the catalog found.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, ToSchema)]
+pub struct VerifyInfo {
+    /// Files in the catalog.
+    pub files: u64,
+    /// Segments in it.
+    pub segments: u64,
+    /// What does not add up; empty if all is well.
+    pub faults: Vec<String>,
+}

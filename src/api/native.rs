@@ -32,7 +32,9 @@ use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::merge::{Merger, Parcel, Piece};
 use crate::metrics::Metrics;
-use crate::model::{CheckpointId, Handle, IdempotencyKey, JobId, Label, SegmentId, StateScope, SubtaskKey, Writer};
+use crate::model::{
+    CheckpointId, Handle, IdempotencyKey, JobId, Label, Location, SegmentId, StateScope, SubtaskKey, Writer,
+};
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
 use crate::runtime::Clock;
@@ -81,6 +83,7 @@ pub struct Native {
         super::lifecycle::restore_job,
         super::lifecycle::end_job,
         super::space::show_space,
+        super::space::verify,
         super::space::show_plan,
         super::space::reclaim_now,
         super::space::show_gc,
@@ -104,6 +107,7 @@ impl Native {
             .route("/v1/jobs/{job}/restore", post(super::lifecycle::restore_job))
             .route("/v1/jobs/{job}/end", post(super::lifecycle::end_job))
             .route("/v1/space", get(super::space::show_space))
+            .route("/v1/verify", get(super::space::verify))
             .route("/v1/reclaim", get(super::space::show_plan).post(super::space::reclaim_now))
             .route("/v1/gc", get(super::space::show_gc).post(super::space::gc_now))
             .route("/v1/jobs/{job}/checkpoints", get(list_checkpoints))
@@ -179,7 +183,7 @@ impl Native {
         const PIECE_BYTES: u64 = 1 << 20;
         // One piece is on its way from the socket to the store. It is paid for first: what was begun gets on.
         let _piece = self.admission.pay(PIECE_BYTES).await?;
-        let mut big = self.merger.begin(about, len).await?;
+        let mut big = self.merger.begin(self.merger.new_id(), about, len).await?;
         let mut hasher = crate::model::SegmentHasher::default();
         let mut left = len;
         while left > 0 {
@@ -400,13 +404,22 @@ async fn get_handle(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let handle: Handle = handle.parse()?;
-    let view = view_of(&native, handle.id)?;
+    let view = view_of_handle(&native, &handle)?;
     let now = view.handle();
     if now.crc32c != handle.crc32c || now.location.len() != handle.location.len() {
         let message = format!("segment {} has other bytes than the handle says", handle.id);
         return Err(ApiError { field: Some("handle"), ..ApiError::of(ErrorKind::Conflict, message) });
     }
-    read(&native, handle.id, &headers).await
+    read(&native, view.id, &headers).await
+}
+
+/// The segment that a handle names. One that a rebuilt catalog has under another identity is known by its place.
+fn view_of_handle(native: &Native, handle: &Handle) -> Result<SegmentView, ApiError> {
+    let named = view_of(native, handle.id);
+    match &handle.location {
+        Location::File(place) if named.is_err() => native.catalog.view().segment_at(place).map_or(named, Ok),
+        _ => named,
+    }
 }
 
 fn view_of(native: &Native, id: SegmentId) -> Result<SegmentView, ApiError> {

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use http::Uri;
 
-use super::figures::{GcParams, GcReport, ReclaimPlan, ReclaimRound, SpaceInfo, SpaceParams, SpaceRow};
+use super::figures::{GcParams, GcReport, ReclaimPlan, ReclaimRound, SpaceInfo, SpaceParams, SpaceRow, VerifyInfo};
 use super::native::{Native, job_of, query};
 use super::status::ApiError;
 use super::wire::ErrorBody;
@@ -31,6 +31,21 @@ pub async fn show_space(State(native): State<Native>, uri: Uri) -> Result<Json<S
         return Err(ApiError::not_found("job", format!("job {job} is not known")));
     }
     Ok(Json(space(&state, by, job.as_ref())))
+}
+
+/// Counts the catalog anew and tells what does not add up. Costs time proportional to the catalog, in which nothing is
+/// committed.
+#[utoipa::path(get, path = "/v1/verify", responses((status = 200, body = VerifyInfo)))]
+pub async fn verify(State(native): State<Native>) -> Result<Json<VerifyInfo>, ApiError> {
+    native.catalog.check()?;
+    let catalog = native.catalog.clone();
+    let counted = tokio::task::spawn_blocking(move || {
+        let state = catalog.view();
+        let (files, segments) = (state.files().count() as u64, state.all_segments().count() as u64);
+        VerifyInfo { files, segments, faults: state.check() }
+    });
+    let counted = counted.await.map_err(|error| ApiError::of(ErrorKind::Internal, error.to_string()))?;
+    Ok(Json(counted))
 }
 
 /// Tells what the next round of reclaiming would do.

@@ -21,7 +21,10 @@
 //! Everything that was durable is there, whole; a batch that was not durable may be there as well.
 
 mod group;
+mod marker;
+mod room;
 mod settings;
+mod snapshot;
 mod successor;
 
 use std::fmt;
@@ -31,18 +34,20 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use parking_lot::Mutex;
 use slatedb::config::ScanOptions;
-use slatedb::{CloseReason, Db, GarbageCollectorBuilder, WriteBatch, WriteHandle};
+use slatedb::{CloseReason, Db, DbReadOps, GarbageCollectorBuilder, WriteBatch, WriteHandle};
 use tokio_util::sync::CancellationToken;
 
 use self::group::GroupCommit;
+use self::marker::Marker;
+pub use self::marker::Present;
 pub use self::settings::JournalSettings;
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
+pub use self::snapshot::Snapshot;
 use self::successor::Successor;
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
@@ -58,6 +63,7 @@ pub struct Journal {
     backend: Backend,
     /// Cancelled when a newer owner was found.
     shut_out: CancellationToken,
+    marker: Marker,
 }
 
 enum Backend {
@@ -138,6 +144,12 @@ pub enum JournalError {
         /// What it would have to say.
         expected: String,
     },
+    /// There is no journal to be looked at.
+    #[error("there is no catalog")]
+    Nothing,
+    /// A rebuild that was cut short has left it.
+    #[error("the catalog was being rebuilt and is not whole: run `esker rebuild` again")]
+    Unfinished,
     /// The journal was closed.
     #[error("the journal is closed")]
     Closed,
@@ -226,8 +238,8 @@ impl Journal {
             return Err(JournalError::Invalid(reason.to_owned()));
         }
         let journal = match placement {
-            Placement::Object { store, prefix } => open_object(store, prefix, &settings).await?,
-            Placement::Local { folder, traffic } => open_local(folder, traffic, &settings).await?,
+            Placement::Object { store, prefix } => open_object(store, prefix, &settings, Opening::Whole).await?,
+            Placement::Local { folder, traffic } => open_local(folder, traffic, &settings, Opening::Whole).await?,
         };
         match visit_all(&journal.db, visit).await {
             Ok(()) => Ok(journal),
@@ -238,6 +250,44 @@ impl Journal {
                 Err(error)
             }
         }
+    }
+
+    /// What is at a place.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not tell.
+    pub async fn present(placement: &Placement) -> Result<Present, JournalError> {
+        match placement {
+            Placement::Object { store, prefix } => {
+                Marker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG).present().await
+            }
+            Placement::Local { folder, .. } if !folder.is_dir() => Ok(Present::Nothing),
+            Placement::Local { folder, .. } => {
+                let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
+                Marker::new(store, Path::from(LOCAL_DB), LOCAL_LOG).present().await
+            }
+        }
+    }
+
+    /// Begins a new journal where nothing is. Nobody else opens it before [`Self::finish_rebuild`].
+    ///
+    /// # Errors
+    /// `WrongFormat` if something is there; otherwise as [`Self::open`].
+    pub async fn rebuild(placement: Placement, settings: &JournalSettings) -> Result<Self, JournalError> {
+        match placement {
+            Placement::Object { store, prefix } => open_object(store, prefix, settings, Opening::Rebuild).await,
+            Placement::Local { folder, traffic } => open_local(folder, traffic, settings, Opening::Rebuild).await,
+        }
+    }
+
+    /// Closes a journal that was begun with [`Self::rebuild`]: it is whole. The epochs of its owners are later than
+    /// `epochs_before`.
+    ///
+    /// # Errors
+    /// As [`Self::close`]; it is not whole then.
+    pub async fn finish_rebuild(self, epochs_before: u64) -> Result<(), JournalError> {
+        self.db.close().await.map_err(|error| explain(error, &self.shut_out))?;
+        self.marker.finish_rebuild(epochs_before).await
     }
 
     /// Applies one batch atomically; later entries win over earlier ones for the same key.
@@ -312,8 +362,8 @@ impl Journal {
         Ok(self.db.get(key).await?)
     }
 
-    /// SlateDB's writer epoch: grows with every open, so no two owners have the same. Failed opens
-    /// leave gaps.
+    /// SlateDB's writer epoch, and what went before a rebuild: grows with every open, so no two owners have the same.
+    /// Failed opens leave gaps.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -380,12 +430,37 @@ fn write_batch(mutations: Vec<Mutation>) -> Result<WriteBatch, JournalError> {
     Ok(batch)
 }
 
+/// The logs, as markers call them.
+const OBJECTS_LOG: &str = "objects";
+const LOCAL_LOG: &str = "local-log";
+/// The database below the folder of a local journal.
+const LOCAL_DB: &str = "db";
+
+/// Whether a journal is opened as it is, or begun to be rebuilt.
+#[derive(Clone, Copy)]
+enum Opening {
+    Whole,
+    Rebuild,
+}
+
+impl Opening {
+    /// Returns how many epochs went before those of the database.
+    async fn check(self, marker: &Marker) -> Result<u64, JournalError> {
+        match self {
+            Self::Whole => marker.check().await,
+            Self::Rebuild => marker.begin_rebuild().await.map(|()| 0),
+        }
+    }
+}
+
 async fn open_object(
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     settings: &JournalSettings,
+    opening: Opening,
 ) -> Result<Journal, JournalError> {
-    check_marker(&store, &prefix, "objects").await?;
+    let marker = Marker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG);
+    let epochs_before = opening.check(&marker).await?;
     let db = Db::builder(prefix.clone(), store.clone())
         .with_settings(slate_settings(settings, Updates::Conditional))
         .with_db_cache(block_cache(settings), 0)
@@ -395,10 +470,15 @@ async fn open_object(
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = successor.found().clone();
     let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
-    Ok(Journal { epoch, backend: Backend::Object(group_commit), shut_out, db })
+    Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker })
 }
 
-async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSettings) -> Result<Journal, JournalError> {
+async fn open_local(
+    folder: PathBuf,
+    traffic: Traffic,
+    settings: &JournalSettings,
+    opening: Opening,
+) -> Result<Journal, JournalError> {
     let (lock, store) = {
         let folder = folder.clone();
         tokio::task::spawn_blocking(move || lock_folder(&folder))
@@ -406,8 +486,9 @@ async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSetting
             .map_err(|error| JournalError::Internal(error.into()))??
     };
     let store: Arc<dyn ObjectStore> = Arc::new(Counted::new(Arc::new(store), traffic.clone()));
-    let prefix = Path::from("db");
-    check_marker(&store, &prefix, "local-log").await?;
+    let prefix = Path::from(LOCAL_DB);
+    let marker = Marker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG);
+    let epochs_before = opening.check(&marker).await?;
     let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic));
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     // SlateDB's own collector would look for its own log and never shorten ours.
@@ -422,10 +503,11 @@ async fn open_local(folder: PathBuf, traffic: Traffic, settings: &JournalSetting
         .build()
         .await?;
     Ok(Journal {
-        epoch: db.manifest().writer_epoch(),
+        epoch: epochs_before + db.manifest().writer_epoch(),
         backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },
         shut_out: CancellationToken::new(),
         db,
+        marker,
     })
 }
 
@@ -462,43 +544,11 @@ fn remove_staged(folder: &FilePath) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks that the database was created with the log called `log`, or records it for a new one.
-async fn check_marker(store: &Arc<dyn ObjectStore>, prefix: &Path, log: &str) -> Result<(), JournalError> {
-    let path = prefix.clone().join("FORMAT");
-    let expected = format!("esker journal 1, log {log} 1\n");
-    let matches = |found: Bytes| {
-        if found == expected {
-            return Ok(());
-        }
-        Err(JournalError::WrongFormat {
-            found: String::from_utf8_lossy(&found).trim().to_owned(),
-            expected: expected.trim().to_owned(),
-        })
-    };
-    match store.get(&path).await {
-        Ok(found) => return matches(found.bytes().await?),
-        Err(object_store::Error::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let manifests = prefix.clone().join("manifest");
-    if let Some(manifest) = store.list(Some(&manifests)).next().await {
-        manifest?;
-        return matches(Bytes::new());
-    }
-    let create = PutOptions::from(PutMode::Create);
-    match store.put_opts(&path, expected.clone().into(), create).await {
-        Ok(_) => Ok(()),
-        // Another daemon was faster, or the answer to our own first try was lost.
-        Err(object_store::Error::AlreadyExists { .. }) => matches(store.get(&path).await?.bytes().await?),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// How many records are visited before other tasks get their turn.
 const VISITS_PER_TURN: u32 = 1024;
 
 async fn visit_all<E: Into<Cause>>(
-    db: &Db,
+    db: &impl DbReadOps,
     mut visit: impl FnMut(Bytes, Bytes) -> Result<(), E> + Send,
 ) -> Result<(), JournalError> {
     // By default every block is a request of its own.

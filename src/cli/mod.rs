@@ -5,12 +5,13 @@
 
 mod bench;
 mod destination;
-mod folder;
 mod inspect;
+mod rebuild;
 mod restore;
 mod run;
 mod segments;
 mod space;
+mod storage;
 mod verify;
 
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Checks the catalog of a stopped daemon against its files
     Verify(verify::VerifyArgs),
+    /// Makes a new catalog from the physical files of a stopped daemon
+    Rebuild(rebuild::RebuildArgs),
     /// Shows how much space jobs, lanes or checkpoints take
     Du(space::DuArgs),
     /// Reclaims space now, or shows what the next round would do
@@ -144,6 +147,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(args) => restore::export(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
+        Command::Rebuild(args) => rebuild::run(&args),
         Command::Du(args) => Ok(or_could_not(space::du(&args))),
         Command::Reclaim(args) => Ok(or_could_not(space::reclaim(&args))),
         Command::Gc(args) => Ok(or_could_not(space::gc(&args))),

@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use clap::Args;
 
+use super::storage::StorageArgs;
 use crate::api::wire::PutParams;
 use crate::client::Client;
-use crate::merge::format::ReadAt;
+use crate::config::Settings;
+use crate::metrics::Metrics;
 use crate::model::{Handle, Location, crc32c};
+use crate::store::{StoreError, open_data};
 
 /// How to reach a daemon.
 #[derive(Debug, Args)]
@@ -56,9 +60,12 @@ pub(super) struct GetArgs {
     /// A handle instead of the segment
     #[arg(long)]
     handle: Option<String>,
-    /// Reads the handle's file in this folder instead of asking a daemon
-    #[arg(long, value_name = "DIR", requires = "handle")]
-    data_dir: Option<PathBuf>,
+    /// Reads the handle's place on storage instead of asking a daemon
+    #[command(flatten)]
+    storage: StorageArgs,
+    /// The same on a store by its URL, e.g. s3://bucket/prefix, with what the environment says of it
+    #[arg(long, value_name = "URL", requires = "handle", conflicts_with_all = ["data_dir", "config"])]
+    store: Option<String>,
     /// Where to; default: standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -113,8 +120,11 @@ pub(super) fn put(args: &PutArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
-    let bytes = match (&args.handle, &args.data_dir, &args.segment) {
-        (Some(handle), Some(folder), _) => read_file(&handle.parse()?, folder)?.into(),
+    let mut storage = args.storage.clone();
+    storage.set.extend(args.store.iter().map(|url| ("store.url".to_owned(), url.clone())));
+    let bytes = match (&args.handle, storage.stopped()?, &args.segment) {
+        (Some(handle), Some(settings), _) => block_on(read_place(handle.parse()?, settings))?,
+        (None, Some(_), _) => bail!("without a daemon only a handle says where its bytes are: --handle"),
         (Some(handle), None, _) => {
             let client = args.api.client()?;
             block_on(async { Ok(client.get_handle(handle).await?) })?
@@ -132,23 +142,23 @@ pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads the bytes of a handle from a folder, without a daemon.
-fn read_file(handle: &Handle, folder: &std::path::Path) -> anyhow::Result<Vec<u8>> {
-    let Location::File(segment) = &handle.location else {
+/// Reads the bytes of a handle from storage with one request, without a daemon.
+async fn read_place(handle: Handle, settings: Settings) -> anyhow::Result<Bytes> {
+    let Location::File(place) = &handle.location else {
         bail!("the segment is inside the catalog: only a daemon can read it");
     };
-    let path = folder.join(segment.file.as_str());
-    let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
-    if file.metadata()?.len() < segment.end() {
-        bail!(
-            "{} is shorter than the handle says: the segment was moved or the handle is not of this folder",
-            path.display()
-        );
-    }
-    let mut bytes = vec![0; usize::try_from(segment.len)?];
-    let read = ReadAt::read_at(&file, segment.offset, &mut bytes)?;
-    if read < bytes.len() || crc32c(&bytes) != handle.crc32c {
-        bail!("{} holds other bytes than the handle says", path.display());
+    let store = open_data(&settings.store, &Metrics::new())?;
+    let bytes = match store.read(&place.file, place.offset..place.end()).await {
+        Err(error @ StoreError::NotFound(_)) => {
+            return Err(error).context("the segment was freed or moved, or the handle is not of this store");
+        }
+        Err(error @ StoreError::Short { .. }) => {
+            return Err(error).context("the handle is not of this store");
+        }
+        other => other?,
+    };
+    if crc32c(&bytes) != handle.crc32c {
+        bail!("{} holds other bytes than the handle says", place.file);
     }
     Ok(bytes)
 }

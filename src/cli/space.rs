@@ -1,31 +1,28 @@
 //! `esker du`, `reclaim` and `gc`: against a running daemon, or on a stopped one's folder.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 
-use super::folder::Folder;
 use super::segments::{ApiArgs, block_on};
+use super::storage::{Stopped, StorageArgs};
 use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow};
 use crate::api::space::{SpaceBy, space};
-use crate::config::{Config, Settings};
+use crate::config::Settings;
 use crate::model::Millis;
 use crate::reclaim::preview;
 use crate::reclaim::sweep::{Swept, unnamed};
 use crate::runtime::Clock;
-use crate::store::DataStore;
 
 /// A daemon that runs, or the folder of one that does not.
 #[derive(Debug, Args)]
 pub(super) struct Where {
     #[command(flatten)]
     api: ApiArgs,
-    /// The folder of a stopped daemon, instead of asking one
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -65,16 +62,16 @@ pub(super) struct GcArgs {
 }
 
 pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
-    let info: SpaceInfo = match &args.at.data_dir {
+    let info: SpaceInfo = match args.at.storage.stopped()? {
         None => {
             let client = args.at.api.client()?;
             let by = args.by.map(SpaceBy::name);
             block_on(async { Ok(client.space(by, args.job.as_deref()).await?) })?
         }
-        Some(folder) => {
+        Some(settings) => {
             let job = args.job.as_deref().map(str::parse).transpose()?;
             block_on(async {
-                let folder = Folder::open(folder).await?;
+                let folder = Stopped::open(&settings).await?;
                 let info = space(&folder.state, args.by, job.as_ref());
                 folder.close().await?;
                 Ok(info)
@@ -105,11 +102,10 @@ fn print_row(row: &SpaceRow) {
 }
 
 pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
-    match (&args.at.data_dir, args.dry_run) {
-        (Some(folder), true) => {
-            let settings = Settings::try_from(&Config::default())?;
+    match (args.at.storage.stopped()?, args.dry_run) {
+        (Some(settings), true) => {
             let plan = block_on(async {
-                let folder = Folder::open(folder).await?;
+                let folder = Stopped::open(&settings).await?;
                 let plan = preview(&folder.state, &settings, true, Clock::System.now());
                 folder.close().await?;
                 Ok(ReclaimPlan::from(&plan))
@@ -159,8 +155,8 @@ fn print_plan(args: &ReclaimArgs, plan: &ReclaimPlan) -> anyhow::Result<ExitCode
 }
 
 pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
-    let report = match (&args.at.data_dir, args.dry_run) {
-        (Some(folder), true) => block_on(look(folder))?,
+    let report = match (args.at.storage.stopped()?, args.dry_run) {
+        (Some(settings), true) => block_on(look(&settings))?,
         (Some(_), false) => bail!("the next start deletes what nobody needs: start the daemon, or add --dry-run"),
         (None, dry_run) => {
             let client = args.at.api.client()?;
@@ -183,12 +179,12 @@ pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn look(folder: &std::path::Path) -> anyhow::Result<GcReport> {
-    let folder = Folder::open(folder).await?;
-    let listed = DataStore::Local(folder.store.clone()).list().await?;
+async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
+    let folder = Stopped::open(settings).await?;
+    let listed = folder.data.list().await?;
     let swept: Swept = unnamed(&folder.state, listed);
     let forgotten = folder.state.forgotten_files(Millis(u64::MAX), Millis(u64::MAX), usize::MAX);
-    let report = GcReport::of(&forgotten, &swept, folder.journal.epoch());
+    let report = GcReport::of(&forgotten, &swept, folder.catalog.epoch());
     folder.close().await?;
     Ok(report)
 }

@@ -1,52 +1,55 @@
-//! `esker verify`: the catalog of a stopped daemon against its files.
+//! `esker verify`: a catalog against its files, of a stopped daemon or a running one.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
+use indicatif::ProgressBar;
+use parking_lot::Mutex;
 
-use super::folder::Folder;
-use crate::catalog::record::{FileState, RecordKey, SegmentRecord};
+use super::segments::ApiArgs;
+use super::storage::{BYTES, COUNT, Stopped, StorageArgs, bar};
 use crate::catalog::slate::Journal;
 use crate::catalog::state::State;
-use crate::merge::format::{self, Entry, ReadAt};
-use crate::model::{Location, PhysicalFileId, SegmentHasher, SegmentId};
-use crate::reclaim::sweep::unnamed;
-use crate::store::{DataStore, LocalStore};
+use crate::config::Settings;
+use crate::daemon::verify::{Lost, Progress, Verified, repair, verify as compare};
+use crate::daemon::{journal_settings, write};
+use crate::metrics::Metrics;
+use crate::runtime::Clock;
+use crate::store::{open_data, place_of_catalog};
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// The folder of the stopped daemon
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
+    storage: StorageArgs,
     /// Reads so many of the segments and checks their bytes
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
     read_data: u8,
-}
-
-/// What was looked at, and what was wrong.
-#[derive(Default)]
-struct Report {
-    files: usize,
-    segments: usize,
-    read: usize,
-    /// Files that the next start deletes: what a crash leaves, nobody was answered for them.
-    unnamed: Vec<String>,
-    faults: Vec<String>,
+    /// Does what the next start would do, moves foreign files to lost+found/, and prints each action. Shuts out a daemon
+    #[arg(long)]
+    repair: bool,
+    /// Forgets segments whose file is gone, and objects made of them
+    #[arg(long, requires = "repair")]
+    drop_lost: bool,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
     match runtime.block_on(look(args)) {
-        Ok(report) => {
-            report.faults.iter().for_each(|fault| println!("fault: {fault}"));
-            report
-                .unnamed
-                .iter()
-                .for_each(|file| println!("note: {file} is not in the catalog; the next start deletes it"));
-            let Report { files, segments, read, faults, .. } = &report;
+        Ok(verified) if args.json => {
+            println!("{}", serde_json::to_string_pretty(&verified)?);
+            Ok(ExitCode::from(u8::from(!verified.faults.is_empty())))
+        }
+        Ok(verified) => {
+            verified.actions.iter().for_each(|action| println!("done: {action}"));
+            verified.faults.iter().for_each(|fault| println!("fault: {fault}"));
+            verified.notes.iter().for_each(|note| println!("note: {note}"));
+            let Verified { files, segments, read, faults, .. } = &verified;
             println!("{files} files, {segments} segments, {read} of them read: {} faults", faults.len());
             Ok(ExitCode::from(u8::from(!faults.is_empty())))
         }
@@ -57,121 +60,62 @@ pub(super) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn look(args: &VerifyArgs) -> anyhow::Result<Report> {
-    let Folder { state, store, journal } = Folder::open(&args.data_dir).await?;
-    let listed = unnamed(&state, DataStore::Local(store.clone()).list().await?);
-    let foreign = listed.foreign.iter().map(|name| format!("{name} is no physical file, and nothing deletes it"));
-    let mut report = Report { faults: state.check(), ..Report::default() };
-    report.faults.extend(foreign);
-    report.unnamed = listed.unnamed.iter().map(ToString::to_string).collect();
-    check_files(&state, &store, &mut report);
-    check_segments(args.read_data, &state, &store, &journal, &mut report).await?;
-    journal.close().await.context("the catalog cannot be closed")?;
-    Ok(report)
-}
-
-/// Every closed file is there, as long as the catalog says, and lists the segments that live in it.
-fn check_files(state: &State, store: &LocalStore, report: &mut Report) {
-    let mut living: HashMap<PhysicalFileId, Vec<(SegmentId, &SegmentRecord)>> = HashMap::new();
-    for (id, record) in state.all_segments() {
-        if let Some(file) = record.location.file() {
-            living.entry(file.clone()).or_default().push((id, record));
-        }
-    }
-    for view in state.files() {
-        report.files += 1;
-        if let FileState::Closed { len } = view.state
-            && let Some(living) = living.get(&view.id)
-            && let Err(fault) = check_file(store, &view.id, len, living)
-        {
-            report.faults.push(format!("{}: {fault}", view.id));
-        }
-    }
-}
-
-fn check_file(
-    store: &LocalStore,
-    id: &PhysicalFileId,
-    len: u64,
-    living: &[(SegmentId, &SegmentRecord)],
-) -> Result<(), String> {
-    let file = store.open(id).map_err(|error| error.to_string())?;
-    let there = file.metadata().map_err(|error| error.to_string())?.len();
-    if there < len {
-        return Err(format!("has {there} bytes, the catalog says {len}"));
-    }
-    // A file that was not closed yet when the daemon was killed has no footer: its frames were walked.
-    let Ok((_, entries)) = format::read_index(&file, there) else {
-        let scan = format::scan(&file, 0, there).map_err(|error| error.to_string())?;
-        let whole = |segment: &SegmentRecord| match &segment.location {
-            Location::File(place) => place.end() <= scan.valid_len,
-            Location::Inline { .. } => true,
-        };
-        return match living.iter().find(|(_, record)| !whole(record)) {
-            Some((id, _)) => Err(format!("segment {id} is beyond the last whole frame")),
-            None => Ok(()),
-        };
+async fn look(args: &VerifyArgs) -> anyhow::Result<Verified> {
+    let Some(settings) = args.storage.stopped()? else { return ask(args).await };
+    let actions = if args.repair { put_right(args, &settings).await? } else { vec![] };
+    let stopped = Stopped::open(&settings).await?;
+    let shown = Mutex::new(ProgressBar::hidden());
+    let show = |progress: Progress| match progress {
+        Progress::Files(files) => begin(&shown, COUNT, "files", files as u64),
+        Progress::Reading(bytes) => begin(&shown, BYTES, "data", bytes),
+        Progress::Looked => shown.lock().inc(1),
+        Progress::Read(bytes) => shown.lock().inc(bytes),
     };
-    let entries: HashMap<SegmentId, &Entry> = entries.iter().map(|entry| (entry.id, entry)).collect();
-    for (id, record) in living {
-        let Location::File(place) = &record.location else { continue };
-        match entries.get(id) {
-            None => return Err(format!("its footer does not list segment {id}")),
-            Some(entry) if (entry.offset, entry.len, entry.crc32c) != (place.offset, place.len, record.crc.whole) => {
-                return Err(format!("its footer places segment {id} elsewhere than the catalog"));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
+    let verified = compare(&stopped.state, &stopped.data, &stopped.catalog, args.read_data, &show).await?;
+    shown.lock().finish_and_clear();
+    stopped.close().await?;
+    Ok(Verified { actions, ..verified })
 }
 
-/// Reads a share of the segments. Which ones depends on their identity alone.
-async fn check_segments(
-    percent: u8,
-    state: &State,
-    store: &LocalStore,
-    journal: &Journal,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    for (id, record) in state.all_segments() {
-        report.segments += 1;
-        if (id.0 % 100) as u8 >= percent {
-            continue;
-        }
-        report.read += 1;
-        let place = record.location.file().map_or("the catalog", PhysicalFileId::as_str);
-        let crc = match &record.location {
-            Location::Inline { .. } => {
-                let bytes = journal.get(&RecordKey::Data(id).encode()).await?;
-                bytes.map(|bytes| crate::model::crc32c(&bytes))
-            }
-            Location::File(segment) => crc_in_file(store, segment).ok(),
-        };
-        match crc {
-            Some(crc) if crc == record.crc.whole => {}
-            Some(crc) => {
-                let stored = record.crc.whole;
-                report.faults.push(format!("segment {id} in {place} has CRC-32C {crc:08x}, {stored:08x} was stored"))
-            }
-            None => report.faults.push(format!("segment {id} in {place} cannot be read")),
-        }
-    }
-    Ok(())
+fn begin(shown: &Mutex<ProgressBar>, template: &str, what: &'static str, len: u64) {
+    let next = bar(template).with_message(what);
+    next.set_length(len);
+    std::mem::replace(&mut *shown.lock(), next).finish_and_clear();
 }
 
-fn crc_in_file(store: &LocalStore, place: &crate::model::Segment) -> std::io::Result<u32> {
-    let file = store.open(&place.file)?;
-    let mut hasher = SegmentHasher::default();
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = place.offset;
-    while at < place.end() {
-        let want = usize::try_from(place.end() - at).unwrap_or(buffer.len()).min(buffer.len());
-        if ReadAt::read_at(&file, at, &mut buffer[..want])? < want {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        hasher.update(&buffer[..want]);
-        at += want as u64;
+/// A running daemon counts for itself.
+async fn ask(args: &VerifyArgs) -> anyhow::Result<Verified> {
+    if args.repair || args.read_data > 0 {
+        bail!(
+            "a running daemon counts its catalog and no more: stop it and name its storage with --data-dir or --config"
+        );
     }
-    Ok(hasher.finish().whole)
+    let answer = args.api.client()?.verify().await?;
+    Ok(Verified {
+        files: usize::try_from(answer.files)?,
+        segments: usize::try_from(answer.segments)?,
+        faults: answer.faults,
+        ..Verified::default()
+    })
+}
+
+async fn put_right(args: &VerifyArgs, settings: &Settings) -> anyhow::Result<Vec<String>> {
+    let metrics = Metrics::new();
+    // Opened and closed first: there must be a catalog, and a new one is not wanted.
+    Stopped::open(settings).await?.close().await?;
+    let mut state = State::default();
+    let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
+    let opened = journal_settings(&placement, &settings.catalog);
+    let journal = Journal::open(placement, opened, |key, value| state.load(&key, &value)).await;
+    let journal = journal.context("the catalog cannot be opened")?;
+    let data = open_data(&settings.store, &metrics)?;
+    let lost = if args.drop_lost { Lost::Drop } else { Lost::Keep };
+    let mut actions = repair(&mut state, &data, journal.epoch(), Clock::System.now(), lost).await?;
+    let mutations = state.take_mutations();
+    if !mutations.is_empty() {
+        actions.push(format!("wrote {} changes of the catalog", mutations.len()));
+        write(&journal, mutations).await?;
+    }
+    journal.close().await.context("the catalog cannot be closed")?;
+    Ok(actions)
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 
 use super::{Client, ClientError, parse, part};
-use crate::api::figures::{GcReport, ReclaimPlan, ReclaimRound, SpaceInfo};
+use crate::api::figures::{GcReport, ReclaimPlan, ReclaimRound, SpaceInfo, VerifyInfo};
 use crate::api::wire::{EndAnswer, EndRequest, RestoreJob, RestoredJob, ReuseAnswer, ReuseRequest};
 
 impl Client {
@@ -59,6 +59,14 @@ impl Client {
         let job = job.map(|job| format!("job={}", part(job)));
         let query: Vec<String> = by.into_iter().chain(job).collect();
         self.json(self.request(Method::GET, &format!("/v1/space?{}", query.join("&"))), Bytes::new()).await
+    }
+
+    /// What does not add up in the catalog.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn verify(&self) -> Result<VerifyInfo, ClientError> {
+        self.json(self.request(Method::GET, "/v1/verify"), Bytes::new()).await
     }
 
     /// What the next round of reclaiming would do.

@@ -9,7 +9,9 @@
 //! written and closed. Each of these steps is given up after that time, so a shutdown ends while storage is out, too; what
 //! was answered is durable before.
 
+pub mod rebuild;
 mod recover;
+pub mod verify;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -373,10 +375,24 @@ async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogErr
     }
 }
 
-async fn write(journal: &Journal, mutations: Vec<Mutation>) -> Result<(), JournalError> {
-    // In pieces that the journal takes.
-    for batch in mutations.chunks(10_000) {
+/// Writes changes of a state and waits until they are durable.
+///
+/// # Errors
+/// Why the journal does not take them.
+pub async fn write(journal: &Journal, mutations: Vec<Mutation>) -> Result<(), JournalError> {
+    write_with(journal, mutations, 10_000, || {}).await
+}
+
+/// Writes in pieces that the journal takes, and tells of each.
+async fn write_with(
+    journal: &Journal,
+    mutations: Vec<Mutation>,
+    records: usize,
+    wrote: impl Fn(),
+) -> Result<(), JournalError> {
+    for batch in mutations.chunks(records) {
         journal.write(batch.to_vec(), Haste::Now).await?.durable().await?;
+        wrote();
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! | a file the catalog calls open, on a local disk | its whole frames count; it is cut there, sealed, closed |
 //! | the same on an object store, and it is there | it counts, closed |
 //! | the same, and it is not there | its name is taken, so that it cannot arrive any more; its segments are dropped |
+//! | the same, and it came as a multipart upload | first of all the upload is aborted, which deletes its parts |
 //! | a file on a local disk that the catalog does not name | deleted: its commit never was, nobody was answered |
 //! | the file of a trial whether the disk takes direct writes | deleted: the start that wrote it was cut short |
 //!
@@ -13,6 +14,7 @@
 
 use std::collections::HashMap;
 
+use crate::catalog::record::Holder;
 use crate::catalog::state::{State, UncertainFile};
 use crate::merge::format::{self, Entry, FormatError};
 use crate::model::{Location, Millis, PhysicalFileId};
@@ -37,7 +39,7 @@ pub enum RecoverError {
     /// The catalog knows nothing, and yet there are files: this is not the catalog that wrote them.
     #[error(
         "the catalog is empty, but {files} physical files are there ({example}): the catalog was lost or moved. Nothing was \
-         deleted. Put the catalog back, or move the data folder away to begin anew"
+         deleted. Put the catalog back, make a new one with `esker rebuild --replace`, or move the data away to begin anew"
     )]
     CatalogMissing {
         /// How many there are.
@@ -65,6 +67,7 @@ pub struct Recovered {
 pub async fn recover(state: &mut State, store: &DataStore, epoch: u64, at: Millis) -> Result<Recovered, RecoverError> {
     let mut recovered = Recovered::default();
     let before = state.all_segments().count();
+    check_not_missing(state, store).await?;
     if let DataStore::Local(store) = store {
         recovered.unnamed_files = delete_unnamed(state, store, epoch).await?;
         store.remove_trials().await?;
@@ -88,11 +91,17 @@ pub async fn recover(state: &mut State, store: &DataStore, epoch: u64, at: Milli
 ///
 /// # Errors
 /// [`RecoverError`].
-pub async fn imagine(state: &mut State, store: &LocalStore, at: Millis) -> Result<(), RecoverError> {
+pub async fn imagine(state: &mut State, store: &DataStore, at: Millis) -> Result<(), RecoverError> {
     let mut entries = entries_by_file(state);
     for file in state.uncertain_files() {
         let entries = entries.remove(&file.id).unwrap_or_default();
-        let (data_len, len) = settle_local(store, &file, entries, Repair::Nothing).await?;
+        let (data_len, len) = match store {
+            DataStore::Local(store) => settle_local(store, &file, entries, Repair::Nothing).await?,
+            DataStore::Object(_) => match store.len(&file.id).await? {
+                Some(len) if len == file.len => (len, len),
+                _ => (0, 0),
+            },
+        };
         state.settle_file(&file.id, data_len, len, at);
     }
     state.finish_recovery(at);
@@ -116,6 +125,7 @@ fn entries_by_file(state: &State) -> HashMap<PhysicalFileId, Vec<Entry>> {
                 scope: record.scope,
                 writer: record.writer.clone(),
                 checkpoint: record.checkpoint,
+                savepoint: matches!(record.holder, Holder::Savepoint { .. }),
                 name: record.name.clone(),
             });
         }
@@ -175,6 +185,12 @@ fn scan(store: &LocalStore, file: &UncertainFile) -> Result<Option<(u64, Option<
 }
 
 async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<(u64, u64), RecoverError> {
+    if let Some(upload) = &file.upload
+        && let Err(error) = store.abort(&file.id, upload).await
+    {
+        // If storage is out, the next request says so, and the next start tries again.
+        tracing::warn!(file = %file.id, upload, error = crate::error::chain(&error), "a multipart upload of an older daemon could not be aborted");
+    }
     match store.claim(&file.id).await? {
         Some(len) if len == file.len => Ok((len, len)),
         // Begun and not committed: a large segment, or a copy of the reclaimer.
@@ -187,23 +203,30 @@ async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<(u64
     }
 }
 
+/// A catalog that was never used does not belong to files that are there. Only then is storage listed.
+async fn check_not_missing(state: &State, store: &DataStore) -> Result<(), RecoverError> {
+    let nothing_known = state.files().next().is_none() && state.all_segments().next().is_none();
+    let never_used = state.buckets().is_empty() && state.jobs().is_empty();
+    if !nothing_known || !never_used {
+        return Ok(());
+    }
+    let listed = store.list().await?;
+    let files: Vec<PhysicalFileId> = listed.iter().filter_map(|(name, _)| name.parse().ok()).collect();
+    match files.first() {
+        Some(example) => Err(RecoverError::CatalogMissing { files: files.len(), example: example.to_string() }),
+        None => Ok(()),
+    }
+}
+
 /// Deletes the files on a local disk that the catalog does not name.
 async fn delete_unnamed(state: &State, store: &LocalStore, epoch: u64) -> Result<usize, RecoverError> {
     let all = DataStore::Local(store.clone());
     let listed = all.list().await?;
-    let nothing_known = state.files().next().is_none() && state.all_segments().next().is_none();
     let unnamed: Vec<PhysicalFileId> = listed
         .iter()
         .filter_map(|(name, _)| name.parse().ok())
         .filter(|file: &PhysicalFileId| state.file(file).is_none())
         .collect();
-    let never_used = state.buckets().is_empty() && state.jobs().is_empty();
-    if nothing_known
-        && never_used
-        && let Some(example) = unnamed.first()
-    {
-        return Err(RecoverError::CatalogMissing { files: unnamed.len(), example: example.to_string() });
-    }
     if let Err(refused) = check_unnamed(epoch, &unnamed, listed.len()) {
         tracing::error!(%refused, "files that the catalog does not name are left where they are");
         return Ok(0);

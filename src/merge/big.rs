@@ -4,8 +4,16 @@
 //! upload on condition, so a daemon that lost the catalog must not answer because of an upload alone.
 //!
 //! # Crash
-//! The file is named in the catalog before its first byte is written. Unfinished, it holds no segment; the next start
-//! closes it, and it is deleted.
+//! The file is named in the catalog before its first byte is written, on an object store with the id of its multipart
+//! upload. Unfinished, it holds no segment; the next start aborts the upload and closes the file, and it is deleted.
+//!
+//! | crash between | leaves | healed by |
+//! | --- | --- | --- |
+//! | upload begun, file not named | an upload without parts, which takes no space | a life-cycle rule of the bucket, if wanted |
+//! | file named, upload not complete | parts, and a file in the catalog | the next start aborts the upload it is named with |
+//! | upload complete, segment not committed | a file without a segment | the next start closes it, it is deleted |
+//!
+//! An upload that cannot be aborted keeps its file open in the catalog, so that the next start tries again.
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -13,12 +21,12 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::oneshot;
 
 use super::format::{self, FRAME_BYTES, FRAME_TAIL_BYTES, HEADER_BYTES};
-use super::owner::{commit, entry_of, header_of, name_file};
+use super::owner::{commit, entry_of, header_of, mark_savepoint, name_upload};
 use super::{MergeError, MergerParts};
 use crate::catalog::command::{About, Bind, Command, Item, NewSegment, StoreFile, Stored};
 use crate::model::{Lane, Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
 use crate::runtime::{BudgetError, ByteBudget, Failure, PaidBytes, TaskGroup};
-use crate::store::{DataStore, LocalFile, StoreError, Upload};
+use crate::store::{DataStore, LocalFile, ObjectFiles, StoreError, Upload};
 
 /// Parts of one upload that are on their way at a time.
 const PARTS_IN_FLIGHT_MAX: usize = 4;
@@ -39,7 +47,7 @@ pub struct BigSegment {
 
 enum Sink {
     Local(LocalFile),
-    Object(ObjectSink),
+    Object(Box<ObjectSink>),
 }
 
 /// Collects parts of at least `part_bytes` and uploads a few of them at a time.
@@ -58,21 +66,38 @@ struct ObjectSink {
 }
 
 impl BigSegment {
-    pub(super) async fn begin(parts: MergerParts, about: About, len: u64) -> Result<Self, MergeError> {
+    pub(super) async fn begin(parts: MergerParts, id: SegmentId, about: About, len: u64) -> Result<Self, MergeError> {
         let paid = pay_for_parts(&parts).await?;
         let ulid = parts.entropy.ulid();
         let lane = Lane { job: Some(about.job.clone()), ..parts.lane_of(&about).lane };
-        let file = name_file(&parts, &lane, ulid).await?;
+        let file = PhysicalFileId::new(lane.job.as_ref(), parts.catalog.epoch(), ulid);
         parts.metrics.files_created.inc();
-        let id = SegmentId(parts.entropy.ulid());
         let hasher = SegmentHasher::default();
         let mut big = Self { parts, id, ulid, file, lane, about, announced: len, written: 0, hasher, sink: None };
-        big.sink = Some(Sink::open(&big.parts, &big.file, paid).await?);
+        big.open(paid).await?;
         let frame = Bytes::copy_from_slice(&format::encode_streamed_frame(0, len));
         let header = header_of(&big.parts, ulid);
         big.push(header).await?;
         big.push(frame).await?;
         Ok(big)
+    }
+
+    /// Names the file and opens it. An upload is begun before it is named, and given up if that fails.
+    async fn open(&mut self, paid: Option<PaidBytes>) -> Result<(), MergeError> {
+        match (self.parts.store.clone(), paid) {
+            (DataStore::Local(store), _) => {
+                name_upload(&self.parts, &self.file, &self.lane, None).await?;
+                self.sink = Some(Sink::Local(store.create(&self.file).await?));
+            }
+            (DataStore::Object(_), None) => return Err(MergeError::ShuttingDown),
+            (DataStore::Object(store), Some(paid)) => {
+                let upload = begin_upload(&self.parts, store, &self.file).await?;
+                let id = upload.id().to_owned();
+                self.sink = Some(Sink::Object(Box::new(ObjectSink::new(&self.parts, upload, paid))));
+                name_upload(&self.parts, &self.file, &self.lane, Some(id)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Its identity.
@@ -116,16 +141,20 @@ impl BigSegment {
         let crc = std::mem::take(&mut self.hasher).finish();
         let offset = HEADER_BYTES + FRAME_BYTES;
         let data_len = offset + self.written + FRAME_TAIL_BYTES;
-        let entry = entry_of(self.id, &self.about, offset, self.written, &crc);
+        let mut entry = entry_of(self.id, &self.about, offset, self.written, &crc);
+        mark_savepoint(&self.lane, std::slice::from_mut(&mut entry));
         let tail = Bytes::copy_from_slice(&format::encode_frame_tail(0, crc.whole));
         let end = format::encode_end(&[entry], data_len, self.ulid);
         let len = data_len + end.len() as u64;
         match self.sink.take() {
             Some(Sink::Local(mut file)) => file.append(vec![tail, end]).await.map(|_| ())?,
             Some(Sink::Object(mut sink)) => {
-                sink.push(tail).await?;
-                sink.push(end).await?;
-                sink.complete().await?;
+                let completed = sink.complete([tail, end]).await;
+                if let Err(error) = completed {
+                    // If it was completed all the same, its file holds no segment and is deleted.
+                    self.sink = Some(Sink::Object(sink));
+                    return Err(error.into());
+                }
             }
             None => return Err(MergeError::ShuttingDown),
         }
@@ -149,8 +178,10 @@ impl Drop for BigSegment {
             return;
         }
         self.parts.tasks.spawn("big-segment-end", Failure::FailsItsWork, async move {
-            if let Some(Sink::Object(sink)) = sink {
-                sink.upload.abort().await;
+            if let Some(Sink::Object(sink)) = sink
+                && !sink.abort().await
+            {
+                return; // the next start tries again
             }
             // Nothing happens if it is closed.
             if let Err(error) = catalog.execute(Command::CloseFile(file.clone(), 0)).await {
@@ -167,26 +198,32 @@ async fn pay_for_parts(parts: &MergerParts) -> Result<Option<PaidBytes>, BudgetE
     parts.budget.pay(bytes, parts.settings.limits.admission_timeout).await.map(Some)
 }
 
-impl Sink {
-    async fn open(parts: &MergerParts, file: &PhysicalFileId, paid: Option<PaidBytes>) -> Result<Self, MergeError> {
-        Ok(match (&parts.store, paid) {
-            (DataStore::Local(store), _) => Self::Local(store.create(file).await?),
-            (DataStore::Object(_), None) => return Err(MergeError::ShuttingDown),
-            (DataStore::Object(store), Some(paid)) => Self::Object(ObjectSink {
-                upload: store.begin(file).await?,
-                part: vec![],
-                part_len: 0,
-                part_bytes: parts.settings.store.part_bytes,
-                in_flight: FuturesUnordered::new(),
-                tasks: parts.tasks.clone(),
-                budget: parts.budget.clone(),
-                _paid: paid,
-            }),
-        })
-    }
+/// Begins an upload, and gives it up if nobody waits for it any more.
+async fn begin_upload(parts: &MergerParts, store: ObjectFiles, file: &PhysicalFileId) -> Result<Upload, MergeError> {
+    let (done, begun) = oneshot::channel();
+    let file = file.clone();
+    parts.tasks.spawn("upload-begin", Failure::FailsItsWork, async move {
+        if let Err(Ok(upload)) = done.send(store.begin(&file).await) {
+            upload.abort().await;
+        }
+    });
+    Ok(begun.await.map_err(|_| MergeError::ShuttingDown)??)
 }
 
 impl ObjectSink {
+    fn new(parts: &MergerParts, upload: Upload, paid: PaidBytes) -> Self {
+        Self {
+            upload,
+            part: vec![],
+            part_len: 0,
+            part_bytes: parts.settings.store.part_bytes,
+            in_flight: FuturesUnordered::new(),
+            tasks: parts.tasks.clone(),
+            budget: parts.budget.clone(),
+            _paid: paid,
+        }
+    }
+
     async fn push(&mut self, bytes: Bytes) -> Result<(), StoreError> {
         self.part_len += bytes.len() as u64;
         self.part.push(bytes);
@@ -220,16 +257,10 @@ impl ObjectSink {
         Ok(())
     }
 
-    async fn complete(mut self) -> Result<(), StoreError> {
-        let completed = self.try_complete().await;
-        if completed.is_err() {
-            // If it was completed all the same, its file holds no segment and is deleted.
-            self.upload.abort().await;
+    async fn complete(&mut self, end: [Bytes; 2]) -> Result<(), StoreError> {
+        for bytes in end {
+            self.push(bytes).await?;
         }
-        completed
-    }
-
-    async fn try_complete(&mut self) -> Result<(), StoreError> {
         if !self.part.is_empty() {
             self.send_part().await?;
         }
@@ -237,6 +268,12 @@ impl ObjectSink {
             self.next_part().await?;
         }
         self.upload.complete().await
+    }
+
+    /// Gives the upload up. Parts that are on their way arrive before, or they would stay. Returns whether nothing is left.
+    async fn abort(mut self) -> bool {
+        while self.in_flight.next().await.is_some() {}
+        self.upload.abort().await
     }
 
     /// Waits for one of the parts that are on their way.

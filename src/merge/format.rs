@@ -20,6 +20,7 @@
 //!                    40  scope u8: 0 shared, 1 exclusive             41 has checkpoint u8
 //!                    42  checkpoint u64       50  has subtask u8     51 subtask index u32 55 parallelism u32
 //!                    59  four texts, each length u16 and UTF-8: job, operator, task manager, name (empty: none)
+//!                        u8, may be missing: 1 = the checkpoint is a savepoint
 //! trailer (64 bytes)  0  footer offset u64     8  footer length u64  16 CRC of the footer u32
 //!                    20  reserved u32         24  length of the file u64
 //!                    32  ULID of the file u128 48 version u16         50 reserved u16
@@ -103,6 +104,8 @@ pub struct Entry {
     pub writer: Writer,
     /// The checkpoint it was written for.
     pub checkpoint: Option<CheckpointId>,
+    /// Whether that is a savepoint.
+    pub savepoint: bool,
     /// What the worker calls it; on the S3 door `s3://<bucket>/<key>`.
     pub name: Option<Label>,
 }
@@ -235,6 +238,9 @@ fn encode_entry(entry: &Entry, out: &mut BytesMut) {
     for text in [entry.job.as_str(), operator, task_manager, entry.name.as_ref().map_or("", Label::as_str)] {
         out.put_u16_le(text.len() as u16);
         out.put_slice(text.as_bytes());
+    }
+    if entry.savepoint {
+        out.put_u8(1);
     }
     let len = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&len.to_le_bytes());
@@ -376,6 +382,7 @@ fn decode_entry(mut bytes: &[u8]) -> Option<Entry> {
         scope,
         writer: Writer { subtask, task_manager: label("task-manager", task_manager)? },
         checkpoint: has_checkpoint.then_some(checkpoint),
+        savepoint: bytes.first() == Some(&1),
         name: label("name", name)?,
     })
 }
@@ -514,15 +521,25 @@ pub fn read_index<R: ReadAt + ?Sized>(file: &R, len: u64) -> Result<(Header, Vec
     let mut header = [0; HEADER_BYTES as usize];
     let read = file.read_at(0, &mut header)?;
     let header = decode_header(&header[..read])?;
+    let (trailer, entries) = read_end(file, len)?;
+    if trailer.ulid != header.ulid {
+        return Err(FormatError::Damaged("header and trailer are of two files"));
+    }
+    Ok((header, entries))
+}
+
+/// What the end of a closed file says; its beginning is not read.
+///
+/// # Errors
+/// [`FormatError`] if it is damaged, or was not closed.
+pub fn read_end<R: ReadAt + ?Sized>(file: &R, len: u64) -> Result<(Trailer, Vec<Entry>), FormatError> {
     let at = len.checked_sub(TRAILER_BYTES).ok_or(FormatError::Damaged("the file is too short for a trailer"))?;
     let mut trailer = [0; TRAILER_BYTES as usize];
     let read = file.read_at(at, &mut trailer)?;
     let trailer = decode_trailer(&trailer[..read], len)?;
-    if trailer.ulid != header.ulid {
-        return Err(FormatError::Damaged("header and trailer are of two files"));
-    }
     let footer_len = usize::try_from(trailer.footer_len).map_err(|_| FormatError::Damaged("the footer is too long"))?;
     let mut footer = vec![0; footer_len];
     let read = file.read_at(trailer.footer_offset, &mut footer)?;
-    Ok((header, decode_footer(&footer[..read], &trailer)?))
+    let entries = decode_footer(&footer[..read], &trailer)?;
+    Ok((trailer, entries))
 }

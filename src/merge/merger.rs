@@ -82,6 +82,11 @@ impl Merger {
         SegmentId(self.parts.entropy.ulid())
     }
 
+    /// An identity for a new segment that is a part of a multipart upload.
+    pub fn new_part_id(&self, upload: &str, number: u16) -> SegmentId {
+        SegmentId::of_part(self.parts.entropy.ulid(), upload, number)
+    }
+
     /// Stores the segments of a parcel. Resolves once they are durable, in the catalog, and visible.
     ///
     /// # Errors
@@ -98,7 +103,7 @@ impl Merger {
         let Some(first) = parcel.pieces.first() else { return Err(MergeError::Length { announced: 1, sent: 0 }) };
         let lane = self.parts.lane_of(&first.about);
         let (reply, answer) = oneshot::channel();
-        let tiny = parcel.len() <= self.parts.settings.checkpointing.inline_bytes_max;
+        let tiny = parcel.len() <= self.parts.settings.checkpointing.inline_bytes_max && !parcel.belongs_in_a_file();
         let pending = Pending { parcel, reply };
         if tiny && matches!(self.parts.store, DataStore::Local(_)) {
             // In a task of its own: a commit that was begun is seen through, whether or not the writer waits.
@@ -124,12 +129,12 @@ impl Merger {
         }
     }
 
-    /// Begins a segment of `len` bytes that is streamed into a file of its own.
+    /// Begins a segment `id` of `len` bytes that is streamed into a file of its own.
     ///
     /// # Errors
     /// [`MergeError`]; nothing is left behind then.
-    pub async fn begin(&self, about: About, len: u64) -> Result<BigSegment, MergeError> {
-        BigSegment::begin(self.parts.clone(), about, len).await
+    pub async fn begin(&self, id: SegmentId, about: About, len: u64) -> Result<BigSegment, MergeError> {
+        BigSegment::begin(self.parts.clone(), id, about, len).await
     }
 
     /// Checkpoints up to this one get no more segments: closes the open files that hold theirs.

@@ -79,6 +79,12 @@ impl Parcel {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Whether it must not go into the catalog. A part of a multipart upload must not: with the catalog lost, an object
+    /// without its last part could not be told from a whole one.
+    pub fn belongs_in_a_file(&self) -> bool {
+        matches!(self.bind, Bind::Part { .. })
+    }
 }
 
 /// Why segments were not stored. What was stored before is not touched.

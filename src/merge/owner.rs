@@ -24,7 +24,7 @@ use super::pool::{Group, OpenFile, Pending};
 use super::{Answer, MergeError, MergerParts, Piece};
 use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Command, Item, NewSegment, Outcome, Store, StoreFile, StoreToken, Stored};
-use crate::model::{Lane, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
+use crate::model::{Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
 use crate::runtime::{Clock, PaidBytes};
 use crate::store::{LocalFile, LocalStore, ObjectFiles, StoreError};
 
@@ -152,6 +152,7 @@ async fn write_group(
     };
     let header = (growing.len == 0).then(|| header_of(parts, growing.ulid));
     let mut packed = pack(&growing.id, growing.len, growing.frames, header, parcels);
+    mark_savepoint(&open.key.lane, &mut packed.entries);
     let len = growing.len + packed.parts.iter().map(|part| part.len() as u64).sum::<u64>();
     let lane = open.key.lane.clone();
     let store_file = StoreFile { id: growing.id.clone(), lane, len, closes: false, upload: None };
@@ -209,6 +210,9 @@ pub async fn own_whole_file(parts: MergerParts, store: ObjectFiles, open: Arc<Op
 
 /// Whether a group is so small that its bytes go into the catalog's record: one request instead of two.
 fn fits_the_catalog(parts: &MergerParts, group: &Group) -> bool {
+    if group.parcels.iter().any(|pending| pending.parcel.belongs_in_a_file()) {
+        return false;
+    }
     let settings = &parts.settings;
     let bytes: u64 = group.parcels.iter().map(|pending| pending.parcel.len()).sum();
     let inline = parts.catalog.view().space().inline_bytes;
@@ -247,6 +251,7 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     let ulid = parts.entropy.ulid();
     let id = PhysicalFileId::new(open.key.lane.job.as_ref(), parts.catalog.epoch(), ulid);
     let mut packed = pack(&id, 0, 0, Some(header_of(parts, ulid)), parcels);
+    mark_savepoint(&open.key.lane, &mut packed.entries);
     let data_len: u64 = packed.parts.iter().map(|part| part.len() as u64).sum();
     packed.parts.push(format::encode_end(&packed.entries, data_len, ulid));
     let len = packed.parts.iter().map(|part| part.len() as u64).sum();
@@ -352,17 +357,35 @@ pub(crate) fn entry_of(id: SegmentId, about: &About, offset: u64, len: u64, crc:
         scope: about.scope,
         writer: about.writer.clone(),
         checkpoint: about.checkpoint,
+        savepoint: false,
         name: about.name.clone(),
     }
+}
+
+/// The footer tells what belongs to a savepoint: it has lanes of its own.
+pub(super) fn mark_savepoint(lane: &Lane, entries: &mut [Entry]) {
+    let savepoint = lane.of == LaneOf::Savepoint;
+    entries.iter_mut().for_each(|entry| entry.savepoint = savepoint);
 }
 
 /// Names a new file in the catalog before its first byte is written, so that no crash leaves it unnamed.
 pub(crate) async fn name_file(parts: &MergerParts, lane: &Lane, ulid: u128) -> Result<PhysicalFileId, CatalogError> {
     let id = PhysicalFileId::new(lane.job.as_ref(), parts.catalog.epoch(), ulid);
-    let named = StoreFile { id: id.clone(), lane: lane.clone(), len: 0, closes: false, upload: None };
+    name_upload(parts, &id, lane, None).await?;
+    Ok(id)
+}
+
+/// The same for a file that comes as a multipart upload, whose id the catalog remembers until the file is closed.
+pub(super) async fn name_upload(
+    parts: &MergerParts,
+    id: &PhysicalFileId,
+    lane: &Lane,
+    upload: Option<String>,
+) -> Result<(), CatalogError> {
+    let named = StoreFile { id: id.clone(), lane: lane.clone(), len: 0, closes: false, upload };
     let (token, _) = commit(parts, Some(named), vec![]).await?;
     parts.catalog.confirm(token);
-    Ok(id)
+    Ok(())
 }
 
 /// What the catalog said of a group.

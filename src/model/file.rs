@@ -44,6 +44,12 @@ impl PhysicalFileId {
         let hex = name.split('-').next().unwrap_or_default();
         u64::from_str_radix(hex, 16).unwrap_or_default()
     }
+
+    /// The ULID in the name, which the file repeats in its header and trailer.
+    pub fn ulid(&self) -> u128 {
+        let ulid = self.0.rsplit('-').next().and_then(|text| Ulid::from_string(text).ok());
+        ulid.unwrap_or_default().0
+    }
 }
 
 /// The folder of a job: its id with everything unusual replaced, and a checksum when that lost something.
@@ -105,7 +111,7 @@ mod tests {
         let file = PhysicalFileId::new(Some(&job), 7, 42);
 
         assert_eq!(file.as_str().parse::<PhysicalFileId>().unwrap(), file);
-        assert_eq!(file.epoch(), 7);
+        assert_eq!((file.epoch(), file.ulid()), (7, 42));
     }
 
     #[test]

@@ -127,6 +127,56 @@ impl FromStr for CheckpointId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SegmentId(pub u128);
 
+/// What the identity of a part of a multipart upload says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PartTag {
+    /// The same for all parts of an upload.
+    pub upload: u32,
+    /// The number of the part.
+    pub number: u16,
+}
+
+/// Bits of an identity behind its time: tag of the upload, number of the part, randomness, check.
+const TAG_BITS: u32 = 24;
+const NUMBER_BITS: u32 = 14;
+const RANDOM_BITS: u32 = 16;
+const CHECK_BITS: u32 = 26;
+
+impl SegmentId {
+    /// Milliseconds since 1970 at which it was made.
+    pub fn made(self) -> Millis {
+        Millis(Ulid(self.0).timestamp_ms())
+    }
+
+    /// The identity of a part: it tells its upload and number, so that parts find together without the catalog.
+    ///
+    /// Behind the time of `ulid`: 24 bits of the upload's name, 14 of the number, 16 random ones, 26 that check the others.
+    pub fn of_part(ulid: u128, upload: &str, number: u16) -> Self {
+        let tag = u128::from(super::crc32c(upload.as_bytes()) >> (32 - TAG_BITS));
+        let random = (ulid >> CHECK_BITS) & ((1 << RANDOM_BITS) - 1);
+        let time = ulid >> (128 - 48);
+        let numbered = (((time << TAG_BITS) | tag) << NUMBER_BITS) | (u128::from(number) & ((1 << NUMBER_BITS) - 1));
+        let said = (numbered << RANDOM_BITS) | random;
+        Self((said << CHECK_BITS) | check(said))
+    }
+
+    /// What it says, if it is the identity of a part. One in 67 million others looks like one.
+    pub fn part(self) -> Option<PartTag> {
+        let said = self.0 >> CHECK_BITS;
+        if check(said) != self.0 & ((1 << CHECK_BITS) - 1) {
+            return None;
+        }
+        let numbered = said >> RANDOM_BITS;
+        let number = u16::try_from(numbered & ((1 << NUMBER_BITS) - 1)).ok()?;
+        let upload = u32::try_from((numbered >> NUMBER_BITS) & ((1 << TAG_BITS) - 1)).ok()?;
+        Some(PartTag { upload, number })
+    }
+}
+
+fn check(said: u128) -> u128 {
+    u128::from(super::crc32c(&said.to_le_bytes()) >> (32 - CHECK_BITS))
+}
+
 impl fmt::Display for SegmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(Ulid(self.0).array_to_str(&mut [0; ulid::ULID_LEN]))
@@ -179,6 +229,20 @@ mod tests {
             assert!(bad.parse::<JobId>().is_err(), "{bad:?}");
         }
         assert_eq!("checkpoints/jobs/ab".parse::<JobId>().unwrap().as_str(), "checkpoints/jobs/ab");
+    }
+
+    #[test]
+    fn the_identity_of_a_part_tells_its_upload_and_number() {
+        let ulid = Ulid::from_parts(1_700_000_000_000, 0x0123_4567_89ab_cdef_0123).0;
+
+        let ids: Vec<SegmentId> = [1, 2, 10_000].map(|number| SegmentId::of_part(ulid, "upload", number)).into();
+        let tags: Vec<PartTag> = ids.iter().map(|id| id.part().unwrap()).collect();
+
+        assert_eq!(tags.iter().map(|tag| tag.number).collect::<Vec<_>>(), [1, 2, 10_000]);
+        assert!(tags.iter().all(|tag| tag.upload == tags[0].upload));
+        assert!(ids.iter().all(|id| id.made() == Millis(1_700_000_000_000)));
+        assert_ne!(SegmentId::of_part(ulid, "another", 1).part().unwrap().upload, tags[0].upload);
+        assert_eq!(SegmentId(ulid).part(), None);
     }
 
     #[test]

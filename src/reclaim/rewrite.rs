@@ -257,7 +257,8 @@ fn entry(id: SegmentId, record: &SegmentRecord, place: &Segment) -> Entry {
         checkpoint: record.checkpoint,
         name: record.name.clone(),
     };
-    entry_of(id, &about, place.offset, place.len, &record.crc)
+    let savepoint = matches!(record.holder, Holder::Savepoint { .. });
+    Entry { savepoint, ..entry_of(id, &about, place.offset, place.len, &record.crc) }
 }
 
 /// Neighbours that are read at once.

@@ -9,11 +9,14 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+
+use tokio::sync::Semaphore;
 
 use super::StoreError;
 use crate::metrics::Metrics;
@@ -173,6 +176,56 @@ impl ObjectStore for Counted {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.traffic.time("copy", self.inner.copy_opts(from, to, options)).await
+    }
+}
+
+/// Multipart uploads by their ids, so that one can be given up by a daemon that did not begin it. Requests are counted, and
+/// so many at a time. Clones share it.
+#[derive(Clone)]
+pub struct Multipart {
+    inner: Arc<dyn MultipartStore>,
+    requests: Arc<Semaphore>,
+    traffic: Traffic,
+}
+
+impl fmt::Debug for Multipart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Multipart").field("traffic", &self.traffic).finish_non_exhaustive()
+    }
+}
+
+impl Multipart {
+    /// At most `requests_max` requests to `inner` at a time.
+    pub fn new(inner: Arc<dyn MultipartStore>, requests_max: usize, traffic: Traffic) -> Self {
+        let requests = Arc::new(Semaphore::new(requests_max.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { inner, requests, traffic }
+    }
+
+    async fn time<T>(&self, operation: &'static str, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let _permit = self.requests.acquire().await;
+        self.traffic.time(operation, request).await
+    }
+
+    pub(super) async fn create(&self, path: &Path) -> Result<MultipartId> {
+        self.time("multipart_create", self.inner.create_multipart(path)).await
+    }
+
+    pub(super) async fn put_part(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        index: usize,
+        data: PutPayload,
+    ) -> Result<PartId> {
+        self.time("multipart_part", self.inner.put_part(path, id, index, data)).await
+    }
+
+    pub(super) async fn complete(&self, path: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
+        self.time("multipart_complete", self.inner.complete_multipart(path, id, parts)).await
+    }
+
+    pub(super) async fn abort(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        self.time("multipart_abort", self.inner.abort_multipart(path, id)).await
     }
 }
 

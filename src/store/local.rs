@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::append_file::{AppendFile, sync_parent};
@@ -202,6 +202,39 @@ impl LocalStore {
         punched.ok_or(StoreError::Unsupported("punching holes"))
     }
 
+    /// Moves what is called `name` below the root to `lost+found/` there. Returns where it is now.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`], also when something of that name is there.
+    pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let root = Arc::clone(&self.root);
+        let path = name.to_owned();
+        let moved = blocking("rename", name, move || {
+            let (from, to) = (root.join(&path), root.join("lost+found").join(&path));
+            if to.exists() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, to.display().to_string()));
+            }
+            if let Some(folder) = to.parent() {
+                create_folders(&root, folder)?;
+            }
+            fs::rename(&from, &to)?;
+            sync_parent(&to)?;
+            sync_parent(&from)?;
+            Ok(to)
+        });
+        self.traffic.time("put", moved).await
+    }
+
+    /// The holes of a file, in order; none where the file system does not tell.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub async fn holes(&self, file: &PhysicalFileId) -> Result<Vec<Range<u64>>, StoreError> {
+        let path = self.path(file);
+        let found = blocking("get", file.as_str(), move || holes(&fs::File::open(path)?));
+        self.traffic.time("get", found).await
+    }
+
     /// Opens a file for reading from a blocking thread.
     ///
     /// # Errors
@@ -310,6 +343,27 @@ fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
     }
     file.sync_all()?;
     Ok(Some(punched))
+}
+
+fn holes(file: &fs::File) -> io::Result<Vec<Range<u64>>> {
+    let len = file.metadata()?.len();
+    let mut found = vec![];
+    let mut at = 0;
+    while at < len {
+        // The end of a file counts as a hole.
+        let begin = match rustix::fs::seek(file, SeekFrom::Hole(at)) {
+            Ok(begin) if begin < len => begin,
+            Ok(_) | Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = match rustix::fs::seek(file, SeekFrom::Data(begin)) {
+            Ok(end) => end.min(len),
+            Err(Errno::NXIO) => len,
+            Err(error) => return Err(error.into()),
+        };
+        found.push(begin..at);
+    }
+    Ok(found)
 }
 
 fn delete(path: &Path) -> io::Result<()> {

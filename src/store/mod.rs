@@ -22,11 +22,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-pub use counted::{Counted, Traffic};
+pub use counted::{Counted, Multipart, Traffic};
 pub use local::{LocalFile, LocalStore};
 pub use local_copy::LocalCopy;
-pub use object::{ObjectFiles, Upload};
-pub use open::{OpenError, Opened, open};
+pub use object::{ObjectFiles, TOMBSTONE, Upload};
+pub use open::{OpenError, Opened, open, open_data, place_of_catalog};
 pub use probe::{ProbeError, probe};
 
 use crate::error::ErrorKind;

@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use object_store::multipart::PartId;
 use object_store::path::Path;
-use object_store::{Error, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{LocalCopy, StoreError};
+use super::{LocalCopy, Multipart, StoreError};
 use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
 
 /// What stands under the name of a file whose upload was given up by a daemon that took over.
-const TOMBSTONE: &[u8] = b"esker: this file was never written\n";
+pub const TOMBSTONE: &[u8] = b"esker: this file was never written\n";
 /// First pause between two tries; doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -26,6 +27,7 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub struct ObjectFiles {
     store: Arc<dyn ObjectStore>,
+    multipart: Multipart,
     prefix: Path,
     retry_timeout: Duration,
     /// Bytes of files that are on their way to storage.
@@ -37,20 +39,24 @@ pub struct ObjectFiles {
 /// A multipart upload of one large file.
 #[derive(Debug)]
 pub struct Upload {
-    upload: Box<dyn MultipartUpload>,
+    files: ObjectFiles,
+    path: Path,
+    id: String,
+    /// What the store calls the parts, by their place.
+    parts: Arc<Mutex<Vec<Option<PartId>>>>,
     file: PhysicalFileId,
     /// Bytes of the parts so far.
     len: u64,
-    copy: Option<LocalCopy>,
 }
 
 impl ObjectFiles {
     /// Files below `prefix`.
-    pub fn new(store: Arc<dyn ObjectStore>, prefix: Path, settings: &StoreSettings) -> Self {
+    pub fn new(store: Arc<dyn ObjectStore>, multipart: Multipart, prefix: Path, settings: &StoreSettings) -> Self {
         let max = u32::try_from(settings.in_flight_bytes_max).unwrap_or(u32::MAX);
         let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             store,
+            multipart,
             prefix,
             retry_timeout: settings.retry_timeout,
             bytes_in_flight: Arc::new(Semaphore::new(permits)),
@@ -73,7 +79,9 @@ impl ObjectFiles {
     pub(crate) fn with_retries(store: Arc<dyn ObjectStore>, prefix: Path, retry_timeout: Duration) -> Self {
         let bytes_in_flight_max = 64 << 20;
         let bytes_in_flight = Arc::new(Semaphore::new(bytes_in_flight_max as usize));
-        Self { store, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None }
+        let unused = Arc::new(object_store::memory::InMemory::new());
+        let multipart = Multipart::new(unused, 1, super::Traffic::data(crate::metrics::Metrics::new()));
+        Self { store, multipart, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None }
     }
 
     fn path(&self, file: &PhysicalFileId) -> Path {
@@ -134,15 +142,30 @@ impl ObjectFiles {
         Ok(len.filter(|len| *len != TOMBSTONE.len() as u64))
     }
 
-    /// Begins the upload of a large file.
+    /// Begins the upload of a large file. Its id has to be remembered until it is completed or aborted.
     ///
     /// # Errors
     /// [`StoreError::Failed`].
+    ///
+    /// # Cancel safety
+    /// A dropped call may leave an upload without a part, which nobody knows and which takes no space.
     pub async fn begin(&self, file: &PhysicalFileId) -> Result<Upload, StoreError> {
         let path = self.path(file);
-        let begun = self.store.put_multipart(&path).await;
-        let upload = begun.map_err(|error| StoreError::failed("multipart_create", file.as_str(), error))?;
-        Ok(Upload { upload, file: file.clone(), len: 0, copy: self.copy.clone() })
+        let begun = self.multipart.create(&path).await;
+        let id = begun.map_err(|error| StoreError::failed("multipart_create", file.as_str(), error))?;
+        Ok(Upload { files: self.clone(), path, id, parts: Arc::default(), file: file.clone(), len: 0 })
+    }
+
+    /// Gives up the upload `id` of a file; its parts are deleted. Nothing happens if it was completed or aborted before.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated.
+    pub async fn abort(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
+        let (path, id) = (self.path(file), id.to_owned());
+        match self.retrying("multipart_abort", file, || self.multipart.abort(&path, &id)).await {
+            Err(StoreError::NotFound(_)) => Ok(()),
+            other => other,
+        }
     }
 
     pub(super) async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -246,14 +269,28 @@ impl ObjectFiles {
 }
 
 impl Upload {
+    /// What the store calls it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Uploads the next part; the future may run beside others.
     pub fn part(&mut self, data: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send + 'static {
-        let (file, copy, start) = (self.file.clone(), self.copy.clone(), self.len);
+        let (files, path, id, file) = (self.files.clone(), self.path.clone(), self.id.clone(), self.file.clone());
+        let (parts, start) = (Arc::clone(&self.parts), self.len);
         self.len += data.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        let part = self.upload.put_part(data.iter().cloned().collect());
+        let index = {
+            let mut parts = parts.lock();
+            parts.push(None);
+            parts.len() - 1
+        };
         async move {
-            part.await.map_err(|error| StoreError::failed("multipart_part", file.as_str(), error))?;
-            if let Some(copy) = copy {
+            let sent = files.multipart.put_part(&path, &id, index, data.iter().cloned().collect()).await;
+            let part = sent.map_err(|error| StoreError::failed("multipart_part", file.as_str(), error))?;
+            if let Some(place) = parts.lock().get_mut(index) {
+                *place = Some(part);
+            }
+            if let Some(copy) = &files.copy {
                 copy.keep(&file, start, data);
             }
             Ok(())
@@ -265,17 +302,22 @@ impl Upload {
     /// # Errors
     /// [`StoreError::Failed`], and then nobody knows whether the file is there; [`Self::abort`] it.
     pub async fn complete(&mut self) -> Result<(), StoreError> {
-        let completed = self.upload.complete().await;
-        completed.map(|_| ()).map_err(|error| StoreError::failed("multipart_complete", self.file.as_str(), error))
+        let failed = |error| StoreError::failed("multipart_complete", self.file.as_str(), error);
+        let parts: Option<Vec<PartId>> = self.parts.lock().iter().cloned().collect();
+        let missing = || Error::Generic { store: "esker", source: "a part was not uploaded".into() };
+        let parts = parts.ok_or_else(missing).map_err(failed)?;
+        self.files.multipart.complete(&self.path, &self.id, parts).await.map(|_| ()).map_err(failed)
     }
 
-    /// Gives the upload up; its parts are deleted.
-    pub async fn abort(mut self) {
-        if let Err(error) = self.upload.abort().await {
-            tracing::warn!(file = %self.file, %error, "a multipart upload could not be aborted");
-        }
-        if let Some(copy) = &self.copy {
+    /// Gives the upload up; its parts are deleted. Returns whether nothing is left of it.
+    pub async fn abort(self) -> bool {
+        if let Some(copy) = &self.files.copy {
             copy.forget(&self.file);
         }
+        let aborted = self.files.abort(&self.file, &self.id).await;
+        if let Err(error) = &aborted {
+            tracing::warn!(file = %self.file, upload = self.id, error = crate::error::chain(error), "a multipart upload could not be aborted");
+        }
+        aborted.is_ok()
     }
 }

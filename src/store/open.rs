@@ -6,10 +6,11 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::limit::LimitStore;
 use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use super::{Counted, DataStore, LocalCopy, LocalStore, ObjectFiles, ProbeError, Traffic, probe};
+use super::{Counted, DataStore, LocalCopy, LocalStore, Multipart, ObjectFiles, ProbeError, Traffic, probe};
 use crate::catalog::slate::Placement;
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
@@ -82,11 +83,13 @@ pub async fn open(
             let store = store.with_direct_io(settings.direct_io, &entropy.hex(8));
             DataStore::Local(store.map_err(|source| OpenError::Direct { folder: folder.clone(), source })?)
         }
-        Place::Store(store, prefix) => {
+        Place::Store(store, multipart, prefix) => {
+            let traffic = Traffic::data(metrics.clone());
+            let multipart = Multipart::new(Arc::clone(multipart), settings.concurrent_requests_max, traffic);
             let counted: Arc<dyn ObjectStore> =
                 Arc::new(Counted::new(Arc::clone(store), Traffic::data(metrics.clone())));
             let copy = local_copy(settings, metrics).await;
-            DataStore::Object(ObjectFiles::new(counted, prefix.clone(), settings).with_copy(copy))
+            DataStore::Object(ObjectFiles::new(counted, multipart, prefix.clone(), settings).with_copy(copy))
         }
     };
     let (url, place) = match catalog_url {
@@ -97,7 +100,7 @@ pub async fn open(
         Place::Folder(folder) => {
             Placement::Local { folder: folder.join("catalog"), traffic: Traffic::catalog(metrics.clone()) }
         }
-        Place::Store(store, prefix) => {
+        Place::Store(store, _, prefix) => {
             let counted = Counted::new(store, Traffic::catalog(metrics.clone()));
             let key = prefix.clone().join("probe").join(entropy.hex(16));
             let probed = probe(&counted, &key).await;
@@ -106,6 +109,51 @@ pub async fn open(
         }
     };
     Ok(Opened { data, catalog })
+}
+
+/// The data of a store, for looking at it: nothing is tried, made or kept beside it.
+///
+/// # Errors
+/// [`OpenError::Client`].
+pub fn open_data(settings: &StoreSettings, metrics: &Metrics) -> Result<DataStore, OpenError> {
+    let traffic = Traffic::data(metrics.clone());
+    if let StoreUrl::File(folder) = &settings.url {
+        let absolute = std::path::absolute(folder);
+        let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
+        return Ok(DataStore::Local(LocalStore::new(folder, traffic)));
+    }
+    match Place::make(&settings.url, settings)? {
+        Place::Folder(folder) => Ok(DataStore::Local(LocalStore::new(folder, traffic))),
+        Place::Store(store, multipart, prefix) => {
+            let multipart = Multipart::new(multipart, settings.concurrent_requests_max, traffic.clone());
+            let counted = Arc::new(Counted::new(store, traffic));
+            Ok(DataStore::Object(ObjectFiles::new(counted, multipart, prefix, settings)))
+        }
+    }
+}
+
+/// The catalog's place, for looking at it: nothing is tried or made.
+///
+/// # Errors
+/// [`OpenError::Client`].
+pub fn place_of_catalog(
+    settings: &StoreSettings,
+    catalog_url: Option<&StoreUrl>,
+    metrics: &Metrics,
+) -> Result<Placement, OpenError> {
+    let traffic = Traffic::catalog(metrics.clone());
+    let url = catalog_url.unwrap_or(&settings.url);
+    if let StoreUrl::File(folder) = url {
+        let absolute = std::path::absolute(folder);
+        let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
+        return Ok(Placement::Local { folder: folder.join("catalog"), traffic });
+    }
+    Ok(match Place::make(url, settings)? {
+        Place::Folder(folder) => Placement::Local { folder: folder.join("catalog"), traffic },
+        Place::Store(store, _, prefix) => {
+            Placement::Object { store: Arc::new(Counted::new(store, traffic)), prefix: prefix.join("catalog") }
+        }
+    })
 }
 
 async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<LocalCopy> {
@@ -118,7 +166,7 @@ async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<Local
 /// What a URL names.
 enum Place {
     Folder(PathBuf),
-    Store(Arc<dyn ObjectStore>, Path),
+    Store(Arc<dyn ObjectStore>, Arc<dyn MultipartStore>, Path),
 }
 
 impl Place {
@@ -129,12 +177,15 @@ impl Place {
                 let folder = made.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
                 Ok(Self::Folder(folder))
             }
-            StoreUrl::Memory => Ok(Self::Store(Arc::new(InMemory::new()), Path::default())),
+            StoreUrl::Memory => {
+                let store = Arc::new(InMemory::new());
+                Ok(Self::Store(Arc::<InMemory>::clone(&store), store, Path::default()))
+            }
             StoreUrl::S3 { bucket, prefix } => {
                 let store =
                     s3(bucket, settings).map_err(|source| OpenError::Client { url: url.to_string(), source })?;
-                let limited = LimitStore::new(store, settings.concurrent_requests_max);
-                Ok(Self::Store(Arc::new(limited), Path::from(prefix.as_str())))
+                let limited = LimitStore::new(store.clone(), settings.concurrent_requests_max);
+                Ok(Self::Store(Arc::new(limited), Arc::new(store), Path::from(prefix.as_str())))
             }
         }
     }

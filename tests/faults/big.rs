@@ -6,7 +6,7 @@ use http::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::faults::{Fault, Op, Rule, any};
+use crate::faults::{Fault, Gate, Op, Rule, any, log};
 use crate::s3_server::S3Server;
 use crate::support::{
     JOB, Running, SOON, Written, assert_exactly, data_files, eventually, metric, object_key, put, put_until_answered,
@@ -120,6 +120,69 @@ async fn a_client_that_leaves_in_the_middle_of_a_big_segment_leaves_nothing() {
     .await;
 
     drop(client);
+
+    assert_left(&server, &[]).await;
+    assert_exactly(&server, &daemon, &[]).await;
+}
+
+/// What a daemon has asked of the server when it is killed in the middle of a streamed segment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_in_the_middle_of_a_big_segment_leaves_no_upload() {
+    let stages = [
+        // The file is being named.
+        (Rule::on(Op::Put, log), Fault::AnswerHeld(Gate::closed())),
+        (Rule::on(Op::UploadPart, any), Fault::AnswerHeld(Gate::closed())),
+        (Rule::on(Op::UploadPart, any).after(1), Fault::AnswerHeld(Gate::closed())),
+        (Rule::on(Op::UploadPart, any).after(2), Fault::AnswerHeld(Gate::closed())),
+        (Rule::on(Op::CompleteUpload, any), Fault::AnswerHeld(Gate::closed())),
+        (Rule::on(Op::CompleteUpload, any), Fault::HeldThenRefused(Gate::closed())),
+        // The segment is being committed.
+        (Rule::on(Op::Put, log).after(1), Fault::AnswerHeld(Gate::closed())),
+    ];
+    for (number, (rule, fault)) in stages.into_iter().enumerate() {
+        let stage = format!("{rule:?} {fault:?}");
+        let (server, daemon) = server_and_daemon(&HASTY).await;
+        let kept = put(&daemon.client, 1, 1000).await.unwrap();
+        let held = server.faults().add(rule.times(1), fault);
+        let (client, begun) = (daemon.new_client(), held.clone());
+        let stream = tokio::spawn(async move { put(&client, 2, BIG).await });
+        eventually("it stands there", SOON, || async { begun.hits() > 0 }).await;
+
+        daemon.kill().await;
+        server.faults().clear();
+        let open = server.objects().open_uploads().len();
+        assert!(open == 1 || matches!(number, 4 | 6), "the server completes it in these: {stage}");
+        let daemon = Running::start(settings(&server, &HASTY)).await;
+
+        assert_eq!(server.objects().open_uploads(), Vec::<String>::new(), "{stage}");
+        assert!(stream.await.unwrap().is_err());
+        eventually("nothing leaks", SOON, || async {
+            let listed = crate::support::listed(&daemon.client).await;
+            let mut needed: Vec<String> =
+                listed.iter().filter_map(|info| info.file.as_ref()).map(|file| object_key(file)).collect();
+            needed.sort();
+            data_files(&server) == needed
+        })
+        .await;
+        crate::support::assert_readable(&daemon.client, std::slice::from_ref(&kept)).await;
+        crate::support::assert_sound(&server, &daemon).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_cannot_be_aborted_is_aborted_by_the_next_start() {
+    let (server, daemon) = server_and_daemon(&HASTY).await;
+    let outage = server.faults().add(Rule::on(Op::AbortUpload, any), Fault::Refused);
+    let broken = server.faults().add(Rule::on(Op::UploadPart, any).after(1), Fault::Refused);
+    put(&daemon.client, 2, BIG).await.unwrap_err();
+    eventually("it was tried", SOON, || async { outage.hits() > 0 }).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.objects().open_uploads().len(), 1);
+    outage.lift();
+    broken.lift();
+
+    daemon.kill().await;
+    let daemon = Running::start(settings(&server, &HASTY)).await;
 
     assert_left(&server, &[]).await;
     assert_exactly(&server, &daemon, &[]).await;

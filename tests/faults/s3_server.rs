@@ -135,6 +135,13 @@ impl Objects {
         self.shared.contents.lock().objects.insert(key.to_owned(), object);
     }
 
+    /// Changes an object behind everybody's back.
+    pub fn set(&self, key: &str, data: Bytes) {
+        if let Some(object) = self.shared.contents.lock().objects.get_mut(key) {
+            object.data = data;
+        }
+    }
+
     /// Takes an object away behind everybody's back.
     pub fn remove(&self, key: &str) {
         self.shared.contents.lock().objects.remove(key);

@@ -162,6 +162,11 @@ impl Running {
         let (reply, created) = oneshot::channel();
         self.orders.send(Order::CreateBucket(bucket, reply)).await.expect("the daemon's thread has ended");
         created.await.unwrap();
+        self.s3_client_of(bucket)
+    }
+
+    /// The same on a bucket that exists.
+    pub fn s3_client_of(&self, bucket: &str) -> AmazonS3 {
         let builder = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.addresses.s3))
             .with_allow_http(true)

@@ -77,6 +77,7 @@ fn entry(index: u32, offset: u64, data: &[u8]) -> Entry {
             task_manager: if index < 2 { label("tm-1") } else { None },
         },
         checkpoint: (index != 1).then_some(CheckpointId(u64::from(index) + 40)),
+        savepoint: false,
         name: if index == 3 { None } else { label("s3://bucket/chk-41/0b5c") },
     }
 }

@@ -9,11 +9,14 @@ mod format;
 mod keep_alive;
 mod native;
 mod raw;
+mod rebuild;
 mod restore;
 mod space;
 mod verify;
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/process.rs"]
+mod process;
 #[path = "../support/mod.rs"]
 mod support;

@@ -109,7 +109,7 @@ impl S3Door {
         let (segments, pieces) = if recorded {
             (self.flush_parts(upload, &about, chosen).await?, vec![])
         } else {
-            self.pieces(&about, chosen)
+            self.pieces(upload, &about, chosen)
         };
         let Assembled { len, etag, checksum, part_lens } = assembled;
         let content = ObjectContent::Segments {
@@ -131,10 +131,15 @@ impl S3Door {
     }
 
     /// Parts in memory as new segments. Each attempt names them anew, because one that failed may have stored its own.
-    fn pieces(&self, about: &About, chosen: Vec<Chosen>) -> (Vec<SegmentId>, Vec<Piece>) {
-        let in_memory = chosen.into_iter().filter_map(|part| part.part.memory).filter(|(data, _)| !data.is_empty());
-        let pieces: Vec<Piece> =
-            in_memory.map(|(data, crc)| Piece { id: self.merger.new_id(), about: about.clone(), data, crc }).collect();
+    fn pieces(&self, upload: &Upload, about: &About, chosen: Vec<Chosen>) -> (Vec<SegmentId>, Vec<Piece>) {
+        let in_memory = chosen.into_iter().filter_map(|part| Some((part.number, part.part.memory?)));
+        let piece = |(number, (data, crc))| Piece {
+            id: self.merger.new_part_id(&upload.id, number),
+            about: about.clone(),
+            data,
+            crc,
+        };
+        let pieces: Vec<Piece> = in_memory.filter(|(_, (data, _))| !data.is_empty()).map(piece).collect();
         (pieces.iter().map(|piece| piece.id).collect(), pieces)
     }
 
@@ -148,7 +153,7 @@ impl S3Door {
     async fn flush_part(&self, upload: &Upload, about: &About, chosen: Chosen) -> S3Result<Option<SegmentId>> {
         let Chosen { number, part: PartView { mut record, memory } } = chosen;
         let Some((data, crc)) = memory.filter(|(data, _)| !data.is_empty()) else { return Ok(record.segment) };
-        let id = self.merger.new_id();
+        let id = self.merger.new_part_id(&upload.id, number);
         record.segment = Some(id);
         let bind = Bind::Part { upload: upload.id.clone(), number, part: record };
         let pieces = vec![Piece { id, about: about.clone(), data, crc }];

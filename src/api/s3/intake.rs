@@ -169,7 +169,7 @@ impl S3Door {
         self.budget.pay(len, self.settings.limits.admission_timeout).await.or_s3()
     }
 
-    /// Receives a body and stores it as one segment; `bind` says what it means once it is known.
+    /// Receives a body and stores it as one segment `id`; `bind` says what it means once it is known.
     ///
     /// Resolves once everything is durable and visible.
     ///
@@ -177,6 +177,7 @@ impl S3Door {
     /// Nothing is stored then, as far as anybody can see.
     pub(super) async fn store_body(
         &self,
+        id: SegmentId,
         intake: Intake,
         about: About,
         bind: impl FnOnce(&Received) -> Bind,
@@ -191,14 +192,13 @@ impl S3Door {
         if len <= self.settings.store.part_bytes {
             let paid = self.pay(len).await?;
             let Whole { data, crc, digests } = intake.whole(self.etag_needs()).await?;
-            let id = self.merger.new_id();
             let received = self.received(Some(id), len, digests);
             let parcel =
                 Parcel { pieces: vec![Piece { id, about, data, crc }], bind: bind(&received), paid: Some(paid) };
             return Ok((self.merger.store(parcel).await.or_s3()?, received));
         }
         let _piece = self.pay(PIECE_BYTES as u64).await?;
-        let mut big = self.merger.begin(about, len).await.or_s3()?;
+        let mut big = self.merger.begin(id, about, len).await.or_s3()?;
         let digests = intake.through(self.etag_needs(), &mut big).await?;
         let received = self.received(Some(big.id()), len, digests);
         let stored = big.finish(bind(&received)).await.or_s3()?;

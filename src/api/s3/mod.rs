@@ -59,6 +59,11 @@ use gate::{Gate, SenselessRanges, Signatures, XML_BYTES_MAX};
 use ops::Operations;
 use uploads::Uploads;
 
+/// Whose state an object is, and how a footer calls it.
+pub fn about_of(bucket: &str, key: &str) -> crate::catalog::command::About {
+    layout::place(bucket, key).about
+}
+
 /// What the door is made of.
 #[derive(Clone)]
 pub struct S3DoorParts {

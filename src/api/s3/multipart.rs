@@ -183,7 +183,8 @@ impl S3Door {
             let part = self.part_record(upload, *segment, *len, etag, digests);
             Bind::Part { upload: upload.id.clone(), number, part }
         };
-        let (_, received) = self.store_body(intake, about, bind).await?;
+        let id = self.merger.new_part_id(&upload.id, number);
+        let (_, received) = self.store_body(id, intake, about, bind).await?;
         self.uploads.drop_part(&upload.id, number);
         Ok(Uploaded { etag: received.etag, digests: received.digests })
     }

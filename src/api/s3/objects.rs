@@ -48,7 +48,7 @@ impl S3Door {
         let Place { about, completes } = layout::place(&bucket, &key);
         let job = about.job.clone();
         let modified = self.clock.now();
-        let put = self.store_body(intake, about, |received| {
+        let put = self.store_body(self.merger.new_id(), intake, about, |received| {
             let content = ObjectContent::Segments {
                 segments: received.segment.into_iter().collect(),
                 len: received.len,

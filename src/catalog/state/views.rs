@@ -9,7 +9,7 @@ use crate::catalog::record::{
 };
 use crate::error::ErrorKind;
 use crate::model::{
-    CheckpointId, Handle, JobId, Label, Lane, LaneOf, Location, Millis, PhysicalFileId, SegmentId, StateScope,
+    CheckpointId, Handle, JobId, Label, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentId, StateScope,
     SubtaskKey,
 };
 
@@ -202,6 +202,17 @@ impl State {
     pub fn unknown_segments(&self, ids: &[SegmentId], max: usize) -> Vec<SegmentId> {
         let unknown = ids.iter().filter(|id| !self.segments.get(id).is_some_and(|entry| entry.visible));
         unknown.copied().take(max).collect()
+    }
+
+    /// The visible segment that lives at a place.
+    pub fn segment_at(&self, place: &Segment) -> Option<SegmentView> {
+        let living = &self.files.get(&place.file)?.live;
+        let here = |id: &&SegmentId| {
+            self.segments
+                .get(*id)
+                .is_some_and(|entry| matches!(&entry.record.location, Location::File(at) if at == place))
+        };
+        living.iter().find(here).and_then(|id| self.segment(*id))
     }
 
     /// The visible segments of a job after `after`, by identity, of one checkpoint or of all.

@@ -1,0 +1,140 @@
+//! The marker `FORMAT` beside a database: with which log it was created, whether it is whole, and where its epochs begin.
+//!
+//! ```text
+//! esker journal 1, log <log> 1            or, while it is being rebuilt: esker journal being rebuilt, log <log> 1
+//! epochs after <number>                   if it was rebuilt: added to SlateDB's writer epoch
+//! ```
+//!
+//! # Crash
+//! A database that is being rebuilt has that marker before its first record, and the other one after its last. Until then
+//! nobody opens it.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+
+use super::JournalError;
+
+/// What is where a journal could be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Present {
+    /// Nothing.
+    Nothing,
+    /// What a rebuild that was cut short has left.
+    Unfinished,
+    /// A journal.
+    Journal,
+}
+
+/// The marker of one database.
+#[derive(Debug, Clone)]
+pub(super) struct Marker {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    log: &'static str,
+}
+
+impl Marker {
+    /// Of the database below `prefix` with the log called `log`.
+    pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, log: &'static str) -> Self {
+        Self { store, prefix, log }
+    }
+
+    fn path(&self) -> Path {
+        self.prefix.clone().join("FORMAT")
+    }
+
+    fn whole(&self) -> String {
+        format!("esker journal 1, log {} 1\n", self.log)
+    }
+
+    fn unfinished(&self) -> String {
+        format!("esker journal being rebuilt, log {} 1\n", self.log)
+    }
+
+    async fn read(&self) -> Result<Option<String>, JournalError> {
+        match self.store.get(&self.path()).await {
+            Ok(found) => Ok(Some(String::from_utf8_lossy(&found.bytes().await?).into_owned())),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn has_manifest(&self) -> Result<bool, JournalError> {
+        let manifests = self.prefix.clone().join("manifest");
+        Ok(self.store.list(Some(&manifests)).next().await.transpose()?.is_some())
+    }
+
+    async fn create(&self, text: String) -> Result<bool, JournalError> {
+        match self.store.put_opts(&self.path(), text.into(), PutOptions::from(PutMode::Create)).await {
+            Ok(_) => Ok(true),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn wrong(&self, found: &str) -> JournalError {
+        JournalError::WrongFormat { found: found.trim().to_owned(), expected: self.whole().trim().to_owned() }
+    }
+
+    /// How many epochs went before those of the database, if the marker is that of a whole one.
+    fn epochs_before(&self, found: &str) -> Result<u64, JournalError> {
+        if found == self.unfinished() {
+            return Err(JournalError::Unfinished);
+        }
+        let rest = found.strip_prefix(&self.whole()).ok_or_else(|| self.wrong(found))?;
+        if rest.is_empty() {
+            return Ok(0);
+        }
+        let number = rest.trim_end().strip_prefix("epochs after ").and_then(|number| number.parse().ok());
+        number.ok_or_else(|| self.wrong(found))
+    }
+
+    /// Checks that the database may be opened, or records it if it is new. Returns how many epochs went before its own.
+    pub(super) async fn check(&self) -> Result<u64, JournalError> {
+        if let Some(found) = self.read().await? {
+            return self.epochs_before(&found);
+        }
+        if self.has_manifest().await? {
+            return Err(self.wrong(""));
+        }
+        if self.create(self.whole()).await? {
+            return Ok(0);
+        }
+        // Another daemon was faster, or the answer to our own first try was lost.
+        self.epochs_before(&self.read().await?.unwrap_or_default())
+    }
+
+    /// What is there.
+    pub(super) async fn present(&self) -> Result<Present, JournalError> {
+        Ok(match self.read().await? {
+            Some(found) if found == self.unfinished() => Present::Unfinished,
+            Some(_) => Present::Journal,
+            None if self.has_manifest().await? => Present::Journal,
+            None => Present::Nothing,
+        })
+    }
+
+    /// Nobody opens the database from now on.
+    pub(super) async fn begin_rebuild(&self) -> Result<(), JournalError> {
+        if self.has_manifest().await? || !self.create(self.unfinished()).await? {
+            return Err(self.wrong(&self.read().await?.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
+    /// What is left of the database is of no use.
+    pub(super) async fn shut(&self) -> Result<(), JournalError> {
+        self.store.put(&self.path(), self.unfinished().into()).await?;
+        Ok(())
+    }
+
+    /// The database is whole.
+    pub(super) async fn finish_rebuild(&self, epochs_before: u64) -> Result<(), JournalError> {
+        let text = format!("{}epochs after {epochs_before}\n", self.whole());
+        self.store.put(&self.path(), text.into()).await?;
+        Ok(())
+    }
+}

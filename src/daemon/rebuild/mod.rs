@@ -1,0 +1,323 @@
+//! A new catalog, made from the physical files alone: for when the old one is lost.
+//!
+//! Every file's footer is read, one request each; what the footers say is told to a fresh [`State`] by the same commands by
+//! which it happened, and its records are written to a new journal. It errs towards keeping.
+//!
+//! | comes back | how |
+//! | --- | --- |
+//! | segments, their ids, jobs, scopes, writers, names | from the footers; of several copies the one in the latest file counts |
+//! | checkpoints | those that segments were written for, as completed |
+//! | savepoints | the footer says so of their segments |
+//! | reuse of shared state | the last checkpoint known counts as a user of all shared state of its job |
+//! | S3 objects | of each key the newest; parts of a multipart upload know each other by their ids |
+//! | entity tags | recomputed from the bytes, which are read for it |
+//!
+//! What was in the catalog alone is lost: segments inside it (`data-inline-threshold`, and small groups on an object store),
+//! objects of 0 bytes, headers and checksums of objects, copies of objects (the bytes stay under the first name),
+//! idempotency keys, multipart uploads in progress, which checkpoints were aborted, and which jobs claimed others'. What was
+//! freed and is still in a file comes back; on a local disk not where its bytes were given back as holes. So does an object
+//! that was deleted, or that was last overwritten with one that was inside the catalog. Of multipart objects only those
+//! come back whose parts are numbered without a gap; whether an upload had been completed is not told.
+//!
+//! A file without a footer has only frames, which name no segment: each is kept as a segment of the job
+//! [`LOST_AND_FOUND`], and a handle that names its place still reads it. The same job has what stood under a key before, and
+//! files that nothing can be made out of; ending that job with its state deleted frees all of it. A start of the daemon writes the footers that a crash left unwritten; so a
+//! crash costs names only if the catalog is lost with it.
+//!
+//! # Epochs
+//! The new journal's epochs begin after the latest that any file's name has, so that names stay unused and the sweep
+//! knows its catalog.
+//!
+//! # Crash
+//! Nobody opens the new journal before its last record is durable ([`Journal::finish_rebuild`]). What a rebuild that was
+//! cut short has left is deleted by the next one. The old catalog is moved aside whole, and physical files are only read.
+
+mod assemble;
+pub(super) mod survey;
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use serde::Serialize;
+
+pub use assemble::LOST_AND_FOUND;
+use assemble::{Assembly, Living, Teller};
+use survey::{Bytewise, Content, Found, Wanted, at_once};
+
+use super::{journal_settings, write_with};
+use crate::catalog::record::FileState;
+use crate::catalog::slate::{Journal, JournalError, Placement, Present};
+use crate::catalog::state::State;
+use crate::config::{EtagKind, Settings};
+use crate::metrics::Metrics;
+use crate::model::{Millis, PhysicalFileId, Segment};
+use crate::runtime::{Clock, Entropy};
+use crate::store::{DataStore, OpenError, StoreError, open};
+
+/// Why there is no new catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum RebuildError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store does not say what is there.
+    #[error("storage does not tell what is there")]
+    List(#[from] StoreError),
+    /// There is one.
+    #[error("there is a catalog: --replace moves it aside and makes a new one")]
+    CatalogThere,
+    /// There is nothing to make one from.
+    #[error("there are no physical files")]
+    NoFiles,
+    /// The journal cannot be written.
+    #[error("the catalog cannot be written")]
+    Journal(#[from] JournalError),
+}
+
+/// How to rebuild.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RebuildOptions {
+    /// Moves a catalog that is there aside.
+    pub replace: bool,
+    /// Reads every segment and checks its bytes.
+    pub read_data: bool,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// So many files are there.
+    Listed(usize),
+    /// One of them was looked at.
+    Looked,
+    /// So many bytes have to be read.
+    Reading(u64),
+    /// So many of them were.
+    Read(u64),
+    /// The old catalog is here now, if there was one.
+    RoomMade(Option<String>),
+    /// The new journal takes records.
+    Begun,
+    /// A batch of records is durable.
+    Wrote,
+    /// All are.
+    Written,
+}
+
+/// What came back, and what did not.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct Rebuilt {
+    /// Physical files in the catalog.
+    pub files: usize,
+    /// Segments in it.
+    pub segments: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Jobs.
+    pub jobs: usize,
+    /// S3 objects.
+    pub objects: usize,
+    /// Segments that nobody can say whose they are, under the job `lost+found`.
+    pub lost_and_found: usize,
+    /// Older copies of segments, which count for nothing.
+    pub copies: u64,
+    /// Segments whose bytes had been given back: they were dead.
+    pub given_back: usize,
+    /// Bytes that were read and checked.
+    pub read_bytes: u64,
+    /// Where the old catalog is.
+    pub moved_aside: Option<String>,
+    /// What is good to know.
+    pub notes: Vec<String>,
+    /// What was lost or is damaged.
+    pub faults: Vec<String>,
+}
+
+/// Makes a catalog for the store of `settings`.
+///
+/// # Errors
+/// [`RebuildError`]. Damage is none: it is told in [`Rebuilt::faults`].
+///
+/// # Cancel safety
+/// A dropped call leaves what a crash leaves: no catalog, or the old one, or the whole new one.
+pub async fn rebuild(
+    settings: &Settings,
+    options: RebuildOptions,
+    on: &(dyn Fn(Step) + Send + Sync),
+) -> Result<Rebuilt, RebuildError> {
+    let clock = Clock::System;
+    let metrics = Metrics::new();
+    let entropy = Entropy::from_os(clock.clone());
+    let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
+    let present = Journal::present(&opened.catalog).await?;
+    if present == Present::Journal && !options.replace {
+        return Err(RebuildError::CatalogThere);
+    }
+    let mut rebuilt = Rebuilt::default();
+    let (found, epochs_before) = look(&opened.data, &mut rebuilt, on).await?;
+    let mut assembly = assemble::segments(&found);
+    assembly.copies = assembly.copies.saturating_sub(drop_given_back(&opened.data, &mut assembly, &mut rebuilt).await);
+    assembly.find_objects();
+    let md5 = settings.server.etag == EtagKind::Md5;
+    read(&opened.data, &mut assembly, |segment| options.read_data || segment.has_to_be_read(md5), md5, on).await;
+    for segment in &assembly.segments {
+        judge(segment, &mut assembly.faults, &mut rebuilt);
+    }
+    let mut state = State::default();
+    let mut teller = Teller {
+        state: &mut state,
+        merging: &settings.merging,
+        now: clock.now(),
+        faults: std::mem::take(&mut assembly.faults),
+    };
+    teller.tell(&found, &assembly);
+    rebuilt.faults.append(&mut teller.faults);
+    rebuilt.faults.extend(state.check());
+    rebuilt.notes.append(&mut assembly.notes);
+    count(&state, &assembly, &mut rebuilt);
+
+    let now = clock.now();
+    rebuilt.moved_aside = write(opened.catalog, state, settings, (epochs_before, now), on).await?;
+    Ok(rebuilt)
+}
+
+/// Looks at every file. Returns them with the latest epoch that a name has.
+async fn look(
+    store: &DataStore,
+    rebuilt: &mut Rebuilt,
+    on: &(dyn Fn(Step) + Send + Sync),
+) -> Result<(Vec<Found>, u64), RebuildError> {
+    let listed = store.list().await?;
+    let mut files: Vec<(PhysicalFileId, u64)> = vec![];
+    for (name, len) in listed {
+        match name.parse() {
+            Ok(id) => files.push((id, len)),
+            Err(_) => rebuilt.faults.push(format!("{name} is no physical file, and is left alone")),
+        }
+    }
+    if files.is_empty() {
+        return Err(RebuildError::NoFiles);
+    }
+    on(Step::Listed(files.len()));
+    let epoch = files.iter().map(|(id, _)| id.epoch()).max().unwrap_or_default();
+    let looks = files.into_iter().map(|(id, len)| survey::look(store, id, len));
+    let mut found: Vec<Found> =
+        futures::stream::iter(looks).buffer_unordered(at_once(store)).inspect(|_| on(Step::Looked)).collect().await;
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    let tombstones = found.iter().filter(|file| matches!(file.content, Content::Tombstone)).count();
+    if tombstones > 0 {
+        rebuilt.notes.push(format!("{tombstones} names were taken by a daemon that took over; they hold nothing"));
+    }
+    Ok((found, epoch))
+}
+
+/// Segments with a hole in them are dead, unless their bytes are right all the same. Returns how many older copies went
+/// with them.
+async fn drop_given_back(store: &DataStore, assembly: &mut Assembly, rebuilt: &mut Rebuilt) -> u64 {
+    read(store, assembly, |segment| segment.holed, false, &|_| {}).await;
+    let before = assembly.segments.len();
+    let mut copies = 0;
+    assembly.segments.retain(|segment| {
+        let dead = segment.holed && segment.is_right() == Some(false);
+        copies += if dead { segment.older.len() as u64 } else { 0 };
+        !dead
+    });
+    assembly.segments.iter_mut().for_each(|segment| segment.read = None);
+    rebuilt.given_back = before - assembly.segments.len();
+    copies
+}
+
+/// Reads some of the segments. One whose bytes are wrong is taken from an older copy where that is right.
+async fn read(
+    store: &DataStore,
+    assembly: &mut Assembly,
+    wanted: impl Fn(&Living) -> bool,
+    md5: bool,
+    on: &(dyn Fn(Step) + Send + Sync),
+) {
+    let mut by_file: BTreeMap<PhysicalFileId, Vec<(usize, Segment)>> = BTreeMap::new();
+    let mut bytes = 0;
+    for (index, segment) in assembly.segments.iter().enumerate().filter(|(_, segment)| wanted(segment)) {
+        bytes += segment.place.len;
+        by_file.entry(segment.place.file.clone()).or_default().push((index, segment.place.clone()));
+    }
+    on(Step::Reading(bytes));
+    let reads = by_file.into_iter().map(|(file, mut segments)| async move {
+        segments.sort_by_key(|(_, place)| place.offset);
+        let wanted = segments.iter().map(|(_, place)| Wanted { range: place.offset..place.end(), md5 }).collect();
+        let read = survey::read(store, file, wanted).await;
+        segments.into_iter().zip(read).collect::<Vec<_>>()
+    });
+    let mut reads = futures::stream::iter(reads).buffer_unordered(at_once(store));
+    while let Some(read) = reads.next().await {
+        for ((index, place), bytewise) in read {
+            on(Step::Read(place.len));
+            assembly.segments[index].read = Some(bytewise);
+        }
+    }
+    for segment in assembly.segments.iter_mut().filter(|segment| segment.is_right() == Some(false) && !segment.holed) {
+        older_copy(store, segment, md5).await;
+    }
+}
+
+async fn older_copy(store: &DataStore, segment: &mut Living, md5: bool) {
+    for place in std::mem::take(&mut segment.older) {
+        let wanted = vec![Wanted { range: place.offset..place.end(), md5 }];
+        let read = survey::read(store, place.file.clone(), wanted).await.pop();
+        let right = matches!(&read, Some(Bytewise::Read(crc, _)) if segment.crc32c == Some(crc.whole));
+        if right {
+            (segment.place, segment.read) = (place, read);
+            return;
+        }
+    }
+}
+
+fn judge(segment: &Living, faults: &mut Vec<String>, rebuilt: &mut Rebuilt) {
+    match (&segment.read, segment.is_right()) {
+        (Some(Bytewise::Unreadable(why)), _) => {
+            faults.push(format!("segment {} in {} cannot be read: {why}", segment.id, segment.place.file));
+        }
+        (Some(Bytewise::Read(crc, _)), Some(false)) => {
+            let (found, wanted) = (crc.whole, segment.crc32c.unwrap_or_default());
+            faults.push(format!(
+                "segment {} in {} has CRC-32C {found:08x}, {wanted:08x} was written",
+                segment.id, segment.place.file
+            ));
+        }
+        (Some(Bytewise::Read(..)), _) => rebuilt.read_bytes += segment.place.len,
+        (None, _) => {}
+    }
+}
+
+fn count(state: &State, assembly: &Assembly, rebuilt: &mut Rebuilt) {
+    rebuilt.files = state.files().filter(|file| matches!(file.state, FileState::Closed { .. })).count();
+    rebuilt.segments = state.all_segments().count();
+    rebuilt.bytes = state.space().live_bytes;
+    rebuilt.jobs = state.jobs().len();
+    rebuilt.objects = assembly.objects.len();
+    rebuilt.copies = assembly.copies;
+    let nobodys = |segment: &&Living| segment.about.job.as_str() == LOST_AND_FOUND;
+    rebuilt.lost_and_found = assembly.segments.iter().filter(nobodys).count();
+}
+
+/// Writes a state to a new journal. Returns where the old one is.
+async fn write(
+    placement: Placement,
+    mut state: State,
+    settings: &Settings,
+    (epochs_before, now): (u64, Millis),
+    on: &(dyn Fn(Step) + Send + Sync),
+) -> Result<Option<String>, RebuildError> {
+    let journal_settings = journal_settings(&placement, &settings.catalog);
+    let moved = Journal::make_room(&placement, &journal_settings, &now.0.to_string()).await?;
+    on(Step::RoomMade(moved.clone()));
+    let journal = Journal::rebuild(placement, &journal_settings).await?;
+    on(Step::Begun);
+    write_with(&journal, state.take_mutations(), BATCH_RECORDS, || on(Step::Wrote)).await?;
+    on(Step::Written);
+    journal.finish_rebuild(epochs_before).await?;
+    Ok(moved)
+}
+
+/// Records of a batch.
+const BATCH_RECORDS: usize = 2_000;

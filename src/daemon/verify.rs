@@ -1,0 +1,288 @@
+//! The catalog against the files, and what of that can be put right.
+//!
+//! Looked at: whether the catalog adds up; every file that it calls closed, whether it is there, as long as it should be,
+//! and has what lives in it where the catalog says; and of a share of the segments, every byte. What is dead in a file may
+//! be zeros. A segment that lives where a file has a hole is read in any case.
+//!
+//! [`repair`] does what the next start would do, and more only when told so. It deletes nothing that anybody wrote down.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures::StreamExt;
+use serde::Serialize;
+
+use super::rebuild::survey::{self, Bytewise, Content, Found, Wanted};
+use super::recover::{RecoverError, recover};
+use crate::catalog::record::{FileState, RecordKey, SegmentRecord};
+use crate::catalog::slate::Snapshot;
+use crate::catalog::state::State;
+use crate::merge::format::HEADER_BYTES;
+use crate::model::{Location, Millis, PhysicalFileId, Segment, SegmentId, crc32c};
+use crate::reclaim::sweep::unnamed;
+use crate::store::{DataStore, StoreError};
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many files have to be looked at.
+    Files(usize),
+    /// One of them was.
+    Looked,
+    /// So many bytes have to be read.
+    Reading(u64),
+    /// So many of them were.
+    Read(u64),
+}
+
+/// What was looked at, and what was wrong.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Files in the catalog.
+    pub files: usize,
+    /// Segments in it.
+    pub segments: usize,
+    /// Segments that were read.
+    pub read: usize,
+    /// Their bytes.
+    pub read_bytes: u64,
+    /// What was put right.
+    pub actions: Vec<String>,
+    /// What a crash leaves and the next start or sweep deletes: nobody was answered for it.
+    pub notes: Vec<String>,
+    /// What is wrong.
+    pub faults: Vec<String>,
+}
+
+/// Compares a catalog with the files it names.
+///
+/// # Errors
+/// [`StoreError`] if storage does not say what is there.
+pub async fn verify(
+    state: &State,
+    store: &DataStore,
+    catalog: &Snapshot,
+    read_percent: u8,
+    on: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Verified, StoreError> {
+    let listed = store.list().await?;
+    let lens: HashMap<String, u64> = listed.iter().cloned().collect();
+    let swept = unnamed(state, listed);
+    let mut verified = Verified { faults: state.check(), ..Verified::default() };
+    let foreign = swept.foreign.iter().map(|name| format!("{name} is no physical file, and nothing deletes it"));
+    verified.faults.extend(foreign);
+    let deletes = match store {
+        DataStore::Local(_) => "the next start deletes it",
+        DataStore::Object(_) => "a sweep deletes it",
+    };
+    verified.notes.extend(swept.unnamed.iter().map(|file| format!("{file} is not in the catalog; {deletes}")));
+    let holed = check_files(state, store, &lens, &mut verified, on).await;
+    check_segments(state, store, catalog, &holed, read_percent, &mut verified, on).await;
+    verified.faults.sort();
+    Ok(verified)
+}
+
+type Living<'a> = Vec<(SegmentId, &'a SegmentRecord, &'a Segment)>;
+
+fn living(state: &State) -> HashMap<&PhysicalFileId, Living<'_>> {
+    let mut living: HashMap<&PhysicalFileId, Living<'_>> = HashMap::new();
+    for (id, record) in state.all_segments() {
+        if let Location::File(place) = &record.location {
+            living.entry(&place.file).or_default().push((id, record, place));
+        }
+    }
+    living
+}
+
+/// Every closed file is there, as long as the catalog says, and lists the segments that live in it. Returns the segments
+/// that live in holes.
+async fn check_files(
+    state: &State,
+    store: &DataStore,
+    lens: &HashMap<String, u64>,
+    verified: &mut Verified,
+    on: &(dyn Fn(Progress) + Send + Sync),
+) -> Vec<SegmentId> {
+    let living = living(state);
+    let mut looks = vec![];
+    for view in state.files() {
+        verified.files += 1;
+        let (FileState::Closed { len }, Some(living)) = (view.state, living.get(&view.id)) else { continue };
+        match lens.get(view.id.as_str()).copied() {
+            None => verified.faults.push(format!("{}: does not exist, {} segments live in it", view.id, living.len())),
+            Some(there) if there < len => {
+                verified.faults.push(format!("{}: has {there} bytes, the catalog says {len}", view.id));
+            }
+            Some(there) => looks.push((view.id, there, living)),
+        }
+    }
+    on(Progress::Files(looks.len()));
+    let looks = looks.into_iter().map(|(id, len, living)| async move {
+        let found = survey::look(store, id, len).await;
+        let fault = check_file(store, &found, living).await.err().map(|fault| format!("{}: {fault}", found.id));
+        (fault, in_holes(&found, living))
+    });
+    let mut looks = futures::stream::iter(looks).buffer_unordered(survey::at_once(store));
+    let mut holed = vec![];
+    while let Some((fault, mut in_holes)) = looks.next().await {
+        on(Progress::Looked);
+        verified.faults.extend(fault);
+        holed.append(&mut in_holes);
+    }
+    holed
+}
+
+fn in_holes(found: &Found, living: &Living<'_>) -> Vec<SegmentId> {
+    let in_hole = |place: &Segment| found.holes.iter().any(|hole| hole.start < place.end() && place.offset < hole.end);
+    living.iter().filter(|(_, _, place)| in_hole(place)).map(|(id, ..)| *id).collect()
+}
+
+async fn check_file(store: &DataStore, found: &Found, living: &Living<'_>) -> Result<(), String> {
+    let entries: HashMap<u64, (Option<SegmentId>, u64, u32)> = match &found.content {
+        Content::Unreadable(why) => return Err(why.clone()),
+        Content::Index(entries) => {
+            entries.iter().map(|entry| (entry.offset, (Some(entry.id), entry.len, entry.crc32c))).collect()
+        }
+        // It was not closed when its catalog was lost: only frames tell what is in it, and no names.
+        Content::Frames(..) | Content::Nothing(_) | Content::Tombstone => {
+            let frames = survey::frames(store, &found.id, found.len).await.map_err(|error| error.to_string())?;
+            frames.into_iter().map(|frame| (frame.offset, (None, frame.len, frame.crc32c))).collect()
+        }
+    };
+    let listed: HashMap<SegmentId, u64> =
+        entries.iter().filter_map(|(offset, (id, ..))| Some(((*id)?, *offset))).collect();
+    for (id, record, place) in living {
+        let here = entries.get(&place.offset).filter(|(listed, ..)| listed.is_none_or(|listed| listed == *id));
+        match here {
+            // A rebuild has kept the file as one segment.
+            _ if place.offset < HEADER_BYTES => {}
+            Some((_, len, crc32c)) if (*len, *crc32c) == (place.len, record.crc.whole) => {}
+            None if !listed.contains_key(id) && matches!(found.content, Content::Index(_)) => {
+                return Err(format!("its footer does not list segment {id}"));
+            }
+            None if !matches!(found.content, Content::Index(_)) => {
+                return Err(format!("segment {id} is beyond the last whole frame"));
+            }
+            _ => return Err(format!("its footer places segment {id} elsewhere than the catalog")),
+        }
+    }
+    Ok(())
+}
+
+/// Reads a share of the segments. Which ones depends on their identity alone.
+async fn check_segments(
+    state: &State,
+    store: &DataStore,
+    catalog: &Snapshot,
+    holed: &[SegmentId],
+    percent: u8,
+    verified: &mut Verified,
+    on: &(dyn Fn(Progress) + Send + Sync),
+) {
+    let mut by_file: BTreeMap<&PhysicalFileId, Living<'_>> = BTreeMap::new();
+    let mut bytes = 0;
+    for (id, record) in state.all_segments() {
+        verified.segments += 1;
+        if (id.0 % 100) as u8 >= percent && !holed.contains(&id) {
+            continue;
+        }
+        verified.read += 1;
+        verified.read_bytes += record.location.len();
+        match &record.location {
+            Location::File(place) => {
+                bytes += place.len;
+                by_file.entry(&place.file).or_default().push((id, record, place));
+            }
+            Location::Inline { .. } => {
+                let data = catalog.get(&RecordKey::Data(id).encode()).await.ok().flatten();
+                verified.faults.extend(judge(id, "the catalog", record.crc.whole, data.map(|data| crc32c(&data))));
+            }
+        }
+    }
+    on(Progress::Reading(bytes));
+    let reads = by_file.into_iter().map(|(file, mut living)| async move {
+        living.sort_by_key(|(_, _, place)| place.offset);
+        let wanted = living.iter().map(|(_, _, place)| Wanted { range: place.offset..place.end(), md5: false });
+        let read = survey::read(store, file.clone(), wanted.collect()).await;
+        (living, read)
+    });
+    let mut reads = futures::stream::iter(reads).buffer_unordered(survey::at_once(store));
+    while let Some((living, read)) = reads.next().await {
+        for ((id, record, place), bytewise) in living.into_iter().zip(read) {
+            on(Progress::Read(place.len));
+            let crc = match bytewise {
+                Bytewise::Read(crc, _) => Some(crc.whole),
+                Bytewise::Unreadable(_) => None,
+            };
+            verified.faults.extend(judge(id, place.file.as_str(), record.crc.whole, crc));
+        }
+    }
+}
+
+fn judge(id: SegmentId, place: &str, stored: u32, found: Option<u32>) -> Option<String> {
+    match found {
+        Some(found) if found == stored => None,
+        Some(found) => Some(format!("segment {id} in {place} has CRC-32C {found:08x}, {stored:08x} was stored")),
+        None => Some(format!("segment {id} in {place} cannot be read")),
+    }
+}
+
+/// What becomes of the records of segments whose file is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// They stay.
+    Keep,
+    /// They go, and with them the objects made of them.
+    Drop,
+}
+
+/// Puts right in `state` and on storage what can be: settles what a crash left open, as the next start would; moves foreign
+/// files on a local disk to `lost+found/`; and drops the records of segments whose file is gone, if told so. Returns what
+/// was done, a line each. The state's changes are left to be written.
+///
+/// # Errors
+/// [`RecoverError`]; it can be repeated.
+pub async fn repair(
+    state: &mut State,
+    store: &DataStore,
+    epoch: u64,
+    at: Millis,
+    lost: Lost,
+) -> Result<Vec<String>, RecoverError> {
+    let mut actions = vec![];
+    let recovered = recover(state, store, epoch, at).await?;
+    if recovered.open_files > 0 {
+        actions.push(format!("settled {} files that had not been closed", recovered.open_files));
+    }
+    if recovered.lost_segments > 0 {
+        actions.push(format!("freed {} segments that nobody was answered for or holds", recovered.lost_segments));
+    }
+    if recovered.unnamed_files > 0 {
+        actions.push(format!("deleted {} files that were never committed", recovered.unnamed_files));
+    }
+    let listed = store.list().await?;
+    if let DataStore::Local(local) = store {
+        for (name, _) in listed.iter().filter(|(name, _)| name.parse::<PhysicalFileId>().is_err()) {
+            let moved = local.set_aside(name).await?;
+            actions.push(format!("moved {name}, which is no physical file, to {}", moved.display()));
+        }
+    }
+    if lost == Lost::Drop {
+        drop_lost(state, &listed, at, &mut actions);
+    }
+    Ok(actions)
+}
+
+fn drop_lost(state: &mut State, listed: &[(String, u64)], at: Millis, actions: &mut Vec<String>) {
+    let there: HashMap<&str, u64> = listed.iter().map(|(name, len)| (name.as_str(), *len)).collect();
+    let gone: Vec<PhysicalFileId> = state
+        .files()
+        .filter(|view| view.live_segments > 0 && !there.contains_key(view.id.as_str()))
+        .map(|view| view.id)
+        .collect();
+    for file in gone {
+        let lost: Vec<String> = state.segments_in(&file).iter().map(|view| view.id.to_string()).collect();
+        actions.push(format!("dropped {} segments of {file}, which does not exist: {}", lost.len(), lost.join(" ")));
+        state.settle_file(&file, 0, 0, at);
+    }
+    state.finish_recovery(at);
+}

@@ -1,0 +1,161 @@
+//! A catalog on an object store is lost, and made anew from the files.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use esker::daemon::rebuild::{RebuildError, RebuildOptions, Step, rebuild};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+
+use crate::faults::{Op, data};
+use crate::s3_server::S3Server;
+use crate::support::{
+    PREFIX, Running, SIGNED, SOON, Threads, Written, assert_exactly, bytes_of, eventually, put, server_and_daemon,
+    settings,
+};
+
+const SMALL_PARTS: [(&str, &str); 2] = [("store.part-size", "5 mb"), ("catalog.poll-interval", "1 s")];
+
+fn changed() -> Vec<(&'static str, &'static str)> {
+    [&SIGNED[..], &SMALL_PARTS[..]].concat()
+}
+
+async fn write(daemon: &Running) -> Vec<Written> {
+    let mut written = vec![];
+    for (seed, len) in [(1, 1000), (2, 100_000), (3, (1 << 20) + 7), (4, (6 << 20) + 1)] {
+        written.push(put(&daemon.client, seed, len).await.unwrap());
+    }
+    written
+}
+
+fn lose_catalog(server: &S3Server) {
+    let keys = server.objects().keys(&format!("{PREFIX}/catalog"));
+    keys.iter().for_each(|key| server.objects().remove(key));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_in_files_reads_as_before_with_one_request_a_file() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let written = write(&daemon).await;
+    daemon.kill().await;
+    lose_catalog(&server);
+    let files = server.objects().keys(PREFIX).iter().filter(|key| data(key)).count();
+    let before = server.faults().count(|logged| logged.op == Op::Get && data(&logged.key));
+
+    let rebuilt = rebuild(&settings(&server, &changed()), RebuildOptions::default(), &|_| {}).await.unwrap();
+
+    assert_eq!((rebuilt.faults, rebuilt.segments), (vec![], written.len()));
+    let gets = server.faults().count(|logged| logged.op == Op::Get && data(&logged.key)) - before;
+    // And what is larger than a block is read for the checksums of its blocks, in windows of 4 MiB.
+    assert_eq!(gets, files + 1 + 2);
+    let daemon = Running::start(settings(&server, &changed())).await;
+    assert_exactly(&server, &daemon, &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_and_their_entity_tags_come_back() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let client = daemon.s3_client("door").await;
+    let mut tags = vec![];
+    for (n, len) in [(1, 1000), (2, 3 << 20), (3, 6 << 20)] {
+        let answer = client.put(&Path::from(format!("a/{n}")), bytes_of(n, len).into()).await.unwrap();
+        tags.push((format!("a/{n}"), bytes_of(n, len), answer.e_tag));
+    }
+    for (key, lens) in [("a/parts", vec![5 << 20, 6 << 20, 10]), ("a/small", vec![100])] {
+        let mut upload = client.put_multipart(&Path::from(key)).await.unwrap();
+        let mut whole = vec![];
+        for len in lens {
+            whole.extend_from_slice(&bytes_of(7, len));
+            upload.put_part(bytes_of(7, len).into()).await.unwrap();
+        }
+        tags.push((key.to_owned(), whole.into(), upload.complete().await.unwrap().e_tag));
+    }
+    daemon.kill().await;
+    lose_catalog(&server);
+
+    let rebuilt = rebuild(&settings(&server, &changed()), RebuildOptions::default(), &|_| {}).await.unwrap();
+
+    assert_eq!((rebuilt.faults, rebuilt.objects), (vec![], tags.len()));
+    let daemon = Running::start(settings(&server, &changed())).await;
+    let client = daemon.s3_client_of("door");
+    for (key, bytes, e_tag) in tags {
+        let got = client.get(&Path::from(key.as_str())).await.unwrap();
+        assert_eq!(got.meta.e_tag, e_tag, "{key}");
+        assert!(got.bytes().await.unwrap() == bytes, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_that_is_cut_short_at_any_step_leaves_nothing_half() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let written = write(&daemon).await;
+    daemon.shut_down().await.unwrap();
+    let options = RebuildOptions { replace: true, ..RebuildOptions::default() };
+    let steps = AtomicUsize::new(0);
+    let counted = |_| {
+        steps.fetch_add(1, Ordering::Relaxed);
+    };
+    rebuild(&settings(&server, &changed()), options, &counted).await.unwrap();
+
+    // What is before the room is made changes nothing.
+    let steps = steps.load(Ordering::Relaxed);
+    for last in steps - 5..steps {
+        let settings_now = settings(&server, &changed());
+        let cut_short = tokio::spawn(async move {
+            let step = AtomicUsize::new(0);
+            let crash = |at: Step| assert!(step.fetch_add(1, Ordering::Relaxed) < last, "a crash at {at:?}");
+            rebuild(&settings_now, options, &crash).await
+        });
+        assert!(cut_short.await.unwrap_err().is_panic());
+
+        // A daemon has all of the old catalog, or refuses to begin with none.
+        match Running::try_start(settings(&server, &changed()), Threads::Two).await {
+            Ok(daemon) => {
+                assert_exactly(&server, &daemon, &written).await;
+                daemon.shut_down().await.unwrap();
+            }
+            Err(refused) => assert!(refused.contains("esker rebuild"), "{refused}"),
+        }
+        rebuild(&settings(&server, &changed()), options, &|_| {}).await.unwrap();
+        let daemon = Running::start(settings(&server, &changed())).await;
+        assert_exactly(&server, &daemon, &written).await;
+        daemon.shut_down().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_still_runs_is_shut_out_first() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let written = write(&daemon).await;
+    let unasked = rebuild(&settings(&server, &changed()), RebuildOptions::default(), &|_| {}).await;
+    assert!(matches!(unasked, Err(RebuildError::CatalogThere)), "{unasked:?}");
+    let options = RebuildOptions { replace: true, ..RebuildOptions::default() };
+
+    let rebuilt = rebuild(&settings(&server, &changed()), options, &|_| {}).await.unwrap();
+
+    eventually("it has noticed", SOON, || async { daemon.lost().is_cancelled() }).await;
+    put(&daemon.client, 9, 1000).await.unwrap_err();
+    daemon.kill().await;
+    assert!(!server.objects().keys(&rebuilt.moved_aside.unwrap()).is_empty());
+    let daemon = Running::start(settings(&server, &changed())).await;
+    assert_exactly(&server, &daemon, &written).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_told_and_kept() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let written = write(&daemon).await;
+    daemon.kill().await;
+    lose_catalog(&server);
+    let file = crate::support::object_key(written[1].info.file.as_ref().unwrap());
+    let mut bytes = server.objects().get(&file).unwrap().to_vec();
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    server.objects().set(&file, bytes.into());
+
+    let rebuilt = rebuild(&settings(&server, &changed()), RebuildOptions::default(), &|_| {}).await.unwrap();
+
+    assert_eq!((rebuilt.faults.len(), rebuilt.lost_and_found), (1, 1), "{:?}", rebuilt.faults);
+    let daemon = Running::start(settings(&server, &changed())).await;
+    let read = daemon.client.get_handle(&written[1].info.handle).await.unwrap();
+    assert_eq!(read, written[1].data, "its handle names its place");
+}
