@@ -1,4 +1,4 @@
-//! `esker bench`: durable answers a second beside a server that stores nothing.
+//! `esker bench`: durable answers a second beside a server that stores nothing. `esker bench churn`: space.
 
 use std::fs::File;
 use std::io::IsTerminal;
@@ -8,18 +8,23 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::key_value;
 use crate::config::MemorySize;
+use crate::load::churn::workload::{Heat, SEGMENT_BYTES_MAX, Sizes};
+use crate::load::churn::{self, Place, Preset};
 use crate::load::workload::Shape;
 use crate::load::{Door, External, Options, Progress, bench as measure, sink};
 use crate::model::StateScope;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    other: Option<OtherBench>,
     /// A look in less than half a minute: 4kb,64kb of 1,64 clients, 3 rounds of 0.5 s, no 64 MiB; options win over it
     #[arg(long)]
     quick: bool,
@@ -74,6 +79,80 @@ pub(super) struct BenchArgs {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+enum OtherBench {
+    /// Measures the space that incremental checkpoints take while their segments come and go, and what it costs to get it
+    /// back, beside Flink's own merging; figures depend on the seed alone, but for seconds
+    Churn(ChurnArgs),
+}
+
+#[derive(Debug, Args)]
+struct ChurnArgs {
+    /// What is stored; options win over it
+    #[arg(long, value_enum, default_value_t = PresetArg::Mixed)]
+    preset: PresetArg,
+    /// Checkpoints
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    checkpoints: u64,
+    /// Subtasks [default: 64]
+    #[arg(long, value_name = "N")]
+    subtasks: Option<usize>,
+    /// Segments of one checkpoint of a subtask [default: mixed 48, flink 10]
+    #[arg(long, value_name = "N")]
+    segments: Option<usize>,
+    /// Bytes of a segment [default: mixed 1kb to 4mb, log-normal around 16kb; flink 64kb]
+    #[arg(long, value_name = "SIZE")]
+    size: Option<MemorySize>,
+    /// Part of the segments that each checkpoint replaces [default: 0.3]
+    #[arg(long, value_name = "PART", value_parser = part)]
+    replaced: Option<f64>,
+    /// Which segments are replaced [default: mixed skewed, flink even]
+    #[arg(long, value_enum)]
+    heat: Option<HeatArg>,
+    /// Checkpoints that are retained
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    retain: u64,
+    /// Limits of the space amplification; a run each
+    #[arg(long, value_name = "X,..", value_delimiter = ',', default_value = "1.5,2.0")]
+    limit: Vec<f64>,
+    /// Where physical files go
+    #[arg(long, value_enum, default_value_t = PlaceArg::Memory)]
+    store: PlaceArg,
+    /// Where the folders of `--store local` are made, and removed in the end
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    data_dir: PathBuf,
+    /// Seed of everything
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Also writes everything into a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PresetArg {
+    /// Sizes and lives of all kinds
+    Mixed,
+    /// The churn that Flink's own merging was measured with: 64 kb, each segment as likely to be replaced as any other
+    Flink,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum HeatArg {
+    /// Each as likely as any other
+    Even,
+    /// Some in almost every checkpoint, some in hardly any
+    Skewed,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PlaceArg {
+    /// An object store in memory
+    Memory,
+    /// A local disk; once with holes punched, once without
+    Local,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct SinkArgs {
     /// Where to listen
@@ -104,22 +183,98 @@ enum ScopeArg {
 
 /// Measures, and prints what came of it.
 pub(super) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    if let Some(OtherBench::Churn(args)) = &args.other {
+        return bench_churn(args);
+    }
     let options = options(args)?;
     let json = args.json.as_deref().map(create).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
-    let report = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-        // Whoever interrupts drops the bench, and with it its servers and folders.
-        tokio::select! {
-            report = measure(&options, |progress| tell(&progress)) => report,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-            _ = terminate.recv() => bail!("terminated"),
-        }
-    })?;
+    let report = runtime.block_on(interruptible(measure(&options, |progress| tell(&progress))))?;
     if let Some(file) = json {
         serde_json::to_writer_pretty(file, &report).context("the JSON file")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whoever interrupts drops the bench, and with it its servers and folders.
+async fn interruptible<T>(bench: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+    tokio::select! {
+        report = bench => report,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    }
+}
+
+/// Measures space, and prints what came of it.
+fn bench_churn(args: &ChurnArgs) -> anyhow::Result<ExitCode> {
+    let options = churn_options(args)?;
+    let json = args.json.as_deref().map(create).transpose()?;
+    // One thread, so that everything happens in the same order every time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    let report = runtime.block_on(interruptible(churn::churn(&options, |progress| tell_churn(&progress))))?;
+    print!("{}", report.flink_table());
+    if let Some(file) = json {
+        serde_json::to_writer_pretty(file, &report).context("the JSON file")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tell_churn(progress: &churn::Progress<'_>) {
+    let terminal = std::io::stderr().is_terminal();
+    match progress {
+        churn::Progress::Note(text) => eprintln!("note: {text}"),
+        churn::Progress::Step(name, checkpoint) if terminal => eprint!("\r\x1b[K{name}: checkpoint {checkpoint}"),
+        churn::Progress::Step(..) => {}
+        churn::Progress::Done(run) => {
+            if terminal {
+                eprint!("\r\x1b[K");
+            }
+            println!("{}", run.table());
+        }
+    }
+}
+
+fn churn_options(args: &ChurnArgs) -> anyhow::Result<churn::Options> {
+    let preset = match args.preset {
+        PresetArg::Mixed => Preset::Mixed,
+        PresetArg::Flink => Preset::Flink,
+    };
+    let mut shape = preset.shape();
+    shape.subtasks = args.subtasks.unwrap_or(shape.subtasks);
+    shape.segments = args.segments.unwrap_or(shape.segments);
+    shape.replaced = args.replaced.unwrap_or(shape.replaced);
+    shape.sizes = args.size.map_or(shape.sizes, |size| Sizes::Same(size.bytes()));
+    shape.heat = match args.heat {
+        Some(HeatArg::Even) => Heat::Even,
+        Some(HeatArg::Skewed) => Heat::Skewed,
+        None => shape.heat,
+    };
+    if shape.subtasks == 0 || shape.segments == 0 {
+        bail!("there must be a subtask, and a segment of each");
+    }
+    if let Sizes::Same(bytes) = shape.sizes
+        && !(1..=SEGMENT_BYTES_MAX).contains(&bytes)
+    {
+        bail!("--size must be 1 byte to 4 mb");
+    }
+    if let Some(limit) = args.limit.iter().find(|limit| !(1.0..=1000.0).contains(*limit)) {
+        bail!("--limit must be 1 to 1000, is {limit}");
+    }
+    let place = match args.store {
+        PlaceArg::Memory => Place::Memory,
+        PlaceArg::Local => Place::Local,
+    };
+    Ok(churn::Options {
+        preset,
+        shape,
+        checkpoints: args.checkpoints,
+        retain: args.retain,
+        limits: args.limit.clone(),
+        seed: args.seed,
+        place,
+        data_dir: args.data_dir.clone(),
+    })
 }
 
 /// Before anything is measured, so that a wrong path is known at once.
@@ -207,6 +362,11 @@ fn options(args: &BenchArgs) -> anyhow::Result<Options> {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| "must be a number of seconds")?;
     if (0.01..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("must be 0.01 to 3600".to_owned()) }
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let part: f64 = text.parse().map_err(|_| "must be a number")?;
+    if (0.0..=1.0).contains(&part) { Ok(part) } else { Err("must be 0 to 1".to_owned()) }
 }
 
 fn external(text: &str) -> Result<External, String> {

@@ -61,7 +61,7 @@ enum Command {
     /// Checks or shows the configuration
     Config(ConfigArgs),
     /// Measures durable answers a second beside a server that stores nothing
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// The server that stores nothing
     #[command(hide = true)]
     BenchSink(bench::SinkArgs),

@@ -14,11 +14,13 @@
 //! - [`targets`]: what is driven, and its requests.
 //! - [`run`]: closed-loop clients against one target.
 //! - [`report`]: medians, spreads, the table and the JSON.
+//! - [`churn`]: another benchmark: space, not speed.
 //!
 //! # Crash
 //! Processes and folders go with the values that own them: when the bench ends, fails, panics or is interrupted. Only
 //! when it is killed (SIGKILL) do they stay.
 
+pub mod churn;
 pub mod histogram;
 pub mod process;
 pub mod report;

@@ -93,6 +93,10 @@ pub struct Round {
     pub written_bytes: u64,
     /// Bytes of the files that nobody needs any more because of that.
     pub freed_bytes: u64,
+    /// Bytes of those that were copied because too much of them was dead, without those that were packed.
+    pub copied_file_bytes: u64,
+    /// Of them, bytes that lived before.
+    pub copied_live_bytes: u64,
     /// Jobs that are still above their limit.
     pub jobs_above: usize,
 }
@@ -163,7 +167,8 @@ pub struct Reclaimer {
 impl Reclaimer {
     /// One for the daemon; `leases` are those of its readers.
     pub fn new(parts: MergerParts, leases: Leases) -> Self {
-        let punched = matches!(parts.store, DataStore::Local(_)).then(Punched::default);
+        let can_punch = matches!(parts.store, DataStore::Local(_)) && parts.settings.reclaim.punch_holes;
+        let punched = can_punch.then(Punched::default);
         let pressure = Pressure::new(parts.metrics.clone(), parts.budget.clone(), Arc::clone(&parts.pace));
         Self { parts, leases, pressure, punched, damaged: HashSet::new(), above_since: None }
     }
@@ -244,13 +249,14 @@ pub fn preview(
     at: crate::model::Millis,
 ) -> Plan {
     let punched = Punched::default();
-    let candidates = survey::candidates(state, local.then_some(&punched), at);
+    let can_punch = local && settings.reclaim.punch_holes;
+    let candidates = survey::candidates(state, can_punch.then_some(&punched), at);
     plan(&candidates, &survey::limits(settings), &survey::prices(local))
 }
 
 fn log(round: &Round) {
     if *round != (Round { jobs_above: round.jobs_above, ..Round::default() }) {
-        let Round { closed, punched_bytes, rewritten, read_bytes, written_bytes, freed_bytes, jobs_above } = round;
+        let Round { closed, punched_bytes, rewritten, read_bytes, written_bytes, freed_bytes, jobs_above, .. } = round;
         tracing::info!(
             closed,
             punched_bytes,

@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::{ReclaimError, Reclaimer, Round};
 use crate::catalog::command::{About, Command, Move, Moved, Outcome, StoreFile};
 use crate::catalog::record::{FileState, Holder, SegmentRecord};
-use crate::catalog::state::SegmentView;
+use crate::catalog::state::{FileView, SegmentView};
 use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
 use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
@@ -55,9 +55,10 @@ impl Reclaimer {
         // Held while anything that was looked up here is read.
         let _lease = self.leases.begin();
         let victims: Vec<PhysicalFileId> = plan.copy.iter().chain(plan.pack.iter().flatten()).cloned().collect();
-        let mut segments: Vec<SegmentView> = {
+        let (mut segments, copied): (Vec<SegmentView>, Vec<FileView>) = {
             let state = self.parts.catalog.view();
-            victims.iter().flat_map(|file| state.segments_in(file)).collect()
+            let segments = victims.iter().flat_map(|file| state.segments_in(file)).collect();
+            (segments, plan.copy.iter().filter_map(|file| state.file(file)).collect())
         };
         segments.append(&mut self.old_inline_segments());
         for output in outputs(&self.parts, segments) {
@@ -76,11 +77,15 @@ impl Reclaimer {
             }
         }
         let state = self.parts.catalog.view();
-        for view in victims.iter().filter_map(|file| state.file(file)) {
-            if matches!(view.state, FileState::Forgotten { .. }) {
-                round.rewritten += 1;
-                round.freed_bytes += view.occupied;
-            }
+        let moved_away =
+            |file: &PhysicalFileId| state.file(file).filter(|view| matches!(view.state, FileState::Forgotten { .. }));
+        for view in victims.iter().filter_map(moved_away) {
+            round.rewritten += 1;
+            round.freed_bytes += view.occupied;
+        }
+        for before in copied.iter().filter(|before| moved_away(&before.id).is_some()) {
+            round.copied_file_bytes += before.occupied;
+            round.copied_live_bytes += before.live_bytes;
         }
         self.parts.metrics.reclaim_files.with_label_values(&["rewritten"]).inc_by(round.rewritten as u64);
         Ok(())

@@ -250,3 +250,28 @@ impl MultipartUpload for CountedUpload {
         self.traffic.time("multipart_abort", self.inner.abort()).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_there_is_a_request_but_no_failure_of_the_backend() {
+        let metrics = Metrics::new();
+        let store = Counted::new(Arc::new(InMemory::new()), Traffic::catalog(metrics.clone()));
+        let at = Path::from("a");
+
+        assert!(store.get(&at).await.is_err() && store.head(&at).await.is_err());
+        store.put(&at, PutPayload::from_static(b"x")).await.unwrap();
+        let again = store.put_opts(&at, PutPayload::from_static(b"y"), object_store::PutMode::Create.into()).await;
+
+        assert!(again.is_err());
+        assert_eq!(metrics.store_errors_total(), 0.0);
+        assert_eq!(metrics.store_requests.with_label_values(&["put", "catalog"]).get(), 2);
+        assert!(store.get_range(&at, 7..9).await.is_err());
+        assert_eq!(metrics.store_errors_total(), 1.0, "a range that is not there is a fault");
+    }
+}

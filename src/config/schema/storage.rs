@@ -102,6 +102,9 @@ section! {
         delete_rate: u32 = 500,
         /// Bytes copied per second at most, default 64 mb.
         copy_rate: MemorySize = MemorySize::mib(64),
+        /// Local disk: give dead ranges of closed files back in place, default true. Where it is off, or the file system
+        /// cannot, what lives in them is copied instead, at `copy_rate`.
+        punch_holes: bool = true,
         /// How often the reclaimer looks for work, default 10 s. It asks the catalog, not the store.
         interval: Span = Span::seconds(10),
         /// How often storage is listed for files that the catalog does not name, default 1 h; 0 is never. A file is deleted

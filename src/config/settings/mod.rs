@@ -250,6 +250,8 @@ pub struct ReclaimSettings {
     pub deletes_per_second_max: u32,
     /// Bytes re-uploaded per second, never zero. More gives space back sooner and takes bandwidth from writers.
     pub copied_bytes_per_second_max: u64,
+    /// Whether dead ranges of closed files are given back in place, where the disk can.
+    pub punch_holes: bool,
     /// How often the reclaimer looks for work. It asks the catalog, not the store, so a look is cheap.
     pub interval: Duration,
     /// How often storage is listed for files that nobody names. `None`: never.
@@ -445,6 +447,7 @@ fn reclaim(config: &Config) -> ReclaimSettings {
         delete_grace: reclaim.delete_grace.duration(),
         deletes_per_second_max: reclaim.delete_rate,
         copied_bytes_per_second_max: reclaim.copy_rate.bytes(),
+        punch_holes: reclaim.punch_holes,
         interval: reclaim.interval.duration(),
         sweep_interval: Some(reclaim.sweep_interval.duration()).filter(|interval| !interval.is_zero()),
     }
