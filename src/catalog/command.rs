@@ -33,12 +33,12 @@ pub enum Command {
     EndJob(JobId, JobEnd, Leavings),
     /// Segments that are on their way to storage, and what they mean.
     Store(Store),
-    /// An open file takes no more.
+    /// An open file takes no more. Without a length it was given up.
     CloseFile(PhysicalFileId, u64),
     /// Living segments were copied into another file.
     Move(Move),
-    /// So many bytes of a closed file were given back by punching holes.
-    FilePunched(PhysicalFileId, u64),
+    /// So many bytes of closed files are holes by now.
+    FilesPunched(Vec<(PhysicalFileId, u64)>),
     /// Files that were deleted from storage.
     FilesDeleted(Vec<PhysicalFileId>),
     /// Creates a bucket.
@@ -65,6 +65,7 @@ impl Command {
             }
             Self::DeleteObjects(_, objects) => objects.iter().map(|object| RECORD + object.key.len()).sum(),
             Self::Reuse(_, _, segments) => RECORD * (1 + segments.len()),
+            Self::FilesPunched(files) => RECORD * (1 + files.len()),
             Self::Move(moved) => RECORD * (1 + moved.segments.len()),
             _ => RECORD,
         }

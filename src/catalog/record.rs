@@ -123,6 +123,8 @@ pub enum Forgotten {
     Died,
     /// Its last living segments were moved: who looked them up before may still read them here.
     Moved,
+    /// Its upload was given up, and may still arrive.
+    GivenUp,
 }
 
 impl FileState {

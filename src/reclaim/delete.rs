@@ -1,7 +1,7 @@
 //! Deleting the files that the catalog has forgotten.
 //!
-//! A file is forgotten in the catalog first, by a durable commit; then it is deleted from storage, at once or after its
-//! grace; then the catalog drops its last trace. The queue is the catalog's list of forgotten files, so a crash between any
+//! A file is forgotten in the catalog first, by a durable commit; then it is deleted from storage, at once if it died, after
+//! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is the catalog's list of forgotten files, so a crash between any
 //! two steps leaves a file that is deleted again, which is harmless, and what storage refuses is tried until it is gone.
 
 use std::collections::HashMap;
@@ -115,13 +115,9 @@ impl Deleter {
         let now = self.catalog.now();
         let grace = u64::try_from(self.settings.delete_grace.as_millis()).unwrap_or(u64::MAX);
         let graced = Millis(now.0.saturating_sub(grace));
-        let died = match self.store {
-            DataStore::Local(_) => now,
-            DataStore::Object(_) => graced,
-        };
         // Those that wait for readers must not keep the others from their turn.
         let max = BATCH_FILES_MAX + self.waiting.len();
-        let mut due = self.catalog.view().forgotten_files(died, graced, max);
+        let mut due = self.catalog.view().forgotten_files(now, graced, max);
         due.sort_by_key(|file| self.waiting.contains_key(&file.id));
         due.truncate(BATCH_FILES_MAX);
         due

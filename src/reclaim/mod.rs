@@ -13,9 +13,8 @@
 //! # Invariants
 //! - Nothing is destroyed before a durable commit says that nobody needs it.
 //! - Nothing is destroyed under a read that may have looked it up ([`crate::runtime::Leases`]).
-//! - A file whose segments were moved stays for `reclaim.delete-grace`, for those who hold handles of the old place; one
-//!   that died stays so long on an object store, where a put that was given up may still be on its way, and not at all
-//!   on a local disk.
+//! - A file whose segments were moved stays for `reclaim.delete-grace`, for those who hold handles of the old place; so does
+//!   the name of one whose upload was given up, because it may still arrive. One that died does not stay.
 //!
 //! # Crash
 //!
@@ -211,7 +210,7 @@ impl Reclaimer {
         let planned = if planned.punch.is_empty() { planned } else { self.plan() };
         let rewritten = self.rewrite(&planned, stop, &mut round).await;
         round.jobs_above = planned.jobs_above;
-        self.parts.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(round.freed_bytes + round.punched_bytes);
+        self.parts.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(round.punched_bytes);
         rewritten.map(|()| round)
     }
 

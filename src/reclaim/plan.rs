@@ -24,7 +24,8 @@ const SEGMENT_OVERHEAD_BYTES: u64 = 192;
 const FILE_OVERHEAD_BYTES: u64 = 136;
 /// A file is worth touching if that gives back this part of it, at least.
 const GAIN_MIN: f64 = 1.0 / 64.0;
-/// How far below the limit a plan ends, so that the next write does not start the next plan.
+/// How far below the limit a plan ends, so that the next write does not start the next plan; half way to 1 at most, or a
+/// tight limit would have everything rewritten.
 const HYSTERESIS: f64 = 0.1;
 
 /// A physical file, as the planner sees it.
@@ -165,7 +166,7 @@ fn relieve(files: &[&Candidate], limit: f64, limits: &Limits, prices: &Prices, p
     if occupied as f64 <= limit * live as f64 {
         return;
     }
-    let goal = (limit * (1.0 - HYSTERESIS)).max(1.0) * live as f64;
+    let goal = (limit * (1.0 - HYSTERESIS)).max(f64::midpoint(1.0, limit)) * live as f64;
     let mut excess = occupied as f64 - goal;
     let mut worth_it: Vec<&&Candidate> = files.iter().filter(|file| file.is_worth_it()).collect();
     // What costs nothing comes first: largest gain first, so that few files are touched.
@@ -443,7 +444,7 @@ mod tests {
                 prop_assert!(planned.is_empty());
                 return Ok(());
             }
-            let goal = (limit * 0.9).max(1.0) * live as f64;
+            let goal = (limit * 0.9).max(f64::midpoint(1.0, limit)) * live as f64;
             // The planner leaves alone what gives back next to nothing; so does the other one.
             let worth_it: Vec<Candidate> = files.iter().filter(|file| file.is_worth_it()).cloned().collect();
             let fixed: u64 = files.iter().filter(|file| !file.is_worth_it()).map(|file| file.occupied).sum();

@@ -3,6 +3,7 @@
 //! The data of dead segments becomes holes; headers, footer and everything that lives stay where they are, so handles and
 //! the format hold. What is lost is less than a page at either end of each dead segment.
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{ReclaimError, Reclaimer, Round};
@@ -10,6 +11,9 @@ use crate::catalog::command::Command;
 use crate::catalog::record::FileState;
 use crate::model::{Location, PhysicalFileId};
 use crate::store::{DataStore, LocalStore, StoreError};
+
+/// Files that are punched at a time: each waits for the disk.
+const FILES_AT_ONCE: usize = 4;
 
 impl Reclaimer {
     pub(super) async fn punch(
@@ -29,26 +33,28 @@ impl Reclaimer {
         if !self.wait_for_readers(ticket, stop).await {
             return Ok(());
         }
-        for work in work {
-            if stop.is_cancelled() {
-                break;
+        let punching = work.into_iter().take_while(|_| !stop.is_cancelled()).map(|work| {
+            let store = store.clone();
+            async move {
+                let holes = punch_one(&store, &work).await?;
+                Ok::<_, StoreError>((work, holes))
             }
-            match self.punch_one(&store, &work).await {
-                Ok(bytes) => {
-                    round.punched_bytes += bytes;
-                    if let Some(punched) = &mut self.punched {
-                        punched.insert(work.file, work.living.len() as u64);
-                    }
-                }
-                Err(ReclaimError::Store(StoreError::Unsupported(what))) => {
-                    tracing::warn!(
-                        "the file system does not support {what}: dead bytes are given back by copying instead"
-                    );
-                    self.punched = None;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+        });
+        let done = stream::iter(punching).buffered(FILES_AT_ONCE).try_collect::<Vec<(Work, u64)>>().await;
+        let done = match done {
+            Ok(done) => done,
+            Err(StoreError::Unsupported(what)) => {
+                tracing::warn!("the file system does not support {what}: dead bytes are given back by copying instead");
+                self.punched = None;
+                return Ok(());
             }
+            Err(error) => return Err(error.into()),
+        };
+        let holes = done.iter().map(|(work, holes)| (work.file.clone(), *holes)).collect();
+        self.parts.catalog.execute(Command::FilesPunched(holes)).await?;
+        round.punched_bytes += done.iter().map(|(work, holes)| holes.saturating_sub(work.holes)).sum::<u64>();
+        if let Some(punched) = &mut self.punched {
+            punched.extend(done.into_iter().map(|(work, _)| (work.file, work.living.len() as u64)));
         }
         if let Some(punched) = &mut self.punched {
             let state = self.parts.catalog.view();
@@ -78,16 +84,14 @@ impl Reclaimer {
         }
         true
     }
+}
 
-    /// Returns how many bytes more than before are holes now.
-    async fn punch_one(&self, store: &LocalStore, work: &Work) -> Result<u64, ReclaimError> {
-        let frames = store.frames(&work.file).await?;
-        let dead = frames.iter().filter(|frame| work.living.binary_search(&frame.offset).is_err());
-        let ranges = dead.map(|frame| frame.offset..frame.offset + frame.len).collect();
-        let holes = store.punch(&work.file, ranges).await?;
-        self.parts.catalog.execute(Command::FilePunched(work.file.clone(), holes)).await?;
-        Ok(holes.saturating_sub(work.holes))
-    }
+/// Returns how many bytes of the file are holes now.
+async fn punch_one(store: &LocalStore, work: &Work) -> Result<u64, StoreError> {
+    let frames = store.frames(&work.file).await?;
+    let dead = frames.iter().filter(|frame| work.living.binary_search(&frame.offset).is_err());
+    let ranges = dead.map(|frame| frame.offset..frame.offset + frame.len).collect();
+    store.punch(&work.file, ranges).await
 }
 
 /// A file to be punched.

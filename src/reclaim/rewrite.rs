@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
@@ -25,6 +26,8 @@ use crate::store::{DataStore, LocalFile};
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// Bytes read at once, unless one segment is larger.
 const SPAN_BYTES_MAX: u64 = 8 << 20;
+/// New files that are written at a time: most of it is waiting for commits and puts.
+const OUTPUTS_AT_ONCE: usize = 4;
 /// Segments of one new file: their moves are one commit.
 const OUTPUT_SEGMENTS_MAX: usize = 10_000;
 /// Inline segments stay in the catalog at least so long, unless there are too many bytes of them.
@@ -34,8 +37,17 @@ const INLINE_GROUP_BYTES_MIN: u64 = 256 << 10;
 
 /// Segments for one new file.
 struct Output {
+    /// Drawn before anything runs, so that names do not depend on what is faster.
+    ulid: u128,
     key: LaneKey,
     segments: Vec<SegmentView>,
+}
+
+/// What one new file took.
+#[derive(Default)]
+struct Written {
+    read_bytes: u64,
+    written_bytes: u64,
 }
 
 /// Where the bytes of an output go.
@@ -61,19 +73,33 @@ impl Reclaimer {
             (segments, plan.copy.iter().filter_map(|file| state.file(file)).collect())
         };
         segments.append(&mut self.old_inline_segments());
-        for output in outputs(&self.parts, segments) {
-            if stop.is_cancelled() || self.pressure.is_high() {
-                break;
+        let mut waiting = outputs(&self.parts, segments).into_iter();
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < OUTPUTS_AT_ONCE
+                && !stop.is_cancelled()
+                && !self.pressure.is_high()
+                && let Some(output) = waiting.next()
+            {
+                running.push(write(self.parts.clone(), output));
             }
-            match self.write(output, round).await {
-                Ok(()) => {}
-                Err(ReclaimError::Corrupt { segment, file }) => {
+            match running.next().await {
+                None => break,
+                Some(Ok(written)) => {
+                    round.read_bytes += written.read_bytes;
+                    round.written_bytes += written.written_bytes;
+                }
+                Some(Err(ReclaimError::Corrupt { segment, file })) => {
                     self.parts.metrics.corrupt_reads.inc();
                     let error = ReclaimError::Corrupt { segment, file: file.clone() };
                     tracing::error!(error = crate::error::chain(&error), "a file cannot be reclaimed");
                     self.damaged.insert(file);
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => {
+                    // The others are seen through: what they have written is not written in vain.
+                    while running.next().await.is_some() {}
+                    return Err(error);
+                }
             }
         }
         let state = self.parts.catalog.view();
@@ -114,29 +140,28 @@ impl Reclaimer {
         let bytes = |group: &[SegmentView]| group.iter().map(|view| view.record.location.len()).sum::<u64>();
         groups.into_values().filter(|group| crowded || bytes(group) >= INLINE_GROUP_BYTES_MIN).flatten().collect()
     }
+}
 
-    /// Writes one new file and moves the segments into it.
-    async fn write(&mut self, output: Output, round: &mut Round) -> Result<(), ReclaimError> {
-        let parts = self.parts.clone();
-        let ulid = parts.entropy.ulid();
-        let file = name_file(&parts, &output.key.lane, ulid).await?;
-        parts.metrics.files_created.inc();
-        let (segments, len) = match copy(&parts, &file, ulid, &output.segments, round).await {
-            Ok(copied) => copied,
-            Err(error) => {
-                // It holds nothing, so it is deleted like any file that nobody needs.
-                parts.catalog.execute(Command::CloseFile(file, 0)).await?;
-                return Err(error);
-            }
-        };
-        let file = StoreFile { id: file, lane: output.key.lane, len, closes: true, upload: None };
-        let moved = parts.catalog.execute(Command::Move(Move { file, segments })).await?;
-        if let Outcome::Moved(_, bytes) = moved {
-            round.written_bytes += bytes;
-            parts.metrics.reclaim_bytes.with_label_values(&["written"]).inc_by(bytes);
+/// Writes one new file and moves the segments into it.
+async fn write(parts: MergerParts, output: Output) -> Result<Written, ReclaimError> {
+    let file = name_file(&parts, &output.key.lane, output.ulid).await?;
+    parts.metrics.files_created.inc();
+    let mut written = Written::default();
+    let (segments, len) = match copy(&parts, &file, &output, &mut written).await {
+        Ok(copied) => copied,
+        Err(error) => {
+            // It holds nothing, so it is deleted like any file that nobody needs.
+            parts.catalog.execute(Command::CloseFile(file, 0)).await?;
+            return Err(error);
         }
-        Ok(())
+    };
+    let file = StoreFile { id: file, lane: output.key.lane, len, closes: true, upload: None };
+    let moved = parts.catalog.execute(Command::Move(Move { file, segments })).await?;
+    if let Outcome::Moved(_, bytes) = moved {
+        written.written_bytes = bytes;
+        parts.metrics.reclaim_bytes.with_label_values(&["written"]).inc_by(bytes);
     }
+    Ok(written)
 }
 
 /// Cuts segments into new files: each of one lane, of at most the largest size of a file, and of as many subtasks as may
@@ -144,7 +169,7 @@ impl Reclaimer {
 fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
     let merging = &parts.settings.merging;
     // Half of the memory for bodies is left to writers, and a file of an object store is held whole.
-    let bytes_max = merging.file_bytes_max.min(parts.budget.total() / 2).max(1);
+    let bytes_max = merging.file_bytes_max.min(parts.budget.total() / 2 / OUTPUTS_AT_ONCE as u64).max(1);
     let mut by_lane: BTreeMap<LaneKey, Vec<SegmentView>> = BTreeMap::new();
     segments.into_iter().for_each(|view| by_lane.entry(key_of(parts, &view.record)).or_default().push(view));
     let mut outputs = vec![];
@@ -160,14 +185,18 @@ fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
                 .is_some_and(|subtask| subtasks.len() >= merging.subtasks_per_file_max && !subtasks.contains(subtask));
             let full = bytes + len > bytes_max || current.len() >= OUTPUT_SEGMENTS_MAX;
             if !current.is_empty() && (full || crowded) {
-                outputs.push(Output { key: key.clone(), segments: std::mem::take(&mut current) });
+                outputs.push(Output {
+                    ulid: parts.entropy.ulid(),
+                    key: key.clone(),
+                    segments: std::mem::take(&mut current),
+                });
                 (bytes, subtasks) = (0, BTreeSet::new());
             }
             bytes += len;
             subtasks.extend(subtask);
             current.push(view);
         }
-        outputs.push(Output { key, segments: current });
+        outputs.push(Output { ulid: parts.entropy.ulid(), key, segments: current });
     }
     outputs
 }
@@ -192,12 +221,12 @@ fn key_of(parts: &MergerParts, record: &SegmentRecord) -> LaneKey {
 async fn copy(
     parts: &MergerParts,
     file: &PhysicalFileId,
-    ulid: u128,
-    segments: &[SegmentView],
-    round: &mut Round,
+    output: &Output,
+    done: &mut Written,
 ) -> Result<(Vec<Moved>, u64), ReclaimError> {
+    let Output { ulid, segments, .. } = output;
     let bytes: u64 = segments.iter().map(|view| view.record.location.len()).sum();
-    let header = header_of(parts, ulid);
+    let header = header_of(parts, *ulid);
     let (mut sink, _paid) = match &parts.store {
         DataStore::Local(store) => {
             let mut file = store.create(file).await?;
@@ -214,7 +243,7 @@ async fn copy(
             Sink::Object(_) => None,
         };
         let mut written = vec![];
-        for (view, data) in read(parts, run, round).await? {
+        for (view, data) in read(parts, run, done).await? {
             let index = entries.len() as u32;
             written.push(Bytes::copy_from_slice(&format::encode_frame(
                 index,
@@ -234,9 +263,10 @@ async fn copy(
         }
         drop(paid);
         let rate = parts.settings.reclaim.copied_bytes_per_second_max.max(1);
-        tokio::time::sleep(Duration::from_secs_f64(span as f64 / rate as f64)).await;
+        let slowed = (span * OUTPUTS_AT_ONCE as u64) as f64 / rate as f64;
+        tokio::time::sleep(Duration::from_secs_f64(slowed)).await;
     }
-    let end = format::encode_end(&entries, at, ulid);
+    let end = format::encode_end(&entries, at, *ulid);
     let len = at + end.len() as u64;
     match (sink, &parts.store) {
         (Sink::Local(mut file), _) => drop(file.append(vec![end]).await?),
@@ -297,7 +327,7 @@ fn runs(segments: &[SegmentView]) -> impl Iterator<Item = &[SegmentView]> {
 async fn read<'a>(
     parts: &MergerParts,
     run: &'a [SegmentView],
-    round: &mut Round,
+    done: &mut Written,
 ) -> Result<Vec<(&'a SegmentView, Bytes)>, ReclaimError> {
     let mut found = vec![];
     match (run.first().map(|view| &view.record.location), run.last().map(|view| &view.record.location)) {
@@ -311,7 +341,7 @@ async fn read<'a>(
                 parts.store.distrust(&first.file);
                 return Err(ReclaimError::Corrupt { segment, file: first.file.clone() });
             }
-            round.read_bytes += bytes.len() as u64;
+            done.read_bytes += bytes.len() as u64;
             parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(bytes.len() as u64);
             found.extend(cut(run, first, &bytes));
         }

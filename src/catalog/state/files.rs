@@ -70,19 +70,20 @@ impl State {
         {
             *durable_len = file.len;
             if file.closes {
-                self.close_file(&file.id, file.len, at);
+                self.close_file(&file.id, file.len, Forgotten::Died, at);
             }
         }
     }
 
-    pub(super) fn close_file(&mut self, file: &PhysicalFileId, len: u64, at: Millis) {
+    /// A file takes no more. `why` it is forgotten, if nothing lives in it.
+    pub(super) fn close_file(&mut self, file: &PhysicalFileId, len: u64, why: Forgotten, at: Millis) {
         let Some(entry) = self.files.get_mut(file) else { return };
         if let FileState::Open { len: before, .. } = entry.record.state {
             entry.record.state = FileState::Closed { len };
             entry.record.upload = None;
             self.space.physical_bytes = self.space.physical_bytes + len - before;
             self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
-            self.forget_if_dead(file, Forgotten::Died, at);
+            self.forget_if_dead(file, why, at);
         }
     }
 
@@ -147,7 +148,7 @@ impl State {
             }
             left.extend(from.file().cloned());
         }
-        self.close_file(&file.id, file.len, at);
+        self.close_file(&file.id, file.len, Forgotten::Died, at);
         left.iter().for_each(|file| self.forget_if_dead(file, Forgotten::Moved, at));
         (count, bytes)
     }

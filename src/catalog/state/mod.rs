@@ -32,7 +32,8 @@ pub use views::{
 
 use super::command::{Command, Outcome, Refusal, StoreToken};
 use super::record::{
-    BucketRecord, CheckpointRecord, FileRecord, JobRecord, Mutation, ObjectRecord, SegmentRecord, UploadRecord,
+    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, SegmentRecord,
+    UploadRecord,
 };
 use crate::model::{CheckpointId, IdempotencyKey, JobId, Millis, PhysicalFileId, SegmentId};
 
@@ -122,12 +123,15 @@ impl State {
                 let (token, answers) = self.store(store, at);
                 return Ok(Outcome::Stored(token, answers));
             }
-            Command::CloseFile(file, len) => self.close_file(&file, len, at),
+            Command::CloseFile(file, len) => {
+                let why = if len == 0 { Forgotten::GivenUp } else { Forgotten::Died };
+                self.close_file(&file, len, why, at);
+            }
             Command::Move(moved) => {
                 let (segments, bytes) = self.move_segments(moved, at);
                 return Ok(Outcome::Moved(segments, bytes));
             }
-            Command::FilePunched(file, holes) => self.file_punched(&file, holes),
+            Command::FilesPunched(files) => files.iter().for_each(|(file, holes)| self.file_punched(file, *holes)),
             Command::FilesDeleted(files) => files.iter().for_each(|file| self.file_deleted(file)),
             Command::CreateBucket(bucket) => self.create_bucket(bucket, at)?,
             Command::DeleteBucket(bucket) => self.delete_bucket(&bucket)?,

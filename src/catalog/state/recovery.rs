@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{BucketEntry, FileEntry, State, Version};
 use crate::catalog::record::{
-    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Holder, JobRecord, ObjectSlot, RecordError, RecordKey,
-    SegmentRecord, UploadRecord,
+    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, RecordError,
+    RecordKey, SegmentRecord, UploadRecord,
 };
 use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
 
@@ -94,7 +94,7 @@ impl State {
         for id in lost {
             self.free_segment(id, at);
         }
-        self.close_file(file, len, at);
+        self.close_file(file, len, Forgotten::GivenUp, at);
     }
 
     /// Ends loading: objects fall back to the version before one that was lost, and holders are counted anew.

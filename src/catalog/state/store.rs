@@ -2,7 +2,7 @@
 
 use super::{InFlight, State};
 use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreToken, Stored};
-use crate::catalog::record::{Holder, Mutation, RecordKey, SegmentRecord};
+use crate::catalog::record::{Forgotten, Holder, Mutation, RecordKey, SegmentRecord};
 use crate::model::{CheckpointId, Handle, IdempotencyKey, Millis, SegmentId};
 
 impl State {
@@ -147,7 +147,7 @@ impl State {
             self.free_segment(id, at);
         }
         if let Some(file) = in_flight.file {
-            self.close_file(&file.id, file.len, at);
+            self.close_file(&file.id, file.len, Forgotten::GivenUp, at);
         }
     }
 }

@@ -430,7 +430,7 @@ impl Teller<'_> {
         };
         let holes: u64 = file.holes.iter().filter(|hole| !lives(hole)).map(|hole| hole.end - hole.start).sum();
         if holes > 0 {
-            self.apply(Command::FilePunched(file.id.clone(), holes), self.now);
+            self.apply(Command::FilesPunched(vec![(file.id.clone(), holes)]), self.now);
         }
     }
 
