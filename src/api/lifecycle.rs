@@ -22,12 +22,14 @@ const REFERENCE_BYTES_MAX: usize = 512;
 /// Discards a savepoint: frees its segments. Nothing happens if there is none.
 #[utoipa::path(delete, path = "/v1/jobs/{job}/checkpoints/{checkpoint}",
     params(("job" = String, Path), ("checkpoint" = u64, Path)), responses(
-    (status = 204), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+    (status = 204), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn discard_savepoint(
     State(native): State<Native>,
     Path((job, checkpoint)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    native.catalog.execute(Command::DiscardSavepoint(job_of(&job)?, checkpoint.parse()?)).await?;
+    let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
+    native.catalog.execute(Command::DiscardSavepoint(job.clone(), id)).await?;
+    native.merger.checkpoint_barrier(&job, id);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -75,6 +77,12 @@ pub async fn restore_job(
 ) -> Result<Json<RestoredJob>, ApiError> {
     let job = job_of(&job)?;
     let RestoreJob { from, checkpoint, mode } = json(request, 64 << 10).await?;
+    // The job that goes on is made where there is none: what is not known is where it should go on from.
+    let of_from = from.is_some();
+    let unknown = |error: ApiError| match error.field {
+        Some("job") if of_from => ApiError { field: Some("from"), ..error },
+        _ => error,
+    };
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     let claim = match mode.as_deref() {
         None | Some("claim") => Claim::Claim,
@@ -85,11 +93,14 @@ pub async fn restore_job(
     };
     let checkpoint = match checkpoint {
         Some(number) => CheckpointId(number),
-        None => super::native::latest_completed(&native.catalog, &from)?.0,
+        None => latest_of(&native, &job, &from, claim).map_err(unknown)?,
     };
     let restore = Restore { job: job.clone(), from: from.clone(), checkpoint, claim };
-    native.catalog.execute(Command::Restore(restore)).await?;
+    native.catalog.execute(Command::Restore(restore)).await.map_err(|error| unknown(error.into()))?;
     native.merger.close_job(&job);
+    if claim == Claim::Claim {
+        native.merger.close_job(&from);
+    }
     let owner = if claim == Claim::Claim { job } else { from };
     let mut parts = native.catalog.view().checkpoint_segments(&owner, checkpoint);
     parts.sort_unstable();
@@ -98,6 +109,17 @@ pub async fn restore_job(
         parts.iter().filter_map(|part| state.segment(part.id).as_ref().map(ListedSegment::from)).collect()
     };
     Ok(Json(RestoredJob { job: owner.to_string(), checkpoint: checkpoint.0, segments }))
+}
+
+/// The newest checkpoint of `from` that completed. If `job` has claimed that before, its answer was lost.
+fn latest_of(native: &Native, job: &JobId, from: &JobId, claim: Claim) -> Result<CheckpointId, ApiError> {
+    let latest = super::native::latest_completed(&native.catalog, from).map(|(id, _)| id);
+    let claimed = (claim == Claim::Claim).then(|| native.catalog.view().claimed_from(job, from)).flatten();
+    match (latest, claimed) {
+        (Ok(latest), claimed) => Ok(claimed.map_or(latest, |claimed| claimed.max(latest))),
+        (Err(_), Some(claimed)) => Ok(claimed),
+        (Err(error), None) => Err(error),
+    }
 }
 
 /// Says that a job has ended. Its retention mode says whether its completed checkpoints are kept; savepoints are, always.

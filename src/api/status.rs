@@ -93,12 +93,16 @@ impl From<InvalidHandle> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let field = match &refusal {
-            Refusal::UnknownJob(_) => Some("job"),
+            Refusal::UnknownJob(_) | Refusal::JobEnded(_) => Some("job"),
             Refusal::NoSuchBucket(_) => Some("bucket"),
             Refusal::UnknownCheckpoint(..)
             | Refusal::CheckpointAborted(..)
             | Refusal::CheckpointSubsumed(..)
-            | Refusal::CheckpointCompleted(..) => Some("checkpoint"),
+            | Refusal::CheckpointCompleted(..)
+            | Refusal::CheckpointExists(..)
+            | Refusal::CheckpointIncomplete(..)
+            | Refusal::CheckpointKind(..)
+            | Refusal::NewerCheckpoint(..) => Some("checkpoint"),
             Refusal::KeyReused(_) | Refusal::KeyInFlight(_) => Some("idempotency-key"),
             _ => None,
         };

@@ -4,7 +4,9 @@
 //! task takes [`Command`]s in the order of their arrival, applies what has collected, and writes all that as one
 //! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
 //! So commands that arrive while a batch is being synced share the next one. On an object store, where a batch is a
-//! request, those that store nothing wait some milliseconds for each other.
+//! request, those that store nothing wait some milliseconds for each other. A command that changes more than the journal
+//! takes at once, such as a claim of a million segments, is written in pieces: [`state`] orders its changes so that after a
+//! crash between them the same command, sent again, does the rest.
 //!
 //! # What may be read, and when
 //! - New things become visible by [`Catalog::confirm`], which is called when their commit and their bytes are durable.
@@ -51,6 +53,8 @@ const COMMANDS_MAX: usize = 4096;
 const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes after which a batch takes no more commands; with one more command the journal still takes it.
 const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Bytes that are written to the journal at once; it takes 64 MiB.
+const PIECE_BYTES_MAX: usize = 48 << 20;
 /// Batches that may wait for durability.
 const BATCHES_IN_FLIGHT_MAX: usize = 64;
 
@@ -330,21 +334,72 @@ impl Shared {
     }
 
     /// Applies requests in order; what they changed, and what confirmations changed since, is one batch.
-    fn apply(&self, requests: &mut Vec<Request>) -> (u64, Vec<record::Mutation>, Vec<Answer>) {
+    fn apply(&self, requests: &mut Vec<Request>) -> (u64, Pieces, Vec<Answer>) {
         let number = self.applied.load(Ordering::Relaxed) + 1;
         let now = self.clock.now();
         let mut state = self.state.write();
         let mut answers = Vec::with_capacity(requests.len());
+        let mut pieces = Pieces::default();
+        pieces.add(state.take_mutations());
         for Request { command, settle, reply } in requests.drain(..) {
             if let Some(Command::DeleteObjects(bucket, objects)) = &command {
                 let mut deleting = self.deleting.lock();
                 deleting.extend(objects.iter().map(|object| ((bucket.clone(), object.key.clone()), number)));
             }
             let outcome = command.map_or(Ok(Outcome::Done), |command| state.apply(command, now));
+            pieces.add(state.take_mutations());
             answers.push(Answer { outcome, settle, reply });
         }
         self.applied.store(number, Ordering::Relaxed);
-        (number, state.take_mutations(), answers)
+        (number, pieces, answers)
+    }
+
+    /// Writes the pieces of a batch in order. Returns the commit of the last one, with which all are durable.
+    async fn write(&self, pieces: Pieces, haste: Haste) -> Result<Option<Commit>, JournalError> {
+        let mut commit = None;
+        for piece in pieces.all {
+            commit = Some(self.journal.write(piece, haste).await?);
+        }
+        Ok(commit)
+    }
+}
+
+/// The changes of a batch. Those of one command stand in one piece, unless they are more than a piece takes.
+#[derive(Default)]
+struct Pieces {
+    all: Vec<Vec<record::Mutation>>,
+    /// Bytes of the last piece.
+    bytes: usize,
+}
+
+impl Pieces {
+    fn add(&mut self, mutations: Vec<record::Mutation>) {
+        let bytes: usize = mutations.iter().map(record::Mutation::weight).sum();
+        if self.bytes + bytes <= PIECE_BYTES_MAX {
+            self.append(mutations, bytes);
+            return;
+        }
+        self.bytes = PIECE_BYTES_MAX;
+        for mutation in mutations {
+            let len = mutation.weight();
+            self.append(vec![mutation], len);
+        }
+    }
+
+    fn append(&mut self, mutations: Vec<record::Mutation>, bytes: usize) {
+        if mutations.is_empty() {
+            return;
+        }
+        match self.all.last_mut() {
+            Some(last) if self.bytes + bytes <= PIECE_BYTES_MAX => {
+                last.extend(mutations);
+                self.bytes += bytes;
+            }
+            _ => {
+                self.all.push(mutations);
+                self.bytes = bytes;
+            }
+        }
     }
 }
 
@@ -370,18 +425,14 @@ async fn own(
             continue;
         }
         let haste = haste(&requests);
-        let (number, mutations, answers) = shared.apply(&mut requests);
-        let commit = if mutations.is_empty() {
-            None
-        } else {
-            commits.inc();
-            match shared.journal.write(mutations, haste).await {
-                Ok(commit) => Some(commit),
-                Err(error) => {
-                    let error = shared.lose(error);
-                    answers.into_iter().for_each(|answer| drop(answer.reply.send(Err(error.clone()))));
-                    continue;
-                }
+        let (number, pieces, answers) = shared.apply(&mut requests);
+        commits.inc_by(pieces.all.len() as u64);
+        let commit = match shared.write(pieces, haste).await {
+            Ok(commit) => commit,
+            Err(error) => {
+                let error = shared.lose(error);
+                answers.into_iter().for_each(|answer| drop(answer.reply.send(Err(error.clone()))));
+                continue;
             }
         };
         if batches.send(Batch { number, commit, answers }).await.is_err() {
@@ -499,5 +550,47 @@ mod tests {
 
         assert!(stored.iter().flatten().all(Result::is_ok));
         assert_eq!(catalog.inline_data(SegmentId(99)).await.unwrap().map(|data| data.len()), Some(1 << 20));
+    }
+
+    /// Segments whose records are large: as many small ones would take minutes.
+    fn large_records(numbers: std::ops::Range<u128>, job: &JobId) -> Store {
+        let mut store = Store { file: None, items: vec![] };
+        for number in numbers {
+            let mut item = a_megabyte(number, job).items.remove(0);
+            let segment = &mut item.segments[0];
+            segment.location = Location::Inline { len: 1 };
+            segment.inline = Some(Bytes::from_static(b"x"));
+            segment.crc = SegmentCrc { whole: 1, blocks: vec![u32::MAX; 20_000] };
+            store.items.push(item);
+        }
+        store
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_command_that_changes_more_than_the_journal_takes_at_once_is_written_in_pieces() {
+        let store: Arc<InMemory> = Arc::default();
+        let placement = || Placement::Object { store: store.clone(), prefix: Path::from("catalog") };
+        let visit = |_, _| Ok::<(), std::convert::Infallible>(());
+        let journal = Journal::open(placement(), JournalSettings::default(), visit).await.unwrap();
+        let tasks = TaskGroup::new(CancellationToken::new());
+        let catalog = Catalog::start(State::default(), journal, Clock::System, &Metrics::new(), &tasks);
+        let (old, new): (JobId, JobId) = ("old".parse().unwrap(), "new".parse().unwrap());
+        catalog.execute(Command::CreateJob(old.clone())).await.unwrap();
+        for from in (0..1000).step_by(50) {
+            catalog.store(large_records(from..from + 50, &old)).await.unwrap();
+        }
+        catalog.execute(Command::CompleteCheckpoint(old.clone(), CheckpointId(1))).await.unwrap();
+
+        let claim = command::Claim::Claim;
+        let restore = command::Restore { job: new.clone(), from: old, checkpoint: CheckpointId(1), claim };
+        catalog.execute(Command::Restore(restore)).await.unwrap();
+
+        catalog.close().await.unwrap();
+        let mut state = State::default();
+        Journal::open(placement(), JournalSettings::default(), |key, value: Bytes| state.load(&key, &value))
+            .await
+            .unwrap();
+        assert_eq!(state.check(), Vec::<String>::new());
+        assert_eq!(state.checkpoint_segments(&new, CheckpointId(1)).len(), 1000);
     }
 }

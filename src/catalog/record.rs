@@ -13,8 +13,8 @@
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Version 1 had no lane,
-//! holes and upload in a file, no reason in [`FileState::Forgotten`], no end in a job and no kind in a checkpoint; it is
-//! still read.
+//! holes and upload in a file, no reason in [`FileState::Forgotten`], no end in a job, and in a checkpoint no kind and
+//! no word of where it was claimed from; it is still read.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -42,6 +42,16 @@ pub enum Mutation {
         /// Its key.
         key: Bytes,
     },
+}
+
+impl Mutation {
+    /// Bytes of the key and the value.
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
 }
 
 /// Why a record could not be read.
@@ -247,6 +257,8 @@ pub struct CheckpointRecord {
     pub ended: Option<Millis>,
     /// Whose it is.
     pub kind: CheckpointKind,
+    /// The job that it was claimed from.
+    pub claimed_from: Option<JobId>,
 }
 
 /// The life of a checkpoint.
@@ -490,7 +502,7 @@ impl Record for JobRecord {
 impl Record for CheckpointRecord {
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
         let (state, begun, ended) = postcard::from_bytes(body)?;
-        Ok(Self { state, begun, ended, kind: CheckpointKind::Checkpoint })
+        Ok(Self { state, begun, ended, kind: CheckpointKind::Checkpoint, claimed_from: None })
     }
 }
 
@@ -552,8 +564,8 @@ mod tests {
         let job = JobRecord { created: Millis(4), subsumed: Some(CheckpointId(2)), ended: None };
         assert_eq!(sample::<JobRecord>("01040102"), job);
         let kind = CheckpointKind::Checkpoint;
-        let checkpoint =
-            CheckpointRecord { state: CheckpointState::Completed, begun: Millis(1), ended: Some(Millis(2)), kind };
+        let state = CheckpointState::Completed;
+        let checkpoint = CheckpointRecord { state, begun: Millis(1), ended: Some(Millis(2)), kind, claimed_from: None };
         assert_eq!(sample::<CheckpointRecord>("0101010102"), checkpoint);
     }
 
@@ -564,16 +576,21 @@ mod tests {
         let state = FileState::Forgotten { len: 5, since: Millis(7), why: Forgotten::Died };
         let file = FileRecord { state, created: Millis(9), lane: Some(lane), holes: 3, upload: Some("u".into()) };
         let job = JobRecord { created: Millis(4), subsumed: None, ended: Some((JobEnd::Failed, Millis(6))) };
-        let kind = CheckpointKind::Savepoint;
-        let checkpoint = CheckpointRecord { state: CheckpointState::Pending, begun: Millis(1), ended: None, kind };
+        let checkpoint = CheckpointRecord {
+            state: CheckpointState::Pending,
+            begun: Millis(1),
+            ended: None,
+            kind: CheckpointKind::Savepoint,
+            claimed_from: Some("j".parse().unwrap()),
+        };
 
         assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0202050700090101016a000203010175");
-        assert_eq!(bytes_of(&RecordKey::Job("j".parse().unwrap()).put(&job)), "02040001020 6".replace(' ', ""));
-        assert_eq!(bytes_of(&RecordKey::Upload("x".into()).put(&checkpoint)), "0200010001");
+        assert_eq!(bytes_of(&RecordKey::Job("j".parse().unwrap()).put(&job)), "020400010206");
+        assert_eq!(bytes_of(&RecordKey::Upload("x".into()).put(&checkpoint)), "020001000101016a");
         assert_eq!(sample::<FileRecord>("0202050700090101016a000203010175"), file);
     }
 
-    /// The stored samples of both versions, which are alike.
+    /// The stored samples of all versions, which are alike.
     #[test]
     fn a_segment_record_reads_as_it_did() {
         let record = SegmentRecord {

@@ -156,7 +156,7 @@ pub struct Reclaimer {
     parts: MergerParts,
     leases: Leases,
     pressure: Pressure,
-    /// None where holes cannot be punched.
+    /// None where holes are not punched.
     punched: Option<Punched>,
     /// Files that cannot be read whole; a copy would lose what is left of them.
     damaged: HashSet<PhysicalFileId>,
@@ -166,8 +166,8 @@ pub struct Reclaimer {
 impl Reclaimer {
     /// One for the daemon; `leases` are those of its readers.
     pub fn new(parts: MergerParts, leases: Leases) -> Self {
-        let can_punch = matches!(parts.store, DataStore::Local(_)) && parts.settings.reclaim.punch_holes;
-        let punched = can_punch.then(Punched::default);
+        let local = matches!(parts.store, DataStore::Local(_));
+        let punched = punches(&parts.settings, local).then(Punched::default);
         let pressure = Pressure::new(parts.metrics.clone(), parts.budget.clone(), Arc::clone(&parts.pace));
         Self { parts, leases, pressure, punched, damaged: HashSet::new(), above_since: None }
     }
@@ -240,6 +240,12 @@ impl Reclaimer {
     }
 }
 
+/// Whether dead ranges are given back where they are. One that only advises changes no file, so what is worth storing
+/// again is worth advice also where it could be punched.
+fn punches(settings: &Settings, local: bool) -> bool {
+    local && settings.reclaim.punch_holes && settings.reclaim.mode != ReclaimMode::Advise
+}
+
 /// What the next round of a daemon with these settings would do to `state`, for `--dry-run`.
 pub fn preview(
     state: &crate::catalog::state::State,
@@ -248,8 +254,7 @@ pub fn preview(
     at: crate::model::Millis,
 ) -> Plan {
     let punched = Punched::default();
-    let can_punch = local && settings.reclaim.punch_holes;
-    let candidates = survey::candidates(state, can_punch.then_some(&punched), at);
+    let candidates = survey::candidates(state, punches(settings, local).then_some(&punched), at);
     plan(&candidates, &survey::limits(settings), &survey::prices(local))
 }
 

@@ -1,18 +1,19 @@
 //! Writers at the native door: a job with a few workers that put segments, and a coordinator that completes, aborts and
-//! subsumes checkpoints beside them.
+//! subsumes checkpoints beside them, uses segments of completed ones again, begins and discards savepoints, and restores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker::api::wire::{BatchAnswer, BatchHead, ListedSegment, PutParams, SegmentInfo};
-use esker::catalog::record::CheckpointState;
+use esker::api::wire::{BatchAnswer, BatchHead, ListedSegment, PutParams, RestoreJob, RestoredJob, SegmentInfo};
+use esker::catalog::record::{CheckpointKind, CheckpointState};
 use esker::client::{Client, ClientError};
 use http::StatusCode;
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::IteratorRandom;
 
 use crate::plan::any_len;
 use crate::support::pattern;
@@ -30,6 +31,18 @@ pub struct Sent {
     round: u32,
     /// Its handle, once it was answered or seen; none while nobody knows whether it is there.
     handle: Option<String>,
+    /// The last checkpoint that uses it: the one that was answered, and the one that was asked for.
+    used: (u64, u64),
+}
+
+/// What is known of a savepoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Savepoint {
+    /// It was begun, and nobody asked to discard it.
+    Begun,
+    /// Its begin or its discarding was not answered.
+    InDoubt,
+    Discarded,
 }
 
 /// What a job's writers know.
@@ -43,8 +56,43 @@ pub struct Job {
     states: BTreeMap<u64, Vec<CheckpointState>>,
     /// Checkpoints up to here may be subsumed: those that were answered, and those that were asked for.
     subsumed: (Option<u64>, Option<u64>),
+    savepoints: BTreeMap<u64, Savepoint>,
+    /// Savepoints of earlier rounds: nobody writes for them any more.
+    old_savepoints: BTreeSet<u64>,
+    /// A restore was asked for while this was the newest checkpoint: those that had not completed may be aborted.
+    restored: u64,
     answered: u64,
     settled: u64,
+    reused: u64,
+    discarded: u64,
+    restores: u64,
+}
+
+/// The checkpoints that are there, and what that means for segments.
+struct Known {
+    found: BTreeMap<u64, CheckpointState>,
+    savepoints: BTreeSet<u64>,
+    subsumed: Option<u64>,
+}
+
+impl Known {
+    /// Whether a segment that the last checkpoint to use it was `used` lives.
+    fn lives(&self, sent: &Sent, used: u64) -> bool {
+        let state = self.found.get(&sent.checkpoint);
+        let aborted = state == Some(&CheckpointState::Aborted);
+        if self.savepoints.contains(&sent.checkpoint) {
+            return state.is_some() && !aborted;
+        }
+        Some(used) > self.subsumed && !(aborted && used == sent.checkpoint)
+    }
+
+    fn must_live(&self, sent: &Sent) -> bool {
+        self.lives(sent, sent.used.0)
+    }
+
+    fn may_live(&self, sent: &Sent) -> bool {
+        self.lives(sent, sent.used.1)
+    }
 }
 
 /// Puts segments until the daemon ends.
@@ -66,13 +114,25 @@ impl Job {
             current: Arc::new(AtomicU64::new(1)),
             states: BTreeMap::new(),
             subsumed: (None, None),
+            savepoints: BTreeMap::new(),
+            old_savepoints: BTreeSet::new(),
+            restored: 0,
             answered: 0,
             settled: 0,
+            reused: 0,
+            discarded: 0,
+            restores: 0,
         }
     }
 
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
-        vec![("segments answered", self.answered), ("segments in doubt and settled", self.settled)]
+        vec![
+            ("segments answered", self.answered),
+            ("segments in doubt and settled", self.settled),
+            ("segments reused", self.reused),
+            ("savepoints discarded", self.discarded),
+            ("restores of jobs", self.restores),
+        ]
     }
 
     pub fn putter(&self, round: Round, number: u64, rng: StdRng) -> Putter {
@@ -92,10 +152,14 @@ impl Job {
         loop {
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..120))).await;
             let n = self.current.load(Ordering::SeqCst);
-            let ended = match rng.random_range(0..10) {
+            let ended = match rng.random_range(0..16) {
                 0..5 => self.end(n, CheckpointState::Completed, client.complete(&self.id, n).await),
                 5..7 => self.end(n, CheckpointState::Aborted, client.abort(&self.id, n).await),
                 7 => self.subsume(n.saturating_sub(rng.random_range(1..6)), &client).await,
+                8..12 => self.reuse(n, &client, &mut rng).await,
+                12 => self.begin_savepoint(n + 1, &client).await,
+                13 => self.discard(&client, &mut rng).await,
+                14 => self.restore(n, &client).await.map(drop),
                 _ => client.begin(&self.id, n).await,
             };
             match ended {
@@ -130,32 +194,104 @@ impl Job {
         answer
     }
 
+    /// A checkpoint uses segments of completed ones again.
+    async fn reuse(&mut self, n: u64, client: &Client, rng: &mut StdRng) -> Result<(), ClientError> {
+        let completed = [CheckpointState::Completed];
+        let usable = |sent: &&mut Sent| {
+            let of_checkpoint = !self.savepoints.contains_key(&sent.checkpoint);
+            let done = self.states.get(&sent.checkpoint).is_some_and(|allowed| *allowed == completed);
+            sent.handle.is_some() && of_checkpoint && done && Some(sent.used.0) > self.subsumed.1
+        };
+        let mut chosen = self.sent.values_mut().filter(usable).choose_multiple(rng, 20);
+        let handles = chosen.iter().filter_map(|sent| sent.handle.clone()).collect();
+        let answer = client.reuse(&self.id, n, handles).await;
+        if !matches!(answer, Err(ClientError::Refused { .. })) {
+            chosen.iter_mut().for_each(|sent| sent.used.1 = sent.used.1.max(n));
+        }
+        let answer = answer?;
+        assert_eq!(answer.refused, Vec::<String>::new(), "what lives can be used again");
+        self.reused += answer.reused;
+        chosen.iter_mut().for_each(|sent| sent.used.0 = sent.used.0.max(n));
+        Ok(())
+    }
+
+    /// From now on segments are written for a savepoint.
+    async fn begin_savepoint(&mut self, n: u64, client: &Client) -> Result<(), ClientError> {
+        let answer = client.begin_savepoint(&self.id, n).await;
+        match &answer {
+            Ok(()) => {
+                self.savepoints.insert(n, Savepoint::Begun);
+                self.current.store(n, Ordering::SeqCst);
+            }
+            Err(ClientError::Refused { .. }) => {}
+            Err(_) => drop(self.savepoints.insert(n, Savepoint::InDoubt)),
+        }
+        answer
+    }
+
+    async fn discard(&mut self, client: &Client, rng: &mut StdRng) -> Result<(), ClientError> {
+        let Some(n) = self.old_savepoints.iter().copied().choose(rng) else { return Ok(()) };
+        let answer = client.discard_savepoint(&self.id, n).await;
+        self.old_savepoints.remove(&n);
+        match &answer {
+            Ok(()) => {
+                self.discarded += 1;
+                self.savepoints.insert(n, Savepoint::Discarded);
+            }
+            Err(_) => drop(self.savepoints.insert(n, Savepoint::InDoubt)),
+        }
+        answer
+    }
+
+    /// The job goes on from its newest completed checkpoint. What had not completed is aborted.
+    async fn restore(&mut self, n: u64, client: &Client) -> Result<RestoredJob, ClientError> {
+        let answer = client.restore_job(&self.id, &RestoreJob { from: None, checkpoint: None, mode: None }).await;
+        if !matches!(answer, Err(ClientError::Refused { .. })) {
+            self.restored = self.restored.max(n + 1);
+        }
+        if answer.is_ok() {
+            self.restores += 1;
+            self.current.store(n + 2, Ordering::SeqCst);
+        }
+        answer
+    }
+
     /// Compares the job in the daemon with what is known, and settles what is not.
     pub async fn check(&mut self, round: &Round, look: Look, mut rng: StdRng) {
         let client = client(round);
         client.create_job(&self.id).await.unwrap();
-        let alive = self.check_checkpoints(&client).await;
+        let n = self.current.load(Ordering::SeqCst);
+        let restored = if rng.random_bool(0.3) { self.restore(n, &client).await.ok() } else { None };
+        let known = self.check_checkpoints(&client).await;
         let listed = list(&client, &self.id).await;
         for (name, found) in &listed {
             let sent =
                 self.sent.get(name).unwrap_or_else(|| panic!("{name} is there, and was settled as lost or freed"));
             assert_eq!(found.info.len, sent.len as u64, "{name}");
             assert_eq!(found.checkpoint, Some(sent.checkpoint), "{name}");
-            assert!(alive(sent.checkpoint), "{name} lives, its checkpoint does not");
+            assert!(known.may_live(sent), "{name} lives, and nothing that uses it does: {sent:?}");
+        }
+        if let Some(restored) = restored {
+            self.check_restored(&restored, &known, &listed);
         }
         for mut sent in std::mem::take(&mut self.sent).into_values() {
             let in_doubt = sent.handle.is_none();
             let found = listed.get(&sent.name);
             if let Some(found) = found {
                 sent.handle.get_or_insert_with(|| found.info.handle.clone());
-            } else if !in_doubt && alive(sent.checkpoint) {
-                panic!("{} was answered or read, and is gone", sent.name);
+                if !known.must_live(&sent) {
+                    // It was in doubt whether it is used, and is not any more.
+                    sent.used.0 = known.subsumed.map_or(sent.used.0, |subsumed| sent.used.0.max(subsumed + 1));
+                }
+            } else if !in_doubt && known.must_live(&sent) {
+                panic!("{} was answered or read, and is gone: {sent:?}", sent.name);
             }
             if in_doubt {
                 self.settled += 1;
                 repeat(&client, &self.id, &mut sent, found.map(|found| &found.info)).await;
             }
-            if let (Some(handle), true) = (&sent.handle, alive(sent.checkpoint)) {
+            let there = found.is_some() || in_doubt;
+            if let (Some(handle), true) = (&sent.handle, there) {
                 if in_doubt || look.at(sent.round, round.number, &mut rng) {
                     read(&client, &sent, handle, &mut rng).await;
                 }
@@ -164,25 +300,87 @@ impl Job {
         }
     }
 
-    /// Checks that every checkpoint is in a state that it may be in. Returns which ones keep their segments.
-    async fn check_checkpoints(&mut self, client: &Client) -> impl Fn(u64) -> bool + use<> {
+    /// Checks that every checkpoint is in a state that it may be in. Returns which ones there are.
+    async fn check_checkpoints(&mut self, client: &Client) -> Known {
         let jobs = client.jobs().await.unwrap();
         let subsumed = jobs.into_iter().find(|job| job.job == self.id).unwrap().subsumed;
         let (answered, asked) = self.subsumed;
         assert!(answered <= subsumed && subsumed <= asked, "{subsumed:?} is subsumed, {answered:?} was answered");
         self.subsumed = (subsumed, subsumed);
-        let found: BTreeMap<u64, CheckpointState> =
-            client.checkpoints(&self.id).await.unwrap().into_iter().map(|info| (info.checkpoint, info.state)).collect();
-        for (n, allowed) in self.states.range(subsumed.map_or(0, |n| n + 1)..) {
-            let state = found.get(n).copied().unwrap_or(CheckpointState::Pending);
-            assert!(allowed.contains(&state), "checkpoint {n} is {state:?}, not {allowed:?}");
+        let infos = client.checkpoints(&self.id).await.unwrap();
+        let found: BTreeMap<u64, CheckpointState> = infos.iter().map(|info| (info.checkpoint, info.state)).collect();
+        let savepoints: BTreeSet<u64> = infos
+            .iter()
+            .filter(|info| info.kind == CheckpointKind::Savepoint)
+            .map(|info| info.checkpoint)
+            .chain(self.savepoints.keys().copied())
+            .collect();
+        for info in &infos {
+            let is_savepoint = info.kind == CheckpointKind::Savepoint;
+            assert_eq!(is_savepoint, self.savepoints.contains_key(&info.checkpoint), "{info:?}");
+        }
+        for (n, savepoint) in std::mem::take(&mut self.savepoints) {
+            self.check_savepoint(n, savepoint, found.get(&n).copied());
+        }
+        let begun = found.iter().map(|(n, state)| (n, Some(*state)));
+        let ended = self.states.range(subsumed.map_or(0, |n| n + 1)..).map(|(n, _)| (n, found.get(n).copied()));
+        for (n, state) in begun.chain(ended) {
+            if state.is_none() && savepoints.contains(n) {
+                continue;
+            }
+            let state = state.unwrap_or(CheckpointState::Pending);
+            let pending = vec![CheckpointState::Pending];
+            let allowed = self.states.get(n).unwrap_or(&pending);
+            let restored = *n <= self.restored && allowed.contains(&CheckpointState::Pending);
+            let fits = allowed.contains(&state) || restored && state == CheckpointState::Aborted;
+            assert!(fits, "checkpoint {n} is {state:?}, not {allowed:?}");
         }
         self.states = found
             .iter()
             .filter(|(_, state)| **state != CheckpointState::Pending)
             .map(|(n, state)| (*n, vec![*state]))
             .collect();
-        move |n| Some(n) > subsumed && found.get(&n) != Some(&CheckpointState::Aborted)
+        self.old_savepoints = self.savepoints.keys().copied().collect();
+        Known { found, savepoints, subsumed }
+    }
+
+    /// Checks that a savepoint is there if it must be, and remembers it if it is.
+    fn check_savepoint(&mut self, n: u64, known: Savepoint, found: Option<CheckpointState>) {
+        let completed = self.states.get(&n).is_some_and(|allowed| *allowed == [CheckpointState::Completed]);
+        let may_be_dropped = !completed && Some(n) <= self.subsumed.0;
+        match (known, found) {
+            (Savepoint::Discarded, Some(state)) => assert_eq!(state, CheckpointState::Aborted, "savepoint {n}"),
+            (Savepoint::Begun, None) => assert!(may_be_dropped, "savepoint {n} is gone"),
+            _ => {}
+        }
+        if known == Savepoint::InDoubt && found == Some(CheckpointState::Aborted) {
+            self.states.insert(n, vec![CheckpointState::Aborted]);
+        }
+        if known == Savepoint::Discarded && found.is_some() {
+            self.states.insert(n, vec![CheckpointState::Aborted]);
+        }
+        if found.is_some() {
+            self.savepoints.insert(n, Savepoint::Begun);
+        }
+    }
+
+    /// A restore tells the segments of its checkpoint, all of them and no others.
+    fn check_restored(&self, restored: &RestoredJob, known: &Known, listed: &BTreeMap<String, ListedSegment>) {
+        let n = restored.checkpoint;
+        let told: BTreeSet<&str> = restored.segments.iter().filter_map(|segment| segment.name.as_deref()).collect();
+        for name in &told {
+            assert!(listed.contains_key(*name), "{name} is restored, and not there");
+        }
+        for sent in self.sent.values().filter(|sent| listed.contains_key(&sent.name)) {
+            let is_part_of = |used| match (known.savepoints.contains(&n), known.savepoints.contains(&sent.checkpoint)) {
+                (false, false) => sent.checkpoint <= n && n <= used,
+                (true, true) => sent.checkpoint == n,
+                _ => false,
+            };
+            let is_told = told.contains(&*sent.name);
+            assert!(is_told || !is_part_of(sent.used.0), "checkpoint {n} lacks {sent:?}");
+            assert!(!is_told || is_part_of(sent.used.1), "checkpoint {n} does not use {sent:?}");
+        }
     }
 }
 
@@ -289,9 +487,11 @@ impl Putter {
     }
 
     fn next(&mut self, count: u64, index: u64) -> Sent {
+        let checkpoint = self.current.load(Ordering::SeqCst);
         Sent {
             name: format!("r{}-w{}-{count}-{index}", self.round.number, self.number),
-            checkpoint: self.current.load(Ordering::SeqCst),
+            checkpoint,
+            used: (checkpoint, checkpoint),
             seed: self.rng.random(),
             len: any_len(&mut self.rng).max(1),
             round: self.round.number,

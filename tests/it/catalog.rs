@@ -192,6 +192,15 @@ struct ModelJob {
     ended: bool,
     /// Their states, and whether each is a savepoint.
     checkpoints: BTreeMap<u64, (&'static str, bool)>,
+    /// Those that were claimed, and from whom.
+    claimed: BTreeMap<u64, JobId>,
+}
+
+impl ModelJob {
+    fn keep(&mut self, wanted: impl Fn(u64, &str, bool) -> bool) {
+        self.checkpoints.retain(|n, (state, savepoint)| wanted(*n, state, *savepoint));
+        self.claimed.retain(|n, _| self.checkpoints.contains_key(n));
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -242,12 +251,13 @@ impl Model {
         self.held.retain(|_, held| held.job != *id || held.savepoint || held.last > through);
         let job = self.jobs.get_mut(id).unwrap();
         job.subsumed = job.subsumed.max(Some(through));
-        job.checkpoints.retain(|n, (_, savepoint)| *n > through || *savepoint);
+        job.keep(|n, state, savepoint| n > through || savepoint && state != "aborted");
+        self.forget_if_over(id);
     }
 
     fn free(&mut self, id: &JobId) {
         self.held.retain(|_, held| held.job != *id || held.savepoint);
-        self.jobs.get_mut(id).unwrap().checkpoints.retain(|_, (_, savepoint)| *savepoint);
+        self.jobs.get_mut(id).unwrap().keep(|_, state, savepoint| savepoint || state == "aborted");
     }
 
     fn forget_if_over(&mut self, id: &JobId) {
@@ -441,10 +451,11 @@ impl World {
         let known = self.model.jobs.get(&job(n));
         let record = known.and_then(|job| job.checkpoints.get(&checkpoint));
         let wanted = known.is_some() && !matches!(record, Some(("completed", _)));
-        let subsumed = record.is_none() && known.is_some_and(|job| job.subsumed >= Some(checkpoint));
+        let over = |job: &ModelJob| job.subsumed >= Some(checkpoint) || job.ended;
+        let known_to_be_over = record.is_none() && known.is_some_and(over);
         let outcome = self.apply(Command::AbortCheckpoint(job(n), CheckpointId(checkpoint)));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
-        if wanted && !subsumed {
+        if wanted && !known_to_be_over {
             self.model.abort(&job(n), checkpoint);
         }
     }
@@ -471,7 +482,8 @@ impl World {
         self.model.jobs.get_mut(&job(n)).unwrap().checkpoints.insert(checkpoint, ("pending", false));
         for id in segments {
             let arriving = self.model.is_arriving(id);
-            let held = self.model.held.get_mut(&id).filter(|held| held.job == job(n) && !held.savepoint && !arriving);
+            let reusable = |held: &&mut Held| held.job == job(n) && !held.savepoint && held.written_for <= checkpoint;
+            let held = self.model.held.get_mut(&id).filter(|held| reusable(held) && !arriving);
             assert_eq!(refused.contains(&id), held.is_none(), "{id}");
             if let Some(held) = held {
                 held.last = held.last.max(checkpoint);
@@ -482,10 +494,12 @@ impl World {
     fn discard(&mut self, n: u8, checkpoint: u64) {
         let known = self.model.jobs.get(&job(n));
         let record = known.and_then(|job| job.checkpoints.get(&checkpoint)).copied();
-        let wanted = known.is_some() && !matches!(record, Some((_, false)));
+        let wanted = !matches!(record, Some((_, false)));
         let outcome = self.apply(Command::DiscardSavepoint(job(n), CheckpointId(checkpoint)));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
-        if let (true, Some((_, true))) = (wanted, record) {
+        if let Some(("pending", true)) = record {
+            self.model.abort(&job(n), checkpoint);
+        } else if let Some(("completed", true)) = record {
             self.model.held.retain(|_, held| !held.is_part_of(&job(n), checkpoint, true));
             self.model.jobs.get_mut(&job(n)).unwrap().checkpoints.remove(&checkpoint);
             self.model.forget_if_over(&job(n));
@@ -507,7 +521,10 @@ impl World {
                     && self.model.jobs.get(&to).is_some_and(|job| {
                         job.subsumed >= Some(checkpoint) || job.checkpoints.contains_key(&checkpoint)
                     });
-        let wanted = matches!(record, Some(("completed", _))) && !in_the_way;
+        let completed = matches!(record, Some(("completed", _)));
+        let claimed = self.model.jobs.get(&to).and_then(|job| job.claimed.get(&checkpoint));
+        let repeat = moves && !completed && claimed == Some(&from);
+        let wanted = completed && !in_the_way || repeat;
         let claim = if claim { Claim::Claim } else { Claim::NoClaim };
         let restore = Restore { job: to.clone(), from: from.clone(), checkpoint: CheckpointId(checkpoint), claim };
         let outcome = self.apply(Command::Restore(restore));
@@ -517,7 +534,7 @@ impl World {
         }
         self.model.jobs.entry(to.clone()).or_default().ended = false;
         self.model.abort_pending(&to);
-        if !moves {
+        if !moves || repeat {
             return;
         }
         if !savepoint {
@@ -526,12 +543,14 @@ impl World {
         let mut moved = BTreeSet::new();
         for (id, held) in &mut self.model.held {
             if held.is_part_of(&from, checkpoint, savepoint) {
-                *held = Held { job: to.clone(), last: checkpoint, savepoint: false, ..held.clone() };
+                *held = Held { job: to.clone(), written_for: checkpoint, last: checkpoint, savepoint: false };
                 moved.insert(*id);
             }
         }
         self.model.keys.retain(|_, (id, _)| !moved.contains(id));
-        self.model.jobs.get_mut(&to).unwrap().checkpoints.insert(checkpoint, ("completed", false));
+        let entry = self.model.jobs.get_mut(&to).unwrap();
+        entry.checkpoints.insert(checkpoint, ("completed", false));
+        entry.claimed.insert(checkpoint, from.clone());
         if savepoint {
             self.model.jobs.get_mut(&from).unwrap().checkpoints.remove(&checkpoint);
         } else {
@@ -545,7 +564,7 @@ impl World {
         let known = self.model.jobs.contains_key(&job(n));
         let leavings = if keep { Leavings::Keep } else { Leavings::Delete };
         let outcome = self.apply(Command::EndJob(job(n), JobEnd::Failed, leavings));
-        assert_eq!(outcome.is_ok(), known, "{outcome:?}");
+        assert_eq!(outcome.is_ok(), known || !keep, "{outcome:?}");
         if !known {
             return;
         }

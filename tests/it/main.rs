@@ -5,6 +5,7 @@
 mod bad_input;
 mod catalog;
 mod command_line;
+mod flink;
 mod format;
 mod keep_alive;
 mod native;

@@ -37,6 +37,15 @@ impl TestDaemon {
         Self::start_on(folder, flags).await
     }
 
+    /// The same with some keys of the configuration set otherwise.
+    pub async fn restart_with(mut self, flags: &[(&str, &str)]) -> Self {
+        for (key, value) in flags {
+            self.flags.retain(|(known, _)| known != key);
+            self.flags.push(((*key).to_owned(), (*value).to_owned()));
+        }
+        self.restart().await
+    }
+
     /// Ends it in order. Returns its folder.
     pub async fn shut_down(self) -> TempDir {
         self.daemon.shut_down().await.unwrap();

@@ -60,7 +60,8 @@ impl State {
                 return Err(Refusal::CheckpointKind(job.clone(), id, "a savepoint, not a checkpoint"));
             }
             None => {
-                let record = CheckpointRecord { state: CheckpointState::Pending, begun: at, ended: None, kind };
+                let state = CheckpointState::Pending;
+                let record = CheckpointRecord { state, begun: at, ended: None, kind, claimed_from: None };
                 self.put_checkpoint(job, id, record);
             }
         }
@@ -99,11 +100,13 @@ impl State {
     pub(super) fn abort_checkpoint(&mut self, job: &JobId, id: CheckpointId, at: Millis) -> Result<(), Refusal> {
         let (entry, job_record) = self.known_job(job)?;
         let (begun, kind) = match entry.checkpoints.get(&id) {
-            Some(checkpoint) if checkpoint.state == CheckpointState::Completed => {
-                return Err(Refusal::CheckpointCompleted(job.clone(), id));
-            }
-            Some(checkpoint) => (checkpoint.begun, checkpoint.kind),
-            None if job_record.subsumed >= Some(id) => return Ok(()),
+            Some(checkpoint) => match checkpoint.state {
+                CheckpointState::Completed => return Err(Refusal::CheckpointCompleted(job.clone(), id)),
+                CheckpointState::Aborted => return Ok(()),
+                CheckpointState::Pending => (checkpoint.begun, checkpoint.kind),
+            },
+            // Segments on their way for it are refused as it is.
+            None if job_record.subsumed >= Some(id) || job_record.ended.is_some() => return Ok(()),
             // Remembered, so that a segment on its way for it is refused.
             None => (at, CheckpointKind::Checkpoint),
         };
@@ -113,9 +116,10 @@ impl State {
         let last_used = entry.by_last_used.get(&id).into_iter().flatten().filter(written_for_it);
         let doomed: Vec<SegmentId> =
             last_used.chain(entry.by_savepoint.get(&id).into_iter().flatten()).copied().collect();
-        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
-        let record = CheckpointRecord { state: CheckpointState::Aborted, begun, ended: Some(at), kind };
+        let record =
+            CheckpointRecord { state: CheckpointState::Aborted, begun, ended: Some(at), kind, claimed_from: None };
         self.put_checkpoint(job, id, record);
+        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
         Ok(())
     }
 
@@ -130,22 +134,31 @@ impl State {
             record.subsumed = Some(through);
             self.mutations.push(RecordKey::Job(job.clone()).put(record));
         }
-        self.drop_checkpoints(job, |id, record| id <= through && record.kind == CheckpointKind::Checkpoint);
+        let is_over = |record: &CheckpointRecord| {
+            record.kind == CheckpointKind::Checkpoint || record.state == CheckpointState::Aborted
+        };
+        self.drop_checkpoints(job, |id, record| id <= through && is_over(record));
         for segment in doomed {
             self.free_segment(segment, at);
         }
+        self.forget_ended_job(job);
         Ok(())
     }
 
-    /// Frees a savepoint that its user does not want any more; nothing happens if that was done before.
+    /// Frees a savepoint that its user does not want any more; nothing happens if that was done before. One that has not
+    /// completed is aborted: what is on its way for it is refused.
     pub(super) fn discard_savepoint(&mut self, job: &JobId, id: CheckpointId, at: Millis) -> Result<(), Refusal> {
-        let (entry, _) = self.known_job(job)?;
-        match entry.checkpoints.get(&id).map(|record| record.kind) {
+        // With its last savepoint a job that ended is forgotten, too.
+        let Ok((entry, _)) = self.known_job(job) else { return Ok(()) };
+        match entry.checkpoints.get(&id).map(|record| (record.kind, record.state)) {
             None => return Ok(()),
-            Some(CheckpointKind::Checkpoint) => {
+            Some((CheckpointKind::Checkpoint, _)) => {
                 return Err(Refusal::CheckpointKind(job.clone(), id, "a checkpoint: abort or subsume it"));
             }
-            Some(CheckpointKind::Savepoint) => {}
+            Some((CheckpointKind::Savepoint, CheckpointState::Completed)) => {}
+            Some((CheckpointKind::Savepoint, CheckpointState::Pending | CheckpointState::Aborted)) => {
+                return self.abort_checkpoint(job, id, at);
+            }
         }
         let doomed: Vec<SegmentId> = entry.by_savepoint.get(&id).into_iter().flatten().copied().collect();
         self.drop_checkpoints(job, |dropped, _| dropped == id);
@@ -155,7 +168,7 @@ impl State {
     }
 
     /// `id` uses segments that exist: they live as long as it does. Returns those that may not be reused, because they are
-    /// not known, not this job's, a savepoint's, or in a file that is advised against.
+    /// not known, not this job's, a savepoint's, written for a later checkpoint, or in a file that is advised against.
     pub(super) fn reuse(
         &mut self,
         job: &JobId,
@@ -180,7 +193,9 @@ impl State {
         let record = &entry.record;
         let Holder::Checkpoints { last_used } = record.holder else { return false };
         let file = record.location.file().and_then(|file| self.files.get(file));
-        if record.job != *job || !entry.visible || file.is_some_and(|file| file.avoid) {
+        // A later checkpoint may be aborted, and takes its segments along.
+        let of_a_later_one = record.checkpoint > Some(by);
+        if record.job != *job || !entry.visible || of_a_later_one || file.is_some_and(|file| file.avoid) {
             return false;
         }
         if last_used < by {

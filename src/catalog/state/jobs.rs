@@ -8,21 +8,28 @@
 //!
 //! A claim takes the whole line of checkpoints over: older ones of the other job are subsumed by the claimed one, as they
 //! would have been had that job gone on. A newer completed one would lose what it shares, so it forbids the claim.
+//!
+//! Every request may be sent again when its answer was lost. A claim that was carried out is told by the claimed
+//! checkpoint, which remembers whose it was.
+
+use std::collections::BTreeSet;
 
 use super::State;
 use crate::catalog::command::{Claim, Leavings, Refusal, Restore};
 use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, Holder, JobEnd, RecordKey};
-use crate::model::{CheckpointId, JobId, Millis, SegmentId};
+use crate::model::{CheckpointId, JobId, Millis, PhysicalFileId, SegmentId};
 
 impl State {
     pub(super) fn restore(&mut self, restore: &Restore, at: Millis) -> Result<(), Refusal> {
         let Restore { job, from, checkpoint, claim } = restore;
-        let kind = self.completed(from, *checkpoint)?.kind;
-        if job == from {
+        let known = self.completed(from, *checkpoint).map(|record| record.kind);
+        let repeat = known.is_err() && *claim == Claim::Claim && self.has_claimed(job, from, *checkpoint);
+        if job == from && known.is_ok() || repeat {
             self.create_job(job.clone(), at);
             self.abort_pending(job, at);
             return Ok(());
         }
+        let kind = known?;
         if *claim == Claim::Claim {
             if kind == CheckpointKind::Checkpoint {
                 self.nothing_newer(from, *checkpoint)?;
@@ -42,6 +49,11 @@ impl State {
             self.claim(job, from, *checkpoint, kind, at);
         }
         Ok(())
+    }
+
+    fn has_claimed(&self, job: &JobId, from: &JobId, id: CheckpointId) -> bool {
+        let record = self.jobs.get(job).and_then(|entry| entry.checkpoints.get(&id));
+        record.is_some_and(|record| record.claimed_from.as_ref() == Some(from))
     }
 
     fn completed(&self, job: &JobId, id: CheckpointId) -> Result<&CheckpointRecord, Refusal> {
@@ -76,48 +88,71 @@ impl State {
         if kind == CheckpointKind::Checkpoint {
             self.abort_pending(from, at);
         }
+        let mut files = BTreeSet::new();
         for segment in self.checkpoint_segment_ids(from, id) {
-            self.give_segment(segment, job, id);
+            files.extend(self.give_segment(segment, job, id));
         }
+        files.iter().for_each(|file| self.give_file(file, from, job));
         let record = CheckpointRecord {
             state: CheckpointState::Completed,
             begun: at,
             ended: Some(at),
             kind: CheckpointKind::Checkpoint,
+            claimed_from: Some(from.clone()),
         };
         self.put_checkpoint(job, id, record);
-        match kind {
-            CheckpointKind::Savepoint => self.drop_checkpoints(from, |dropped, _| dropped == id),
-            CheckpointKind::Checkpoint => {
-                self.free_job(from, at);
-                // What is still on its way for it is refused.
-                drop(self.subsume_checkpoint(from, id, at));
-            }
+        self.drop_checkpoints(from, |dropped, _| dropped == id);
+        if kind == CheckpointKind::Checkpoint {
+            self.free_job(from, at);
+            // What is still on its way for it is refused.
+            drop(self.subsume_checkpoint(from, id, at));
         }
         self.forget_ended_job(from);
     }
 
-    fn give_segment(&mut self, id: SegmentId, to: &JobId, checkpoint: CheckpointId) {
-        let Some(mut entry) = self.segments.remove(&id) else { return };
+    /// Returns the file it is in.
+    fn give_segment(&mut self, id: SegmentId, to: &JobId, checkpoint: CheckpointId) -> Option<PhysicalFileId> {
+        let mut entry = self.segments.remove(&id)?;
         self.unindex_segment(id, &entry.record);
         entry.record.job = to.clone();
+        // Of the job's own checkpoints before it none has anything to do with it.
+        entry.record.checkpoint = Some(checkpoint);
         entry.record.holder = Holder::Checkpoints { last_used: checkpoint };
         entry.record.idempotency_key = None;
+        let file = entry.record.location.file().cloned();
         self.index_segment(id, &entry.record);
         self.segments.insert(id, entry);
         self.put_segment_record(id);
+        file
     }
 
-    /// Frees everything of a job but its savepoints.
+    /// A file that held what one job wrote counts for the one that has claimed it.
+    fn give_file(&mut self, file: &PhysicalFileId, from: &JobId, to: &JobId) {
+        let Some(entry) = self.files.get_mut(file) else { return };
+        if let Some(lane) = &mut entry.record.lane
+            && lane.job.as_ref() == Some(from)
+        {
+            lane.job = Some(to.clone());
+            self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
+        }
+    }
+
+    /// Frees everything of a job but its savepoints. Aborted checkpoints stay known: what is on its way for them is refused.
     fn free_job(&mut self, job: &JobId, at: Millis) {
         let held = self.jobs.get(job).into_iter().flat_map(|entry| entry.by_last_used.values().flatten());
         let doomed: Vec<SegmentId> = held.copied().collect();
+        self.drop_checkpoints(job, |_, record| {
+            record.kind == CheckpointKind::Checkpoint && record.state != CheckpointState::Aborted
+        });
         doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
-        self.drop_checkpoints(job, |_, record| record.kind == CheckpointKind::Checkpoint);
     }
 
     pub(super) fn end_job(&mut self, job: &JobId, end: JobEnd, leavings: Leavings, at: Millis) -> Result<(), Refusal> {
-        self.known_job(job)?;
+        match self.known_job(job) {
+            // That is all that is asked for; a job that ended and left nothing is not remembered.
+            Err(Refusal::UnknownJob(_)) if leavings == Leavings::Delete => return Ok(()),
+            known => known.map(|_| ())?,
+        }
         self.abort_pending(job, at);
         match leavings {
             Leavings::Delete => self.free_job(job, at),

@@ -102,6 +102,15 @@ impl State {
         self.drop_lost_versions(at);
         self.drop_lost_parts();
         self.recount_holders(at);
+        self.free_subsumed(at);
+    }
+
+    /// What a subsumption of more segments than are written at once has left.
+    fn free_subsumed(&mut self, at: Millis) {
+        let subsumed = |entry: &super::JobEntry| entry.record.as_ref().and_then(|record| record.subsumed);
+        let left = self.jobs.values().filter_map(|entry| Some(entry.by_last_used.range(..=subsumed(entry)?)));
+        let left: Vec<SegmentId> = left.flatten().flat_map(|(_, segments)| segments).copied().collect();
+        left.into_iter().for_each(|id| self.free_segment(id, at));
     }
 
     fn drop_lost_versions(&mut self, at: Millis) {

@@ -391,6 +391,13 @@ impl State {
         entries.map(|(id, record)| (*id, record.clone())).collect()
     }
 
+    /// The newest checkpoint of `job` that it has claimed from another one.
+    pub fn claimed_from(&self, job: &JobId, from: &JobId) -> Option<CheckpointId> {
+        let entry = self.jobs.get(job)?;
+        let mut newest = entry.checkpoints.iter().rev();
+        newest.find(|(_, record)| record.claimed_from.as_ref() == Some(from)).map(|(id, _)| *id)
+    }
+
     /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
     ///
     /// # Errors
