@@ -1,11 +1,11 @@
-//! `esker restore` and `esker export`: plain files back out of a running daemon.
+//! `esker restore` and `esker export`: plain files back out of a running daemon, or of the folder of a stopped one.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use http::StatusCode;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,6 +16,8 @@ use super::destination::{Destination, Writing};
 use super::segments::{ApiArgs, block_on};
 use crate::api::wire::{ListedSegment, ObjectInfo, RestoreRequest};
 use crate::client::{Client, ClientError, Restore};
+use crate::config::Config;
+use crate::daemon::Daemon;
 
 /// Segments that an export asks for at a time.
 const SEGMENTS_AT_ONCE: usize = 1000;
@@ -23,7 +25,7 @@ const SEGMENTS_AT_ONCE: usize = 1000;
 #[derive(Debug, Args)]
 pub(super) struct RestoreArgs {
     #[command(flatten)]
-    api: ApiArgs,
+    from: FromArgs,
     /// The job
     #[arg(long)]
     job: String,
@@ -38,7 +40,7 @@ pub(super) struct RestoreArgs {
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["bucket", "job"]))]
 pub(super) struct ExportArgs {
     #[command(flatten)]
-    api: ApiArgs,
+    from: FromArgs,
     /// Writes the objects of this bucket of the S3 door
     #[arg(long)]
     bucket: Option<String>,
@@ -50,6 +52,52 @@ pub(super) struct ExportArgs {
     job: Option<String>,
     #[command(flatten)]
     to: ToArgs,
+}
+
+/// Where from.
+#[derive(Debug, Args)]
+struct FromArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+    /// The folder of a stopped daemon, instead of asking one: a daemon of its own runs on it for so long
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// A daemon to ask; one of its own ends with it.
+struct Source {
+    client: Client,
+    daemon: Option<Daemon>,
+}
+
+impl FromArgs {
+    async fn open(&self) -> anyhow::Result<Source> {
+        let Some(folder) = &self.data_dir else { return Ok(Source { client: self.api.client()?, daemon: None }) };
+        if !folder.join("catalog").is_dir() {
+            bail!("{} holds no catalog", folder.display());
+        }
+        let flags = [
+            ("store.url", format!("file:{}", folder.display())),
+            ("server.s3", "127.0.0.1:0".to_owned()),
+            ("server.api", "127.0.0.1:0".to_owned()),
+            ("reclaim.mode", "off".to_owned()),
+            ("reclaim.sweep-interval", "0".to_owned()),
+        ];
+        let flags = flags.map(|(key, value)| (key.to_owned(), value));
+        let daemon = Daemon::start(Config::load_with(None, [], &flags)?.settings()?).await?;
+        let client = Client::new(&format!("http://{}", daemon.addresses().api), None)?;
+        Ok(Source { client, daemon: Some(daemon) })
+    }
+}
+
+impl Source {
+    async fn close(self) -> anyhow::Result<()> {
+        drop(self.client);
+        match self.daemon {
+            Some(daemon) => daemon.shut_down().await.map(|_| ()).map_err(Into::into),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where to.
@@ -151,7 +199,8 @@ fn fault(error: impl Into<anyhow::Error>) -> Failed {
 }
 
 async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
-    let client = args.api.client().map_err(not_tried)?;
+    let source = args.from.open().await.map_err(not_tried)?;
+    let client = &source.client;
     let mut folder = Destination::take(&args.to.to).map_err(not_tried)?;
     let wanted = RestoreRequest { segments: None, job: Some(args.job.clone()), checkpoint: Some(args.checkpoint) };
     let mut arriving = client.restore(&wanted).await.map_err(not_tried)?;
@@ -169,15 +218,17 @@ async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
         bar.set_message(format!("{} files", report.files));
     }
     bar.finish_and_clear();
+    drop(arriving);
+    source.close().await.map_err(fault)?;
     folder.finish().map_err(fault)?;
     Ok(report)
 }
 
 /// Writes everything that can be written: what is damaged is told of, and the rest goes on.
 async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
-    let client = args.api.client().map_err(not_tried)?;
+    let source = args.from.open().await.map_err(not_tried)?;
     let folder = Destination::take(&args.to.to).map_err(not_tried)?;
-    let mut export = Export { client, folder, report: Report::default(), bar: bar() };
+    let mut export = Export { client: source.client.clone(), folder, report: Report::default(), bar: bar() };
     let mut after: Option<String> = None;
     let mut begun = false;
     let failed = |begun: bool, error: ClientError| if begun { fault(error) } else { not_tried(error) };
@@ -207,6 +258,8 @@ async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
         }
     }
     export.bar.finish_and_clear();
+    drop(export.client);
+    source.close().await.map_err(fault)?;
     export.folder.finish().map_err(fault)?;
     Ok(export.report)
 }

@@ -284,3 +284,31 @@ async fn a_restore_that_cannot_be_or_breaks_off_leaves_nothing() {
     assert!(said["faults"][0].as_str().unwrap().contains(&damaged.segment), "{said}");
     assert_eq!(files(target.path()).len(), 20);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_daemons_folder_is_restored_from_and_exported_alike() {
+    let daemon = daemon().await;
+    let (small, large) = (pattern(1, 10), pattern(2, 300_000));
+    let named = |name: &str| PutParams { name: Some(name.to_owned()), ..checkpoint(1) };
+    put(&daemon, named("small"), &small).await;
+    put(&daemon, named("large"), &large).await;
+    daemon.client.complete("j", 1).await.unwrap();
+    let folder = daemon.shut_down().await;
+    let target = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], to: &Path, from: &Path| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_esker"));
+        command.args(arguments).arg("--to").arg(to).arg("--data-dir").arg(from).output().unwrap()
+    };
+
+    for (n, arguments) in
+        [&["restore", "--job", "j", "--checkpoint", "1"][..], &["export", "--job", "j"]].iter().enumerate()
+    {
+        let to = target.path().join(n.to_string());
+        let done = run(arguments, &to, folder.path());
+        assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!((read(&to, "small"), read(&to, "large")), (small.clone(), large.clone()));
+    }
+    let nowhere = run(&["export", "--job", "j"], &target.path().join("none"), target.path());
+    assert_eq!(nowhere.status.code(), Some(2), "{}", String::from_utf8_lossy(&nowhere.stderr));
+    assert_eq!(files(target.path()).len(), 6);
+}

@@ -94,9 +94,8 @@ section! {
     ReclaimConfig {
         /// Who re-uploads live segments: `server` (default), `advise` or `off`.
         mode: ReclaimMode = ReclaimMode::Server,
-        /// Time between forgetting a file and deleting it, default 5 min: whoever holds a handle of a place that segments
-        /// were moved away from can still read it. On a local disk files that died as a whole do not wait. Longer keeps
-        /// more dead bytes.
+        /// Time between forgetting a file whose segments were moved away and deleting it, default 5 min: whoever holds a
+        /// handle of the old place can still read it. Files that died as a whole do not wait. Longer keeps more dead bytes.
         delete_grace: Span = Span::minutes(5),
         /// Files deleted per second at most, default 500. S3 answers 503 above a few thousand.
         delete_rate: u32 = 500,

@@ -326,11 +326,11 @@ fn check_limits(rules: &mut Rules) {
 
 fn check_reclaim(rules: &mut Rules) {
     let (store, reclaim) = (&rules.config.store, &rules.config.reclaim);
-    let longest_read = store.request_timeout.duration().saturating_add(store.retry_timeout.duration());
+    let longest_request = store.request_timeout.duration().saturating_add(store.retry_timeout.duration());
     rules.warn_if(
-        reclaim.delete_grace.duration() < longest_read,
+        reclaim.delete_grace.duration() < longest_request,
         &["reclaim.delete-grace", "store.request-timeout", "store.retry-timeout"],
-        "a file may be deleted under a read that looked it up before",
+        "an upload that was given up may arrive after its name was deleted, and then stays until it is swept",
     );
     rules.warn_if(
         reclaim.mode != ReclaimMode::Off

@@ -250,7 +250,7 @@ fn other_hosts_need_credentials() {
 
 #[test]
 fn a_short_grace_is_legal_and_warned_about() {
-    let settings = warned(&[("reclaim.delete-grace", "0 ms")], "deleted under a read");
+    let settings = warned(&[("reclaim.delete-grace", "0 ms")], "stays until it is swept");
 
     assert_eq!(settings.reclaim.delete_grace, Duration::ZERO);
 }
