@@ -46,7 +46,7 @@ pub async fn reuse(
 ) -> Result<Json<ReuseAnswer>, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
     let max = native.settings.limits.segments_per_request_max;
-    let ReuseRequest { segments: named } = json(request, max.saturating_mul(REFERENCE_BYTES_MAX)).await?;
+    let ReuseRequest { segments: named } = json(&native, request, max.saturating_mul(REFERENCE_BYTES_MAX)).await?;
     if named.len() > max {
         let message = format!("{} segments in one request, limits.segments-per-request-max is {max}", named.len());
         return Err(ApiError::invalid("segments", message));
@@ -76,7 +76,7 @@ pub async fn restore_job(
     request: Request,
 ) -> Result<Json<RestoredJob>, ApiError> {
     let job = job_of(&job)?;
-    let RestoreJob { from, checkpoint, mode } = json(request, 64 << 10).await?;
+    let RestoreJob { from, checkpoint, mode } = json(&native, request, 64 << 10).await?;
     // The job that goes on is made where there is none: what is not known is where it should go on from.
     let of_from = from.is_some();
     let unknown = |error: ApiError| match error.field {
@@ -131,7 +131,7 @@ pub async fn end_job(
     request: Request,
 ) -> Result<Json<EndAnswer>, ApiError> {
     let job = job_of(&job)?;
-    let EndRequest { state, retention } = json(request, 64 << 10).await?;
+    let EndRequest { state, retention } = json(&native, request, 64 << 10).await?;
     let retention = match retention {
         Some(text) => text.parse().map_err(|error| ApiError::invalid("retention", format!("{error}")))?,
         None => native.settings.checkpointing.retention,
@@ -171,9 +171,12 @@ fn in_field(field: &'static str, error: &impl std::fmt::Display) -> ApiError {
     ApiError::invalid(field, error.to_string())
 }
 
-/// Reads a body of JSON of at most `max` bytes.
-pub(super) async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T, ApiError> {
-    let body = axum::body::to_bytes(request.into_body(), max).await;
+/// Reads a body of JSON of at most `max` bytes, within the time that a body may stall.
+pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request, max: usize) -> Result<T, ApiError> {
+    let patience = native.settings.limits.body_timeout;
+    let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
+    let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
+    let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
     let body =
         body.map_err(|error| ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")))?;
     serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))

@@ -15,6 +15,7 @@ use crate::catalog::state::{CheckpointSpace, LaneSpace, State as CatalogState};
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, JobId, Lane, Millis};
 use crate::reclaim::sweep::look;
+use crate::runtime::Failure;
 
 /// Tells how much space jobs, lanes or checkpoints take.
 #[utoipa::path(get, path = "/v1/space", params(SpaceParams), responses(
@@ -24,13 +25,14 @@ pub async fn show_space(State(native): State<Native>, uri: Uri) -> Result<Json<S
     let params: SpaceParams = query(&uri)?;
     let job = params.job.as_deref().map(job_of).transpose()?;
     let by = params.by.as_deref().map(str::parse).transpose().map_err(|why: String| ApiError::invalid("by", why))?;
-    let state = native.catalog.view();
     if let Some(job) = &job
-        && state.job(job).is_none()
+        && native.catalog.view().job(job).is_none()
     {
         return Err(ApiError::not_found("job", format!("job {job} is not known")));
     }
-    Ok(Json(space(&state, by, job.as_ref())))
+    let catalog = native.catalog.clone();
+    let counted = tokio::task::spawn_blocking(move || space(&catalog.view(), by, job.as_ref())).await;
+    counted.map(Json).map_err(|error| ApiError::of(ErrorKind::Internal, error.to_string()))
 }
 
 /// Counts the catalog anew and tells what does not add up. Costs time proportional to the catalog, in which nothing is
@@ -60,7 +62,12 @@ pub async fn show_plan(State(native): State<Native>) -> Result<Json<ReclaimPlan>
     (status = 200, body = ReclaimRound), (status = 503, body = ErrorBody)))]
 pub async fn reclaim_now(State(native): State<Native>) -> Result<Json<ReclaimRound>, ApiError> {
     native.catalog.check()?;
-    let round = native.reclaim.reclaimer.lock().await.round(&native.reclaim.stop).await;
+    // In a task of its own: what was begun is seen through, whether or not somebody waits for it.
+    let (control, (reply, answer)) = (native.reclaim.clone(), tokio::sync::oneshot::channel());
+    native.merger.tasks().spawn("reclaim-now", Failure::FailsItsWork, async move {
+        drop(reply.send(control.reclaimer.lock().await.round(&control.stop).await));
+    });
+    let round = answer.await.map_err(|_| ApiError::of(ErrorKind::ShuttingDown, "the daemon is shutting down"))?;
     let unavailable = |error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error));
     Ok(Json((&round.map_err(unavailable)?).into()))
 }
@@ -71,7 +78,7 @@ pub async fn show_gc(State(native): State<Native>) -> Result<Json<GcReport>, Api
     native.catalog.check()?;
     let swept = look(&native.catalog, native.reader.store()).await;
     let swept = swept.map_err(|error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error)))?;
-    let forgotten = native.catalog.view().forgotten_files(Millis(u64::MAX), Millis(u64::MAX), usize::MAX);
+    let forgotten = native.catalog.view().forgotten_files(|_| Millis(u64::MAX), usize::MAX);
     Ok(Json(GcReport::of(&forgotten, &swept, native.catalog.epoch())))
 }
 

@@ -13,7 +13,7 @@
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Version 1 had no lane,
-//! holes and upload in a file, no reason in [`FileState::Forgotten`], no end in a job, and in a checkpoint no kind and
+//! holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a job, and in a checkpoint no kind and
 //! no word of where it was claimed from; it is still read.
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub struct FileRecord {
     pub holes: u64,
     /// The multipart upload that brings it, while it is open: aborted if the daemon ends before it is complete.
     pub upload: Option<String>,
+    /// Whether segments that lived were moved away: who looked them up before may still read them here.
+    pub moved_from: bool,
 }
 
 impl FileRecord {
@@ -488,7 +490,7 @@ impl Record for FileRecord {
             State::Closed { len } => FileState::Closed { len },
             State::Forgotten { len, since } => FileState::Forgotten { len, since, why: Forgotten::Moved },
         };
-        Ok(Self { state, created, lane: None, holes: 0, upload: None })
+        Ok(Self { state, created, lane: None, holes: 0, upload: None, moved_from: false })
     }
 }
 
@@ -555,7 +557,8 @@ mod tests {
     /// Stored samples of version 1.
     #[test]
     fn version_1_of_the_records_that_changed_reads_as_it_did() {
-        let file = |state| FileRecord { state, created: Millis(9), lane: None, holes: 0, upload: None };
+        let file =
+            |state| FileRecord { state, created: Millis(9), lane: None, holes: 0, upload: None, moved_from: false };
 
         assert_eq!(sample::<FileRecord>("0100030509"), file(FileState::Open { durable_len: 3, len: 5 }));
         assert_eq!(sample::<FileRecord>("01010509"), file(FileState::Closed { len: 5 }));
@@ -574,7 +577,8 @@ mod tests {
     fn version_2_of_the_records_reads_as_it_did() {
         let lane = Lane { job: Some("j".parse().unwrap()), scope: StateScope::Shared, of: crate::model::LaneOf::All };
         let state = FileState::Forgotten { len: 5, since: Millis(7), why: Forgotten::Died };
-        let file = FileRecord { state, created: Millis(9), lane: Some(lane), holes: 3, upload: Some("u".into()) };
+        let (lane, upload) = (Some(lane), Some("u".into()));
+        let file = FileRecord { state, created: Millis(9), lane, holes: 3, upload, moved_from: true };
         let job = JobRecord { created: Millis(4), subsumed: None, ended: Some((JobEnd::Failed, Millis(6))) };
         let checkpoint = CheckpointRecord {
             state: CheckpointState::Pending,
@@ -584,10 +588,10 @@ mod tests {
             claimed_from: Some("j".parse().unwrap()),
         };
 
-        assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0202050700090101016a000203010175");
+        assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0202050700090101016a00020301017501");
         assert_eq!(bytes_of(&RecordKey::Job("j".parse().unwrap()).put(&job)), "020400010206");
         assert_eq!(bytes_of(&RecordKey::Upload("x".into()).put(&checkpoint)), "020001000101016a");
-        assert_eq!(sample::<FileRecord>("0202050700090101016a000203010175"), file);
+        assert_eq!(sample::<FileRecord>("0202050700090101016a00020301017501"), file);
     }
 
     /// The stored samples of all versions, which are alike.

@@ -183,7 +183,7 @@ async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
     let folder = Stopped::open(settings).await?;
     let listed = folder.data.list().await?;
     let swept: Swept = unnamed(&folder.state, listed);
-    let forgotten = folder.state.forgotten_files(Millis(u64::MAX), Millis(u64::MAX), usize::MAX);
+    let forgotten = folder.state.forgotten_files(|_| Millis(u64::MAX), usize::MAX);
     let report = GcReport::of(&forgotten, &swept, folder.catalog.epoch());
     folder.close().await?;
     Ok(report)

@@ -78,7 +78,10 @@ pub async fn recover(state: &mut State, store: &DataStore, epoch: u64, at: Milli
         let entries = entries.remove(&file.id).unwrap_or_default();
         let (data_len, len) = match store {
             DataStore::Local(store) => settle_local(store, &file, entries, Repair::Seal).await?,
-            DataStore::Object(store) => settle_object(store, &file).await?,
+            DataStore::Object(store) => match settle_object(store, &file).await? {
+                Some(found) => found,
+                None => continue,
+            },
         };
         state.settle_file(&file.id, data_len, len, at);
     }
@@ -184,23 +187,27 @@ fn scan(store: &LocalStore, file: &UncertainFile) -> Result<Option<(u64, Option<
     Ok(Some((scan.valid_len, Some(header.ulid), len)))
 }
 
-async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<(u64, u64), RecoverError> {
+/// The length of a file's whole frames and its length; none if it has to be looked at again by the next start.
+async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<Option<(u64, u64)>, RecoverError> {
+    let mut aborted = true;
     if let Some(upload) = &file.upload
         && let Err(error) = store.abort(&file.id, upload).await
     {
-        // If storage is out, the next request says so, and the next start tries again.
+        // If storage is out, the next request says so. The file stays open in the catalog, and the next start tries again.
+        aborted = false;
         tracing::warn!(file = %file.id, upload, error = crate::error::chain(&error), "a multipart upload of an older daemon could not be aborted");
     }
-    match store.claim(&file.id).await? {
-        Some(len) if len == file.len => Ok((len, len)),
+    let found = match store.claim(&file.id).await? {
+        Some(len) if len == file.len => (len, len),
         // Begun and not committed: a large segment, or a copy of the reclaimer.
-        Some(len) if file.len == 0 => Ok((0, len)),
+        Some(len) if file.len == 0 => (0, len),
         Some(len) => {
             tracing::warn!(file = %file.id, len, expected = file.len, "a file has another length than was committed, it is dropped");
-            Ok((0, len))
+            (0, len)
         }
-        None => Ok((0, 0)),
-    }
+        None => (0, 0),
+    };
+    Ok(aborted.then_some(found))
 }
 
 /// A catalog that was never used does not belong to files that are there. Only then is storage listed.

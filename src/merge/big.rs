@@ -43,6 +43,8 @@ pub struct BigSegment {
     written: u64,
     hasher: SegmentHasher,
     sink: Option<Sink>,
+    /// Whether its commit has begun, which ends by itself.
+    seen_through: bool,
 }
 
 enum Sink {
@@ -73,7 +75,19 @@ impl BigSegment {
         let file = PhysicalFileId::new(lane.job.as_ref(), parts.catalog.epoch(), ulid);
         parts.metrics.files_created.inc();
         let hasher = SegmentHasher::default();
-        let mut big = Self { parts, id, ulid, file, lane, about, announced: len, written: 0, hasher, sink: None };
+        let mut big = Self {
+            parts,
+            id,
+            ulid,
+            file,
+            lane,
+            about,
+            announced: len,
+            written: 0,
+            hasher,
+            sink: None,
+            seen_through: false,
+        };
         big.open(paid).await?;
         let frame = Bytes::copy_from_slice(&format::encode_streamed_frame(0, len));
         let header = header_of(&big.parts, ulid);
@@ -161,11 +175,15 @@ impl BigSegment {
         let location = Location::File(Segment { file: self.file.clone(), offset, len: self.written });
         let segment = NewSegment { id: self.id, about: self.about.clone(), location, inline: None, crc };
         let file = StoreFile { id: self.file.clone(), lane: self.lane.clone(), len, closes: true, upload: None };
-        let (token, mut answers) =
-            commit(&self.parts, Some(file), vec![Item { segments: vec![segment], bind }]).await?;
-        self.parts.catalog.confirm(token);
-        self.parts.metrics.group_segments.with_label_values(&["big"]).observe(1.0);
-        answers.pop().map_or(Err(MergeError::ShuttingDown), |answer| answer.map_err(MergeError::Refused))
+        // The bytes are there: from here on it is seen through, whether or not the writer waits.
+        self.seen_through = true;
+        let (parts, (reply, answer)) = (self.parts.clone(), oneshot::channel());
+        self.parts.tasks.spawn("big-segment-commit", Failure::FailsItsWork, async move {
+            let stored = commit_whole(&parts, file, Item { segments: vec![segment], bind }).await;
+            // A writer that has left is not waiting for its answer.
+            drop(reply.send(stored));
+        });
+        answer.await.unwrap_or(Err(MergeError::ShuttingDown))
     }
 }
 
@@ -174,7 +192,7 @@ impl Drop for BigSegment {
     fn drop(&mut self) {
         let (catalog, file) = (self.parts.catalog.clone(), self.file.clone());
         let sink = self.sink.take();
-        if tokio::runtime::Handle::try_current().is_err() {
+        if self.seen_through || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
         self.parts.tasks.spawn("big-segment-end", Failure::FailsItsWork, async move {
@@ -189,6 +207,23 @@ impl Drop for BigSegment {
             }
         });
     }
+}
+
+/// Commits a file whose bytes are durable, with the one segment in it.
+async fn commit_whole(parts: &MergerParts, file: StoreFile, item: Item) -> Result<Stored, MergeError> {
+    let id = file.id.clone();
+    let (token, mut answers) = match commit(parts, Some(file), vec![item]).await {
+        Ok(committed) => committed,
+        Err(error) => {
+            if let Err(error) = parts.catalog.execute(Command::CloseFile(id.clone(), 0)).await {
+                tracing::debug!(file = %id, %error, "an unfinished file is left to the next start");
+            }
+            return Err(error.into());
+        }
+    };
+    parts.catalog.confirm(token);
+    parts.metrics.group_segments.with_label_values(&["big"]).observe(1.0);
+    answers.pop().map_or(Err(MergeError::ShuttingDown), |answer| answer.map_err(MergeError::Refused))
 }
 
 /// Two parts, on an object store; a disk takes the bytes as they come.

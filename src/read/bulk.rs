@@ -153,6 +153,8 @@ impl Reader {
                 Ok(bytes) if check(&piece.segment, &piece.range, &bytes).is_err() => {
                     self.read_checked(&piece.segment, &piece.range).await
                 }
+                // An inline one may have been moved into a file.
+                Err(ReadError::Freed(_)) => self.read_checked(&piece.segment, &piece.range).await,
                 other => other,
             };
             // Copied out of what nobody wants, which goes.

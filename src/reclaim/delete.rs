@@ -4,7 +4,7 @@
 //! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is the catalog's list of forgotten files, so a crash between any
 //! two steps leaves a file that is deleted again, which is harmless, and what storage refuses is tried until it is gone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,8 @@ pub struct Deleter {
     sweeper: Sweeper,
     /// Since when nobody could look a file up any more, for files that wait for readers.
     waiting: HashMap<PhysicalFileId, Ticket>,
+    /// What storage did not delete the last time.
+    refused: HashSet<PhysicalFileId>,
 }
 
 impl Deleter {
@@ -50,7 +52,17 @@ impl Deleter {
         sweeper: Sweeper,
     ) -> Self {
         let clock = ClockGuard::new(settings.delete_grace);
-        Self { catalog, store, settings, metrics, leases, clock, sweeper, waiting: HashMap::new() }
+        Self {
+            catalog,
+            store,
+            settings,
+            metrics,
+            leases,
+            clock,
+            sweeper,
+            waiting: HashMap::new(),
+            refused: HashSet::new(),
+        }
     }
 
     /// Returns the pause until the next one.
@@ -83,6 +95,10 @@ impl Deleter {
             let due = self.due();
             if due.is_empty() {
                 self.waiting.clear();
+                self.refused.clear();
+                break;
+            }
+            if due.iter().all(|file| self.has_readers(file)) {
                 break;
             }
             // That they are forgotten must survive a crash before they are gone; and it must be ours to say.
@@ -100,12 +116,16 @@ impl Deleter {
             deleted += gone.len();
             self.count(&ready, &gone);
             self.waiting.retain(|file, _| !gone.contains(file));
+            self.refused = ready.iter().map(|file| file.id.clone()).filter(|file| !gone.contains(file)).collect();
             self.catalog.execute(Command::FilesDeleted(gone)).await?;
             if !all {
                 break;
             }
             let rate = f64::from(self.settings.deletes_per_second_max.max(1));
-            tokio::time::sleep(Duration::from_secs(1).mul_f64(ready.len() as f64 / rate)).await;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(1).mul_f64(ready.len() as f64 / rate)) => {}
+            }
         }
         Ok(deleted)
     }
@@ -115,12 +135,24 @@ impl Deleter {
         let now = self.catalog.now();
         let grace = u64::try_from(self.settings.delete_grace.as_millis()).unwrap_or(u64::MAX);
         let graced = Millis(now.0.saturating_sub(grace));
-        // Those that wait for readers must not keep the others from their turn.
-        let max = BATCH_FILES_MAX + self.waiting.len();
-        let mut due = self.catalog.view().forgotten_files(now, graced, max);
-        due.sort_by_key(|file| self.waiting.contains_key(&file.id));
+        // Those that wait for readers, or that storage refused, must not keep the others from their turn.
+        let max = BATCH_FILES_MAX + self.waiting.len() + self.refused.len();
+        let local = matches!(self.store, DataStore::Local(_));
+        let until = |why| match why {
+            Forgotten::Died => now,
+            // Nothing arrives late on a disk of one's own.
+            Forgotten::GivenUp if local => now,
+            Forgotten::GivenUp | Forgotten::Moved => graced,
+        };
+        let mut due = self.catalog.view().forgotten_files(until, max);
+        due.sort_by_key(|file| self.waiting.contains_key(&file.id) || self.refused.contains(&file.id));
         due.truncate(BATCH_FILES_MAX);
         due
+    }
+
+    /// Whether it was seen to have readers, and has them still.
+    fn has_readers(&self, file: &ForgottenFile) -> bool {
+        self.waiting.get(&file.id).is_some_and(|since| !self.leases.all_began_after(*since))
     }
 
     /// Those that no reader can have looked up.

@@ -161,6 +161,8 @@ pub struct Reclaimer {
     /// Files that cannot be read whole; a copy would lose what is left of them.
     damaged: HashSet<PhysicalFileId>,
     above_since: Option<Instant>,
+    /// When the catalog was last searched for old inline segments.
+    looked_inline: Option<Instant>,
 }
 
 impl Reclaimer {
@@ -169,11 +171,13 @@ impl Reclaimer {
         let local = matches!(parts.store, DataStore::Local(_));
         let punched = punches(&parts.settings, local).then(Punched::default);
         let pressure = Pressure::new(parts.metrics.clone(), parts.budget.clone(), Arc::clone(&parts.pace));
-        Self { parts, leases, pressure, punched, damaged: HashSet::new(), above_since: None }
+        Self { parts, leases, pressure, punched, damaged: HashSet::new(), above_since: None, looked_inline: None }
     }
 
     async fn round_at_interval(&mut self, stop: &CancellationToken) {
         if self.pressure.is_high() {
+            let planned = self.plan();
+            self.watch_lag(&planned);
             self.parts.metrics.reclaim_paused.inc();
             tracing::debug!("reclaiming waits: the backend or the writers are under pressure");
             return;

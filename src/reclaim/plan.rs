@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{JobId, Lane, PhysicalFileId};
+use crate::model::{JobId, Lane, LaneOf, PhysicalFileId};
 
 /// Bytes that a segment takes beside its data: its frame's header and its entry in the footer, about.
 const SEGMENT_OVERHEAD_BYTES: u64 = 192;
@@ -152,10 +152,10 @@ pub fn plan(candidates: &[Candidate], limits: &Limits, prices: &Prices) -> Plan 
         for files in jobs.values() {
             relieve(files, limit, limits, prices, &mut plan);
         }
+        let taken: BTreeSet<&PhysicalFileId> = plan.close.iter().chain(&plan.punch).chain(&plan.copy).collect();
+        let left: Vec<&Candidate> = candidates.iter().filter(|candidate| !taken.contains(&candidate.file)).collect();
+        pack(&left, limits, &mut plan);
     }
-    let taken: BTreeSet<&PhysicalFileId> = plan.close.iter().chain(&plan.punch).chain(&plan.copy).collect();
-    let left: Vec<&Candidate> = candidates.iter().filter(|candidate| !taken.contains(&candidate.file)).collect();
-    pack(&left, limits, &mut plan);
     plan
 }
 
@@ -223,7 +223,9 @@ fn copy(files: &[&&Candidate], excess: f64, limits: &Limits, prices: &Prices, pl
 fn pack(files: &[&Candidate], limits: &Limits, plan: &mut Plan) {
     let mut classes: BTreeMap<(&Lane, u32), Vec<&Candidate>> = BTreeMap::new();
     for file in files {
-        let small = file.copied_bytes() < limits.pack_bytes_max / 2 && file.live_segments > 0;
+        // A savepoint shares its files with nothing, so there is little to pack.
+        let alone = file.lane.of == LaneOf::Savepoint;
+        let small = file.copied_bytes() < limits.pack_bytes_max / 2 && file.live_segments > 0 && !alone;
         let old = file.age_seconds >= limits.pack_age_seconds_min && file.life != Life::AboutToDie;
         if small && old && file.state != CandidateState::Open {
             // Sizes within a factor of four are alike.
@@ -258,7 +260,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{LaneOf, StateScope};
+    use crate::model::StateScope;
 
     const LIMITS: Limits = Limits {
         space_amplification_max: Some(2.0),
@@ -317,8 +319,9 @@ mod tests {
 
     #[test]
     fn below_1_nothing_is_ever_copied() {
-        let files = [closed(1, 5_000_000, 1)];
-        let limits = Limits { space_amplification_max: None, ..LIMITS };
+        let mut files = vec![closed(1, 5_000_000, 1)];
+        files.extend((2..20).map(|n| closed(n, 10_300, 10_000)));
+        let limits = Limits { space_amplification_max: None, pack_bytes_max: 1_000_000, ..LIMITS };
 
         assert!(plan(&files, &limits, &PRICES).is_empty());
     }

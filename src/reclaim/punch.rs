@@ -3,7 +3,7 @@
 //! The data of dead segments becomes holes; headers, footer and everything that lives stay where they are, so handles and
 //! the format hold. What is lost is less than a page at either end of each dead segment.
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{ReclaimError, Reclaimer, Round};
@@ -36,20 +36,23 @@ impl Reclaimer {
         let punching = work.into_iter().take_while(|_| !stop.is_cancelled()).map(|work| {
             let store = store.clone();
             async move {
-                let holes = punch_one(&store, &work).await?;
-                Ok::<_, StoreError>((work, holes))
+                let punched = punch_one(&store, &work).await;
+                (work, punched)
             }
         });
-        let done = stream::iter(punching).buffered(FILES_AT_ONCE).try_collect::<Vec<(Work, u64)>>().await;
-        let done = match done {
-            Ok(done) => done,
-            Err(StoreError::Unsupported(what)) => {
-                tracing::warn!("the file system does not support {what}: dead bytes are given back by copying instead");
-                self.punched = None;
-                return Ok(());
+        let mut done: Vec<(Work, u64)> = vec![];
+        for (work, punched) in stream::iter(punching).buffered(FILES_AT_ONCE).collect::<Vec<_>>().await {
+            match punched {
+                Ok(holes) => done.push((work, holes)),
+                Err(StoreError::Unsupported(what)) => {
+                    tracing::warn!("the file system does not support {what}: dead bytes are given back by copying");
+                    self.punched = None;
+                    return Ok(());
+                }
+                // Whatever is wrong with one file, the others are not kept from their turn.
+                Err(error) => self.leave_alone(&work.file, &error),
             }
-            Err(error) => return Err(error.into()),
-        };
+        }
         let holes = done.iter().map(|(work, holes)| (work.file.clone(), *holes)).collect();
         self.parts.catalog.execute(Command::FilesPunched(holes)).await?;
         round.punched_bytes += done.iter().map(|(work, holes)| holes.saturating_sub(work.holes)).sum::<u64>();
@@ -61,6 +64,16 @@ impl Reclaimer {
             punched.retain(|file, _| state.file(file).is_some());
         }
         Ok(())
+    }
+
+    /// A file with which something is wrong is not touched again, unless it has died meanwhile.
+    pub(super) fn leave_alone(&mut self, file: &PhysicalFileId, error: &(dyn std::error::Error + 'static)) {
+        let closed =
+            self.parts.catalog.view().file(file).is_some_and(|view| matches!(view.state, FileState::Closed { .. }));
+        if closed {
+            tracing::error!(%file, error = crate::error::chain(error), "a file cannot be reclaimed and is left as it is");
+            self.damaged.insert(file.clone());
+        }
     }
 
     /// What lives in a closed file.

@@ -19,8 +19,9 @@ use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
 use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
 use crate::model::{Location, PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
+use crate::runtime::Clock;
 use crate::runtime::PaidBytes;
-use crate::store::{DataStore, LocalFile};
+use crate::store::{DataStore, LocalFile, StoreError};
 
 /// Dead bytes between two segments that are read along, to save a request.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -32,6 +33,8 @@ const OUTPUTS_AT_ONCE: usize = 4;
 const OUTPUT_SEGMENTS_MAX: usize = 10_000;
 /// Inline segments stay in the catalog at least so long, unless there are too many bytes of them.
 const INLINE_AGE: Duration = Duration::from_secs(600);
+/// How often the catalog is searched for them.
+const INLINE_LOOK: Duration = Duration::from_secs(60);
 /// So many bytes of old inline segments of one lane are worth a file.
 const INLINE_GROUP_BYTES_MIN: u64 = 256 << 10;
 
@@ -66,18 +69,33 @@ impl Reclaimer {
     ) -> Result<(), ReclaimError> {
         // Held while anything that was looked up here is read.
         let _lease = self.leases.begin();
-        let victims: Vec<PhysicalFileId> = plan.copy.iter().chain(plan.pack.iter().flatten()).cloned().collect();
-        let (mut segments, copied): (Vec<SegmentView>, Vec<FileView>) = {
+        let segments_of = |files: &[PhysicalFileId]| -> Vec<SegmentView> {
             let state = self.parts.catalog.view();
-            let segments = victims.iter().flat_map(|file| state.segments_in(file)).collect();
-            (segments, plan.copy.iter().filter_map(|file| state.file(file)).collect())
+            files.iter().flat_map(|file| state.segments_in(file)).collect()
         };
-        segments.append(&mut self.old_inline_segments());
-        let mut waiting = outputs(&self.parts, segments).into_iter();
+        let copied: Vec<FileView> = {
+            let state = self.parts.catalog.view();
+            plan.copy.iter().filter_map(|file| state.file(file)).collect()
+        };
+        let mut all = outputs(&self.parts, segments_of(&plan.copy));
+        let mut victims = plan.copy.clone();
+        for files in &plan.pack {
+            let packed = outputs(&self.parts, segments_of(files));
+            // Subtasks and memory may cut more finely than the plan knows: what makes no fewer files is not worth it.
+            if packed.len() * 2 <= files.len() {
+                victims.extend(files.iter().cloned());
+                all.extend(packed);
+            }
+        }
+        let inline = self.old_inline_segments();
+        all.extend(outputs(&self.parts, inline));
+        let mut waiting = all.into_iter();
+        let mut failed = None;
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < OUTPUTS_AT_ONCE
                 && !stop.is_cancelled()
+                && failed.is_none()
                 && !self.pressure.is_high()
                 && let Some(output) = waiting.next()
             {
@@ -91,15 +109,10 @@ impl Reclaimer {
                 }
                 Some(Err(ReclaimError::Corrupt { segment, file })) => {
                     self.parts.metrics.corrupt_reads.inc();
-                    let error = ReclaimError::Corrupt { segment, file: file.clone() };
-                    tracing::error!(error = crate::error::chain(&error), "a file cannot be reclaimed");
-                    self.damaged.insert(file);
+                    self.leave_alone(&file.clone(), &ReclaimError::Corrupt { segment, file });
                 }
-                Some(Err(error)) => {
-                    // The others are seen through: what they have written is not written in vain.
-                    while running.next().await.is_some() {}
-                    return Err(error);
-                }
+                // What is running is seen through: it is not written in vain.
+                Some(Err(error)) => failed = failed.or(Some(error)),
             }
         }
         let state = self.parts.catalog.view();
@@ -114,11 +127,11 @@ impl Reclaimer {
             round.copied_live_bytes += before.live_bytes;
         }
         self.parts.metrics.reclaim_files.with_label_values(&["rewritten"]).inc_by(round.rewritten as u64);
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Segments inside the catalog that have lived so long that a file is the better place for them.
-    fn old_inline_segments(&self) -> Vec<SegmentView> {
+    fn old_inline_segments(&mut self) -> Vec<SegmentView> {
         let settings = &self.parts.settings;
         let now = self.parts.catalog.now();
         let state = self.parts.catalog.view();
@@ -127,6 +140,11 @@ impl Reclaimer {
             return vec![];
         }
         let crowded = inline > settings.catalog.inline_bytes_max / 2;
+        // Every look goes over all segments.
+        if !crowded && self.looked_inline.is_some_and(|looked| looked.elapsed() < INLINE_LOOK) {
+            return vec![];
+        }
+        self.looked_inline = Some(Clock::instant());
         let age = u64::try_from(INLINE_AGE.as_millis()).unwrap_or(u64::MAX);
         let ripe = |view: &SegmentView| {
             let young = view.record.created.0.saturating_add(age) > now.0;
@@ -237,11 +255,9 @@ async fn copy(
     };
     let (mut at, mut moved, mut entries) = (HEADER_BYTES, vec![], vec![]);
     for run in runs(segments) {
-        let span: u64 = run.iter().map(|view| view.record.location.len()).sum();
-        let paid = match sink {
-            Sink::Local(_) => Some(pay(parts, span).await?),
-            Sink::Object(_) => None,
-        };
+        let span = span(run);
+        // On an object store what lives is paid for already; what is read along goes at once.
+        let paid = pay(parts, span).await?;
         let mut written = vec![];
         for (view, data) in read(parts, run, done).await? {
             let index = entries.len() as u32;
@@ -323,6 +339,20 @@ fn runs(segments: &[SegmentView]) -> impl Iterator<Item = &[SegmentView]> {
     })
 }
 
+/// Bytes that are read for a run.
+fn span(run: &[SegmentView]) -> u64 {
+    let place = |view: Option<&SegmentView>| {
+        view.and_then(|view| match &view.record.location {
+            Location::File(place) => Some(place.clone()),
+            Location::Inline { .. } => None,
+        })
+    };
+    match (place(run.first()), place(run.last())) {
+        (Some(first), Some(last)) => last.end() - first.offset,
+        _ => run.iter().map(|view| view.record.location.len()).sum(),
+    }
+}
+
 /// The segments of a run with their checked bytes; one inside the catalog that was freed meanwhile is left out.
 async fn read<'a>(
     parts: &MergerParts,
@@ -332,7 +362,14 @@ async fn read<'a>(
     let mut found = vec![];
     match (run.first().map(|view| &view.record.location), run.last().map(|view| &view.record.location)) {
         (Some(Location::File(first)), Some(Location::File(last))) => {
-            let mut bytes = parts.store.read(&first.file, first.offset..last.end()).await?;
+            let read = parts.store.read(&first.file, first.offset..last.end()).await;
+            let mut bytes = match (read, run.first()) {
+                // What was looked up under a lease is there, or lost.
+                (Err(StoreError::NotFound(_) | StoreError::Short { .. }), Some(view)) => {
+                    return Err(ReclaimError::Corrupt { segment: view.id, file: first.file.clone() });
+                }
+                (read, _) => read?,
+            };
             if wrong(run, first, &bytes).is_some() && parts.store.distrust(&first.file) {
                 // The local copy may be damaged: once more, from the store itself.
                 bytes = parts.store.read(&first.file, first.offset..last.end()).await?;
@@ -343,7 +380,11 @@ async fn read<'a>(
             }
             done.read_bytes += bytes.len() as u64;
             parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(bytes.len() as u64);
-            found.extend(cut(run, first, &bytes));
+            let wanted: u64 = run.iter().map(|view| view.record.location.len()).sum();
+            let sparse = bytes.len() as u64 > 2 * wanted;
+            // Copied out of what nobody wants, which goes.
+            let kept = |data: Bytes| if sparse { Bytes::copy_from_slice(&data) } else { data };
+            found.extend(cut(run, first, &bytes).map(|(view, data)| (view, kept(data))));
         }
         _ => {
             for view in run {

@@ -98,6 +98,9 @@ impl Sweeper {
     /// [`SweepError`]; nothing was deleted then.
     pub async fn round(&mut self) -> Result<Swept, SweepError> {
         let mut swept = look(&self.catalog, &self.store).await?;
+        if swept.unnamed.is_empty() {
+            self.forced = false;
+        }
         let now = Clock::instant();
         let before = std::mem::take(&mut self.seen);
         let first_seen = |file: &PhysicalFileId| before.get(file).copied().unwrap_or(now);

@@ -54,6 +54,7 @@ impl State {
                 lane: Some(file.lane.clone()),
                 holes: 0,
                 upload: file.upload.clone(),
+                moved_from: false,
             })
         });
         if let FileState::Open { len, .. } = &mut entry.record.state {
@@ -89,6 +90,7 @@ impl State {
 
     fn forget_if_dead(&mut self, file: &PhysicalFileId, why: Forgotten, at: Millis) {
         let Some(entry) = self.files.get_mut(file) else { return };
+        let why = if entry.record.moved_from && why == Forgotten::Died { Forgotten::Moved } else { why };
         if let FileState::Closed { len } = entry.record.state
             && entry.live.is_empty()
         {
@@ -149,7 +151,15 @@ impl State {
             left.extend(from.file().cloned());
         }
         self.close_file(&file.id, file.len, Forgotten::Died, at);
-        left.iter().for_each(|file| self.forget_if_dead(file, Forgotten::Moved, at));
+        for file in &left {
+            if let Some(entry) = self.files.get_mut(file)
+                && !std::mem::replace(&mut entry.record.moved_from, true)
+                && !entry.live.is_empty()
+            {
+                self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
+            }
+            self.forget_if_dead(file, Forgotten::Moved, at);
+        }
         (count, bytes)
     }
 
@@ -246,6 +256,72 @@ impl State {
                 self.put_segment_record(id);
             }
             _ => self.free_segment(id, at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::command::{About, Bind, Command, Item, NewSegment, Outcome, Store};
+    use crate::catalog::state::State;
+    use crate::model::{Lane, LaneOf, Segment, SegmentCrc, StateScope, Writer};
+
+    fn place(file: &PhysicalFileId, number: u64) -> Segment {
+        Segment { file: file.clone(), offset: 100 * number, len: 10 }
+    }
+
+    /// A closed file of a job's first checkpoint in which segments 1 and 2 live; the second checkpoint uses the first.
+    fn two_in_a_file(file: &PhysicalFileId, lane: &Lane) -> State {
+        let mut state = State::default();
+        let job = lane.job.clone().unwrap();
+        state.apply(Command::CreateJob(job.clone()), Millis(1)).unwrap();
+        let items = [1, 2].map(|number: u64| {
+            let checkpoint = Some(CheckpointId(1));
+            let (job, scope, writer) = (job.clone(), StateScope::Shared, Writer::default());
+            let about = About { job, scope, writer, checkpoint, name: None };
+            let location = Location::File(place(file, number));
+            let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
+            let bind = Bind::Checkpoint { idempotency_key: None };
+            Item { segments: vec![NewSegment { id, about, location, inline: None, crc }], bind }
+        });
+        let store_file = StoreFile { id: file.clone(), lane: lane.clone(), len: 300, closes: true, upload: None };
+        let stored = state.apply(Command::Store(Store { file: Some(store_file), items: items.into() }), Millis(1));
+        let Ok(Outcome::Stored(token, _)) = stored else { panic!("{stored:?}") };
+        state.confirm(token, Millis(1));
+        state.apply(Command::Reuse(job, CheckpointId(2), vec![SegmentId(1)]), Millis(1)).unwrap();
+        state
+    }
+
+    #[test]
+    fn a_file_from_which_one_segment_was_moved_is_left_to_its_readers_though_the_last_one_was_freed() {
+        let job = "j".parse().unwrap();
+        let lane = Lane { job: Some(job), scope: StateScope::Shared, of: LaneOf::All };
+        let [from, to] = [1, 2].map(|ulid| PhysicalFileId::new(lane.job.as_ref(), 1, ulid));
+        let mut state = two_in_a_file(&from, &lane);
+        let moved = Moved { id: SegmentId(1), from: Location::File(place(&from, 1)), to: place(&to, 1) };
+        let file = StoreFile { id: to.clone(), lane: lane.clone(), len: 300, closes: true, upload: None };
+        state.apply(Command::Move(Move { file, segments: vec![moved] }), Millis(2)).unwrap();
+        assert!(matches!(state.file(&from).unwrap().state, FileState::Closed { .. }));
+
+        // A start in between forgets nothing.
+        let mut reloaded = State::default();
+        let mut written = std::collections::BTreeMap::new();
+        for mutation in state.take_mutations() {
+            match mutation {
+                crate::catalog::record::Mutation::Put { key, value } => drop(written.insert(key, value)),
+                crate::catalog::record::Mutation::Delete { key } => drop(written.remove(&key)),
+            }
+        }
+        written.iter().for_each(|(key, value)| reloaded.load(key, value).unwrap());
+        for mut state in [state, reloaded] {
+            state.apply(Command::SubsumeCheckpoint(lane.job.clone().unwrap(), CheckpointId(1)), Millis(3)).unwrap();
+
+            let why = match state.file(&from).unwrap().state {
+                FileState::Forgotten { why, .. } => why,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(why, Forgotten::Moved);
         }
     }
 }

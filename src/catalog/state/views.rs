@@ -351,11 +351,10 @@ impl State {
         self.segments.iter().map(|(id, entry)| (*id, &entry.record))
     }
 
-    /// Files to be deleted from storage: those that died at or before `died`, and those whose segments were moved away, or that
-    /// were given up, at or before `others`.
-    pub fn forgotten_files(&self, died: Millis, others: Millis, max: usize) -> Vec<ForgottenFile> {
+    /// Files to be deleted from storage: forgotten at or before what `until` says for their reason.
+    pub fn forgotten_files(&self, until: impl Fn(Forgotten) -> Millis, max: usize) -> Vec<ForgottenFile> {
         let due = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
-            FileState::Forgotten { since, why, .. } if since <= if why == Forgotten::Died { died } else { others } => {
+            FileState::Forgotten { since, why, .. } if since <= until(why) => {
                 Some(ForgottenFile { id: id.clone(), why, occupied: entry.record.occupied() })
             }
             _ => None,
