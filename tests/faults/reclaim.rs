@@ -319,3 +319,38 @@ async fn what_crowds_the_catalog_is_moved_into_files() {
     assert_living(&daemon.client, &living).await;
     assert_sound(&server, &daemon).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_a_sweep_loses_nothing_and_the_next_daemon_sweeps_again() {
+    let quick = [
+        ("store.request-timeout", "300 ms"),
+        ("store.retry-timeout", "100 ms"),
+        ("reclaim.interval", "50 ms"),
+        ("reclaim.sweep-interval", "50 ms"),
+        ("reclaim.delete-grace", "300 ms"),
+    ];
+    let stray = object_key("data/wordcount/00000000-01ARZ3NDEKTSV4RRFFQ69G5FAV");
+    let steps: [(Op, fn(Gate) -> Fault); 4] = [
+        (Op::List, Fault::Held),
+        (Op::List, Fault::AnswerHeld),
+        (Op::Delete, Fault::Held),
+        (Op::Delete, Fault::AnswerHeld),
+    ];
+    for (op, fault) in steps {
+        let server = S3Server::start().await;
+        let daemon = Running::start(settings(&server, &quick)).await;
+        create_job(&daemon.client).await;
+        let kept = put(&daemon.client, 1, 1000).await.unwrap();
+        server.objects().insert(&stray, Bytes::from_static(b"of a daemon that lost its catalog"));
+        let gate = Gate::closed();
+        server.faults().add(Rule::on(op, any).after(u64::from(op == Op::List)).times(1), fault(gate.clone()));
+        gate.arrived(1).await;
+        daemon.kill().await;
+        server.faults().clear();
+
+        let daemon = Running::start(settings(&server, &quick)).await;
+
+        eventually("it is swept", SOON, || async { data_files(&server).len() == 1 }).await;
+        crate::support::assert_exactly(&server, &daemon, &[kept]).await;
+    }
+}
