@@ -3,7 +3,8 @@
 //! [`State::apply`] takes a [`Command`] and changes everything it means at once, or refuses it and changes
 //! nothing. Every change leaves [`Mutation`]s behind ([`State::take_mutations`]); written in that order, they make
 //! the same state again. A checkpoint is recorded as over before its segments are freed, and as claimed after they have
-//! changed hands: of a command that is too large to be written at once, a part does no harm. No async, no clock, no storage: the owner ([`super::Catalog`]) brings those.
+//! changed hands: of a command that is too large to be written at once, a part does no harm. No async, no clock, no
+//! storage: the owner ([`super::Catalog`]) brings those.
 //!
 //! # Invariants
 //! - A segment that a worker was answered for is in `segments` with `visible` set, and its file is not forgotten.
