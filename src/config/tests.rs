@@ -374,6 +374,13 @@ fn is_example(line: &str, keys: &[String]) -> bool {
     line.split_once(" = ").is_some_and(|(key, _)| keys.iter().any(|known| known.ends_with(&format!(".{key}"))))
 }
 
+#[test]
+fn a_quoted_text_with_a_backslash_after_a_wide_character_does_not_panic() {
+    let flags = [("store.region".to_owned(), "\"\u{d2009}\\I*\"".to_owned())];
+
+    drop(Config::load_with(None, env(&[]), &flags).map(|loaded| loaded.settings()));
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_for_any_key_panics(
