@@ -19,8 +19,7 @@ use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
 use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
 use crate::model::{Location, PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
-use crate::runtime::Clock;
-use crate::runtime::PaidBytes;
+use crate::runtime::{Clock, PaidBytes};
 use crate::store::{DataStore, LocalFile, StoreError};
 
 /// Dead bytes between two segments that are read along, to save a request.

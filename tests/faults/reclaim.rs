@@ -19,6 +19,8 @@ use crate::support::{
 const WHEN_TOLD: [(&str, &str); 2] = [("reclaim.interval", "1 h"), ("reclaim.delete-grace", "0 ms")];
 const SEGMENT_BYTES: usize = 40_000;
 
+/// A request that is held, and whether before or after it is carried out.
+type Step = (Op, fn(Gate) -> Fault);
 /// Segments that live, and their bytes.
 type Living = Vec<(SegmentInfo, Bytes)>;
 
@@ -330,7 +332,7 @@ async fn a_crash_in_a_sweep_loses_nothing_and_the_next_daemon_sweeps_again() {
         ("reclaim.delete-grace", "300 ms"),
     ];
     let stray = object_key("data/wordcount/00000000-01ARZ3NDEKTSV4RRFFQ69G5FAV");
-    let steps: [(Op, fn(Gate) -> Fault); 4] = [
+    let steps: [Step; 4] = [
         (Op::List, Fault::Held),
         (Op::List, Fault::AnswerHeld),
         (Op::Delete, Fault::Held),
