@@ -12,7 +12,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -91,18 +91,20 @@ async fn shrinks(folder: &Path, living: &Living, daemon: &Process) {
     }
 }
 
-/// Reads living objects one after the other until told to stop. Returns how many.
+/// Reads living objects one after the other until told to stop, one at least. Returns how many.
 fn keep_reading(store: AmazonS3, living: Living, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
     tokio::spawn(async move {
-        let read = AtomicU64::new(0);
+        let mut read = 0;
         let mut rng = StdRng::seed_from_u64(7);
-        while !stop.load(Ordering::Relaxed) {
+        loop {
             let (number, len) = living.iter().choose(&mut rng).unwrap();
             let bytes = store.get(&key(*number)).await.unwrap().bytes().await.unwrap();
             assert!(bytes == pattern(*number, *len), "object {number} has other bytes");
-            read.fetch_add(1, Ordering::Relaxed);
+            read += 1;
+            if stop.load(Ordering::Relaxed) {
+                return read;
+            }
         }
-        read.into_inner()
     })
 }
 
