@@ -3,9 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use http::StatusCode;
-use serde::de::DeserializeOwned;
 
-use super::native::{Native, job_of};
+use super::native::{Native, job_of, json};
 use super::status::ApiError;
 use super::wire::{
     EndAnswer, EndRequest, ErrorBody, ListedSegment, RestoreJob, RestoredJob, ReuseAnswer, ReuseRequest,
@@ -169,17 +168,6 @@ fn segment_of(text: &str) -> Result<SegmentId, ApiError> {
 
 fn in_field(field: &'static str, error: &impl std::fmt::Display) -> ApiError {
     ApiError::invalid(field, error.to_string())
-}
-
-/// Reads a body of JSON of at most `max` bytes, within the time that a body may stall.
-pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request, max: usize) -> Result<T, ApiError> {
-    let patience = native.settings.limits.body_timeout;
-    let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
-    let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
-    let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
-    let body =
-        body.map_err(|error| ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")))?;
-    serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
 }
 
 #[cfg(test)]

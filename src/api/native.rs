@@ -232,6 +232,17 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
     parsed.map(|query| query.0).map_err(|error| ApiError::invalid("query", error.body_text()))
 }
 
+/// Reads a body of JSON of at most `max` bytes, within the time that a body may stall.
+pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request, max: usize) -> Result<T, ApiError> {
+    let patience = native.settings.limits.body_timeout;
+    let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
+    let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
+    let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
+    let body =
+        body.map_err(|error| ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")))?;
+    serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
+}
+
 pub(super) fn job_of(text: &str) -> Result<JobId, ApiError> {
     Ok(text.parse()?)
 }
@@ -271,9 +282,7 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<
 #[utoipa::path(post, path = "/v1/jobs", request_body = NewJob, responses(
     (status = 201, body = JobInfo), (status = 400, body = ErrorBody)))]
 async fn create_job(State(native): State<Native>, request: Request) -> Result<Response, ApiError> {
-    let body = axum::body::to_bytes(request.into_body(), 64 << 10).await;
-    let body = body.map_err(|error| ApiError::invalid("body", error.to_string()))?;
-    let new: NewJob = serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))?;
+    let new: NewJob = json(&native, request, 64 << 10).await?;
     let job = job_of(&new.job)?;
     native.catalog.execute(Command::CreateJob(job.clone())).await?;
     Ok((StatusCode::CREATED, Json(job_info(&native.catalog, &job)?)).into_response())
@@ -282,13 +291,7 @@ async fn create_job(State(native): State<Native>, request: Request) -> Result<Re
 pub(super) fn job_info(catalog: &Catalog, job: &JobId) -> Result<JobInfo, ApiError> {
     let known = catalog.view().job(job);
     let (record, segments) = known.ok_or_else(|| ApiError::not_found("job", format!("job {job} is not known")))?;
-    Ok(JobInfo {
-        job: job.to_string(),
-        created_ms: record.as_ref().map(|record| record.created.0),
-        subsumed: record.as_ref().and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
-        ended: record.and_then(|record| record.ended).map(|(end, _)| end),
-        segments: segments as u64,
-    })
+    Ok(JobInfo::of(job, record.as_ref(), segments))
 }
 
 /// Lists all jobs.
@@ -296,14 +299,7 @@ pub(super) fn job_info(catalog: &Catalog, job: &JobId) -> Result<JobInfo, ApiErr
 async fn list_jobs(State(native): State<Native>) -> Result<Json<Vec<JobInfo>>, ApiError> {
     native.catalog.check()?;
     let jobs = native.catalog.view().jobs();
-    let info = |(job, record, segments): (JobId, Option<crate::catalog::record::JobRecord>, usize)| JobInfo {
-        job: job.to_string(),
-        created_ms: record.as_ref().map(|record| record.created.0),
-        subsumed: record.as_ref().and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
-        ended: record.and_then(|record| record.ended).map(|(end, _)| end),
-        segments: segments as u64,
-    };
-    Ok(Json(jobs.into_iter().map(info).collect()))
+    Ok(Json(jobs.iter().map(|(job, record, segments)| JobInfo::of(job, record.as_ref(), *segments)).collect()))
 }
 
 /// Shows a job.

@@ -52,7 +52,7 @@ pub async fn restore(State(native): State<Native>, request: Request) -> Result<R
     let bytes_max = REQUEST_BYTES + ID_BYTES.saturating_mul(ids_max);
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
     let paid = native.admission.pay(announced.unwrap_or(bytes_max).min(bytes_max) as u64).await?;
-    let request = super::lifecycle::json(&native, request, bytes_max).await?;
+    let request = super::native::json(&native, request, bytes_max).await?;
     let ids = asked(&native.catalog, request, ids_max)?;
     drop(paid);
     let pieces = native.reader.bulk(ids).await.map_err(|error| ApiError {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, JobEnd};
+use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, JobEnd, JobRecord};
 use crate::catalog::state::SegmentView;
 use crate::model::{CheckpointId, Handle, JobId, Location};
 
@@ -50,6 +50,19 @@ pub struct JobInfo {
     pub ended: Option<JobEnd>,
     /// Its segments, whoever keeps them alive.
     pub segments: u64,
+}
+
+impl JobInfo {
+    /// What is known of a job, and how many segments it has.
+    pub fn of(job: &JobId, record: Option<&JobRecord>, segments: usize) -> Self {
+        Self {
+            job: job.to_string(),
+            created_ms: record.map(|record| record.created.0),
+            subsumed: record.and_then(|record| record.subsumed).map(|checkpoint| checkpoint.0),
+            ended: record.and_then(|record| record.ended).map(|(end, _)| end),
+            segments: segments as u64,
+        }
+    }
 }
 
 /// Who writes a segment, and for what.

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::record::{CheckpointKind, JobEnd, ObjectChecksum, ObjectHeaders, PartRecord, UploadRecord};
+use super::record::{CheckpointKind, JobEnd, ObjectChecksum, ObjectHeaders, PartRecord, SegmentRecord, UploadRecord};
 use crate::error::ErrorKind;
 use crate::model::{
     CheckpointId, Handle, IdempotencyKey, JobId, Label, Lane, Location, Millis, PhysicalFileId, Segment, SegmentCrc,
@@ -193,6 +193,19 @@ pub struct About {
     pub checkpoint: Option<CheckpointId>,
     /// What the worker calls it.
     pub name: Option<Label>,
+}
+
+impl SegmentRecord {
+    /// Who wrote it, and for what.
+    pub fn about(&self) -> About {
+        About {
+            job: self.job.clone(),
+            scope: self.scope,
+            writer: self.writer.clone(),
+            checkpoint: self.checkpoint,
+            name: self.name.clone(),
+        }
+    }
 }
 
 /// What new segments mean.

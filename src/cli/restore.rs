@@ -1,22 +1,22 @@
 //! `esker restore` and `esker export`: plain files back out of a running daemon, or of the folder of a stopped one.
 
-use std::io::IsTerminal;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use http::StatusCode;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::destination::{Destination, Writing};
 use super::segments::{ApiArgs, block_on};
+use super::storage::{StorageArgs, WRITTEN, bar};
 use crate::api::wire::{ListedSegment, ObjectInfo, RestoreRequest};
 use crate::client::{Client, ClientError, Restore};
-use crate::config::Config;
+use crate::config::ReclaimMode;
 use crate::daemon::Daemon;
 
 /// Segments that an export asks for at a time.
@@ -76,15 +76,11 @@ impl FromArgs {
         if !folder.join("catalog").is_dir() {
             bail!("{} holds no catalog", folder.display());
         }
-        let flags = [
-            ("store.url", format!("file:{}", folder.display())),
-            ("server.s3", "127.0.0.1:0".to_owned()),
-            ("server.api", "127.0.0.1:0".to_owned()),
-            ("reclaim.mode", "off".to_owned()),
-            ("reclaim.sweep-interval", "0".to_owned()),
-        ];
-        let flags = flags.map(|(key, value)| (key.to_owned(), value));
-        let daemon = Daemon::start(Config::load_with(None, [], &flags)?.settings()?).await?;
+        let mut settings = StorageArgs { data_dir: Some(folder.clone()), ..StorageArgs::default() }.settings()?;
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        (settings.server.s3, settings.server.api) = (any_port, any_port);
+        (settings.reclaim.mode, settings.reclaim.sweep_interval) = (ReclaimMode::Off, None);
+        let daemon = Daemon::start(settings).await?;
         let client = Client::new(&format!("http://{}", daemon.addresses().api), None)?;
         Ok(Source { client, daemon: Some(daemon) })
     }
@@ -204,7 +200,7 @@ async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
     let mut folder = Destination::take(&args.to.to).map_err(not_tried)?;
     let wanted = RestoreRequest { segments: None, job: Some(args.job.clone()), checkpoint: Some(args.checkpoint) };
     let mut arriving = client.restore(&wanted).await.map_err(not_tried)?;
-    let (mut report, bar) = (Report::default(), bar());
+    let (mut report, bar) = (Report::default(), bar(WRITTEN));
     while let Some(segment) = arriving.next().await.map_err(fault)? {
         let id = &segment.info.segment;
         let mut writing = folder.begin(id, segment.name.as_deref(), None).map_err(fault)?;
@@ -228,7 +224,7 @@ async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
 async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
     let source = args.from.open().await.map_err(not_tried)?;
     let folder = Destination::take(&args.to.to).map_err(not_tried)?;
-    let mut export = Export { client: source.client.clone(), folder, report: Report::default(), bar: bar() };
+    let mut export = Export { client: source.client.clone(), folder, report: Report::default(), bar: bar(WRITTEN) };
     let mut after: Option<String> = None;
     let mut begun = false;
     let failed = |begun: bool, error: ClientError| if begun { fault(error) } else { not_tried(error) };
@@ -371,16 +367,4 @@ impl Export {
     fn note(&mut self, item: &Item, error: &ClientError) {
         self.report.faults.push(format!("{}: {}", item.shown(), crate::error::chain(error)));
     }
-}
-
-/// What has arrived so far, on a terminal; nothing elsewhere.
-fn bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec} {elapsed} {msg}");
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }

@@ -106,3 +106,5 @@ pub(super) fn bar(template: &str) -> ProgressBar {
 pub(super) const BYTES: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 /// The shape of a bar that counts things.
 pub(super) const COUNT: &str = "{msg} {wide_bar} {pos}/{len} {eta}";
+/// The shape of a bar that counts bytes of which nobody knows how many there will be.
+pub(super) const WRITTEN: &str = "{spinner} {bytes} {bytes_per_sec} {elapsed} {msg}";

@@ -14,8 +14,8 @@
 
 use std::collections::HashMap;
 
-use crate::catalog::record::Holder;
 use crate::catalog::state::{State, UncertainFile};
+use crate::merge::entry_of_record;
 use crate::merge::format::{self, Entry, FormatError};
 use crate::model::{Location, Millis, PhysicalFileId};
 use crate::reclaim::guard::check_unnamed;
@@ -119,18 +119,8 @@ fn entries_by_file(state: &State) -> HashMap<PhysicalFileId, Vec<Entry>> {
         if let Location::File(segment) = &record.location
             && open.contains_key(&segment.file)
         {
-            entries.entry(segment.file.clone()).or_default().push(Entry {
-                id,
-                offset: segment.offset,
-                len: segment.len,
-                crc32c: record.crc.whole,
-                job: record.job.clone(),
-                scope: record.scope,
-                writer: record.writer.clone(),
-                checkpoint: record.checkpoint,
-                savepoint: matches!(record.holder, Holder::Savepoint { .. }),
-                name: record.name.clone(),
-            });
+            let entry = entry_of_record(id, record, segment);
+            entries.entry(segment.file.clone()).or_default().push(entry);
         }
     }
     entries

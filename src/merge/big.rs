@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::format::{self, FRAME_BYTES, FRAME_TAIL_BYTES, HEADER_BYTES};
 use super::owner::{commit, entry_of, header_of, mark_savepoint, name_upload};
 use super::{MergeError, MergerParts};
+use crate::catalog::Catalog;
 use crate::catalog::command::{About, Bind, Command, Item, NewSegment, StoreFile, Stored};
 use crate::model::{Lane, Location, PhysicalFileId, Segment, SegmentHasher, SegmentId};
 use crate::runtime::{BudgetError, ByteBudget, Failure, PaidBytes, TaskGroup};
@@ -201,10 +202,7 @@ impl Drop for BigSegment {
             {
                 return; // the next start tries again
             }
-            // Nothing happens if it is closed.
-            if let Err(error) = catalog.execute(Command::CloseFile(file.clone(), 0)).await {
-                tracing::debug!(%file, %error, "an unfinished file is left to the next start");
-            }
+            give_up(&catalog, file).await;
         });
     }
 }
@@ -215,15 +213,20 @@ async fn commit_whole(parts: &MergerParts, file: StoreFile, item: Item) -> Resul
     let (token, mut answers) = match commit(parts, Some(file), vec![item]).await {
         Ok(committed) => committed,
         Err(error) => {
-            if let Err(error) = parts.catalog.execute(Command::CloseFile(id.clone(), 0)).await {
-                tracing::debug!(file = %id, %error, "an unfinished file is left to the next start");
-            }
+            give_up(&parts.catalog, id).await;
             return Err(error.into());
         }
     };
     parts.catalog.confirm(token);
     parts.metrics.group_segments.with_label_values(&["big"]).observe(1.0);
     answers.pop().map_or(Err(MergeError::ShuttingDown), |answer| answer.map_err(MergeError::Refused))
+}
+
+/// A file will not be finished. Nothing happens if it is closed.
+async fn give_up(catalog: &Catalog, file: PhysicalFileId) {
+    if let Err(error) = catalog.execute(Command::CloseFile(file.clone(), 0)).await {
+        tracing::debug!(%file, %error, "an unfinished file is left to the next start");
+    }
 }
 
 /// Two parts, on an object store; a disk takes the bytes as they come.

@@ -36,7 +36,7 @@ use bytes::Bytes;
 
 pub use big::BigSegment;
 pub use merger::{Merger, MergerParts};
-pub(crate) use owner::{entry_of, header_of, name_file};
+pub(crate) use owner::{entry_of_record, header_of, name_file};
 
 use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Bind, Refusal, Stored};

@@ -24,6 +24,7 @@ use super::pool::{Group, OpenFile, Pending};
 use super::{Answer, MergeError, MergerParts, Piece};
 use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Command, Item, NewSegment, Outcome, Store, StoreFile, StoreToken, Stored};
+use crate::catalog::record::{Holder, SegmentRecord};
 use crate::model::{Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
 use crate::runtime::{Clock, PaidBytes};
 use crate::store::{LocalFile, LocalStore, ObjectFiles, StoreError};
@@ -345,6 +346,12 @@ fn pack(id: &PhysicalFileId, offset: u64, frames: u32, header: Option<Bytes>, pa
         packed._paid.extend(parcel.paid);
     }
     packed
+}
+
+/// What a footer says of a segment that the catalog knows, at this place.
+pub(crate) fn entry_of_record(id: SegmentId, record: &SegmentRecord, place: &Segment) -> Entry {
+    let savepoint = matches!(record.holder, Holder::Savepoint { .. });
+    Entry { savepoint, ..entry_of(id, &record.about(), place.offset, place.len, &record.crc) }
 }
 
 pub(crate) fn entry_of(id: SegmentId, about: &About, offset: u64, len: u64, crc: &SegmentCrc) -> Entry {

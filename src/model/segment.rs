@@ -110,12 +110,17 @@ impl Location {
         self.len() == 0
     }
 
-    /// The physical file, unless inline.
-    pub fn file(&self) -> Option<&PhysicalFileId> {
+    /// The place in a physical file, unless inline.
+    pub fn segment(&self) -> Option<&Segment> {
         match self {
             Self::Inline { .. } => None,
-            Self::File(segment) => Some(&segment.file),
+            Self::File(segment) => Some(segment),
         }
+    }
+
+    /// The physical file, unless inline.
+    pub fn file(&self) -> Option<&PhysicalFileId> {
+        self.segment().map(|segment| &segment.file)
     }
 }
 

@@ -250,11 +250,7 @@ impl Reader {
     /// Whether wrong bytes may have come from a local copy, which is forgotten then.
     fn distrusts(&self, segment: &SegmentView, error: &ReadError) -> bool {
         match (&segment.record.location, error) {
-            (Location::File(place), ReadError::Corrupt { .. }) => {
-                self.store.distrust(&place.file);
-                // Another reader may have made it forget a moment ago.
-                self.store.local_copy().is_some()
-            }
+            (Location::File(place), ReadError::Corrupt { .. }) => self.store.distrust(&place.file),
             _ => false,
         }
     }

@@ -1,8 +1,9 @@
 //! Deleting the files that the catalog has forgotten.
 //!
 //! A file is forgotten in the catalog first, by a durable commit; then it is deleted from storage, at once if it died, after
-//! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is the catalog's list of forgotten files, so a crash between any
-//! two steps leaves a file that is deleted again, which is harmless, and what storage refuses is tried until it is gone.
+//! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is
+//! the catalog's list of forgotten files, so a crash between any two steps leaves a file that is deleted again, which is
+//! harmless, and what storage refuses is tried until it is gone.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

@@ -50,7 +50,7 @@ use crate::model::PhysicalFileId;
 use crate::runtime::{Clock, Leases};
 use crate::store::{DataStore, StoreError};
 use delete::Deleter;
-use plan::{Candidate, Plan, plan};
+use plan::{Plan, plan};
 use pressure::Pressure;
 use survey::Punched;
 use sweep::Sweeper;
@@ -220,19 +220,11 @@ impl Reclaimer {
 
     /// What the next round would do.
     pub fn plan(&self) -> Plan {
-        self.plan_of(self.candidates())
-    }
-
-    fn candidates(&self) -> Vec<Candidate> {
+        let local = matches!(self.parts.store, DataStore::Local(_));
         let now = self.parts.catalog.now();
         let mut candidates = survey::candidates(&self.parts.catalog.view(), self.punched.as_ref(), now);
         candidates.retain(|candidate| !self.damaged.contains(&candidate.file));
-        candidates
-    }
-
-    fn plan_of(&self, candidates: Vec<Candidate>) -> Plan {
-        let prices = survey::prices(matches!(self.parts.store, DataStore::Local(_)));
-        plan(&candidates, &survey::limits(&self.parts.settings), &prices)
+        plan(&candidates, &survey::limits(&self.parts.settings), &survey::prices(local))
     }
 
     /// For how long some job has been above its limit.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ReclaimError, Reclaimer, Round};
 use crate::catalog::command::Command;
 use crate::catalog::record::FileState;
-use crate::model::{Location, PhysicalFileId};
+use crate::model::PhysicalFileId;
 use crate::store::{DataStore, LocalStore, StoreError};
 
 /// Files that are punched at a time: each waits for the disk.
@@ -58,8 +58,6 @@ impl Reclaimer {
         round.punched_bytes += done.iter().map(|(work, holes)| holes.saturating_sub(work.holes)).sum::<u64>();
         if let Some(punched) = &mut self.punched {
             punched.extend(done.into_iter().map(|(work, _)| (work.file, work.living.len() as u64)));
-        }
-        if let Some(punched) = &mut self.punched {
             let state = self.parts.catalog.view();
             punched.retain(|file, _| state.file(file).is_some());
         }
@@ -76,12 +74,15 @@ impl Reclaimer {
         }
     }
 
-    /// What lives in a closed file.
+    /// What lives in a closed file; segments that are not visible yet among it.
     fn dead_in(&self, file: &PhysicalFileId) -> Option<Work> {
         let state = self.parts.catalog.view();
         let view = state.file(file)?;
         let FileState::Closed { len } = view.state else { return None };
-        Some(Work { file: file.clone(), holes: len - view.occupied, living: state.places_in(file) })
+        let places = state.living_in(file).filter_map(|record| record.location.segment());
+        let mut living: Vec<u64> = places.map(|place| place.offset).collect();
+        living.sort_unstable();
+        Some(Work { file: file.clone(), holes: len - view.occupied, living })
     }
 
     /// Waits until nobody reads what is dead; false if that takes too long.
@@ -114,19 +115,4 @@ struct Work {
     holes: u64,
     /// Where its living segments begin, in order.
     living: Vec<u64>,
-}
-
-impl crate::catalog::state::State {
-    /// Where the living segments of a file begin, in order; those that are not visible yet among them.
-    fn places_in(&self, file: &PhysicalFileId) -> Vec<u64> {
-        let mut places: Vec<u64> = self
-            .living_in(file)
-            .filter_map(|record| match &record.location {
-                Location::File(place) => Some(place.offset),
-                Location::Inline { .. } => None,
-            })
-            .collect();
-        places.sort_unstable();
-        places
-    }
 }

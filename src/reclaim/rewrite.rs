@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::Plan;
 use super::{ReclaimError, Reclaimer, Round};
-use crate::catalog::command::{About, Command, Move, Moved, Outcome, StoreFile};
+use crate::catalog::command::{Command, Move, Moved, Outcome, StoreFile};
 use crate::catalog::record::{FileState, Holder, SegmentRecord};
 use crate::catalog::state::{FileView, SegmentView};
-use crate::merge::format::{self, Entry, FRAME_BYTES, HEADER_BYTES};
+use crate::merge::format::{self, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
-use crate::merge::{MergeError, MergerParts, entry_of, header_of, name_file};
-use crate::model::{Location, PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
+use crate::merge::{MergeError, MergerParts, entry_of_record, header_of, name_file};
+use crate::model::{PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
 use crate::runtime::{Clock, PaidBytes};
 use crate::store::{DataStore, LocalFile, StoreError};
 
@@ -154,8 +154,8 @@ impl Reclaimer {
         let mut groups: BTreeMap<LaneKey, Vec<SegmentView>> = BTreeMap::new();
         old.for_each(|view| groups.entry(key_of(&self.parts, &view.record)).or_default().push(view));
         drop(state);
-        let bytes = |group: &[SegmentView]| group.iter().map(|view| view.record.location.len()).sum::<u64>();
-        groups.into_values().filter(|group| crowded || bytes(group) >= INLINE_GROUP_BYTES_MIN).flatten().collect()
+        let worth_a_file = |group: &Vec<SegmentView>| crowded || live_bytes(group) >= INLINE_GROUP_BYTES_MIN;
+        groups.into_values().filter(worth_a_file).flatten().collect()
     }
 }
 
@@ -221,13 +221,7 @@ fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
 /// Whose segments a survivor may share a file with: those of its lane, from whatever checkpoint, but a savepoint stays by
 /// itself.
 fn key_of(parts: &MergerParts, record: &SegmentRecord) -> LaneKey {
-    let about = About {
-        job: record.job.clone(),
-        scope: record.scope,
-        writer: record.writer.clone(),
-        checkpoint: record.checkpoint,
-        name: None,
-    };
+    let about = record.about();
     match record.holder {
         Holder::Savepoint { .. } => LaneKey::of_savepoint(&about),
         _ => LaneKey { checkpoint: None, ..LaneKey::of(&about, &parts.settings.merging) },
@@ -242,7 +236,6 @@ async fn copy(
     done: &mut Written,
 ) -> Result<(Vec<Moved>, u64), ReclaimError> {
     let Output { ulid, segments, .. } = output;
-    let bytes: u64 = segments.iter().map(|view| view.record.location.len()).sum();
     let header = header_of(parts, *ulid);
     let (mut sink, _paid) = match &parts.store {
         DataStore::Local(store) => {
@@ -250,11 +243,11 @@ async fn copy(
             file.append_unsynced(vec![header]).await?;
             (Sink::Local(file), None)
         }
-        DataStore::Object(_) => (Sink::Object(vec![header]), Some(pay(parts, bytes).await?)),
+        DataStore::Object(_) => (Sink::Object(vec![header]), Some(pay(parts, live_bytes(segments)).await?)),
     };
     let (mut at, mut moved, mut entries) = (HEADER_BYTES, vec![], vec![]);
     for run in runs(segments) {
-        let span = span(run);
+        let span = place_of_run(run).map_or_else(|| live_bytes(run), |place| place.len);
         // On an object store what lives is paid for already; what is read along goes at once.
         let paid = pay(parts, span).await?;
         let mut written = vec![];
@@ -267,7 +260,7 @@ async fn copy(
             )));
             at += FRAME_BYTES;
             let to = Segment { file: file.clone(), offset: at, len: data.len() as u64 };
-            entries.push(entry(view.id, &view.record, &to));
+            entries.push(entry_of_record(view.id, &view.record, &to));
             moved.push(Moved { id: view.id, from: view.record.location.clone(), to });
             at += data.len() as u64;
             written.push(data);
@@ -299,31 +292,15 @@ async fn pay(parts: &MergerParts, bytes: u64) -> Result<PaidBytes, ReclaimError>
     Ok(paid.map_err(MergeError::from)?)
 }
 
-fn entry(id: SegmentId, record: &SegmentRecord, place: &Segment) -> Entry {
-    let about = About {
-        job: record.job.clone(),
-        scope: record.scope,
-        writer: record.writer.clone(),
-        checkpoint: record.checkpoint,
-        name: record.name.clone(),
-    };
-    let savepoint = matches!(record.holder, Holder::Savepoint { .. });
-    Entry { savepoint, ..entry_of(id, &about, place.offset, place.len, &record.crc) }
-}
-
 /// Neighbours that are read at once.
 fn runs(segments: &[SegmentView]) -> impl Iterator<Item = &[SegmentView]> {
-    let place = |view: &SegmentView| match &view.record.location {
-        Location::File(place) => Some(place.clone()),
-        Location::Inline { .. } => None,
-    };
     let mut rest = segments;
     std::iter::from_fn(move || {
         let first = rest.first()?;
         let mut count = 1;
-        if let Some(begin) = place(first) {
+        if let Some(begin) = place_of(first) {
             let mut end = begin.end();
-            for next in rest[1..].iter().map_while(place) {
+            for next in rest[1..].iter().map_while(place_of) {
                 let near = next.file == begin.file && next.offset >= end && next.offset - end <= GAP_BYTES_MAX;
                 if !near || next.end() - begin.offset > SPAN_BYTES_MAX {
                     break;
@@ -338,18 +315,18 @@ fn runs(segments: &[SegmentView]) -> impl Iterator<Item = &[SegmentView]> {
     })
 }
 
-/// Bytes that are read for a run.
-fn span(run: &[SegmentView]) -> u64 {
-    let place = |view: Option<&SegmentView>| {
-        view.and_then(|view| match &view.record.location {
-            Location::File(place) => Some(place.clone()),
-            Location::Inline { .. } => None,
-        })
-    };
-    match (place(run.first()), place(run.last())) {
-        (Some(first), Some(last)) => last.end() - first.offset,
-        _ => run.iter().map(|view| view.record.location.len()).sum(),
-    }
+fn place_of(view: &SegmentView) -> Option<&Segment> {
+    view.record.location.segment()
+}
+
+/// The part of a file that is read for a run; none for segments inside the catalog.
+fn place_of_run(run: &[SegmentView]) -> Option<Segment> {
+    let (first, last) = (place_of(run.first()?)?, place_of(run.last()?)?);
+    Some(Segment { file: first.file.clone(), offset: first.offset, len: last.end() - first.offset })
+}
+
+fn live_bytes(run: &[SegmentView]) -> u64 {
+    run.iter().map(|view| view.record.location.len()).sum()
 }
 
 /// The segments of a run with their checked bytes; one inside the catalog that was freed meanwhile is left out.
@@ -359,51 +336,49 @@ async fn read<'a>(
     done: &mut Written,
 ) -> Result<Vec<(&'a SegmentView, Bytes)>, ReclaimError> {
     let mut found = vec![];
-    match (run.first().map(|view| &view.record.location), run.last().map(|view| &view.record.location)) {
-        (Some(Location::File(first)), Some(Location::File(last))) => {
-            let read = parts.store.read(&first.file, first.offset..last.end()).await;
-            let mut bytes = match (read, run.first()) {
-                // What was looked up under a lease is there, or lost.
-                (Err(StoreError::NotFound(_) | StoreError::Short { .. }), Some(view)) => {
-                    return Err(ReclaimError::Corrupt { segment: view.id, file: first.file.clone() });
-                }
-                (read, _) => read?,
-            };
-            if wrong(run, first, &bytes).is_some() && parts.store.distrust(&first.file) {
-                // The local copy may be damaged: once more, from the store itself.
-                bytes = parts.store.read(&first.file, first.offset..last.end()).await?;
-            }
-            if let Some(segment) = wrong(run, first, &bytes) {
-                parts.store.distrust(&first.file);
-                return Err(ReclaimError::Corrupt { segment, file: first.file.clone() });
-            }
-            done.read_bytes += bytes.len() as u64;
-            parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(bytes.len() as u64);
-            let wanted: u64 = run.iter().map(|view| view.record.location.len()).sum();
-            let sparse = bytes.len() as u64 > 2 * wanted;
-            // Copied out of what nobody wants, which goes.
-            let kept = |data: Bytes| if sparse { Bytes::copy_from_slice(&data) } else { data };
-            found.extend(cut(run, first, &bytes).map(|(view, data)| (view, kept(data))));
+    let Some(place) = place_of_run(run) else {
+        for view in run {
+            found.extend(parts.catalog.inline_data(view.id).await?.map(|data| (view, data)));
         }
-        _ => {
-            for view in run {
-                found.extend(parts.catalog.inline_data(view.id).await?.map(|data| (view, data)));
-            }
+        return Ok(found);
+    };
+    let mut bytes = match parts.store.read(&place.file, place.offset..place.end()).await {
+        // What was looked up under a lease is there, or lost.
+        Err(StoreError::NotFound(_) | StoreError::Short { .. }) => {
+            return Err(ReclaimError::Corrupt { segment: run[0].id, file: place.file });
         }
+        read => read?,
+    };
+    let mut damaged = wrong(run, &place, &bytes);
+    if damaged.is_some() && parts.store.distrust(&place.file) {
+        // The local copy may be damaged: once more, from the store itself.
+        bytes = parts.store.read(&place.file, place.offset..place.end()).await?;
+        damaged = wrong(run, &place, &bytes);
     }
+    if let Some(segment) = damaged {
+        // Wrong bytes of the store are not kept.
+        parts.store.distrust(&place.file);
+        return Err(ReclaimError::Corrupt { segment, file: place.file });
+    }
+    done.read_bytes += bytes.len() as u64;
+    parts.metrics.reclaim_bytes.with_label_values(&["read"]).inc_by(bytes.len() as u64);
+    let sparse = bytes.len() as u64 > 2 * live_bytes(run);
+    // Copied out of what nobody wants, which goes.
+    let kept = |data: Bytes| if sparse { Bytes::copy_from_slice(&data) } else { data };
+    found.extend(cut(run, &place, &bytes).map(|(view, data)| (view, kept(data))));
     Ok(found)
 }
 
-/// The segments of a run, whose bytes begin where `first` does.
-fn cut<'a>(run: &'a [SegmentView], first: &Segment, bytes: &Bytes) -> impl Iterator<Item = (&'a SegmentView, Bytes)> {
+/// The segments of a run, whose bytes are those of `span`.
+fn cut<'a>(run: &'a [SegmentView], span: &Segment, bytes: &Bytes) -> impl Iterator<Item = (&'a SegmentView, Bytes)> {
     run.iter().filter_map(move |view| {
-        let Location::File(place) = &view.record.location else { return None };
-        let from = usize::try_from(place.offset - first.offset).ok()?;
+        let place = place_of(view)?;
+        let from = usize::try_from(place.offset - span.offset).ok()?;
         Some((view, bytes.slice(from..from + usize::try_from(place.len).ok()?)))
     })
 }
 
 /// The first segment of a run whose bytes are not what was written.
-fn wrong(run: &[SegmentView], first: &Segment, bytes: &Bytes) -> Option<SegmentId> {
-    cut(run, first, bytes).find(|(view, data)| crc32c(data) != view.record.crc.whole).map(|(view, _)| view.id)
+fn wrong(run: &[SegmentView], span: &Segment, bytes: &Bytes) -> Option<SegmentId> {
+    cut(run, span, bytes).find(|(view, data)| crc32c(data) != view.record.crc.whole).map(|(view, _)| view.id)
 }

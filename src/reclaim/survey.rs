@@ -6,7 +6,7 @@ use super::plan::{Candidate, CandidateState, Life, Limits, Prices};
 use crate::catalog::record::FileState;
 use crate::catalog::state::{FileView, State};
 use crate::config::Settings;
-use crate::model::{Lane, LaneOf, Millis, PhysicalFileId, StateScope};
+use crate::model::{LaneOf, Millis, PhysicalFileId, StateScope};
 
 /// State of one checkpoint that is younger than this will be subsumed before long: Flink's default checkpoint timeout.
 const CHECKPOINT_LIFE_SECONDS: f64 = 600.0;
@@ -38,11 +38,7 @@ fn candidate(state: &State, file: FileView, punched: Option<&Punched>, at: Milli
         FileState::Closed { .. } => CandidateState::Closed,
     };
     let one = state.living_in(&file.id).next();
-    let lane = file.lane.or_else(|| {
-        let record = one?;
-        Some(Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All })
-    });
-    let lane = lane?;
+    let lane = file.lane?;
     let age_seconds = at.0.saturating_sub(file.created.0) as f64 / 1000.0;
     let of_a_checkpoint =
         one.is_some_and(|record| record.scope == StateScope::Exclusive && record.checkpoint.is_some());

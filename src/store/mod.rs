@@ -108,7 +108,10 @@ impl DataStore {
     /// What was read of a file is wrong: forgets what a local copy has of it. Returns whether that is a reason to read
     /// again, because the bytes may have come from there.
     pub fn distrust(&self, file: &PhysicalFileId) -> bool {
-        self.local_copy().is_some_and(|copy| copy.forget(file))
+        let Some(copy) = self.local_copy() else { return false };
+        // Whether it had anything does not count: another reader may have told it a moment ago.
+        copy.forget(file);
+        true
     }
 
     /// The copy on local disk, where there is one.

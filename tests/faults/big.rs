@@ -9,8 +9,8 @@ use tokio::net::TcpStream;
 use crate::faults::{Fault, Gate, Op, Rule, any, log};
 use crate::s3_server::S3Server;
 use crate::support::{
-    JOB, Running, SOON, Written, assert_exactly, data_files, eventually, metric, object_key, put, put_until_answered,
-    server_and_daemon, settings,
+    JOB, LITTLE_MEMORY, Running, SOON, Written, assert_exactly, data_files, eventually, metric, object_key, put,
+    put_until_answered, server_and_daemon, settings,
 };
 
 const BIG: usize = (12 << 20) + 12_345;
@@ -190,15 +190,7 @@ async fn an_upload_that_cannot_be_aborted_is_aborted_by_the_next_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_that_share_memory_for_two_of_them_all_get_through() {
-    const LITTLE: [(&str, &str); 6] = [
-        ("limits.memory", "32 mb"),
-        ("limits.multipart-memory", "8 mb"),
-        ("limits.multipart-part-in-memory-max", "5 mb"),
-        ("limits.admission-timeout", "20 s"),
-        ("store.max-bytes-in-flight", "32 mb"),
-        ("execution.checkpointing.file-merging.max-file-size", "8 mb"),
-    ];
-    let (server, daemon) = server_and_daemon(&[&HASTY[..], &LITTLE[..]].concat()).await;
+    let (server, daemon) = server_and_daemon(&[&HASTY[..], &LITTLE_MEMORY[..]].concat()).await;
     server.faults().set_latency(Duration::from_millis(20));
 
     let streams = (0..8).map(|number| put(&daemon.client, number, BIG));

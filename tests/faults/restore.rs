@@ -11,7 +11,7 @@ use object_store::path::Path;
 
 use crate::faults::{Fault, Logged, Op, Rule, data};
 use crate::s3_server::S3Server;
-use crate::support::{JOB, Running, SIGNED, bytes_of, metric, put, server_and_daemon, settings};
+use crate::support::{JOB, LITTLE_MEMORY, Running, SIGNED, bytes_of, metric, put, server_and_daemon, settings};
 
 const LATENCY_OF_S3: Duration = Duration::from_millis(30);
 const SEGMENT_BYTES: usize = 16 << 10;
@@ -107,15 +107,7 @@ async fn a_subtask_that_restores_its_own_out_of_files_of_four_takes_few_gets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restores_larger_than_all_memory_get_through_beside_each_other_and_idle_ones() {
-    let memory = [
-        ("limits.memory", "32 mb"),
-        ("limits.multipart-memory", "8 mb"),
-        ("limits.multipart-part-in-memory-max", "5 mb"),
-        ("limits.admission-timeout", "20 s"),
-        ("store.max-bytes-in-flight", "32 mb"),
-        ("execution.checkpointing.file-merging.max-file-size", "8 mb"),
-    ];
-    let (server, daemon) = server_and_daemon(&memory).await;
+    let (server, daemon) = server_and_daemon(&LITTLE_MEMORY).await;
     let infos = stored(&daemon.client, 140, 300_000).await;
     server.faults().set_latency(Duration::from_millis(5));
     // These ask and do not read: what they hold must not keep the others from theirs.

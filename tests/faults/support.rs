@@ -38,6 +38,16 @@ pub const SLOW_BACKEND: Duration = Duration::from_millis(400);
 pub const PATIENT: (&str, &str) = ("merging.linger-max", "1 s");
 pub const INLINE: &str = "execution.checkpointing.data-inline-threshold";
 
+/// Memory for two streamed segments, with patience for more.
+pub const LITTLE_MEMORY: [(&str, &str); 6] = [
+    ("limits.memory", "32 mb"),
+    ("limits.multipart-memory", "8 mb"),
+    ("limits.multipart-part-in-memory-max", "5 mb"),
+    ("limits.admission-timeout", "20 s"),
+    ("store.max-bytes-in-flight", "32 mb"),
+    ("execution.checkpointing.file-merging.max-file-size", "8 mb"),
+];
+
 /// Settings of a daemon on `server`: as by default, but impatient, and every segment in a file.
 pub fn settings(server: &S3Server, changed: &[(&str, &str)]) -> Settings {
     let url = format!("s3://{BUCKET}/{PREFIX}");

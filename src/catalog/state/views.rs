@@ -58,7 +58,7 @@ pub struct FileView {
     pub state: FileState,
     /// Bytes that it takes on storage; less than its length where holes were punched.
     pub occupied: u64,
-    /// Whose segments it holds, if that was recorded.
+    /// Whose segments it holds; none if that was not recorded and nothing lives in it.
     pub lane: Option<Lane>,
     /// When it was begun.
     pub created: Millis,
@@ -250,7 +250,7 @@ impl State {
             id: id.clone(),
             state: entry.record.state,
             occupied: entry.record.occupied(),
-            lane: entry.record.lane.clone(),
+            lane: self.lane_of(entry),
             created: entry.record.created,
             live_segments: entry.live.len() as u64,
             live_bytes: entry.live_bytes,
@@ -261,10 +261,7 @@ impl State {
     pub fn segments_in(&self, file: &PhysicalFileId) -> Vec<SegmentView> {
         let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
         let mut found: Vec<SegmentView> = living.filter_map(|id| self.segment(*id)).collect();
-        found.sort_by_key(|view| match &view.record.location {
-            Location::File(place) => place.offset,
-            Location::Inline { .. } => 0,
-        });
+        found.sort_by_key(|view| view.record.location.segment().map(|place| place.offset));
         found
     }
 
@@ -289,15 +286,20 @@ impl State {
         held.filter(written_before).copied().collect()
     }
 
+    /// Whose segments a file holds; of one whose lane was not recorded, what one of its segments tells.
+    fn lane_of(&self, entry: &FileEntry) -> Option<Lane> {
+        entry.record.lane.clone().or_else(|| {
+            let record = &self.segments.get(entry.live.first()?)?.record;
+            Some(Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All })
+        })
+    }
+
     /// What each lane takes on storage. Files of versions that did not record their lane, and inline segments, count for
     /// a lane of their job.
     pub fn space_by_lane(&self) -> BTreeMap<Lane, LaneSpace> {
         let mut lanes: BTreeMap<Lane, LaneSpace> = BTreeMap::new();
         for entry in self.files.values() {
-            let lane = entry.record.lane.clone().or_else(|| {
-                let record = &self.segments.get(entry.live.first()?)?.record;
-                Some(Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All })
-            });
+            let lane = self.lane_of(entry);
             let all = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
             let of = lanes.entry(lane.unwrap_or(all)).or_default();
             of.space.physical_bytes += entry.record.occupied();
