@@ -1,10 +1,14 @@
-//! Counting requests to the backend by operation.
+//! Counting requests to the backend by operation, and telling a name that is taken from one that S3 was busy with.
+//!
+//! S3 may answer a conditional create with 409 `ConditionalRequestConflict`: another request for the name was on its way, and
+//! this one was not carried out. `object_store` calls that `AlreadyExists`, too. To whoever puts a physical file it would
+//! mean that a successor took the name, and to SlateDB that it is shut out. So before that is said, the name is looked at.
 
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,8 +16,8 @@ use futures::stream::BoxStream;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartId, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 use tokio::sync::Semaphore;
@@ -21,6 +25,10 @@ use tokio::sync::Semaphore;
 use super::StoreError;
 use crate::metrics::Metrics;
 use crate::runtime::Clock;
+
+/// How often a create is repeated whose name turns out to be free, and the pause before the first repeat.
+const CREATES_REPEATED: u32 = 3;
+const CREATE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Counts the requests of one kind of traffic: `data` or `catalog`.
 #[derive(Debug, Clone)]
@@ -138,7 +146,26 @@ impl fmt::Display for Counted {
 #[async_trait]
 impl ObjectStore for Counted {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        self.traffic.time("put", self.inner.put_opts(location, payload, opts)).await
+        if opts.mode != PutMode::Create {
+            return self.traffic.time("put", self.inner.put_opts(location, payload, opts)).await;
+        }
+        let mut tries = 0;
+        loop {
+            let create = self.inner.put_opts(location, payload.clone(), opts.clone());
+            let taken = match self.traffic.time("put", create).await {
+                Err(error @ Error::AlreadyExists { .. }) => error,
+                answer => return answer,
+            };
+            match self.head(location).await {
+                Ok(_) => return Err(taken),
+                Err(Error::NotFound { .. }) if tries < CREATES_REPEATED => {}
+                // Nobody knows who has the name: whoever asked may ask again.
+                Err(Error::NotFound { .. }) => return Err(Error::Generic { store: "S3", source: taken.into() }),
+                Err(error) => return Err(error),
+            }
+            tries += 1;
+            tokio::time::sleep(CREATE_PAUSE * tries).await;
+        }
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -253,7 +280,6 @@ impl MultipartUpload for CountedUpload {
 
 #[cfg(test)]
 mod tests {
-    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
 
     use super::*;

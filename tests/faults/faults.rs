@@ -92,6 +92,8 @@ pub enum Fault {
     Refused,
     /// It is answered 503 `SlowDown` with `Retry-After` and not carried out.
     SlowDown,
+    /// It is answered 409 `ConditionalRequestConflict` and not carried out.
+    Conflicted,
     /// The connection is reset before the body is read.
     ResetBeforeBody,
     /// The connection is reset after the body was read; the request is not carried out.
@@ -375,6 +377,11 @@ impl Wire {
         match fault {
             Some(Fault::Refused) => return Ok(refusal("ServiceUnavailable", None)),
             Some(Fault::SlowDown) => return Ok(refusal("SlowDown", Some("1"))),
+            Some(Fault::Conflicted) => {
+                let mut answer = refusal("ConditionalRequestConflict", None);
+                *answer.status_mut() = StatusCode::CONFLICT;
+                return Ok(answer);
+            }
             Some(Fault::ResetAfterBody) => return Err(Reset),
             Some(Fault::HeldThenRefused(gate)) => {
                 gate.pass().await;
