@@ -23,6 +23,7 @@ pub mod native;
 pub mod restore;
 pub mod s3;
 pub mod server;
+pub mod socket;
 pub mod space;
 pub mod status;
 pub mod unread;

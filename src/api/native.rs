@@ -16,6 +16,7 @@ use axum::routing::{get, post};
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
+use subtle::{Choice, ConstantTimeEq};
 use utoipa::OpenApi;
 
 use super::body::{Admission, CRC_HEADER, Source, announced_len, check_crc};
@@ -28,7 +29,7 @@ use crate::catalog::Catalog;
 use crate::catalog::command::{About, Bind, Command, Stored};
 use crate::catalog::record::{CheckpointRecord, CheckpointState};
 use crate::catalog::state::SegmentView;
-use crate::config::Settings;
+use crate::config::{Secret, Settings};
 use crate::error::ErrorKind;
 use crate::merge::{Merger, Parcel, Piece};
 use crate::metrics::Metrics;
@@ -202,8 +203,7 @@ async fn authorize(State(native): State<Native>, request: Request, next: Next) -
     let tokens = &native.settings.auth.tokens;
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
-    let known = sent.is_some_and(|sent| tokens.iter().any(|token| same_secret(token.expose(), sent)));
-    if !tokens.is_empty() && !known {
+    if !tokens.is_empty() && !is_known(tokens, sent.unwrap_or_default()) {
         native.metrics.rejected.with_label_values(&["auth"]).inc();
         let error = ApiError::invalid("authorization", "a bearer token of auth.tokens is needed");
         return error.with_status(StatusCode::UNAUTHORIZED).into_response();
@@ -217,9 +217,10 @@ async fn authorize(State(native): State<Native>, request: Request, next: Next) -
     response
 }
 
-/// Compares in a time that does not tell where they differ.
-fn same_secret(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+/// Compares with all tokens, in a time that tells neither which one was meant nor where it differs.
+fn is_known(tokens: &[Secret], sent: &str) -> bool {
+    let compared = tokens.iter().map(|token| token.expose().as_bytes().ct_eq(sent.as_bytes()));
+    compared.fold(Choice::from(0), |known, same| known | same).into()
 }
 
 fn operation_of(method: &http::Method) -> &'static str {

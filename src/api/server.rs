@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::socket::SocketName;
 use super::unread::{Orderly, RequestBody};
 use crate::config::LimitsSettings;
 use crate::runtime::{Failure, TaskGroup};
@@ -34,7 +34,7 @@ pub enum Listener {
     /// A TCP port.
     Tcp(TcpListener),
     /// A Unix socket; its name is removed when the door closes.
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, SocketName),
 }
 
 impl Listener {
@@ -104,10 +104,8 @@ impl Serving {
                 drop(place);
             });
         }
-        if let Listener::Unix(_, path) = &listener
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            tracing::debug!(path = %path.display(), %error, "the socket's name could not be removed");
+        if let Listener::Unix(_, name) = &listener {
+            name.remove();
         }
     }
 

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -411,11 +411,7 @@ impl Listeners {
         let (s3, s3_address) = tcp("the S3 door", server.s3, "server.s3").await?;
         let (api, api_address) = tcp("the native API", server.api, "server.api").await?;
         let unix = server.api_unix_socket.as_ref().map(|path| {
-            // The name of a daemon that was killed; one that lives holds the catalog's lock.
-            if std::os::unix::net::UnixStream::connect(path).is_err() {
-                drop(std::fs::remove_file(path));
-            }
-            UnixListener::bind(path).map(|listener| Listener::Unix(listener, path.clone())).map_err(|source| {
+            crate::api::socket::bind(path).map(|(listener, name)| Listener::Unix(listener, name)).map_err(|source| {
                 let (door, key) = ("the native API", "server.api-unix-socket");
                 StartError::Bind { door, address: path.display().to_string(), key, source }
             })

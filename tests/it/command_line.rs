@@ -39,6 +39,21 @@ fn an_open_door_without_credentials_is_refused() {
 }
 
 #[test]
+fn a_file_in_the_place_of_a_socket_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("precious");
+    std::fs::write(&file, "bytes").unwrap();
+
+    let socket = format!("server.api-unix-socket={}", file.display());
+    let doors = ["--set", "server.api=127.0.0.1:0", "--set", "server.s3=127.0.0.1:0", "--set", "store.url=memory:"];
+    let (code, text) = fails(&[&["serve", "--set", &socket][..], &doors].concat());
+
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("server.api-unix-socket") && text.contains("no socket"), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"bytes");
+}
+
+#[test]
 fn the_complete_configuration_of_the_repository_is_good() {
     let output = esker(&["config", "check", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml")]);
 

@@ -60,13 +60,24 @@ async fn a_refused_body_that_is_too_long_to_be_read_ends_the_connection() {
 async fn a_body_that_stalls_ends_the_connection() {
     let daemon = TestDaemon::start(&[("limits.body-timeout", "300 ms")]).await;
     daemon.client.create_job("j").await.unwrap();
-    let mut raw = Raw::connect(daemon.api()).await;
+    let targets = [
+        PUT,
+        "/v1/jobs",
+        "/v1/jobs/j/segments/batch?checkpoint=1",
+        "/v1/jobs/j/checkpoints/1/reuse",
+        "/v1/jobs/j/restore",
+        "/v1/jobs/j/end",
+        "/v1/restore",
+    ];
+    for target in targets {
+        let mut raw = Raw::connect(daemon.api()).await;
 
-    raw.send(format!("POST {PUT} HTTP/1.1\r\nhost: esker\r\ncontent-length: 100\r\n\r\nabc")).await;
+        raw.send(format!("POST {target} HTTP/1.1\r\nhost: esker\r\ncontent-length: 100\r\n\r\n{{\"a")).await;
 
-    let refused = raw.answer().await.unwrap();
-    assert_eq!((refused.status, refused.header("connection")), (408, Some("close")));
-    assert!(raw.is_over().await);
+        let refused = raw.answer().await.unwrap();
+        assert_eq!((refused.status, refused.header("connection")), (408, Some("close")), "{target}");
+        assert!(raw.is_over().await, "{target}");
+    }
 }
 
 #[tokio::test]
