@@ -221,7 +221,8 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    fn bucket<'a>(&self, host: &'a str) -> Option<&'a str> {
+    /// The bucket in a host name.
+    pub(super) fn bucket<'a>(&self, host: &'a str) -> Option<&'a str> {
         let name = match host.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
             _ => host,

@@ -184,6 +184,13 @@ impl Claims {
         self.md5.is_none() && self.checksums.is_empty() && self.payload_sha256.is_none()
     }
 
+    /// What the signature says of the payload, and nothing else.
+    pub(super) fn of_payload(headers: &HeaderMap) -> Self {
+        let mut claims = Self::default();
+        claims.check_payload_hash(headers);
+        claims
+    }
+
     /// Begins to compute; the MD5 too if it is an entity tag.
     pub(super) fn hasher(self, etag: EtagNeeds) -> BodyHasher {
         let md5 = (etag == EtagNeeds::Md5 || self.md5.is_some()).then(|| Box::new(Md5::new()));

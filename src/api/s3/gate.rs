@@ -2,7 +2,9 @@
 //!
 //! - Every answer has a request id of its own, and every error is XML with a message.
 //! - Bodies that stall are dropped, and the framing of aws-chunked ones is kept within bounds ([`super::chunked`]).
-//! - A batch delete's body is compared with its `Content-MD5` or checksum.
+//! - A signature has to say and cover what it must ([`super::signature`]).
+//! - A batch delete's body is compared with its `Content-MD5` or checksum, and every body with its SHA-256, also where s3s
+//!   does not read it.
 //! - A completion that takes long is kept alive with white space, as S3 does; its errors then stand inside a 200.
 //! - Without configured keys, signatures are taken off, so that signed and anonymous requests both pass.
 //! - Ranges that make no sense are ignored, as RFC 9110 wants, not refused.
@@ -14,8 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream;
-use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use futures::{StreamExt, stream};
+use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HOST, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -26,18 +28,19 @@ use s3s::{
     Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError,
 };
 
+use super::access::Hosts;
 use super::checksums::{BodyHasher, Claims, EtagNeeds};
 use super::chunked::{Framing, framed};
 use super::errors::{self, BodyStalled, incomplete_body, not_implemented, payload_hash_mismatch, refuse};
 use super::intake::Unchecked;
-use super::xml;
+use super::{signature, xml};
 use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 
 /// Bytes of a request's XML at most: 10,000 parts with checksums, or 1,000 keys of 1 KiB, written wastefully.
 pub(super) const XML_BYTES_MAX: u64 = 8 << 20;
-/// The longest life of a presigned URL, as in S3.
-const PRESIGNED_SECONDS_MAX: u64 = 604_800;
+/// The SHA-256 of no bytes.
+const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// After this long a completion is answered with white space.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Between two blanks.
@@ -81,6 +84,7 @@ pub(super) struct Gate {
     pub s3: s3s::service::S3Service,
     pub entropy: Entropy,
     pub metrics: Metrics,
+    pub hosts: Hosts,
     pub signatures: Signatures,
     /// Between two pieces of a body.
     pub body_timeout: Duration,
@@ -125,9 +129,11 @@ impl Gate {
         let started = Clock::instant();
         let (id, operation, fault) = (self.entropy.hex(8).to_uppercase(), Operation::default(), Fault::default());
         let (head, referer) = (request.method() == Method::HEAD, request.headers().get("referer").cloned());
-        let mut answer = match self.admit(request, &operation, &fault) {
+        let mut answer = match self.admit(request, &operation, &fault).await {
             Ok(request) => {
-                let xml = request.method() == Method::POST;
+                let with_body = http_body::Body::size_hint(request.body()).exact() != Some(0);
+                let puts_object = self.puts_object(request.method(), request.uri(), request.headers());
+                let xml = request.method() == Method::POST || with_body && !puts_object;
                 let answer = self.run(request, &operation).await?;
                 let because = fault.0.lock().take();
                 explained(answer, because, xml)?
@@ -150,7 +156,7 @@ impl Gate {
     }
 
     /// Refuses what s3s would do and should not, and prepares the rest for it.
-    fn admit<B>(&self, request: Request<B>, operation: &Operation, fault: &Fault) -> S3Result<HttpRequest>
+    async fn admit<B>(&self, request: Request<B>, operation: &Operation, fault: &Fault) -> S3Result<HttpRequest>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError>,
@@ -159,7 +165,9 @@ impl Gate {
         if head.method == Method::POST && is_form(&head.headers) {
             return Err(not_implemented("uploading by a browser form"));
         }
-        check_presigned(&head.uri)?;
+        if self.signatures == Signatures::Checked {
+            signature::check(&head.uri, &head.headers)?;
+        }
         head.extensions.insert(operation.clone());
         let payload = head.headers.get("x-amz-content-sha256").map(|value| value.as_bytes().to_vec());
         let framing = match (payload.as_deref(), self.signatures) {
@@ -179,17 +187,44 @@ impl Gate {
             };
             head.extensions.insert(unchecked);
         }
+        let hash = signature::payload_hash(&head.headers)?.map(str::to_owned);
         let deletes = head.method == Method::POST && has_parameter(&head.uri, "delete");
-        let hasher = if deletes { body_hasher(&head.headers)? } else { None };
-        if body.size_hint().exact() == Some(0) && hasher.is_none() {
+        let hasher = if deletes {
+            body_hasher(&head.headers)?
+        } else if hash.is_some() && !self.puts_object(&head.method, &head.uri, &head.headers) {
+            Some(Claims::of_payload(&head.headers).hasher(EtagNeeds::Nothing))
+        } else {
+            None
+        };
+        if body.size_hint().exact() == Some(0) && (hasher.is_none() || !deletes) {
+            if hash.is_some_and(|hash| hash != EMPTY_SHA256) {
+                return Err(payload_hash_mismatch());
+            }
             return Ok(Request::from_parts(head, Body::empty()));
         }
         let watched = self.watched(body, hasher, fault.clone());
+        if hash.is_some() && wants_no_body(&head.method, &head.uri) {
+            read_to_end(watched, fault).await?;
+            return Ok(Request::from_parts(head, Body::empty()));
+        }
         let body = match framing {
             Some(framing) => as_body(framed(watched, framing)),
             None => as_body(watched),
         };
         Ok(Request::from_parts(head, body))
+    }
+
+    /// Whether a request puts an object or a part: its body is looked at while it is taken in ([`super::intake`]).
+    fn puts_object(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
+        let plain = |name: &str| name.starts_with("X-Amz-") || ["partNumber", "uploadId", "x-id"].contains(&name);
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.or_else(|| Some(uri.authority()?.as_str())).unwrap_or_default();
+        let key = if self.hosts.bucket(host).is_some() {
+            uri.path().strip_prefix('/')
+        } else {
+            uri.path().strip_prefix('/').and_then(|path| path.split_once('/')).map(|(_, key)| key)
+        };
+        *method == Method::PUT && key.is_some_and(|key| !key.is_empty()) && parameters(uri).all(|(name, _)| plain(name))
     }
 
     /// A body that may not stall, and is compared with what the client said of it. Nothing is read before it is asked
@@ -258,7 +293,7 @@ impl Gate {
 
 /// A 200 whose body is white space until the answer is there, and then the answer, whatever its status.
 fn kept_alive(call: impl Future<Output = Result<HttpResponse, HttpError>> + Send + 'static) -> HttpResponse {
-    let begin = futures::StreamExt::boxed(stream::once(async { Ok(Bytes::from_static(xml::DECLARATION)) }));
+    let begin = stream::once(async { Ok(Bytes::from_static(xml::DECLARATION)) }).boxed();
     let rest = stream::unfold(Some(Box::pin(call)), |call| async move {
         let mut call = call?;
         match tokio::time::timeout(BLANK_EVERY, &mut call).await {
@@ -267,7 +302,7 @@ fn kept_alive(call: impl Future<Output = Result<HttpResponse, HttpError>> + Send
             Ok(Err(error)) => Some((Err(StdError::from(error)), None)),
         }
     });
-    let mut answer = HttpResponse::new(as_body(futures::StreamExt::chain(begin, rest)));
+    let mut answer = HttpResponse::new(as_body(begin.chain(rest)));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     answer
 }
@@ -313,15 +348,23 @@ fn has_parameter(uri: &Uri, name: &str) -> bool {
     parameters(uri).any(|(known, _)| known == name)
 }
 
-fn check_presigned(uri: &Uri) -> S3Result<()> {
-    let expires = parameters(uri).find(|(name, _)| *name == "X-Amz-Expires").map(|(_, value)| value);
-    match expires.map(str::parse::<u64>) {
-        None | Some(Ok(1..=PRESIGNED_SECONDS_MAX)) => Ok(()),
-        Some(_) => {
-            let message = format!("X-Amz-Expires must be 1 to {PRESIGNED_SECONDS_MAX} seconds");
-            Err(refuse(S3ErrorCode::AuthorizationQueryParametersError, message))
+/// Requests whose operation would not read a body, should they have one.
+fn wants_no_body(method: &Method, uri: &Uri) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE)
+        || *method == Method::POST && has_parameter(uri, "uploads")
+}
+
+/// Reads what nobody wants, for its hash.
+async fn read_to_end(body: impl stream::Stream<Item = Result<Bytes, StdError>> + Send, fault: &Fault) -> S3Result<()> {
+    let mut body = std::pin::pin!(body);
+    let mut len = 0;
+    while let Some(Ok(bytes)) = body.next().await {
+        len += bytes.len() as u64;
+        if len > XML_BYTES_MAX {
+            return Err(refuse(S3ErrorCode::EntityTooLarge, "the request needs no body"));
         }
     }
+    fault.0.lock().take().map_or(Ok(()), Err)
 }
 
 /// The address without the parameters of a signature.
@@ -342,7 +385,12 @@ fn reason(code: &str) -> Option<&'static str> {
     Some(match code {
         "SlowDown" => "slow_down",
         "ServiceUnavailable" => "unavailable",
-        "AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "RequestTimeTooSkewed" => "not_allowed",
+        "AccessDenied"
+        | "SignatureDoesNotMatch"
+        | "InvalidAccessKeyId"
+        | "RequestTimeTooSkewed"
+        | "AuthorizationHeaderMalformed"
+        | "AuthorizationQueryParametersError" => "not_allowed",
         "EntityTooLarge" | "KeyTooLongError" | "MetadataTooLarge" | "MaxMessageLengthExceeded" => "too_large",
         "RequestTimeout" | "IncompleteBody" | "MissingContentLength" => "body",
         "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "MalformedTrailerError" => "digest",
@@ -405,14 +453,6 @@ mod tests {
         assert_eq!(without_signature(&presigned), uri("/b/k%20x?x-id=GetObject&partNumber=2"));
         assert_eq!(without_signature(&uri("/b/k?Signature=0&Expires=1&AWSAccessKeyId=K")), uri("/b/k"));
         assert_eq!(without_signature(&uri("/b?list-type=2")), uri("/b?list-type=2"));
-    }
-
-    #[test]
-    fn presigned_addresses_live_a_week_at_most() {
-        assert!(check_presigned(&uri("/b/k?X-Amz-Expires=604800")).is_ok());
-        for bad in ["604801", "0", "x", "-1", ""] {
-            assert!(check_presigned(&uri(&format!("/b/k?X-Amz-Expires={bad}"))).is_err(), "{bad}");
-        }
     }
 
     #[test]

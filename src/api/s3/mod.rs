@@ -37,6 +37,7 @@ mod objects;
 mod ops;
 mod ranges;
 mod reading;
+mod signature;
 mod upload_lists;
 mod uploads;
 mod xml;
@@ -135,6 +136,7 @@ pub fn service(door: S3Door) -> S3Service {
         s3: outer.build(),
         entropy: door.entropy.clone(),
         metrics: door.metrics.clone(),
+        hosts,
         signatures: if door.keys.is_empty() { Signatures::Ignored } else { Signatures::Checked },
         body_timeout: door.settings.limits.body_timeout,
         request_timeout: door.settings.limits.request_timeout,
