@@ -105,6 +105,8 @@ pub struct Families {
     pub forgotten_bytes: IntGauge,
     /// Commits to the catalog.
     pub commits: IntCounter,
+    /// Seconds by which the machine's clock is behind what is on record.
+    pub clock_behind: Gauge,
     resident: IntGauge,
     cpu_seconds: Gauge,
 }
@@ -220,6 +222,11 @@ impl Metrics {
             swept_files: counter(&r, "esker_swept_files_total", "Files deleted that the catalog did not name"),
             forgotten_bytes: gauge(&r, "esker_forgotten_bytes", "Bytes of physical files waiting to be deleted"),
             commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
+            clock_behind: float(
+                &r,
+                "esker_clock_behind_seconds",
+                "Seconds by which the machine's clock is behind the newest stamp on record",
+            ),
             resident: gauge(&r, "process_resident_memory_bytes", "Resident memory of the process in bytes"),
             cpu_seconds: float(&r, "process_cpu_seconds_total", "User and system CPU seconds of the process"),
             registry: r,

@@ -43,6 +43,7 @@ impl Admin {
         for (state, count) in ["open", "closed", "forgotten"].into_iter().zip(counts) {
             self.metrics.files.with_label_values(&[state]).set(gauge(count));
         }
+        self.metrics.clock_behind.set(self.catalog.clock().behind().as_secs_f64());
         self.metrics.delete_queue.set(gauge(counts[2]));
         self.metrics.physical_bytes.set(gauge(space.physical_bytes));
         self.metrics.forgotten_bytes.set(gauge(space.forgotten_bytes));

@@ -13,7 +13,7 @@ use super::wire::ErrorBody;
 use crate::catalog::record::{CheckpointKind, CheckpointRecord};
 use crate::catalog::state::{CheckpointSpace, LaneSpace, State as CatalogState};
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, JobId, Lane, Millis};
+use crate::model::{CheckpointId, JobId, Lane};
 use crate::reclaim::sweep::look;
 use crate::runtime::Failure;
 
@@ -78,7 +78,7 @@ pub async fn show_gc(State(native): State<Native>) -> Result<Json<GcReport>, Api
     native.catalog.check()?;
     let swept = look(&native.catalog, native.reader.store()).await;
     let swept = swept.map_err(|error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error)))?;
-    let forgotten = native.catalog.view().forgotten_files(|_| Millis(u64::MAX), usize::MAX);
+    let forgotten = native.catalog.view().forgotten_files(|_, _| true, usize::MAX);
     Ok(Json(GcReport::of(&forgotten, &swept, native.catalog.epoch())))
 }
 

@@ -306,6 +306,11 @@ impl Catalog {
         self.shared.clock.now()
     }
 
+    /// The clock behind [`Self::now`], for ages.
+    pub fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+
     /// Writes what is left and closes the journal.
     ///
     /// # Errors

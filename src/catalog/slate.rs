@@ -26,6 +26,7 @@ mod room;
 mod settings;
 mod snapshot;
 mod successor;
+mod ticks;
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -49,6 +50,7 @@ pub use self::settings::JournalSettings;
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;
 use self::successor::Successor;
+use self::ticks::{OnRecord, Ticks, tick};
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
 use crate::store::append_file::sync_parent;
@@ -461,16 +463,41 @@ async fn open_object(
 ) -> Result<Journal, JournalError> {
     let marker = Marker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG);
     let epochs_before = opening.check(&marker).await?;
-    let db = Db::builder(prefix.clone(), store.clone())
-        .with_settings(slate_settings(settings, Updates::Conditional))
-        .with_db_cache(block_cache(settings), 0)
-        .build()
-        .await?;
+    let db = build_on_object(&store, &prefix, settings).await?;
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = successor.found().clone();
     let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
     Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker })
+}
+
+/// Opens the database with a clock that is not behind what is on record.
+async fn build_on_object(
+    store: &Arc<dyn ObjectStore>,
+    prefix: &Path,
+    settings: &JournalSettings,
+) -> Result<Db, JournalError> {
+    let on_record = OnRecord::new(Arc::clone(store), prefix.clone(), settings.clock.clone());
+    on_record.raise_to_tables().await?;
+    let db = loop {
+        let built = Db::builder(prefix.clone(), Arc::clone(store))
+            .with_settings(slate_settings(settings, Updates::Conditional))
+            .with_db_cache(block_cache(settings), 0)
+            .with_system_clock(Arc::new(Ticks(settings.clock.clone())))
+            .build()
+            .await;
+        match built {
+            Ok(db) => break db,
+            // An owner with a clock ahead of ours added a table meanwhile. It is shut out, so that happens once.
+            Err(error) => match on_record.raise_to_tables().await {
+                Ok(true) => tracing::info!(%error, "opening the catalog again, with the clock of its last owner"),
+                _ => return Err(error.into()),
+            },
+        }
+    };
+    on_record.raise_to_tables().await?;
+    on_record.raise_to_log(&db.manifest()).await?;
+    Ok(db)
 }
 
 async fn open_local(
@@ -491,17 +518,22 @@ async fn open_local(
     let epochs_before = opening.check(&marker).await?;
     let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic));
     let slate_settings = slate_settings(settings, Updates::Unconditional);
+    let ticks = Arc::new(Ticks(settings.clock.clone()));
+    OnRecord::new(Arc::clone(&store), prefix.clone(), settings.clock.clone()).raise_to_tables().await?;
     // SlateDB's own collector would look for its own log and never shorten ours.
     let gc = GarbageCollectorBuilder::new(prefix.clone(), store.clone())
         .with_options(gc_options(settings, Updates::Unconditional))
+        .with_system_clock(ticks.clone())
         .with_wal_gc(Arc::new(LogGc::new(log.0.clone())));
     let db = Db::builder(prefix, store)
         .with_settings(slate_settings)
         .with_db_cache(block_cache(settings), 0)
+        .with_system_clock(ticks)
         .with_wal_writer(Box::new(LogInit::new(log.0.clone())))
         .with_gc_builder(gc)
         .build()
         .await?;
+    settings.clock.raise(tick(log.0.newest_tick()));
     Ok(Journal {
         epoch: epochs_before + db.manifest().writer_epoch(),
         backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },

@@ -11,7 +11,6 @@ use super::storage::{Stopped, StorageArgs};
 use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow};
 use crate::api::space::{SpaceBy, space};
 use crate::config::Settings;
-use crate::model::Millis;
 use crate::reclaim::preview;
 use crate::reclaim::sweep::{Swept, unnamed};
 use crate::runtime::Clock;
@@ -106,7 +105,7 @@ pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
         (Some(settings), true) => {
             let plan = block_on(async {
                 let folder = Stopped::open(&settings).await?;
-                let plan = preview(&folder.state, &settings, true, Clock::System.now());
+                let plan = preview(&folder.state, &settings, true, Clock::System.ages());
                 folder.close().await?;
                 Ok(ReclaimPlan::from(&plan))
             })?;
@@ -183,7 +182,7 @@ async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
     let folder = Stopped::open(settings).await?;
     let listed = folder.data.list().await?;
     let swept: Swept = unnamed(&folder.state, listed);
-    let forgotten = folder.state.forgotten_files(|_| Millis(u64::MAX), usize::MAX);
+    let forgotten = folder.state.forgotten_files(|_, _| true, usize::MAX);
     let report = GcReport::of(&forgotten, &swept, folder.catalog.epoch());
     folder.close().await?;
     Ok(report)

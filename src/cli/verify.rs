@@ -15,7 +15,6 @@ use crate::config::Settings;
 use crate::daemon::verify::{Lost, Progress, Verified, repair, verify as compare};
 use crate::daemon::{journal_settings, write};
 use crate::metrics::Metrics;
-use crate::runtime::Clock;
 use crate::store::{open_data, place_of_catalog};
 
 #[derive(Debug, Args)]
@@ -106,11 +105,12 @@ async fn put_right(args: &VerifyArgs, settings: &Settings) -> anyhow::Result<Vec
     let mut state = State::default();
     let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
     let opened = journal_settings(&placement, &settings.catalog);
+    let clock = opened.clock.clone();
     let journal = Journal::open(placement, opened, |key, value| state.load(&key, &value)).await;
     let journal = journal.context("the catalog cannot be opened")?;
     let data = open_data(&settings.store, &metrics)?;
     let lost = if args.drop_lost { Lost::Drop } else { Lost::Keep };
-    let mut actions = repair(&mut state, &data, journal.epoch(), Clock::System.now(), lost).await?;
+    let mut actions = repair(&mut state, &data, journal.epoch(), clock.now(), lost).await?;
     let mutations = state.take_mutations();
     if !mutations.is_empty() {
         actions.push(format!("wrote {} changes of the catalog", mutations.len()));

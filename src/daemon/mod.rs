@@ -9,6 +9,7 @@
 //! written and closed. Each of these steps is given up after that time, so a shutdown ends while storage is out, too; what
 //! was answered is durable before.
 
+mod clock;
 pub mod rebuild;
 mod recover;
 pub mod verify;
@@ -136,9 +137,17 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
+        Self::start_by(settings, Clock::System).await
+    }
+
+    /// The same by another clock.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start_by(settings: Settings, clock: Clock) -> Result<Self, StartError> {
         let settings = Arc::new(settings);
         let listeners = Listeners::bind(&settings).await?;
-        let clock = Clock::System;
+        let clock = clock.floored();
         let entropy = Entropy::from_os(clock.clone());
         let metrics = Metrics::new();
         let failed = CancellationToken::new();
@@ -188,6 +197,7 @@ impl Daemon {
             local_copy_tasks,
             failed,
         };
+        daemon.work.spawn("clock", Failure::StopsTheDaemon, clock::watch(clock.clone(), daemon.stop_work.clone()));
         let control = ReclaimControl::new(parts, reader.leases(), daemon.stop_work.clone());
         daemon.reclaim(&control);
         daemon.serve(listeners, reader, control, budget, entropy, clock)?;
@@ -340,7 +350,7 @@ async fn load(
     clock: &Clock,
 ) -> Result<(State, Journal), StartError> {
     let mut state = State::default();
-    let journal_settings = journal_settings(&placement, &settings.catalog);
+    let journal_settings = JournalSettings { clock: clock.clone(), ..journal_settings(&placement, &settings.catalog) };
     let journal = Journal::open(placement, journal_settings, |key, value| state.load(&key, &value)).await?;
     let recovered = recover(&mut state, data, journal.epoch(), clock.now()).await?;
     recover::log(&recovered);

@@ -259,7 +259,7 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     parts.metrics.files_created.inc();
     let file = StoreFile { id: id.clone(), lane: open.key.lane.clone(), len, closes: true, upload: None };
     let commit = commit(parts, Some(file), packed.items);
-    let (begun, begun_at) = (Clock::instant(), parts.catalog.now());
+    let (begun, begun_at) = (Clock::instant(), parts.catalog.clock().wall());
     let put = async {
         let put = store.put(&id, packed.parts).await;
         if put.is_ok() {
@@ -269,7 +269,7 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     };
     let (put, mut committed) = tokio::join!(put, commit);
     // The one clock stands still while the machine sleeps, the other may be set.
-    let took = begun.elapsed().max(Duration::from_millis(parts.catalog.now().0.saturating_sub(begun_at.0)));
+    let took = begun.elapsed().max(Duration::from_millis(parts.catalog.clock().wall().0.saturating_sub(begun_at.0)));
     if put.is_ok()
         && let Ok((token, _)) = &committed
         && may_have_been_dropped(parts, took)

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::guard::ClockGuard;
 use super::sweep::Sweeper;
 use crate::catalog::command::Command;
 use crate::catalog::record::Forgotten;
@@ -18,7 +17,7 @@ use crate::catalog::state::ForgottenFile;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::ReclaimSettings;
 use crate::metrics::Metrics;
-use crate::model::{Millis, PhysicalFileId};
+use crate::model::PhysicalFileId;
 use crate::runtime::{Leases, Ticket};
 use crate::store::DataStore;
 
@@ -34,7 +33,6 @@ pub struct Deleter {
     settings: ReclaimSettings,
     metrics: Metrics,
     leases: Leases,
-    clock: ClockGuard,
     sweeper: Sweeper,
     /// Since when nobody could look a file up any more, for files that wait for readers.
     waiting: HashMap<PhysicalFileId, Ticket>,
@@ -52,26 +50,11 @@ impl Deleter {
         leases: Leases,
         sweeper: Sweeper,
     ) -> Self {
-        let clock = ClockGuard::new(settings.delete_grace);
-        Self {
-            catalog,
-            store,
-            settings,
-            metrics,
-            leases,
-            clock,
-            sweeper,
-            waiting: HashMap::new(),
-            refused: HashSet::new(),
-        }
+        Self { catalog, store, settings, metrics, leases, sweeper, waiting: HashMap::new(), refused: HashSet::new() }
     }
 
     /// Returns the pause until the next one.
     pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
-        if let Err(refused) = self.clock.check(self.catalog.now()) {
-            tracing::warn!(%refused, "deleting waits");
-            return self.settings.interval;
-        }
         match self.round(stop).await {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "deleted files that nobody needs"),
@@ -133,19 +116,18 @@ impl Deleter {
 
     /// The first of the files whose grace is over.
     fn due(&self) -> Vec<ForgottenFile> {
-        let now = self.catalog.now();
-        let grace = u64::try_from(self.settings.delete_grace.as_millis()).unwrap_or(u64::MAX);
-        let graced = Millis(now.0.saturating_sub(grace));
         // Those that wait for readers, or that storage refused, must not keep the others from their turn.
         let max = BATCH_FILES_MAX + self.waiting.len() + self.refused.len();
         let local = matches!(self.store, DataStore::Local(_));
-        let until = |why| match why {
-            Forgotten::Died => now,
+        let ages = self.catalog.clock().ages();
+        let is_due = |why, since| match why {
+            Forgotten::Died => true,
             // Nothing arrives late on a disk of one's own.
-            Forgotten::GivenUp if local => now,
-            Forgotten::GivenUp | Forgotten::Moved => graced,
+            Forgotten::GivenUp if local => true,
+            // As watched by this process: had the machine's clock been set, the grace would not have passed for others.
+            Forgotten::GivenUp | Forgotten::Moved => ages.watched(since) >= self.settings.delete_grace,
         };
-        let mut due = self.catalog.view().forgotten_files(until, max);
+        let mut due = self.catalog.view().forgotten_files(is_due, max);
         due.sort_by_key(|file| self.waiting.contains_key(&file.id) || self.refused.contains(&file.id));
         due.truncate(BATCH_FILES_MAX);
         due

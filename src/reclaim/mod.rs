@@ -47,7 +47,7 @@ use crate::catalog::CatalogError;
 use crate::config::{ReclaimMode, Settings};
 use crate::merge::{MergeError, MergerParts};
 use crate::model::PhysicalFileId;
-use crate::runtime::{Clock, Leases};
+use crate::runtime::{Ages, Clock, Leases};
 use crate::store::{DataStore, StoreError};
 use delete::Deleter;
 use plan::{Plan, plan};
@@ -221,8 +221,8 @@ impl Reclaimer {
     /// What the next round would do.
     pub fn plan(&self) -> Plan {
         let local = matches!(self.parts.store, DataStore::Local(_));
-        let now = self.parts.catalog.now();
-        let mut candidates = survey::candidates(&self.parts.catalog.view(), self.punched.as_ref(), now);
+        let catalog = &self.parts.catalog;
+        let mut candidates = survey::candidates(&catalog.view(), self.punched.as_ref(), catalog.clock().ages());
         candidates.retain(|candidate| !self.damaged.contains(&candidate.file));
         plan(&candidates, &survey::limits(&self.parts.settings), &survey::prices(local))
     }
@@ -243,14 +243,9 @@ fn punches(settings: &Settings, local: bool) -> bool {
 }
 
 /// What the next round of a daemon with these settings would do to `state`, for `--dry-run`.
-pub fn preview(
-    state: &crate::catalog::state::State,
-    settings: &Settings,
-    local: bool,
-    at: crate::model::Millis,
-) -> Plan {
+pub fn preview(state: &crate::catalog::state::State, settings: &Settings, local: bool, ages: Ages) -> Plan {
     let punched = Punched::default();
-    let candidates = survey::candidates(state, punches(settings, local).then_some(&punched), at);
+    let candidates = survey::candidates(state, punches(settings, local).then_some(&punched), ages);
     plan(&candidates, &survey::limits(settings), &survey::prices(local))
 }
 

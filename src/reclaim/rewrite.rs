@@ -132,7 +132,7 @@ impl Reclaimer {
     /// Segments inside the catalog that have lived so long that a file is the better place for them.
     fn old_inline_segments(&mut self) -> Vec<SegmentView> {
         let settings = &self.parts.settings;
-        let now = self.parts.catalog.now();
+        let ages = self.parts.catalog.clock().ages();
         let state = self.parts.catalog.view();
         let inline = state.space().inline_bytes;
         if inline < INLINE_GROUP_BYTES_MIN {
@@ -144,9 +144,8 @@ impl Reclaimer {
             return vec![];
         }
         self.looked_inline = Some(Clock::instant());
-        let age = u64::try_from(INLINE_AGE.as_millis()).unwrap_or(u64::MAX);
         let ripe = |view: &SegmentView| {
-            let young = view.record.created.0.saturating_add(age) > now.0;
+            let young = ages.of(view.record.created) < INLINE_AGE;
             let about_to_die = view.record.scope == StateScope::Exclusive && view.record.checkpoint.is_some();
             !young || crowded && !about_to_die
         };

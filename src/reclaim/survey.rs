@@ -6,7 +6,8 @@ use super::plan::{Candidate, CandidateState, Life, Limits, Prices};
 use crate::catalog::record::FileState;
 use crate::catalog::state::{FileView, State};
 use crate::config::Settings;
-use crate::model::{LaneOf, Millis, PhysicalFileId, StateScope};
+use crate::model::{LaneOf, PhysicalFileId, StateScope};
+use crate::runtime::Ages;
 
 /// State of one checkpoint that is younger than this will be subsumed before long: Flink's default checkpoint timeout.
 const CHECKPOINT_LIFE_SECONDS: f64 = 600.0;
@@ -25,11 +26,11 @@ const REQUEST_PRICE_BYTES: f64 = 600_000.0;
 pub type Punched = HashMap<PhysicalFileId, u64>;
 
 /// Every file that is not waiting to be deleted. `punched` is none where holes cannot be punched.
-pub fn candidates(state: &State, punched: Option<&Punched>, at: Millis) -> Vec<Candidate> {
-    state.files().filter_map(|file| candidate(state, file, punched, at)).collect()
+pub fn candidates(state: &State, punched: Option<&Punched>, ages: Ages) -> Vec<Candidate> {
+    state.files().filter_map(|file| candidate(state, file, punched, ages)).collect()
 }
 
-fn candidate(state: &State, file: FileView, punched: Option<&Punched>, at: Millis) -> Option<Candidate> {
+fn candidate(state: &State, file: FileView, punched: Option<&Punched>, ages: Ages) -> Option<Candidate> {
     let fresh = |punched: &Punched| punched.get(&file.id).is_none_or(|living| *living > file.live_segments);
     let what = match file.state {
         FileState::Forgotten { .. } => return None,
@@ -39,7 +40,7 @@ fn candidate(state: &State, file: FileView, punched: Option<&Punched>, at: Milli
     };
     let one = state.living_in(&file.id).next();
     let lane = file.lane?;
-    let age_seconds = at.0.saturating_sub(file.created.0) as f64 / 1000.0;
+    let age_seconds = ages.of(file.created).as_secs_f64();
     let of_a_checkpoint =
         one.is_some_and(|record| record.scope == StateScope::Exclusive && record.checkpoint.is_some());
     let life = match lane.of {

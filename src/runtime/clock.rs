@@ -1,9 +1,10 @@
 //! Time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::floor::{Ages, Floored};
 use crate::model::Millis;
 
 /// Tells the time. A clone tells the same time.
@@ -12,20 +13,67 @@ pub enum Clock {
     /// The machine's clock.
     #[default]
     System,
+    /// The machine's clock, wrong by so many milliseconds: tests step it.
+    Shifted(Arc<AtomicI64>),
     /// A clock that tests set, in milliseconds since 1970.
     Manual(Arc<AtomicU64>),
+    /// One of the above that never says less than was recorded before: see [`Clock::floored`].
+    Floored(Arc<Floored>),
 }
 
 impl Clock {
-    /// Milliseconds since 1970-01-01 UTC.
+    /// The clock of a daemon: [`Self::now`] never goes back, nor below what [`Self::raise`] was told, and ages are right
+    /// whatever the machine's clock does.
+    pub fn floored(self) -> Self {
+        match self {
+            Self::Floored(_) => self,
+            wall => Self::Floored(Arc::new(Floored::new(wall))),
+        }
+    }
+
+    /// Milliseconds since 1970-01-01 UTC, for what is recorded.
     pub fn now(&self) -> Millis {
         match self {
-            #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-            Self::System => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-                Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-            }
+            Self::Floored(floored) => floored.now(),
+            plain => plain.wall(),
+        }
+    }
+
+    /// The same as the machine says, right or wrong.
+    pub fn wall(&self) -> Millis {
+        match self {
+            Self::System => system(),
+            Self::Shifted(by) => Millis(system().0.saturating_add_signed(by.load(Ordering::Relaxed))),
             Self::Manual(now) => Millis(now.load(Ordering::Relaxed)),
+            Self::Floored(floored) => floored.wall(),
+        }
+    }
+
+    /// From here on [`Self::now`] says at least `floor`: somebody has recorded it.
+    pub fn raise(&self, floor: Millis) {
+        if let Self::Floored(floored) = self {
+            floored.raise(floor);
+        }
+    }
+
+    /// How old stamps are now.
+    pub fn ages(&self) -> Ages {
+        match self {
+            Self::Floored(floored) => floored.ages(),
+            plain => Ages::by(plain.wall()),
+        }
+    }
+
+    /// How far the machine's clock is behind what was recorded.
+    pub fn behind(&self) -> Duration {
+        since(self.wall(), self.now())
+    }
+
+    /// How far the machine's clock jumped, forward or back, if it did so since the last call.
+    pub fn jumped(&self) -> Option<Duration> {
+        match self {
+            Self::Floored(floored) => floored.jumped(),
+            _ => None,
         }
     }
 
@@ -34,4 +82,15 @@ impl Clock {
     pub fn instant() -> Instant {
         Instant::now()
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+fn system() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// From one time to another; zero if that is earlier.
+pub(super) fn since(stamp: Millis, now: Millis) -> Duration {
+    Duration::from_millis(now.0.saturating_sub(stamp.0))
 }

@@ -7,6 +7,7 @@ mod buffer;
 mod clock;
 pub mod descriptors;
 mod entropy;
+mod floor;
 mod leases;
 mod tasks;
 
@@ -14,5 +15,6 @@ pub use budget::{BudgetError, ByteBudget, PaidBytes};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
+pub use floor::{Ages, Floored};
 pub use leases::{Lease, Leases, Ticket};
 pub use tasks::{Failure, TaskGroup};

@@ -9,6 +9,8 @@
 #![allow(clippy::disallowed_methods, clippy::let_underscore_must_use, clippy::unwrap_used, missing_docs)]
 
 mod big;
+mod clocks;
+mod conflicts;
 mod crashes;
 mod door;
 mod faults;

@@ -127,9 +127,14 @@ impl Running {
 
     /// Starts a daemon; the error is its whole chain of causes.
     pub async fn try_start(settings: Settings, threads: Threads) -> Result<Self, String> {
+        Self::try_start_by(settings, threads, Clock::System).await
+    }
+
+    /// The same with a clock that may be wrong.
+    pub async fn try_start_by(settings: Settings, threads: Threads, clock: Clock) -> Result<Self, String> {
         let (orders, inbox) = mpsc::channel(4);
         let (started, answer) = oneshot::channel();
-        let thread = std::thread::spawn(move || live(threads, settings, started, inbox));
+        let thread = std::thread::spawn(move || live(threads, settings, clock, started, inbox));
         let Started { addresses, lost } = answer.await.expect("the daemon's start panicked")?;
         let client = Client::new(&format!("http://{}", addresses.api), None).unwrap();
         Ok(Self { addresses, lost, orders, thread: Some(thread), client })
@@ -207,6 +212,7 @@ impl Running {
 fn live(
     threads: Threads,
     settings: Settings,
+    clock: Clock,
     started: oneshot::Sender<Result<Started, String>>,
     orders: mpsc::Receiver<Order>,
 ) {
@@ -216,7 +222,7 @@ fn live(
     };
     let runtime: Runtime = runtime.unwrap();
     let left = runtime.block_on(async {
-        match Daemon::start(settings).await {
+        match Daemon::start_by(settings, clock).await {
             Ok(daemon) => {
                 let told = Started { addresses: *daemon.addresses(), lost: daemon.lost() };
                 drop(started.send(Ok(told)));

@@ -423,7 +423,7 @@ impl World {
                 self.model.uploads.remove(&upload(*n));
             }
             Op::FilesDeleted => {
-                let due = self.state.forgotten_files(|_| self.now(), 100);
+                let due = self.state.forgotten_files(|_, since| since <= self.now(), 100);
                 let due: Vec<PhysicalFileId> = due.into_iter().map(|file| file.id).collect();
                 self.apply(Command::FilesDeleted(due.clone())).unwrap();
                 due.iter().for_each(|file| assert!(self.model.closed.remove(file), "{file} is not closed"));

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod catalog;
+mod clocks;
 mod command_line;
 mod flink;
 mod format;

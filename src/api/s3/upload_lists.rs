@@ -22,6 +22,8 @@ use crate::model::Millis;
 
 /// The longest pause between two looks for expired uploads.
 const EXPIRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// For how long this process itself has to see that nobody uses an upload.
+const EXPIRY_WATCHED_MAX: Duration = Duration::from_secs(3600);
 
 impl S3Door {
     pub(super) fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
@@ -107,14 +109,18 @@ impl S3Door {
 
     /// Forgets uploads without a request for `limits.multipart-expiry`, with their parts.
     pub async fn expire_uploads(&self) {
-        let (now, expiry) = (self.clock.now(), self.settings.limits.multipart_expiry);
-        let forgotten = self.uploads.expire(now, expiry);
+        let expiry = self.settings.limits.multipart_expiry;
+        // What this process did not watch may be the time by which the machine's clock was set, and parts were answered: so
+        // the last of it has to pass here.
+        let unwatched = expiry.saturating_sub(EXPIRY_WATCHED_MAX);
+        let ages = self.clock.ages();
+        let too_old = |used| ages.of(used) > expiry && ages.watched(used).saturating_add(unwatched) > expiry;
+        let forgotten = self.uploads.expire(too_old);
         let mut recorded: Vec<String> =
             forgotten.iter().filter(|upload| upload.recorded.get().is_some()).map(|upload| upload.id.clone()).collect();
-        let expiry = u64::try_from(expiry.as_millis()).unwrap_or(u64::MAX);
         let unknown: Vec<String> = {
             let state = self.catalog.view();
-            let old = state.uploads().filter(|(_, upload)| now.0.saturating_sub(last_use(upload).0) > expiry);
+            let old = state.uploads().filter(|(_, upload)| too_old(last_use(upload)));
             old.map(|(id, _)| id.clone()).collect()
         };
         recorded.extend(unknown.into_iter().filter(|id| !self.uploads.has(id)));

@@ -67,8 +67,8 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
     log.usage.reset(segments.len() as u64, bytes);
     let segments: Vec<_> = segments.into_iter().map(|(header, _)| header).collect();
     let (last_id, opened) = open_segments(&log, &segments, replay_after)?;
-    let writer = LogWriter::start(log, fence, epoch, last_id)?;
-    let replay = Replay { segments: opened.into_iter(), replay_after, frames: Bytes::new() };
+    let writer = LogWriter::start(Arc::clone(&log), fence, epoch, last_id)?;
+    let replay = Replay { log, segments: opened.into_iter(), replay_after, frames: Bytes::new() };
     Ok(TakenOver { replay, writer })
 }
 
@@ -139,6 +139,7 @@ struct OpenSegment {
 
 /// Hands out all frames beyond the replay point, reading one segment at a time.
 struct Replay {
+    log: Arc<Log>,
     segments: std::vec::IntoIter<OpenSegment>,
     replay_after: u64,
     /// What is left of the current segment.
@@ -153,10 +154,9 @@ impl WalIterator for Replay {
                 let frame = Frame::decode(&self.frames).map_err(data_error)?;
                 let bytes = self.frames.split_to(frame.len);
                 if frame.wal_id > self.replay_after {
-                    return Ok(Some(WalRows {
-                        rows: frame.rows(&bytes).map_err(data_error)?,
-                        last_consumed_wal_file_id: frame.wal_id,
-                    }));
+                    let rows = frame.rows(&bytes).map_err(data_error)?;
+                    rows.iter().filter_map(|row| row.create_ts).for_each(|tick| self.log.usage.saw_tick(tick));
+                    return Ok(Some(WalRows { rows, last_consumed_wal_file_id: frame.wal_id }));
                 }
             }
             let Some(segment) = self.segments.next() else {

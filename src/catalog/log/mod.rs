@@ -52,7 +52,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::store::Traffic;
 
@@ -97,6 +97,11 @@ impl Log {
         self.usage.syncs.load(Ordering::Relaxed)
     }
 
+    /// The largest tick that was replayed.
+    pub fn newest_tick(&self) -> i64 {
+        self.usage.newest_tick.load(Ordering::Relaxed)
+    }
+
     /// Stops the writer as a crash would: what is not durable yet never will be.
     pub fn abort(&self) {
         self.abort.abort();
@@ -114,6 +119,7 @@ struct Usage {
     segments: AtomicU64,
     bytes: AtomicU64,
     syncs: AtomicU64,
+    newest_tick: AtomicI64,
     #[cfg(test)]
     fail_next: std::sync::atomic::AtomicBool,
 }
@@ -122,6 +128,10 @@ impl Usage {
     fn reset(&self, segments: u64, bytes: u64) {
         self.segments.store(segments, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn saw_tick(&self, tick: i64) {
+        self.newest_tick.fetch_max(tick, Ordering::Relaxed);
     }
 
     fn add_segment(&self) {

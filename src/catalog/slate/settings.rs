@@ -10,10 +10,14 @@ use slatedb::config::{
 };
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 
+use crate::runtime::Clock;
+
 /// How a journal behaves. [`JournalSettings::default`] suits an object store,
 /// [`JournalSettings::local`] a local disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct JournalSettings {
+    /// Stamps what is written. An open raises it to what is on record, so the caller's own stamps are not behind either.
+    pub clock: Clock,
     /// Memory for cached tables, in bytes. Default 32 MiB. Records are read once, at open, and that
     /// bypasses the cache, so only indexes and filters need it; without a limit it takes 640 MiB.
     pub block_cache_bytes: u64,
@@ -56,6 +60,7 @@ pub struct JournalSettings {
 impl Default for JournalSettings {
     fn default() -> Self {
         Self {
+            clock: Clock::System.floored(),
             block_cache_bytes: 32 << 20,
             l0_bytes: 16 << 20,
             unflushed_bytes_max: 64 << 20,

@@ -353,10 +353,10 @@ impl State {
         self.segments.iter().map(|(id, entry)| (*id, &entry.record))
     }
 
-    /// Files to be deleted from storage: forgotten at or before what `until` says for their reason.
-    pub fn forgotten_files(&self, until: impl Fn(Forgotten) -> Millis, max: usize) -> Vec<ForgottenFile> {
+    /// Files to be deleted from storage: those that `due` says yes to, by why and when they were forgotten.
+    pub fn forgotten_files(&self, due: impl Fn(Forgotten, Millis) -> bool, max: usize) -> Vec<ForgottenFile> {
         let due = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
-            FileState::Forgotten { since, why, .. } if since <= until(why) => {
+            FileState::Forgotten { since, why, .. } if due(why, since) => {
                 Some(ForgottenFile { id: id.clone(), why, occupied: entry.record.occupied() })
             }
             _ => None,
