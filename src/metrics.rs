@@ -101,6 +101,12 @@ pub struct Families {
     pub reclaim_paused: IntCounter,
     /// Files that the catalog did not name and that were deleted.
     pub swept_files: IntCounter,
+    /// Files that the catalog did not name and that were moved to `lost+found/` on a local disk.
+    pub set_aside_files: IntCounter,
+    /// Files that the catalog did not name at the last look.
+    pub unnamed_files: IntGauge,
+    /// 1 while the store is not the one that the catalog belongs to: nothing is deleted, and no file begun.
+    pub store_lost: IntGauge,
     /// Bytes of files that wait to be deleted.
     pub forgotten_bytes: IntGauge,
     /// Commits to the catalog.
@@ -220,6 +226,17 @@ impl Metrics {
             ),
             reclaim_paused: counter(&r, "esker_reclaim_paused_total", "Rounds put off for writers or the backend"),
             swept_files: counter(&r, "esker_swept_files_total", "Files deleted that the catalog did not name"),
+            set_aside_files: counter(
+                &r,
+                "esker_set_aside_files_total",
+                "Files moved to lost+found that the catalog did not name",
+            ),
+            unnamed_files: gauge(&r, "esker_unnamed_files", "Files that the catalog did not name at the last look"),
+            store_lost: gauge(
+                &r,
+                "esker_store_lost",
+                "1 while the store is not the one that the catalog belongs to, and nothing is deleted",
+            ),
             forgotten_bytes: gauge(&r, "esker_forgotten_bytes", "Bytes of physical files waiting to be deleted"),
             commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
             clock_behind: float(

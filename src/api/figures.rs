@@ -164,7 +164,7 @@ pub struct GcReport {
     pub forgotten_files: u64,
     /// Their bytes.
     pub forgotten_bytes: u64,
-    /// Files below `data/` that the catalog does not name: deleted once they were seen twice.
+    /// Files below `data/` that the catalog does not name: deleted after `reclaim.sweep-grace`.
     pub unnamed: Vec<String>,
     /// Names below `data/` that no daemon gives; never deleted.
     pub foreign: Vec<String>,

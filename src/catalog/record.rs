@@ -10,6 +10,7 @@
 //! | `b` bucket | [`BucketRecord`] |
 //! | `o` bucket `0x00` key | [`ObjectSlot`] |
 //! | `u` upload id | [`UploadRecord`] |
+//! | `w` | [`OwnerRecord`] |
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Version 1 had no lane,
@@ -373,6 +374,18 @@ pub struct PartRecord {
     pub modified: Millis,
 }
 
+/// Who opened the catalog last, and for which store. Written before the owner's object beside the data is: data with a later
+/// owner's object than this one is newer than the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerRecord {
+    /// The identity of the store, as it stands beside the data.
+    pub store: String,
+    /// The owner's epoch.
+    pub epoch: u64,
+    /// What it drew at its start.
+    pub incarnation: String,
+}
+
 /// A key of the database, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordKey {
@@ -392,6 +405,8 @@ pub enum RecordKey {
     Object(String, String),
     /// A multipart upload.
     Upload(String),
+    /// The last owner; there is one record.
+    Owner,
 }
 
 impl RecordKey {
@@ -407,6 +422,7 @@ impl RecordKey {
             Self::Bucket(bucket) => join(&mut out, b'b', &[bucket.as_bytes()]),
             Self::Object(bucket, key) => join(&mut out, b'o', &[bucket.as_bytes(), b"\0", key.as_bytes()]),
             Self::Upload(id) => join(&mut out, b'u', &[id.as_bytes()]),
+            Self::Owner => join(&mut out, b'w', &[]),
         }
         out.into()
     }
@@ -439,6 +455,7 @@ impl RecordKey {
                 Self::Object(text(&rest[..at])?, text(&rest[at + 1..])?)
             }
             b'u' => Self::Upload(text(rest)?),
+            b'w' if rest.is_empty() => Self::Owner,
             _ => return None,
         })
     }
@@ -475,6 +492,7 @@ impl Record for SegmentRecord {}
 impl Record for BucketRecord {}
 impl Record for ObjectSlot {}
 impl Record for UploadRecord {}
+impl Record for OwnerRecord {}
 
 impl Record for FileRecord {
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
@@ -540,6 +558,7 @@ mod tests {
             RecordKey::Bucket("b".into()),
             RecordKey::Object("b".into(), "k/ü\0x".into()),
             RecordKey::Upload("u".into()),
+            RecordKey::Owner,
         ] {
             assert_eq!(RecordKey::decode(&key.encode()).unwrap(), key);
         }

@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! Exit codes: 0 done, 1 it went wrong or faults were found, 2 it could not be tried (wrong arguments, wrong
-//! configuration, nothing there).
+//! configuration, nothing there, another store there).
 
 mod bench;
 mod destination;
@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Loaded, Settings};
+use crate::daemon::StartError;
 
 /// Packs the small state files of stream workers into large physical files on S3 or local disk.
 #[derive(Debug, Parser)]
@@ -131,7 +132,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("esker: {}", crate::error::chain(&*error));
-            error.downcast_ref::<ConfigErrors>().map_or(ExitCode::from(1), |_| ExitCode::from(2))
+            let wrong_place = error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal);
+            ExitCode::from(if wrong_place || error.is::<ConfigErrors>() { 2 } else { 1 })
         }
     }
 }

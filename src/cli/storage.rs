@@ -12,6 +12,7 @@ use super::{key_value, load};
 use crate::catalog::slate::{JournalError, Snapshot};
 use crate::catalog::state::State;
 use crate::config::{Config, DirectIo, Settings};
+use crate::daemon::identity::{self, Standing};
 use crate::daemon::{imagine, journal_settings};
 use crate::metrics::Metrics;
 use crate::model::Millis;
@@ -73,6 +74,9 @@ impl Stopped {
     /// Opens the catalog; nothing changes but the epoch of one on a local disk.
     pub(super) async fn open(settings: &Settings) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
+        if identity::look(settings, &metrics).await? == Standing::New {
+            bail!("{} holds no catalog", settings.store.url);
+        }
         let mut state = State::default();
         let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
         let journal = journal_settings(&placement, &settings.catalog);

@@ -12,9 +12,11 @@ use super::storage::{BYTES, COUNT, Stopped, StorageArgs, bar};
 use crate::catalog::slate::Journal;
 use crate::catalog::state::State;
 use crate::config::Settings;
-use crate::daemon::verify::{Lost, Progress, Verified, repair, verify as compare};
-use crate::daemon::{journal_settings, write};
+use crate::daemon::identity::{self, Taker};
+use crate::daemon::verify::{Progress, Verified, repair, verify as compare};
+use crate::daemon::{Missing, journal_settings, write};
 use crate::metrics::Metrics;
+use crate::runtime::Entropy;
 use crate::store::{open_data, place_of_catalog};
 
 #[derive(Debug, Args)]
@@ -29,7 +31,7 @@ pub(super) struct VerifyArgs {
     /// Does what the next start would do, moves foreign files to lost+found/, and prints each action. Shuts out a daemon
     #[arg(long)]
     repair: bool,
-    /// Forgets segments whose file is gone, and objects made of them
+    /// Forgets segments whose file is gone or too short, and objects made of them; a start is refused while there are any
     #[arg(long, requires = "repair")]
     drop_lost: bool,
     /// Prints JSON
@@ -102,15 +104,22 @@ async fn put_right(args: &VerifyArgs, settings: &Settings) -> anyhow::Result<Vec
     let metrics = Metrics::new();
     // Opened and closed first: there must be a catalog, and a new one is not wanted.
     Stopped::open(settings).await?.close().await?;
-    let mut state = State::default();
+    let standing = identity::look(settings, &metrics).await?;
     let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
     let opened = journal_settings(&placement, &settings.catalog);
     let clock = opened.clock.clone();
+    let entropy = Entropy::from_os(clock.clone());
+    let taker = Taker { settings, entropy: &entropy, metrics: &metrics, clock: &clock };
+    let mut state = State::default();
+    let data = open_data(&settings.store, &metrics)?;
+    let known = identity::begin(standing, &data, &placement, || taker.new_identity()).await?;
+    let slot = placement.identity_slot();
     let journal = Journal::open(placement, opened, |key, value| state.load(&key, &value)).await;
     let journal = journal.context("the catalog cannot be opened")?;
-    let data = open_data(&settings.store, &metrics)?;
-    let lost = if args.drop_lost { Lost::Drop } else { Lost::Keep };
-    let mut actions = repair(&mut state, &data, journal.epoch(), clock.now(), lost).await?;
+    let missing = if args.drop_lost { Missing::Drop } else { Missing::Keep };
+    // As any owner: what is put right here is what a daemon would do.
+    let owned = taker.take(known, &mut state, &journal, data, &slot).await?;
+    let mut actions = repair(&mut state, &owned.data, journal.epoch(), clock.now(), missing).await?;
     let mutations = state.take_mutations();
     if !mutations.is_empty() {
         actions.push(format!("wrote {} changes of the catalog", mutations.len()));

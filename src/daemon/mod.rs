@@ -1,8 +1,8 @@
 //! Builds every part, starts them in order, stops them in reverse. The only module that knows all parts.
 //!
-//! Start: doors are bound (a port in use is the cheapest error), the store is opened and probed, the catalog is opened,
-//! which shuts out an older daemon, what that one left is settled, the owner of the catalog starts, the configured
-//! buckets are created, then the doors open.
+//! Start: doors are bound (a port in use is the cheapest error), it is looked up whether the place is the store that it
+//! should be ([`identity`]), the store is opened and probed, the catalog is opened, which shuts out an older daemon, what that
+//! one left is settled, the owner of the catalog starts, the configured buckets are created, then the doors open.
 //!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
 //! `server.drain-timeout`; open files are written to their end; then the local copy, if there is one; the catalog is
@@ -10,6 +10,7 @@
 //! was answered is durable before.
 
 mod clock;
+pub mod identity;
 pub mod rebuild;
 mod recover;
 pub mod verify;
@@ -24,7 +25,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use recover::{RecoverError, Recovered, imagine, recover};
+use identity::{IdentityError, Owned, Standing, Taker};
+pub use recover::{Missing, RecoverError, Recovered, imagine, recover};
 
 use crate::api::admin::Admin;
 use crate::api::body::Admission;
@@ -43,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
 use crate::runtime::{Buffer, ByteBudget, Clock, Entropy, Failure, TaskGroup};
-use crate::store::{DataStore, LocalCopy, OpenError, open};
+use crate::store::{LocalCopy, OpenError, Opened, StoreLock, open};
 
 /// Why the daemon did not start. Nothing was answered.
 #[derive(Debug, thiserror::Error)]
@@ -70,9 +72,23 @@ pub enum StartError {
     /// The catalog was lost before it had the configured buckets.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// The place is not the store that the catalog belongs to.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// What an older daemon left cannot be settled.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+}
+
+impl StartError {
+    /// Whether the storage was found not to be what it should be: trying again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.is_refusal(),
+            Self::Recover(error) => error.is_refusal(),
+            Self::Bind { .. } | Self::Store(_) | Self::Journal(_) | Self::Catalog(_) => false,
+        }
+    }
 }
 
 /// Why the daemon did not stop as it should. What was answered is durable all the same.
@@ -116,6 +132,8 @@ pub struct Daemon {
     catalog: Catalog,
     merger: Merger,
     metrics: Metrics,
+    /// Keeps other daemons off the data.
+    store_lock: StoreLock,
     ready: Arc<AtomicBool>,
     /// Tasks of the doors: connections and listeners.
     doors: TaskGroup,
@@ -154,10 +172,13 @@ impl Daemon {
         let group = || TaskGroup::new(failed.clone());
         let (doors, work, catalog_tasks, local_copy_tasks) = (group(), group(), group(), group());
 
+        // Before anything is made there: it may be the mount point of a volume that is not mounted.
+        let standing = identity::look(&settings, &metrics).await?;
         let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
-        let (state, journal) = load(&opened.data, opened.catalog, &settings, &clock).await?;
+        let taker = Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock };
+        let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
-        let local_copy = opened.data.local_copy().cloned();
+        let local_copy = data.local_copy().cloned();
         if let Some(copy) = &local_copy {
             copy.run(&local_copy_tasks);
         }
@@ -169,7 +190,7 @@ impl Daemon {
         let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
         let parts = MergerParts::new(
             Arc::clone(&settings),
-            opened.data.clone(),
+            data.clone(),
             catalog.clone(),
             budget.clone(),
             entropy.clone(),
@@ -179,7 +200,7 @@ impl Daemon {
         let merger = Merger::new(parts.clone());
         let patience = settings.limits.admission_timeout;
         let reader =
-            Reader::new(opened.data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
+            Reader::new(data, catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
         let daemon = Self {
             addresses: listeners.addresses,
             ready: Arc::default(),
@@ -190,6 +211,7 @@ impl Daemon {
             catalog,
             merger,
             metrics,
+            store_lock,
             doors,
             work,
             catalog_tasks,
@@ -313,7 +335,7 @@ impl Daemon {
         }
         let closed = step("catalog", patience, self.catalog.close()).await;
         let summary = self.summary();
-        drop(self.catalog_tasks);
+        drop((self.catalog_tasks, self.store_lock));
         closed.ok_or(StopError::Late(patience))??;
         self.doors.failure().or(self.work.failure()).map_or(Ok(summary), |reason| Err(StopError::Task(reason)))
     }
@@ -342,24 +364,29 @@ async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Outpu
     done
 }
 
-/// Opens the catalog's journal, loads the state, and settles what was left open.
+/// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
 async fn load(
-    data: &DataStore,
-    placement: Placement,
-    settings: &Settings,
-    clock: &Clock,
-) -> Result<(State, Journal), StartError> {
+    opened: Opened,
+    standing: Standing,
+    taker: &Taker<'_>,
+) -> Result<(State, Journal, Owned), StartError> {
+    let Opened { data, catalog } = opened;
+    let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
+    let slot = catalog.identity_slot();
     let mut state = State::default();
-    let journal_settings = JournalSettings { clock: clock.clone(), ..journal_settings(&placement, &settings.catalog) };
-    let journal = Journal::open(placement, journal_settings, |key, value| state.load(&key, &value)).await?;
-    let recovered = recover(&mut state, data, journal.epoch(), clock.now()).await?;
+    let journal_settings =
+        JournalSettings { clock: taker.clock.clone(), ..journal_settings(&catalog, &taker.settings.catalog) };
+    let journal = Journal::open(catalog, journal_settings, |key, value| state.load(&key, &value)).await?;
+    let owned = taker.take(identity, &mut state, &journal, data, &slot).await?;
+    let recovered = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse).await?;
+    taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
     recover::log(&recovered);
     write(&journal, state.take_mutations()).await?;
     #[cfg(debug_assertions)]
     for fault in state.check() {
         tracing::error!(fault, "the catalog does not add up after the start");
     }
-    Ok((state, journal))
+    Ok((state, journal, owned))
 }
 
 /// The journal's settings for where it lives.

@@ -2,24 +2,43 @@
 //!
 //! | found | then |
 //! | --- | --- |
-//! | a file the catalog calls open, on a local disk | its whole frames count; it is cut there, sealed, closed |
+//! | a file that holds what is durable is missing or too short | the start is refused; nothing was changed |
+//! | such a file is in `lost+found/` on a local disk | it is moved back |
+//! | a file the catalog calls open, on a local disk | each segment beyond what was confirmed is checked by its own CRC; the right ones are written once more, the file gets a footer behind all that is there, and is closed |
 //! | the same on an object store, and it is there | it counts, closed |
 //! | the same, and it is not there | its name is taken, so that it cannot arrive any more; its segments are dropped |
 //! | the same, and it came as a multipart upload | first of all the upload is aborted, which deletes its parts |
-//! | a file on a local disk that the catalog does not name | deleted: its commit never was, nobody was answered |
-//! | the file of a trial whether the disk takes direct writes | deleted: the start that wrote it was cut short |
+//! | a file on a local disk that the catalog does not name | moved to `lost+found/`; the sweep deletes it there after `reclaim.sweep-grace` |
+//!
+//! What was confirmed is never contradicted by what is seen now: a segment up to a file's `durable_len` stays, and a read
+//! tells if it is damaged. Beyond that, a segment that is not what was written was torn by the crash, and nobody was answered
+//! for it; one torn segment says nothing about the next. A damaged header says nothing about the segments. Nothing is cut off:
+//! should a newer catalog come back, what it knows of the file is still there.
+//!
+//! On a disk a file is made, with its name durable, before a commit says that something is in it. So there a file that is
+//! missing was never "never written", not even one of which nothing was confirmed yet. On an object store put and commit run
+//! side by side, and it may be.
 //!
 //! Nothing here is needed for what was answered: that is durable and committed. Interrupted at any point, it is done
-//! again by the next start.
+//! again by the next start. Storage is listed once for it: a request per 1,000 files on an object store.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use futures::{StreamExt, stream};
+
+use crate::catalog::record::FileState;
 use crate::catalog::state::{State, UncertainFile};
 use crate::merge::entry_of_record;
 use crate::merge::format::{self, Entry, FormatError};
-use crate::model::{Location, Millis, PhysicalFileId};
+use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
 use crate::reclaim::guard::check_unnamed;
+use crate::reclaim::sweep::unnamed;
 use crate::store::{DataStore, LocalStore, ObjectFiles, StoreError};
+
+/// Files that are looked at at a time.
+const FILES_AT_ONCE: usize = 64;
+/// Names in a log line or message.
+const NAMES_MAX: usize = 10;
 
 /// Why the daemon could not bring its state in order.
 #[derive(Debug, thiserror::Error)]
@@ -47,50 +66,115 @@ pub enum RecoverError {
         /// One of them.
         example: String,
     },
+    /// None of what the catalog knows is there: this is not its data.
+    #[error(
+        "the catalog names {files} files with segments in them ({example}), and none of them is there: this is not the data \
+         that belongs to it. Nothing was changed. Mount the volume, or set store.url to where the data is"
+    )]
+    DataMissing {
+        /// How many it names.
+        files: usize,
+        /// One of them.
+        example: String,
+    },
+    /// Files that hold what was confirmed are missing or have lost their end.
+    #[error(
+        "{files} files that hold {segments} durable segments are missing or too short: {named}. Nothing was changed. Put them \
+         back; or have the segments that are lost dropped by `esker verify --repair --drop-lost`, which names them"
+    )]
+    Lost {
+        /// How many.
+        files: usize,
+        /// Segments in them.
+        segments: u64,
+        /// The first of them.
+        named: String,
+    },
+}
+
+impl RecoverError {
+    /// Whether catalog and data were found not to agree: trying again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::CatalogMissing { .. } | Self::DataMissing { .. } | Self::Lost { .. } => true,
+            Self::Store(_) | Self::Read { .. } => false,
+        }
+    }
+}
+
+/// What becomes of segments that were durable and whose file is missing or too short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// Nothing goes on.
+    Refuse,
+    /// Their records stay, and the file stays as it is.
+    Keep,
+    /// They go, and with them the objects made of them.
+    Drop,
 }
 
 /// What a start found and did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Recovered {
     /// Files that had not been closed.
     pub open_files: usize,
     /// Segments that were never answered and are not there.
     pub lost_segments: usize,
-    /// Files that the catalog does not name.
-    pub unnamed_files: usize,
+    /// Files that the catalog does not name, and that were moved to `lost+found/`.
+    pub set_aside: usize,
+    /// Files that came back from there.
+    pub brought_back: usize,
+    /// Segments that were dropped because their file is missing or too short, a line for each file.
+    pub dropped: Vec<String>,
 }
 
-/// Looks at every file that was open, settles it in `state`, and deletes what nobody names.
+/// Looks at every file that was open, settles it in `state`, and sets aside what nobody names.
 ///
 /// # Errors
 /// [`RecoverError`]; the daemon must not answer then.
-pub async fn recover(state: &mut State, store: &DataStore, epoch: u64, at: Millis) -> Result<Recovered, RecoverError> {
+pub async fn recover(
+    state: &mut State,
+    store: &DataStore,
+    epoch: u64,
+    at: Millis,
+    missing: Missing,
+) -> Result<Recovered, RecoverError> {
     let mut recovered = Recovered::default();
     let before = state.all_segments().count();
-    check_not_missing(state, store).await?;
+    store.look().await?;
+    let mut listed = store.list().await?;
+    check_not_missing(state, &listed)?;
     if let DataStore::Local(store) = store {
-        recovered.unnamed_files = delete_unnamed(state, store, epoch).await?;
-        store.remove_trials().await?;
+        recovered.brought_back = bring_back(state, store, &mut listed).await?;
     }
+    let lost = check_durable(state, store, &listed, missing)?;
+    if let DataStore::Local(store) = store {
+        recovered.set_aside = set_aside_unnamed(state, store, epoch, listed).await;
+    }
+    if missing == Missing::Drop {
+        recovered.dropped = lost.iter().map(|lost| drop_lost(state, lost, at)).collect();
+    }
+    let left_alone: HashSet<&PhysicalFileId> = lost.iter().map(|lost| &lost.id).collect();
     let mut entries = entries_by_file(state);
-    for file in state.uncertain_files() {
-        recovered.open_files += 1;
+    let uncertain = state.uncertain_files();
+    let settling = uncertain.into_iter().filter(|file| !left_alone.contains(&file.id)).map(|file| {
         let entries = entries.remove(&file.id).unwrap_or_default();
-        let (data_len, len) = match store {
-            DataStore::Local(store) => settle_local(store, &file, entries, Repair::Seal).await?,
-            DataStore::Object(store) => match settle_object(store, &file).await? {
-                Some(found) => found,
-                None => continue,
-            },
-        };
-        state.settle_file(&file.id, data_len, len, at);
+        async move { settle(store, &file, entries).await.map(|found| (file.id, found)) }
+    });
+    // All of them end before an error counts: nothing is under way any more when the next start looks.
+    let settled: Vec<_> = stream::iter(settling).buffered(FILES_AT_ONCE).collect().await;
+    for settled in settled {
+        recovered.open_files += 1;
+        if let (id, Some(found)) = settled? {
+            found.tell(&id, state, at);
+        }
     }
     state.finish_recovery(at);
     recovered.lost_segments = before.saturating_sub(state.all_segments().count());
     Ok(recovered)
 }
 
-/// The same as [`recover`], in `state` alone: nothing on storage changes.
+/// The same as [`recover`], in `state` alone: nothing on storage changes, and what is missing stays in the catalog.
 ///
 /// # Errors
 /// [`RecoverError`].
@@ -98,14 +182,20 @@ pub async fn imagine(state: &mut State, store: &DataStore, at: Millis) -> Result
     let mut entries = entries_by_file(state);
     for file in state.uncertain_files() {
         let entries = entries.remove(&file.id).unwrap_or_default();
-        let (data_len, len) = match store {
-            DataStore::Local(store) => settle_local(store, &file, entries, Repair::Nothing).await?,
+        let found = match store {
+            DataStore::Local(store) => match judge(store, &file, entries).await? {
+                Some(judged) => Some(Found::Local { torn: judged.torn, len: judged.len }),
+                None if file.len > 0 => None,
+                None => Some(Found::Object { data_len: 0, len: 0 }),
+            },
             DataStore::Object(_) => match store.len(&file.id).await? {
-                Some(len) if len == file.len => (len, len),
-                _ => (0, 0),
+                Some(len) if len == file.len => Some(Found::Object { data_len: len, len }),
+                _ => Some(Found::Object { data_len: 0, len: 0 }),
             },
         };
-        state.settle_file(&file.id, data_len, len, at);
+        if let Some(found) = found {
+            found.tell(&file.id, state, at);
+        }
     }
     state.finish_recovery(at);
     Ok(())
@@ -113,11 +203,11 @@ pub async fn imagine(state: &mut State, store: &DataStore, at: Millis) -> Result
 
 /// What the footer of each open file has to say.
 fn entries_by_file(state: &State) -> HashMap<PhysicalFileId, Vec<Entry>> {
-    let open: HashMap<PhysicalFileId, ()> = state.uncertain_files().into_iter().map(|file| (file.id, ())).collect();
+    let open: HashSet<PhysicalFileId> = state.uncertain_files().into_iter().map(|file| file.id).collect();
     let mut entries: HashMap<PhysicalFileId, Vec<Entry>> = HashMap::new();
     for (id, record) in state.all_segments() {
         if let Location::File(segment) = &record.location
-            && open.contains_key(&segment.file)
+            && open.contains(&segment.file)
         {
             let entry = entry_of_record(id, record, segment);
             entries.entry(segment.file.clone()).or_default().push(entry);
@@ -126,55 +216,112 @@ fn entries_by_file(state: &State) -> HashMap<PhysicalFileId, Vec<Entry>> {
     entries
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Repair {
-    Seal,
-    Nothing,
+/// What was found of an open file.
+enum Found {
+    /// Without these segments all that is committed is there.
+    Local { torn: Vec<SegmentId>, len: u64 },
+    /// It is there up to here, which is all or nothing.
+    Object { data_len: u64, len: u64 },
 }
 
-/// The length of the whole frames of a file, and the length it has once it is sealed.
-async fn settle_local(
+impl Found {
+    fn tell(self, file: &PhysicalFileId, state: &mut State, at: Millis) {
+        match self {
+            Self::Local { torn, len } => {
+                state.drop_torn(&torn, at);
+                state.settle_file(file, u64::MAX, len, at);
+            }
+            Self::Object { data_len, len } => state.settle_file(file, data_len, len, at),
+        }
+    }
+}
+
+/// None if the file has to be looked at again by the next start.
+async fn settle(store: &DataStore, file: &UncertainFile, entries: Vec<Entry>) -> Result<Option<Found>, RecoverError> {
+    match store {
+        DataStore::Local(store) => settle_local(store, file, entries).await.map(Some),
+        DataStore::Object(store) => {
+            let found = settle_object(store, file).await?;
+            Ok(found.map(|(data_len, len)| Found::Object { data_len, len }))
+        }
+    }
+}
+
+/// What of an open file on a local disk is what was written.
+struct Judged {
+    len: u64,
+    /// The end of what is right.
+    whole_end: u64,
+    /// The segments that are.
+    whole: Vec<Entry>,
+    /// Those that are not.
+    torn: Vec<SegmentId>,
+}
+
+async fn settle_local(store: &LocalStore, file: &UncertainFile, entries: Vec<Entry>) -> Result<Found, RecoverError> {
+    let Some(mut judged) = judge(store, file, entries).await? else {
+        // Named before it was made, and nothing is in it.
+        return Ok(Found::Local { torn: vec![], len: 0 });
+    };
+    if !judged.torn.is_empty() {
+        let (torn, whole) = (judged.torn.len(), judged.whole.len());
+        tracing::warn!(file = %file.id, torn, whole, "segments that were not confirmed are not whole, they are dropped");
+    }
+    if judged.whole.is_empty() {
+        // It is deleted like any file that nobody needs, and left as it is until then.
+        return Ok(Found::Local { torn: judged.torn, len: judged.len });
+    }
+    judged.whole.sort_by_key(|entry| entry.offset);
+    let end = format::encode_end(&judged.whole, judged.len, file.id.ulid());
+    let unsure = file.durable_len.min(judged.whole_end)..judged.whole_end;
+    let len = store.seal(&file.id, unsure, judged.len, end).await?;
+    Ok(Found::Local { torn: judged.torn, len })
+}
+
+/// Looks at the segments that were not confirmed. None if there is no such file.
+async fn judge(
     store: &LocalStore,
     file: &UncertainFile,
-    mut entries: Vec<Entry>,
-    repair: Repair,
-) -> Result<(u64, u64), RecoverError> {
-    let scanned = {
+    entries: Vec<Entry>,
+) -> Result<Option<Judged>, RecoverError> {
+    let judged = {
         let (store, file) = (store.clone(), file.clone());
-        tokio::task::spawn_blocking(move || scan(&store, &file)).await
+        tokio::task::spawn_blocking(move || judge_blocking(&store, &file, entries)).await
     };
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Failed {
+    let failed = |error: tokio::task::JoinError| StoreError::Failed {
         operation: "get",
         path: file.id.to_string(),
-        source,
+        source: error.into(),
     };
-    let found = scanned.map_err(|error| failed(error.into()))?;
-    let (valid_len, ulid, len) = match found.map_err(|source| RecoverError::Read { file: file.id.clone(), source })? {
-        Some(found) => found,
-        None => return Ok((0, 0)),
-    };
-    if repair == Repair::Nothing || ulid.is_none() {
-        return Ok((valid_len, len));
-    }
-    entries.retain(|entry| entry.offset + entry.len <= valid_len);
-    entries.sort_by_key(|entry| entry.offset);
-    let end = format::encode_end(&entries, valid_len, ulid.unwrap_or_default());
-    let sealed = store.seal(&file.id, valid_len, end).await?;
-    Ok((valid_len, sealed))
+    judged.map_err(failed)?.map_err(|source| RecoverError::Read { file: file.id.clone(), source })
 }
 
-/// How much of a file is whole, the ULID in its header if that is whole, and its length; none if there is no file.
-fn scan(store: &LocalStore, file: &UncertainFile) -> Result<Option<(u64, Option<u128>, u64)>, FormatError> {
+fn judge_blocking(
+    store: &LocalStore,
+    file: &UncertainFile,
+    entries: Vec<Entry>,
+) -> Result<Option<Judged>, FormatError> {
     let open = match store.open(&file.id) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let len = open.metadata()?.len();
-    let mut header = vec![0; format::HEADER_BYTES as usize];
-    let read = format::ReadAt::read_at(&open, 0, &mut header)?;
-    let Ok(header) = format::decode_header(&header[..read]) else { return Ok(Some((0, None, len))) };
-    let scan = format::scan(&open, file.durable_len, len)?;
-    Ok(Some((scan.valid_len, Some(header.ulid), len)))
+    let mut judged = Judged { len, whole_end: file.durable_len.min(len), whole: vec![], torn: vec![] };
+    for entry in entries {
+        let end = if entry.offset + entry.len <= file.durable_len {
+            Some(entry.offset + entry.len)
+        } else {
+            format::frame_end(&open, &entry, len)?
+        };
+        match end {
+            Some(end) => {
+                judged.whole_end = judged.whole_end.max(end);
+                judged.whole.push(entry);
+            }
+            None => judged.torn.push(entry.id),
+        }
+    }
+    Ok(Some(judged))
 }
 
 /// The length of a file's whole frames and its length; none if it has to be looked at again by the next start.
@@ -200,46 +347,276 @@ async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<Opti
     Ok(aborted.then_some(found))
 }
 
-/// A catalog that was never used does not belong to files that are there. Only then is storage listed.
-async fn check_not_missing(state: &State, store: &DataStore) -> Result<(), RecoverError> {
+/// A catalog that was never used does not belong to files that are there.
+///
+/// # Errors
+/// [`RecoverError::CatalogMissing`].
+pub(super) fn check_not_missing(state: &State, listed: &[(String, u64)]) -> Result<(), RecoverError> {
     let nothing_known = state.files().next().is_none() && state.all_segments().next().is_none();
     let never_used = state.buckets().is_empty() && state.jobs().is_empty();
     if !nothing_known || !never_used {
         return Ok(());
     }
-    let listed = store.list().await?;
-    let files: Vec<PhysicalFileId> = listed.iter().filter_map(|(name, _)| name.parse().ok()).collect();
-    match files.first() {
-        Some(example) => Err(RecoverError::CatalogMissing { files: files.len(), example: example.to_string() }),
+    let mut files = listed.iter().filter(|(name, _)| name.parse::<PhysicalFileId>().is_ok());
+    match files.next() {
+        Some((example, _)) => Err(RecoverError::CatalogMissing { files: 1 + files.count(), example: example.clone() }),
         None => Ok(()),
     }
 }
 
-/// Deletes the files on a local disk that the catalog does not name.
-async fn delete_unnamed(state: &State, store: &LocalStore, epoch: u64) -> Result<usize, RecoverError> {
-    let all = DataStore::Local(store.clone());
-    let listed = all.list().await?;
-    let unnamed: Vec<PhysicalFileId> = listed
+/// A catalog that knows files does not belong to a place where none of them is.
+///
+/// # Errors
+/// [`RecoverError::DataMissing`].
+pub(super) fn check_some_there(state: &State, listed: &[(String, u64)]) -> Result<(), RecoverError> {
+    let there: HashSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    let mut files = 0;
+    let mut example = None;
+    for view in state.files().filter(|view| is_durable(&view.state) && view.live_segments > 0) {
+        if there.contains(view.id.as_str()) {
+            return Ok(());
+        }
+        files += 1;
+        example.get_or_insert_with(|| view.id.to_string());
+    }
+    example.map_or(Ok(()), |example| Err(RecoverError::DataMissing { files, example }))
+}
+
+fn is_durable(state: &FileState) -> bool {
+    matches!(state, FileState::Closed { .. })
+}
+
+/// A file that has not all that was durable in it.
+pub(super) struct LostFile {
+    id: PhysicalFileId,
+    /// Its length; none if there is no such file.
+    there: Option<u64>,
+    needed: u64,
+    segments: u64,
+}
+
+impl std::fmt::Display for LostFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.there {
+            Some(there) => write!(f, "{} has {there} bytes, the catalog says {}", self.id, self.needed),
+            None => write!(f, "{} does not exist", self.id),
+        }
+    }
+}
+
+/// All that the catalog knows to be durable is there. Returns what is not, if that is no reason to stop.
+///
+/// # Errors
+/// [`RecoverError::Lost`].
+pub(super) fn check_durable(
+    state: &State,
+    store: &DataStore,
+    listed: &[(String, u64)],
+    missing: Missing,
+) -> Result<Vec<LostFile>, RecoverError> {
+    let lens: HashMap<&str, u64> = listed.iter().map(|(name, len)| (name.as_str(), *len)).collect();
+    let on_disk = matches!(store, DataStore::Local(_));
+    let lost = state.files().filter(|view| view.live_segments > 0).filter_map(|view| {
+        let needed = match view.state {
+            FileState::Closed { len } => len,
+            // It was made before the commit that says that something is in it.
+            FileState::Open { durable_len, .. } if on_disk => durable_len,
+            FileState::Open { .. } | FileState::Forgotten { .. } => return None,
+        };
+        let there = lens.get(view.id.as_str()).copied();
+        let segments = view.live_segments;
+        there.is_none_or(|there| there < needed).then_some(LostFile { id: view.id, there, needed, segments })
+    });
+    let lost: Vec<LostFile> = lost.collect();
+    if lost.is_empty() || missing != Missing::Refuse {
+        return Ok(lost);
+    }
+    let segments = lost.iter().map(|lost| lost.segments).sum();
+    Err(RecoverError::Lost { files: lost.len(), segments, named: names(&lost) })
+}
+
+/// The first of them, for a message.
+fn names<T: std::fmt::Display>(all: &[T]) -> String {
+    let mut named: Vec<String> = all.iter().take(NAMES_MAX).map(ToString::to_string).collect();
+    if all.len() > NAMES_MAX {
+        named.push(format!("and {} more", all.len() - NAMES_MAX));
+    }
+    named.join(", ")
+}
+
+/// The segments beyond the end of a file that has lost it are dropped. Returns what was done.
+fn drop_lost(state: &mut State, lost: &LostFile, at: Millis) -> String {
+    let there = lost.there.unwrap_or(0);
+    let beyond = |place: Option<&crate::model::Segment>| place.is_some_and(|place| place.end() > there);
+    let segments = state.segments_in(&lost.id);
+    let gone: Vec<String> = segments
         .iter()
-        .filter_map(|(name, _)| name.parse().ok())
-        .filter(|file: &PhysicalFileId| state.file(file).is_none())
+        .filter(|view| beyond(view.record.location.segment()))
+        .map(|view| view.id.to_string())
         .collect();
-    if let Err(refused) = check_unnamed(epoch, &unnamed, listed.len()) {
+    state.settle_file(&lost.id, there, there, at);
+    match lost.there {
+        None => format!("dropped {} segments of {}, which does not exist: {}", gone.len(), lost.id, gone.join(" ")),
+        Some(_) => format!("dropped {} segments, because {lost}: {}", gone.len(), gone.join(" ")),
+    }
+}
+
+/// Moves files that the catalog names and that were set aside back to their places: the catalog that was in use then was
+/// not the one that had named them.
+async fn bring_back(
+    state: &State,
+    store: &LocalStore,
+    listed: &mut Vec<(String, u64)>,
+) -> Result<usize, RecoverError> {
+    let there: HashSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+    let missing = |file: &PhysicalFileId| state.file(file).is_some() && !there.contains(file.as_str());
+    let aside: Vec<PhysicalFileId> = store.set_aside_files().await?.into_iter().filter(missing).collect();
+    for file in &aside {
+        store.bring_back(file).await?;
+    }
+    if !aside.is_empty() {
+        tracing::warn!(files = aside.len(), names = names(&aside), "files came back from lost+found: the catalog names them");
+        *listed = DataStore::Local(store.clone()).list().await?;
+    }
+    Ok(aside.len())
+}
+
+/// Moves the files on a local disk that the catalog does not name to `lost+found/`. What cannot be moved stays, which harms
+/// nothing.
+async fn set_aside_unnamed(state: &State, store: &LocalStore, epoch: u64, listed: Vec<(String, u64)>) -> usize {
+    let swept = unnamed(state, listed);
+    if let Err(refused) = check_unnamed(epoch, &swept.unnamed, swept.listed) {
         tracing::error!(%refused, "files that the catalog does not name are left where they are");
-        return Ok(0);
+        return 0;
     }
-    let wanted = unnamed.len();
-    let gone = all.delete(unnamed).await;
-    if gone.len() < wanted {
-        tracing::warn!(left = wanted - gone.len(), "some files that nobody names could not be deleted");
+    let mut moved = vec![];
+    for file in swept.unnamed {
+        match store.set_aside(file.as_str()).await {
+            Ok(_) => moved.push(file),
+            Err(error) => tracing::warn!(%file, error = crate::error::chain(&error), "a file could not be set aside"),
+        }
     }
-    Ok(gone.len())
+    if !moved.is_empty() {
+        tracing::warn!(
+            files = moved.len(),
+            names = names(&moved),
+            "moved files that the catalog does not name to lost+found"
+        );
+    }
+    moved.len()
 }
 
 /// Logs what a start found, if anything.
 pub fn log(recovered: &Recovered) {
     if *recovered != Recovered::default() {
-        let Recovered { open_files, lost_segments, unnamed_files } = recovered;
-        tracing::info!(open_files, lost_segments, unnamed_files, "took over what the daemon before this one left open");
+        let Recovered { open_files, lost_segments, set_aside, brought_back, .. } = recovered;
+        tracing::info!(
+            open_files,
+            lost_segments,
+            set_aside,
+            brought_back,
+            "took over what the daemon before this one left open"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::catalog::command::{About, Bind, Command, Item, NewSegment, Store, StoreFile};
+    use crate::catalog::record::Mutation;
+    use crate::merge::format::{FRAME_BYTES, Header};
+    use crate::metrics::Metrics;
+    use crate::model::{Lane, LaneOf, Segment, SegmentHasher, StateScope, Writer};
+    use crate::store::Traffic;
+
+    const LEN: u64 = 1000;
+
+    /// A file that a crash left open with three segments of which nothing was confirmed, and the catalog that names it.
+    async fn left_open(store: &LocalStore) -> (State, PhysicalFileId, Vec<u64>) {
+        let job: crate::model::JobId = "j".parse().unwrap();
+        let id = PhysicalFileId::new(Some(&job), 1, 42);
+        let header = Header { epoch: 1, ulid: 42, created: Millis(1) };
+        let mut bytes = format::encode_header(&header).to_vec();
+        let (mut items, mut offsets) = (vec![], vec![]);
+        for number in 0..3u8 {
+            let data = vec![number + 1; LEN as usize];
+            let mut hasher = SegmentHasher::default();
+            hasher.update(&data);
+            let crc = hasher.finish();
+            bytes.extend(format::encode_frame(number.into(), LEN, crc.whole));
+            let place = Segment { file: id.clone(), offset: bytes.len() as u64, len: LEN };
+            offsets.push(place.offset);
+            bytes.extend(data);
+            let (scope, writer) = (StateScope::Shared, Writer::default());
+            let about = About { job: job.clone(), scope, writer, checkpoint: None, name: None };
+            let location = Location::File(place);
+            let segment = NewSegment { id: SegmentId(number.into()), about, location, inline: None, crc };
+            items.push(Item { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } });
+        }
+        let mut file = store.create(&id).await.unwrap();
+        file.append(vec![Bytes::from(bytes.clone())]).await.unwrap();
+        let lane = Lane { job: Some(job.clone()), scope: StateScope::Shared, of: LaneOf::All };
+        let file = StoreFile { id: id.clone(), lane, len: bytes.len() as u64, closes: false, upload: None };
+        let mut running = State::default();
+        running.apply(Command::CreateJob(job), Millis(1)).unwrap();
+        running.apply(Command::Store(Store { file: Some(file), items }), Millis(1)).unwrap();
+        let mut state = State::default();
+        for mutation in running.take_mutations() {
+            let Mutation::Put { key, value } = mutation else { panic!("nothing was deleted") };
+            state.load(&key, &value).unwrap();
+        }
+        (state, id, offsets)
+    }
+
+    fn flip(folder: &std::path::Path, file: &PhysicalFileId, at: u64) {
+        let path = folder.join(file.as_str());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[usize::try_from(at).unwrap()] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[tokio::test]
+    async fn segments_that_were_not_confirmed_are_judged_each_by_its_own_crc() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path().to_owned(), Traffic::data(Metrics::new()));
+        let (mut state, file, offsets) = left_open(&store).await;
+        flip(folder.path(), &file, 3); // the header of the file
+        flip(folder.path(), &file, offsets[0] - FRAME_BYTES + 5); // the header of a frame
+        flip(folder.path(), &file, offsets[1] + 7); // the bytes of a segment
+        let before = std::fs::metadata(folder.path().join(file.as_str())).unwrap().len();
+
+        let all = DataStore::Local(store.clone());
+        let recovered = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await.unwrap();
+
+        assert_eq!((recovered.open_files, recovered.lost_segments), (1, 1));
+        let left: Vec<SegmentId> = state.segments_in(&file).iter().map(|view| view.id).collect();
+        assert_eq!(left, [SegmentId(0), SegmentId(2)]);
+        let bytes = std::fs::read(folder.path().join(file.as_str())).unwrap();
+        assert!(bytes.len() as u64 > before, "nothing is cut off");
+        let (_, entries) = format::read_end(&bytes[..], bytes.len() as u64).unwrap();
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), left);
+        let len = bytes.len() as u64;
+        assert!(matches!(state.file(&file).unwrap().state, FileState::Closed { len: closed } if closed == len));
+        assert_eq!(state.check(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_missing_on_a_disk_was_never_never_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path().to_owned(), Traffic::data(Metrics::new()));
+        let (mut state, file, _) = left_open(&store).await;
+        std::fs::remove_file(folder.path().join(file.as_str())).unwrap();
+        let all = DataStore::Local(store);
+
+        let refused = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await;
+
+        assert!(matches!(refused, Err(RecoverError::Lost { files: 1, segments: 3, .. })), "{refused:?}");
+        let kept = recover(&mut state, &all, 2, Millis(2), Missing::Keep).await.unwrap();
+        assert_eq!((kept.lost_segments, state.all_segments().count()), (0, 3));
+        let dropped = recover(&mut state, &all, 2, Millis(2), Missing::Drop).await.unwrap();
+        assert_eq!((dropped.dropped.len(), state.all_segments().count()), (1, 0));
     }
 }

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde::Serialize;
 
 use super::rebuild::survey::{self, Bytewise, Content, Found, Wanted};
-use super::recover::{RecoverError, recover};
+use super::recover::{Missing, RecoverError, recover};
 use crate::catalog::record::{FileState, RecordKey, SegmentRecord};
 use crate::catalog::slate::Snapshot;
 use crate::catalog::state::State;
@@ -47,7 +47,7 @@ pub struct Verified {
     pub read_bytes: u64,
     /// What was put right.
     pub actions: Vec<String>,
-    /// What a crash leaves and the next start or sweep deletes: nobody was answered for it.
+    /// What a crash leaves and the next start sets aside, or a sweep deletes: nobody was answered for it.
     pub notes: Vec<String>,
     /// What is wrong.
     pub faults: Vec<String>,
@@ -71,8 +71,8 @@ pub async fn verify(
     let foreign = swept.foreign.iter().map(|name| format!("{name} is no physical file, and nothing deletes it"));
     verified.faults.extend(foreign);
     let deletes = match store {
-        DataStore::Local(_) => "the next start deletes it",
-        DataStore::Object(_) => "a sweep deletes it",
+        DataStore::Local(_) => "the next start moves it to lost+found",
+        DataStore::Object(_) => "a sweep deletes it after reclaim.sweep-grace",
     };
     verified.notes.extend(swept.unnamed.iter().map(|file| format!("{file} is not in the catalog; {deletes}")));
     let holed = check_files(state, store, &lens, &mut verified, on).await;
@@ -106,7 +106,9 @@ async fn check_files(
     let mut looks = vec![];
     for view in state.files() {
         verified.files += 1;
-        let (FileState::Closed { len }, Some(living)) = (view.state, living.get(&view.id)) else { continue };
+        let Some(living) = living.get(&view.id) else { continue };
+        // One that is still called open here is missing, on a disk: it was made before anything was said to be in it.
+        let (FileState::Closed { len } | FileState::Open { durable_len: len, .. }) = view.state else { continue };
         match lens.get(view.id.as_str()).copied() {
             None => verified.faults.push(format!("{}: does not exist, {} segments live in it", view.id, living.len())),
             Some(there) if there < len => {
@@ -226,18 +228,9 @@ fn judge(id: SegmentId, place: &str, stored: u32, found: Option<u32>) -> Option<
     }
 }
 
-/// What becomes of the records of segments whose file is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lost {
-    /// They stay.
-    Keep,
-    /// They go, and with them the objects made of them.
-    Drop,
-}
-
 /// Puts right in `state` and on storage what can be: settles what a crash left open, as the next start would; moves foreign
-/// files on a local disk to `lost+found/`; and drops the records of segments whose file is gone, if told so. Returns what
-/// was done, a line each. The state's changes are left to be written.
+/// files on a local disk to `lost+found/`; and drops the records of segments whose file is gone or too short, if told so.
+/// Returns what was done, a line each. The state's changes are left to be written.
 ///
 /// # Errors
 /// [`RecoverError`]; it can be repeated.
@@ -246,18 +239,21 @@ pub async fn repair(
     store: &DataStore,
     epoch: u64,
     at: Millis,
-    lost: Lost,
+    missing: Missing,
 ) -> Result<Vec<String>, RecoverError> {
-    let mut actions = vec![];
-    let recovered = recover(state, store, epoch, at).await?;
+    let recovered = recover(state, store, epoch, at, missing).await?;
+    let mut actions = recovered.dropped;
+    if recovered.brought_back > 0 {
+        actions.push(format!("moved {} files back from lost+found", recovered.brought_back));
+    }
     if recovered.open_files > 0 {
         actions.push(format!("settled {} files that had not been closed", recovered.open_files));
     }
     if recovered.lost_segments > 0 {
         actions.push(format!("freed {} segments that nobody was answered for or holds", recovered.lost_segments));
     }
-    if recovered.unnamed_files > 0 {
-        actions.push(format!("deleted {} files that were never committed", recovered.unnamed_files));
+    if recovered.set_aside > 0 {
+        actions.push(format!("moved {} files that are not in the catalog to lost+found", recovered.set_aside));
     }
     let listed = store.list().await?;
     if let DataStore::Local(local) = store {
@@ -266,23 +262,5 @@ pub async fn repair(
             actions.push(format!("moved {name}, which is no physical file, to {}", moved.display()));
         }
     }
-    if lost == Lost::Drop {
-        drop_lost(state, &listed, at, &mut actions);
-    }
     Ok(actions)
-}
-
-fn drop_lost(state: &mut State, listed: &[(String, u64)], at: Millis, actions: &mut Vec<String>) {
-    let there: HashMap<&str, u64> = listed.iter().map(|(name, len)| (name.as_str(), *len)).collect();
-    let gone: Vec<PhysicalFileId> = state
-        .files()
-        .filter(|view| view.live_segments > 0 && !there.contains_key(view.id.as_str()))
-        .map(|view| view.id)
-        .collect();
-    for file in gone {
-        let lost: Vec<String> = state.segments_in(&file).iter().map(|view| view.id.to_string()).collect();
-        actions.push(format!("dropped {} segments of {file}, which does not exist: {}", lost.len(), lost.join(" ")));
-        state.settle_file(&file, 0, 0, at);
-    }
-    state.finish_recovery(at);
 }

@@ -470,6 +470,20 @@ fn read_frame<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<
     Ok(whole.then_some((frame, end)))
 }
 
+/// Where the frame of a segment ends, in a file of `len` bytes, if its bytes are what `entry` says; none if they are not. A
+/// frame whose own header is damaged ends with its data.
+///
+/// # Errors
+/// [`FormatError::Read`] if the bytes cannot be read.
+pub fn frame_end<R: ReadAt + ?Sized>(file: &R, entry: &Entry, len: u64) -> Result<Option<u64>, FormatError> {
+    if data_crc32c(file, entry.offset, entry.len)? != Some(entry.crc32c) {
+        return Ok(None);
+    }
+    let Some(at) = entry.offset.checked_sub(FRAME_BYTES) else { return Ok(Some(entry.offset + entry.len)) };
+    let frame = read_frame_header(file, at, len)?.filter(|(frame, _)| frame.len == entry.len);
+    Ok(Some(frame.map_or(entry.offset + entry.len, |(_, end)| end)))
+}
+
 /// What the header of the frame at `at` says, and its tail if it was streamed.
 fn read_frame_header<R: ReadAt + ?Sized>(file: &R, at: u64, len: u64) -> Result<Option<(Frame, u64)>, FormatError> {
     let mut header = [0; FRAME_BYTES as usize];

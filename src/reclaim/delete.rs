@@ -55,6 +55,12 @@ impl Deleter {
 
     /// Returns the pause until the next one.
     pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
+        if self.store.is_lost()
+            && let Err(error) = self.store.look().await
+        {
+            tracing::debug!(error = crate::error::chain(&error), "deleting waits for the store");
+            return self.settings.interval;
+        }
         match self.round(stop).await {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "deleted files that nobody needs"),

@@ -11,6 +11,7 @@
 //! - [`guard`]: when something is off, and nothing is destroyed.
 //!
 //! # Invariants
+//! - Nothing is destroyed before the store was seen to be the one that the catalog belongs to ([`crate::store::StoreGuard`]).
 //! - Nothing is destroyed before a durable commit says that nobody needs it.
 //! - Nothing is destroyed under a read that may have looked it up ([`crate::runtime::Leases`]).
 //! - A file whose segments were moved stays for `reclaim.delete-grace`, for those who hold handles of the old place; so does
@@ -25,7 +26,7 @@
 //! | the move is committed | nothing: the old file is in the queue of forgotten files | the deleter |
 //! | a hole is punched | a hole that the catalog does not count | punched again, which changes nothing, and counted |
 //! | a file is deleted | a forgotten file that does not exist | deleted again, which counts as done |
-//! | a file that nobody names is seen once | nothing | it is seen again |
+//! | a file that nobody names is seen once | nothing | it is seen again, and its grace begins anew |
 
 pub mod delete;
 pub mod guard;

@@ -1,9 +1,13 @@
 //! Files below `data/` that the catalog does not name: uploads that arrived after they were given up, what a daemon left
 //! that lost its catalog.
 //!
-//! A file that a daemon is just about to name looks the same. So a file is litter only if it was seen twice, with more than
-//! a grace between, and was not named either time; and only if the catalog looks like the one that belongs to the files
-//! ([`super::guard`]). On a local disk the start has deleted what was there, under the folder's lock.
+//! A file that a daemon is just about to name looks the same, and so does every file if the catalog is the wrong one. So a
+//! file is litter only if this daemon has seen it unnamed for all of `reclaim.sweep-grace`, and only if the catalog looks like
+//! the one that belongs to the files ([`super::guard`]). It is named in the log as soon as nobody can be about to name it, and
+//! in `esker gc --dry-run` from the start.
+//!
+//! On a local disk such a file is moved to `lost+found/`, by the start or as soon as nobody can be about to name it; it is
+//! deleted there after the same grace. A catalog that names it gets it back at its next start.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +19,10 @@ use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
-use crate::store::{DataStore, StoreError};
+use crate::store::{DataStore, LocalStore, StoreError};
+
+/// Names in one line of the log.
+const NAMES_MAX: usize = 10;
 
 /// Why a sweep did not delete what it might have.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +47,18 @@ pub struct Swept {
     pub unnamed: Vec<PhysicalFileId>,
     /// Names that no daemon gives, as they are; never deleted.
     pub foreign: Vec<String>,
-    /// Of the unnamed ones, those that were deleted.
+    /// Files that were deleted.
     pub deleted: usize,
+    /// Files on a local disk that were moved to `lost+found/`.
+    pub set_aside: usize,
+}
+
+/// A file that nobody names.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    since: Instant,
+    /// Whether the log has its name.
+    told: bool,
 }
 
 /// Looks for litter.
@@ -49,9 +66,13 @@ pub struct Sweeper {
     catalog: Catalog,
     store: DataStore,
     metrics: Metrics,
+    /// Whoever writes a file names it within this time, or gives it up.
+    writing: Duration,
     /// A file is not litter before it was unnamed for so long.
-    apart: Duration,
-    seen: HashMap<PhysicalFileId, Instant>,
+    grace: Duration,
+    seen: HashMap<PhysicalFileId, Seen>,
+    /// The files in `lost+found/`, and since when this daemon knows of them.
+    aside: HashMap<PhysicalFileId, Instant>,
     last: Option<Instant>,
     forced: bool,
 }
@@ -59,10 +80,11 @@ pub struct Sweeper {
 impl Sweeper {
     /// One for the daemon.
     pub fn new(catalog: Catalog, store: DataStore, settings: &Settings, metrics: Metrics) -> Self {
-        // Whoever writes a file names it within the time of its requests, or gives it up.
         let writing = 2 * (settings.store.request_timeout + settings.store.retry_timeout);
-        let apart = settings.reclaim.delete_grace.max(writing);
-        Self { catalog, store, metrics, apart, seen: HashMap::new(), last: None, forced: false }
+        let writing = settings.reclaim.delete_grace.max(writing);
+        let grace = settings.reclaim.sweep_grace.max(writing);
+        let (seen, aside) = (HashMap::new(), HashMap::new());
+        Self { catalog, store, metrics, writing, grace, seen, aside, last: None, forced: false }
     }
 
     pub(super) fn force(&mut self) {
@@ -73,18 +95,18 @@ impl Sweeper {
     /// Sweeps if the last time is `interval` ago; sooner while there are files to be seen a second time.
     pub(super) async fn round_if_due(&mut self, interval: Option<Duration>) {
         let Some(interval) = interval else { return };
-        let interval = if self.seen.is_empty() { interval } else { interval.min(self.apart) };
+        let interval = match self.seen.values().all(|seen| seen.told) {
+            false => interval.min(self.writing),
+            true if self.seen.is_empty() && self.aside.is_empty() => interval,
+            true => interval.min(self.grace),
+        };
         if self.last.is_some_and(|last| last.elapsed() < interval) {
             return;
         }
         self.last = Some(Clock::instant());
         match self.round().await {
-            Ok(swept) if swept.deleted > 0 => {
-                tracing::info!(
-                    deleted = swept.deleted,
-                    listed = swept.listed,
-                    "swept files that the catalog does not name"
-                );
+            Ok(Swept { deleted, set_aside, listed, .. }) if deleted + set_aside > 0 => {
+                tracing::info!(deleted, set_aside, listed, "swept files that the catalog does not name");
             }
             Ok(_) => {}
             Err(SweepError::Refused(refused)) => tracing::error!(%refused, "the sweep refuses to act"),
@@ -98,29 +120,100 @@ impl Sweeper {
     /// [`SweepError`]; nothing was deleted then.
     pub async fn round(&mut self) -> Result<Swept, SweepError> {
         let mut swept = look(&self.catalog, &self.store).await?;
+        self.metrics.unnamed_files.set(swept.unnamed.len() as i64);
         if swept.unnamed.is_empty() {
             self.forced = false;
         }
-        let now = Clock::instant();
-        let before = std::mem::take(&mut self.seen);
-        let first_seen = |file: &PhysicalFileId| before.get(file).copied().unwrap_or(now);
-        self.seen = swept.unnamed.iter().map(|file| (file.clone(), first_seen(file))).collect();
+        self.see(&swept.unnamed);
         match check_unnamed(self.catalog.epoch(), &swept.unnamed, swept.listed) {
             Err(Refused::TooMuch { .. }) if self.forced => {}
             other => other?,
         }
-        let old = |file: &&PhysicalFileId| self.seen.get(*file).is_some_and(|seen| now - *seen >= self.apart);
-        let litter: Vec<PhysicalFileId> = swept.unnamed.iter().filter(old).cloned().collect();
-        if litter.is_empty() {
-            return Ok(swept);
+        let now = Clock::instant();
+        let old = |file: &&PhysicalFileId, age: Duration| {
+            self.seen.get(*file).is_some_and(|seen| now.saturating_duration_since(seen.since) >= age)
+        };
+        match self.store.clone() {
+            DataStore::Local(store) => {
+                let strays: Vec<_> = swept.unnamed.iter().filter(|file| old(file, self.writing)).cloned().collect();
+                swept.set_aside = self.set_aside(&store, strays).await;
+                swept.deleted = self.delete_aside(&store).await?;
+            }
+            DataStore::Object(_) => {
+                let litter: Vec<_> = swept.unnamed.iter().filter(|file| old(file, self.grace)).cloned().collect();
+                if litter.is_empty() {
+                    return Ok(swept);
+                }
+                self.catalog.check_owner().await?;
+                let gone = self.store.delete(litter).await;
+                self.seen.retain(|file, _| !gone.contains(file));
+                swept.deleted = gone.len();
+            }
         }
-        self.catalog.check_owner().await?;
-        let gone = self.store.delete(litter).await;
-        self.seen.retain(|file, _| !gone.contains(file));
-        swept.deleted = gone.len();
         self.forced = false;
-        self.metrics.swept_files.inc_by(gone.len() as u64);
+        self.metrics.swept_files.inc_by(swept.deleted as u64);
         Ok(swept)
+    }
+
+    /// Remembers what is unnamed, and tells of it once nobody can be about to name it.
+    fn see(&mut self, unnamed: &[PhysicalFileId]) {
+        let now = Clock::instant();
+        let before = std::mem::take(&mut self.seen);
+        let mut news = vec![];
+        for file in unnamed {
+            let mut seen = before.get(file).copied().unwrap_or(Seen { since: now, told: false });
+            let ours = file.epoch() == self.catalog.epoch();
+            if !seen.told && (!ours || now.saturating_duration_since(seen.since) >= self.writing) {
+                seen.told = true;
+                news.push(file);
+            }
+            self.seen.insert(file.clone(), seen);
+        }
+        if !news.is_empty() {
+            let named: Vec<String> = news.iter().take(NAMES_MAX).map(ToString::to_string).collect();
+            let (files, grace) = (news.len(), self.grace);
+            tracing::warn!(
+                files,
+                names = named.join(" "),
+                ?grace,
+                "there are files that the catalog does not name; they are deleted after the grace"
+            );
+        }
+    }
+
+    async fn set_aside(&mut self, store: &LocalStore, strays: Vec<PhysicalFileId>) -> usize {
+        let mut moved = 0;
+        for file in strays {
+            match store.set_aside(file.as_str()).await {
+                Ok(_) => {
+                    self.seen.remove(&file);
+                    moved += 1;
+                }
+                Err(error) => {
+                    tracing::warn!(%file, error = crate::error::chain(&error), "a file could not be set aside");
+                }
+            }
+        }
+        self.metrics.set_aside_files.inc_by(moved as u64);
+        moved
+    }
+
+    /// Deletes what has lain in `lost+found/` for long enough.
+    async fn delete_aside(&mut self, store: &LocalStore) -> Result<usize, SweepError> {
+        let now = Clock::instant();
+        let before = std::mem::take(&mut self.aside);
+        let since = |file: &PhysicalFileId| before.get(file).copied().unwrap_or(now);
+        let aside = store.set_aside_files().await?;
+        self.aside = aside.into_iter().map(|file| (file.clone(), since(&file))).collect();
+        let old = |since: &Instant| now.saturating_duration_since(*since) >= self.grace;
+        let litter: Vec<_> = self.aside.iter().filter(|(_, since)| old(since)).map(|(file, _)| file.clone()).collect();
+        let mut deleted = 0;
+        for file in litter {
+            store.delete_set_aside(&file).await?;
+            self.aside.remove(&file);
+            deleted += 1;
+        }
+        Ok(deleted)
     }
 }
 

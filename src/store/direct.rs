@@ -65,35 +65,19 @@ impl DirectWriter {
         Some(Self { file, buffers })
     }
 
-    /// Whether files in `folder` take direct writes: one is written and deleted. Some file systems open such a file and
-    /// refuse the write.
+    /// Whether files in `folder` take direct writes: one is written that has lost its name before its first byte, so that
+    /// no crash leaves it. Some file systems open such a file and refuse the write.
     ///
     /// # Errors
     /// What the operating system says to the first thing that fails.
     pub fn probe(folder: &Path, name: &str) -> io::Result<()> {
         let path = folder.join(format!("{TRIAL}{name}"));
-        let tried = AppendFile::create(&path).and_then(|mut file| {
-            let direct = Self::open(&path, DirectBuffers::default())
-                .ok_or_else(|| io::Error::other("the file system knows no direct writes"))?;
-            direct.append(&mut file, vec![vec![0; 2 * WRITE_BYTES].into()])?;
-            file.sync()
-        });
-        let removed = remove_if_there(&path);
-        tried.and(removed)
-    }
-
-    /// Removes the files of trials that a crash cut short.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn remove_trials(folder: &Path) -> io::Result<()> {
-        for entry in std::fs::read_dir(folder)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(TRIAL) {
-                remove_if_there(&entry.path())?;
-            }
-        }
-        Ok(())
+        let mut file = AppendFile::create(&path)?;
+        let direct = Self::open(&path, DirectBuffers::default());
+        std::fs::remove_file(&path)?;
+        let direct = direct.ok_or_else(|| io::Error::other("the file system knows no direct writes"))?;
+        direct.append(&mut file, vec![vec![0; 2 * WRITE_BYTES].into()])?;
+        file.sync()
     }
 
     /// Appends `parts` to `file`, the blocks in their middle directly. Returns the offset of the first byte.
@@ -163,14 +147,6 @@ fn take(parts: &mut Vec<Bytes>, len: u64) -> Vec<Bytes> {
     }
     parts.extend(rest);
     taken
-}
-
-/// Another daemon may start in the same folder by mistake, and clean up before it finds the catalog locked.
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
 }
 
 #[cfg(test)]

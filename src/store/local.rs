@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,12 +15,16 @@ use rustix::io::Errno;
 
 use super::append_file::{AppendFile, sync_parent};
 use super::direct::{DirectBuffers, DirectWriter};
-use super::{StoreError, Traffic};
+use super::{StoreError, StoreGuard, Traffic};
 use crate::config::DirectIo;
 use crate::merge::format::{self, Frame, ReadAt};
 use crate::model::PhysicalFileId;
 use crate::runtime::Buffer;
 
+/// Where files go that the catalog does not name.
+const LOST_AND_FOUND: &str = "lost+found";
+/// Bytes that are written again at a time.
+const AGAIN_BYTES: u64 = 1 << 20;
 /// Holes are punched in pages of the file system's block size, within these bounds.
 const PAGE_BYTES_MIN: u64 = 4096;
 const PAGE_BYTES_MAX: u64 = 1 << 20;
@@ -32,6 +37,8 @@ pub struct LocalStore {
     folders: Arc<Mutex<HashSet<PathBuf>>>,
     /// Where direct writes work and are wanted.
     direct: Option<DirectBuffers>,
+    /// Looks whether this is the store; none for whoever only reads.
+    guard: Option<StoreGuard>,
     traffic: Traffic,
 }
 
@@ -64,7 +71,35 @@ impl Growing {
 impl LocalStore {
     /// Files below `root`, which exists.
     pub fn new(root: PathBuf, traffic: Traffic) -> Self {
-        Self { root: root.into(), folders: Arc::default(), direct: None, traffic }
+        Self { root: root.into(), folders: Arc::default(), direct: None, guard: None, traffic }
+    }
+
+    pub(super) fn guarded(self, guard: StoreGuard) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn guard(&self) -> Option<&StoreGuard> {
+        self.guard.as_ref()
+    }
+
+    /// Looks whether this is the store, on a thread that may block. Every step that destroys something or begins a file
+    /// does so first, each time: a volume that goes away leaves an empty folder under the same name.
+    fn look_first(&self) -> impl Fn() -> io::Result<()> + Send + 'static {
+        let (guard, root, folders) = (self.guard.clone(), Arc::clone(&self.root), Arc::clone(&self.folders));
+        move || {
+            let Some(guard) = &guard else { return Ok(()) };
+            // What comes back may not have the folders that were made.
+            guard.look_at_folder(&root).inspect_err(|_| folders.lock().clear())
+        }
+    }
+
+    pub(super) async fn look(&self) -> Result<(), StoreError> {
+        let look = self.look_first();
+        blocking("get", super::identity::DATA_SIDE, look).await
     }
 
     /// Writes large groups past the page cache where `wanted` says so. `name` names the file of the trial.
@@ -90,9 +125,10 @@ impl LocalStore {
     /// [`StoreError::Failed`], also when the name is taken.
     pub async fn create(&self, file: &PhysicalFileId) -> Result<LocalFile, StoreError> {
         let (path, root, folders) = (self.path(file), Arc::clone(&self.root), Arc::clone(&self.folders));
-        let buffers = self.direct.clone();
+        let (buffers, look) = (self.direct.clone(), self.look_first());
         let name = file.to_string();
         let created = blocking("create", &name, move || {
+            look()?;
             if let Some(folder) = path.parent()
                 && !folders.lock().contains(folder)
             {
@@ -129,10 +165,15 @@ impl LocalStore {
     pub(super) async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
         let mut gone = vec![];
         for file in files {
-            let path = self.path(&file);
-            let deleted = blocking("delete", file.as_str(), move || delete(&path));
+            let (path, look) = (self.path(&file), self.look_first());
+            let deleted = blocking("delete", file.as_str(), move || {
+                look()?;
+                delete(&path)
+            });
             match self.traffic.time("delete", deleted).await {
                 Ok(()) => gone.push(file),
+                // It has been told, and would be again for each of them.
+                Err(_) if self.guard.as_ref().is_some_and(StoreGuard::is_lost) => break,
                 Err(error) => {
                     tracing::warn!(%file, error = crate::error::chain(&error), "a file could not be deleted, it will be tried again");
                 }
@@ -152,27 +193,50 @@ impl LocalStore {
         self.traffic.time("list", listed).await
     }
 
-    /// Removes what starts that were cut short have left beside the physical files.
+    /// The physical files in `lost+found/`.
     ///
     /// # Errors
-    /// [`StoreError::Failed`]; it can be repeated.
-    pub async fn remove_trials(&self) -> Result<(), StoreError> {
+    /// [`StoreError::Failed`] if the disk does not say.
+    pub async fn set_aside_files(&self) -> Result<Vec<PhysicalFileId>, StoreError> {
         let root = Arc::clone(&self.root);
-        blocking("delete", "trials", move || DirectWriter::remove_trials(&root)).await
+        let listed = blocking("list", LOST_AND_FOUND, move || {
+            let (mut found, lost) = (vec![], root.join(LOST_AND_FOUND));
+            walk(&lost, &lost.join("data"), &mut found)?;
+            Ok(found)
+        });
+        let listed = self.traffic.time("list", listed).await?;
+        Ok(listed.iter().filter_map(|(name, _)| name.parse().ok()).collect())
     }
 
-    /// Ends a file that a crash left open: cuts it to `data_len` bytes, appends `end`, and syncs it.
+    /// Ends a file of `len` bytes that a crash left open: writes the bytes of `unsure` once more, appends `end`, and syncs
+    /// it. Returns its length. Nothing is cut off: what the catalog does not know may be known to a newer one.
+    ///
+    /// After a `fdatasync` that failed the kernel may show bytes that are not on the disk, and call the next sync a success:
+    /// only bytes that are written again are written.
     ///
     /// # Errors
     /// [`StoreError::Failed`]; it can be repeated.
-    pub async fn seal(&self, file: &PhysicalFileId, data_len: u64, end: Bytes) -> Result<u64, StoreError> {
-        let path = self.path(file);
+    pub async fn seal(
+        &self,
+        file: &PhysicalFileId,
+        unsure: Range<u64>,
+        len: u64,
+        end: Bytes,
+    ) -> Result<u64, StoreError> {
+        let (path, look, name) = (self.path(file), self.look_first(), file.to_string());
         let sealed = blocking("append", file.as_str(), move || {
-            let file = fs::OpenOptions::new().write(true).open(path)?;
-            file.set_len(data_len)?;
-            std::os::unix::fs::FileExt::write_all_at(&file, &end, data_len)?;
+            look()?;
+            let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+            write_again(&file, unsure)?;
             file.sync_all()?;
-            Ok(data_len + end.len() as u64)
+            match write_end(&file, len, &end) {
+                // What lives in it is safe, and it reads without its end.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!(file = name, "the disk is full: a file is closed without its footer");
+                    Ok(len)
+                }
+                ended => ended.map(|()| len + end.len() as u64),
+            }
         });
         self.traffic.time("append", sealed).await
     }
@@ -196,8 +260,11 @@ impl LocalStore {
     /// # Errors
     /// [`StoreError::Unsupported`] if the file system cannot do that; [`StoreError::Failed`].
     pub async fn punch(&self, file: &PhysicalFileId, ranges: Vec<Range<u64>>) -> Result<u64, StoreError> {
-        let path = self.path(file);
-        let punched = blocking("punch", file.as_str(), move || punch(&path, &ranges));
+        let (path, look) = (self.path(file), self.look_first());
+        let punched = blocking("punch", file.as_str(), move || {
+            look()?;
+            punch(&path, &ranges)
+        });
         let punched = self.traffic.time("punch", punched).await?;
         punched.ok_or(StoreError::Unsupported("punching holes"))
     }
@@ -207,10 +274,23 @@ impl LocalStore {
     /// # Errors
     /// [`StoreError::Failed`], also when something of that name is there.
     pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
-        let root = Arc::clone(&self.root);
-        let path = name.to_owned();
-        let moved = blocking("rename", name, move || {
-            let (from, to) = (root.join(&path), root.join("lost+found").join(&path));
+        self.rename(PathBuf::from(name), Path::new(LOST_AND_FOUND).join(name)).await
+    }
+
+    /// Moves a file from `lost+found/` back to its place.
+    ///
+    /// # Errors
+    /// As [`Self::set_aside`].
+    pub async fn bring_back(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
+        let name = PathBuf::from(file.as_str());
+        self.rename(Path::new(LOST_AND_FOUND).join(&name), name).await.map(|_| ())
+    }
+
+    async fn rename(&self, from: PathBuf, to: PathBuf) -> Result<PathBuf, StoreError> {
+        let (root, look, name) = (Arc::clone(&self.root), self.look_first(), from.display().to_string());
+        let moved = blocking("rename", &name, move || {
+            look()?;
+            let (from, to) = (root.join(from), root.join(to));
             if to.exists() {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, to.display().to_string()));
             }
@@ -223,6 +303,19 @@ impl LocalStore {
             Ok(to)
         });
         self.traffic.time("put", moved).await
+    }
+
+    /// Deletes a file in `lost+found/` for good.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated.
+    pub async fn delete_set_aside(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
+        let (path, look) = (self.root.join(LOST_AND_FOUND).join(file.as_str()), self.look_first());
+        let deleted = blocking("delete", file.as_str(), move || {
+            look()?;
+            delete(&path)
+        });
+        self.traffic.time("delete", deleted).await
     }
 
     /// The holes of a file, in order; none where the file system does not tell.
@@ -343,6 +436,24 @@ fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
     }
     file.sync_all()?;
     Ok(Some(punched))
+}
+
+/// Reads `range` and writes the same bytes to the same place.
+fn write_again(file: &fs::File, range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    let mut buffer = vec![0; usize::try_from(AGAIN_BYTES.min(range.end.saturating_sub(at))).unwrap_or(0)];
+    while at < range.end {
+        let now = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(buffer.len());
+        FileExt::read_exact_at(file, &mut buffer[..now], at)?;
+        FileExt::write_all_at(file, &buffer[..now], at)?;
+        at += now as u64;
+    }
+    Ok(())
+}
+
+fn write_end(file: &fs::File, at: u64, end: &[u8]) -> io::Result<()> {
+    FileExt::write_all_at(file, end, at)?;
+    file.sync_all()
 }
 
 fn holes(file: &fs::File) -> io::Result<Vec<Range<u64>>> {

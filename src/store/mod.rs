@@ -4,6 +4,8 @@
 //! synced; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
 //! configuration, and the place for the catalog beside it, after it has probed that the store keeps its word.
 //!
+//! A store knows which one it is ([`StoreIdentity`]), and [`StoreGuard`] looks before anything is destroyed.
+//!
 //! Of an object store a bounded copy may be kept on local disk ([`LocalCopy`]), which is read first.
 //!
 //! Every request is counted by operation, and by whether it is for data or for the catalog ([`Counted`]). Retries live
@@ -12,6 +14,7 @@
 pub mod append_file;
 mod counted;
 mod direct;
+mod identity;
 mod local;
 mod local_copy;
 mod object;
@@ -23,6 +26,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 pub use counted::{Counted, Multipart, Traffic};
+pub use identity::{CATALOG_SIDE, DATA_SIDE, NotTheStore, Slot, StoreGuard, StoreIdentity, StoreLock, StoreOwner};
 pub use local::{LocalFile, LocalStore};
 pub use local_copy::LocalCopy;
 pub use object::{ObjectFiles, TOMBSTONE, Upload};
@@ -51,6 +55,9 @@ pub enum StoreError {
     /// Another daemon took the name of the file: it has taken over, and counts the file as never written.
     #[error("{0} was taken by another daemon")]
     Taken(String),
+    /// This is another store than the one that the catalog belongs to.
+    #[error(transparent)]
+    NotTheStore(#[from] NotTheStore),
     /// The backend has no such thing.
     #[error("the backend does not support {0}")]
     Unsupported(&'static str),
@@ -72,7 +79,7 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
-            Self::Taken(_) | Self::Unsupported(_) | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::Taken(_) | Self::NotTheStore(_) | Self::Unsupported(_) | Self::Failed { .. } => ErrorKind::Unavailable,
         }
     }
 
@@ -94,6 +101,34 @@ pub enum DataStore {
 }
 
 impl DataStore {
+    /// Looks through `guard` before every step that destroys something.
+    pub fn guarded(self, guard: StoreGuard) -> Self {
+        match self {
+            Self::Local(store) => Self::Local(store.guarded(guard)),
+            Self::Object(store) => Self::Object(store.guarded(guard)),
+        }
+    }
+
+    /// Looks whether this is the store that it should be.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it is not, or if storage does not tell.
+    pub async fn look(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Local(store) => store.look().await,
+            Self::Object(store) => store.look().await,
+        }
+    }
+
+    /// Whether the last look found another store, or none. Nothing is deleted then.
+    pub fn is_lost(&self) -> bool {
+        let guard = match self {
+            Self::Local(store) => store.guard(),
+            Self::Object(store) => store.guard(),
+        };
+        guard.is_some_and(StoreGuard::is_lost)
+    }
+
     /// Reads a range of a file.
     ///
     /// # Errors

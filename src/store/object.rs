@@ -12,7 +12,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutP
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{LocalCopy, Multipart, StoreError};
+use super::{LocalCopy, Multipart, StoreError, StoreGuard};
 use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
@@ -34,6 +34,8 @@ pub struct ObjectFiles {
     bytes_in_flight: Arc<Semaphore>,
     bytes_in_flight_max: u32,
     copy: Option<LocalCopy>,
+    /// Looks whether this is the store; none for whoever only reads.
+    guard: Option<StoreGuard>,
 }
 
 /// A multipart upload of one large file.
@@ -62,6 +64,28 @@ impl ObjectFiles {
             bytes_in_flight: Arc::new(Semaphore::new(permits)),
             bytes_in_flight_max: max,
             copy: None,
+            guard: None,
+        }
+    }
+
+    pub(super) fn guarded(self, guard: StoreGuard) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+
+    pub(super) fn guard(&self) -> Option<&StoreGuard> {
+        self.guard.as_ref()
+    }
+
+    /// The store, and the prefix of everything in it.
+    pub(super) fn place(&self) -> (&Arc<dyn ObjectStore>, &Path) {
+        (&self.store, &self.prefix)
+    }
+
+    /// Looks whether this is the store. Every step that destroys something does so first.
+    pub(super) async fn look(&self) -> Result<(), StoreError> {
+        match &self.guard {
+            Some(guard) => guard.look_at_store(&self.store, &self.prefix).await,
+            None => Ok(()),
         }
     }
 
@@ -81,7 +105,7 @@ impl ObjectFiles {
         let bytes_in_flight = Arc::new(Semaphore::new(bytes_in_flight_max as usize));
         let unused = Arc::new(object_store::memory::InMemory::new());
         let multipart = Multipart::new(unused, 1, super::Traffic::data(crate::metrics::Metrics::new()));
-        Self { store, multipart, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None }
+        Self { store, multipart, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None, guard: None }
     }
 
     fn path(&self, file: &PhysicalFileId) -> Path {
@@ -124,8 +148,9 @@ impl ObjectFiles {
     /// Returns the file's length if it did arrive.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if storage does not answer.
+    /// [`StoreError::Failed`] if storage does not answer; [`StoreError::NotTheStore`].
     pub async fn claim(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
+        self.look().await?;
         let path = self.path(file);
         let len = self
             .retrying("put", file, || async {
@@ -197,6 +222,10 @@ impl ObjectFiles {
     }
 
     pub(super) async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
+        if let Err(error) = self.look().await {
+            tracing::debug!(error = crate::error::chain(&error), "nothing is deleted");
+            return vec![];
+        }
         let paths: Vec<Path> = files.iter().map(|file| self.path(file)).collect();
         let results: Vec<_> = self.store.delete_stream(stream::iter(paths.into_iter().map(Ok)).boxed()).collect().await;
         let mut gone = vec![];

@@ -15,7 +15,8 @@ use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use super::JournalError;
+use super::{JournalError, Placement};
+use crate::store::{CATALOG_SIDE, Slot};
 
 /// What is where a journal could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,19 @@ pub enum Present {
     Unfinished,
     /// A journal.
     Journal,
+}
+
+impl Placement {
+    /// Where it says which store's catalog this is. It can be read without opening the journal, which would shut out the
+    /// owner of a journal on an object store.
+    pub fn identity_slot(&self) -> Slot {
+        match self {
+            Self::Local { folder, .. } => Slot::File(folder.join(CATALOG_SIDE)),
+            Self::Object { store, prefix } => {
+                Slot::Object { store: Arc::clone(store), path: prefix.clone().join(CATALOG_SIDE) }
+            }
+        }
+    }
 }
 
 /// The marker of one database.

@@ -34,8 +34,8 @@ pub use views::{
 
 use super::command::{Command, Outcome, Refusal, StoreToken};
 use super::record::{
-    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, SegmentRecord,
-    UploadRecord,
+    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, OwnerRecord,
+    SegmentRecord, UploadRecord,
 };
 use crate::model::{CheckpointId, IdempotencyKey, JobId, Millis, PhysicalFileId, SegmentId};
 
@@ -47,6 +47,7 @@ pub struct State {
     jobs: BTreeMap<JobId, JobEntry>,
     buckets: BTreeMap<String, BucketEntry>,
     uploads: BTreeMap<String, UploadRecord>,
+    owner: Option<OwnerRecord>,
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
     space: SpaceUsage,

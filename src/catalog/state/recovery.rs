@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{BucketEntry, FileEntry, State, Version};
 use crate::catalog::record::{
-    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, RecordError,
-    RecordKey, SegmentRecord, UploadRecord,
+    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, OwnerRecord,
+    RecordError, RecordKey, SegmentRecord, UploadRecord,
 };
 use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
 
@@ -68,8 +68,20 @@ impl State {
                 let record: UploadRecord = record::decode(key, value)?;
                 self.uploads.insert(id, record);
             }
+            RecordKey::Owner => self.owner = Some(record::decode(key, value)?),
         }
         Ok(())
+    }
+
+    /// Who opened the catalog last; none before its first owner, or if an older version wrote it.
+    pub fn owner(&self) -> Option<&OwnerRecord> {
+        self.owner.as_ref()
+    }
+
+    /// Another one has opened it.
+    pub fn set_owner(&mut self, owner: OwnerRecord) {
+        self.mutations.push(RecordKey::Owner.put(&owner));
+        self.owner = Some(owner);
     }
 
     /// Files whose end has to be looked up on storage before anything is answered.
@@ -83,7 +95,12 @@ impl State {
         self.files.iter().filter_map(uncertain).collect()
     }
 
-    /// What was found on storage: bytes up to `data_len` hold whole frames, the file has `len` bytes and is closed.
+    /// These segments of files that were open are not what was written: nobody was answered for them.
+    pub fn drop_torn(&mut self, segments: &[SegmentId], at: Millis) {
+        segments.iter().for_each(|id| self.free_segment(*id, at));
+    }
+
+    /// What was found on storage: bytes up to `data_len` can be read, the file has `len` bytes and is closed.
     pub fn settle_file(&mut self, file: &PhysicalFileId, data_len: u64, len: u64, at: Millis) {
         let beyond = |id: &&SegmentId| {
             let place = self.segments.get(*id).map(|entry| &entry.record.location);
@@ -95,6 +112,20 @@ impl State {
             self.free_segment(id, at);
         }
         self.close_file(file, len, Forgotten::GivenUp, at);
+        self.shorten_file(file, len);
+    }
+
+    /// A closed file has fewer bytes than it had.
+    fn shorten_file(&mut self, file: &PhysicalFileId, there: u64) {
+        if let Some(entry) = self.files.get_mut(file)
+            && let FileState::Closed { len } = entry.record.state
+            && there < len
+        {
+            let before = entry.record.occupied();
+            entry.record.state = FileState::Closed { len: there };
+            self.space.physical_bytes = self.space.physical_bytes + entry.record.occupied() - before;
+            self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
+        }
     }
 
     /// Ends loading: objects fall back to the version before one that was lost, and holders are counted anew.

@@ -106,8 +106,11 @@ section! {
         punch_holes: bool = true,
         /// How often the reclaimer looks for work, default 10 s. It asks the catalog, not the store.
         interval: Span = Span::seconds(10),
-        /// How often storage is listed for files that the catalog does not name, default 1 h; 0 is never. A file is deleted
-        /// when it was unnamed twice. Costs one request per 1,000 files.
+        /// How often storage is listed for files that the catalog does not name, default 1 h; 0 is never. Costs one
+        /// request per 1,000 files.
         sweep_interval: Span = Span::hours(1),
+        /// For how long one daemon must have seen such a file, unnamed, before it deletes it, default 24 h; on a local disk
+        /// it lies in `lost+found/` meanwhile. Time for an operator to notice a catalog that is the wrong one.
+        sweep_grace: Span = Span::hours(24),
     }
 }

@@ -256,6 +256,8 @@ pub struct ReclaimSettings {
     pub interval: Duration,
     /// How often storage is listed for files that nobody names. `None`: never.
     pub sweep_interval: Option<Duration>,
+    /// For how long a file must have been unnamed before it is deleted.
+    pub sweep_grace: Duration,
 }
 
 /// Who may come in.
@@ -450,6 +452,7 @@ fn reclaim(config: &Config) -> ReclaimSettings {
         punch_holes: reclaim.punch_holes,
         interval: reclaim.interval.duration(),
         sweep_interval: Some(reclaim.sweep_interval.duration()).filter(|interval| !interval.is_zero()),
+        sweep_grace: reclaim.sweep_grace.duration(),
     }
 }
 

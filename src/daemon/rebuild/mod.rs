@@ -25,8 +25,8 @@
 //! crash costs names only if the catalog is lost with it.
 //!
 //! # Epochs
-//! The new journal's epochs begin after the latest that any file's name has, so that names stay unused and the sweep
-//! knows its catalog.
+//! The new journal's epochs begin after the latest that any file's name or any owner has, so that names stay unused and the
+//! sweep knows its catalog. The store keeps its identity.
 //!
 //! # Crash
 //! Nobody opens the new journal before its last record is durable ([`Journal::finish_rebuild`]). What a rebuild that was
@@ -44,6 +44,7 @@ pub use assemble::LOST_AND_FOUND;
 use assemble::{Assembly, Living, Teller};
 use survey::{Bytewise, Content, Found, Wanted, at_once};
 
+use super::identity::{self, IdentityError};
 use super::{journal_settings, write_with};
 use crate::catalog::record::FileState;
 use crate::catalog::slate::{Journal, JournalError, Placement, Present};
@@ -52,7 +53,7 @@ use crate::config::{EtagKind, Settings};
 use crate::metrics::Metrics;
 use crate::model::{Millis, PhysicalFileId, Segment};
 use crate::runtime::{Clock, Entropy};
-use crate::store::{DataStore, OpenError, StoreError, open};
+use crate::store::{DataStore, OpenError, StoreError, StoreIdentity, open, open_data, place_of_catalog};
 
 /// Why there is no new catalog.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,9 @@ pub enum RebuildError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The store does not say which one it is.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The store does not say what is there.
     #[error("storage does not tell what is there")]
     List(#[from] StoreError),
@@ -148,13 +152,17 @@ pub async fn rebuild(
     let clock = Clock::System;
     let metrics = Metrics::new();
     let entropy = Entropy::from_os(clock.clone());
-    let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
-    let present = Journal::present(&opened.catalog).await?;
-    if present == Present::Journal && !options.replace {
+    let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
+    if Journal::present(&catalog).await? == Present::Journal && !options.replace {
         return Err(RebuildError::CatalogThere);
     }
     let mut rebuilt = Rebuilt::default();
-    let (found, epochs_before) = look(&opened.data, &mut rebuilt, on).await?;
+    // Looked at before the store is tried: nothing is made where no file is.
+    let (found, latest_file) = look(&open_data(&settings.store, &metrics)?, &mut rebuilt, on).await?;
+    let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
+    let new = || StoreIdentity::new(&entropy, clock.now(), &settings.store.url.to_string());
+    let (identity, owner) = identity::of_data(&opened.data, new).await?;
+    let epochs_before = latest_file.max(owner.epoch);
     let mut assembly = assemble::segments(&found);
     assembly.copies = assembly.copies.saturating_sub(drop_given_back(&opened.data, &mut assembly, &mut rebuilt).await);
     assembly.find_objects();
@@ -176,8 +184,10 @@ pub async fn rebuild(
     rebuilt.notes.append(&mut assembly.notes);
     count(&state, &assembly, &mut rebuilt);
 
+    // It knows of all owners that the files have seen.
+    state.set_owner(owner);
     let now = clock.now();
-    rebuilt.moved_aside = write(opened.catalog, state, settings, (epochs_before, now), on).await?;
+    rebuilt.moved_aside = write(opened.catalog, state, settings, &identity, (epochs_before, now), on).await?;
     Ok(rebuilt)
 }
 
@@ -305,12 +315,15 @@ async fn write(
     placement: Placement,
     mut state: State,
     settings: &Settings,
+    identity: &StoreIdentity,
     (epochs_before, now): (u64, Millis),
     on: &(dyn Fn(Step) + Send + Sync),
 ) -> Result<Option<String>, RebuildError> {
     let journal_settings = journal_settings(&placement, &settings.catalog);
     let moved = Journal::make_room(&placement, &journal_settings, &now.0.to_string()).await?;
     on(Step::RoomMade(moved.clone()));
+    // Before the journal, as at a first start: a catalog that is whole says whose it is.
+    placement.identity_slot().create(&identity.text()).await?;
     let journal = Journal::rebuild(placement, &journal_settings).await?;
     on(Step::Begun);
     write_with(&journal, state.take_mutations(), BATCH_RECORDS, || on(Step::Wrote)).await?;

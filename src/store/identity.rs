@@ -1,0 +1,504 @@
+//! Which store this is, and who owns it now.
+//!
+//! A store has an identity from its first start on: `ESKER` beside its data, the same text as `STORE` beside its catalog.
+//! Both are created once and never changed. A folder below which a volume is not mounted, or a prefix that was mistyped,
+//! has none or another one: then nothing is concluded from what is, or is not, there. Each owner of the catalog leaves its
+//! epoch and a number of its own in `owners/`, by which a catalog that is older than its data is told.
+//!
+//! [`StoreGuard`] looks at the identity again before every step that destroys something or begins a file. What the rules at
+//! a start are, `daemon::identity` says.
+//!
+//! ```text
+//! ESKER, STORE     one line of JSON: {"id":"<32 hex digits>","format":1,"made":"<RFC 3339>","url":"<where it was made>"}
+//! owners/<epoch>   the epoch in 20 decimal digits; inside, 32 hex digits that the owner drew at its start
+//! ```
+//!
+//! # Crash
+//! Each of these objects is there whole or not at all.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::append_file::sync_parent;
+use super::{DataStore, StoreError};
+use crate::metrics::Metrics;
+use crate::model::Millis;
+use crate::runtime::{Clock, Entropy};
+
+/// The name beside the data.
+pub const DATA_SIDE: &str = "ESKER";
+/// The name beside the catalog.
+pub const CATALOG_SIDE: &str = "STORE";
+/// Below it each owner has its object.
+const OWNERS: &str = "owners";
+/// The format that is written.
+const FORMAT: u32 = 1;
+/// On an object store a look that went well counts for so long: looking costs requests.
+const LOOK_COUNTS: Duration = Duration::from_secs(10);
+
+/// Which store this is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreIdentity {
+    /// 128 random bits in hex.
+    pub id: String,
+    /// Of this text.
+    pub format: u32,
+    /// When it was made, for people.
+    pub made: String,
+    /// Where it was when it was made, for people: a store may be moved.
+    pub url: String,
+}
+
+impl StoreIdentity {
+    /// A new one.
+    pub fn new(entropy: &Entropy, now: Millis, url: &str) -> Self {
+        let made = std::time::UNIX_EPOCH + Duration::from_millis(now.0);
+        let made = humantime::format_rfc3339_seconds(made).to_string();
+        Self { id: entropy.hex(16), format: FORMAT, made, url: url.to_owned() }
+    }
+
+    /// As it stands on storage.
+    pub fn text(&self) -> String {
+        let line = serde_json::to_string(self).expect("plain text always encodes");
+        format!("{line}\n")
+    }
+
+    /// Reads what stands at a place.
+    ///
+    /// # Errors
+    /// [`NotTheStore::Unreadable`] if that is no identity.
+    pub fn parse(text: &str, place: &str) -> Result<Self, NotTheStore> {
+        let read: Option<Self> = serde_json::from_str(text).ok();
+        let known = read.filter(|identity| identity.format == FORMAT && !identity.id.is_empty());
+        known.ok_or_else(|| NotTheStore::Unreadable {
+            place: place.to_owned(),
+            found: text.trim().chars().take(200).collect(),
+        })
+    }
+}
+
+impl fmt::Display for StoreIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "store {} (made {} at {})", self.id, self.made, self.url)
+    }
+}
+
+/// What is at a place is not the store that belongs there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotTheStore {
+    /// Nothing says which store it is.
+    #[error("{place} does not exist: {expected} was there, and is not now. Is its volume mounted?")]
+    Missing {
+        /// The object that tells.
+        place: String,
+        /// The store that was there.
+        expected: StoreIdentity,
+    },
+    /// It is another one.
+    #[error("{place} says that this is {found}, and not {expected}")]
+    Another {
+        /// The object that tells.
+        place: String,
+        /// The store that is there.
+        found: StoreIdentity,
+        /// The store that should be.
+        expected: StoreIdentity,
+    },
+    /// The object that tells cannot be understood.
+    #[error("{place} does not say which store this is, or is of a later version: {found:?}")]
+    Unreadable {
+        /// The object.
+        place: String,
+        /// What it says.
+        found: String,
+    },
+    /// Another daemon has it by now.
+    #[error("a daemon of the later epoch {epoch} owns the store by now")]
+    Owned {
+        /// Its epoch.
+        epoch: u64,
+    },
+}
+
+/// One small object that is created once and never changed.
+#[derive(Debug, Clone)]
+pub enum Slot {
+    /// A file; the folders above it are made when it is.
+    File(PathBuf),
+    /// An object.
+    Object {
+        /// Of this store.
+        store: Arc<dyn ObjectStore>,
+        /// Its key.
+        path: Path,
+    },
+}
+
+impl Slot {
+    /// What is there; none if nothing is.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if storage does not tell.
+    pub async fn read(&self) -> Result<Option<String>, StoreError> {
+        match self {
+            Self::File(path) => {
+                let path = path.clone();
+                self.blocking("get", move || read_file(&path)).await
+            }
+            Self::Object { store, path } => read_object(store, path).await.map_err(|error| self.failed("get", error)),
+        }
+    }
+
+    /// Puts `text` there unless something is there already. Returns what is there then; it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated.
+    pub async fn create(&self, text: &str) -> Result<String, StoreError> {
+        let created = match self {
+            Self::File(path) => {
+                let (path, text) = (path.clone(), text.to_owned());
+                self.blocking("put", move || create_file(&path, &text)).await?
+            }
+            Self::Object { store, path } => {
+                let put = store.put_opts(path, text.to_owned().into(), PutOptions::from(PutMode::Create)).await;
+                match put {
+                    Ok(_) => true,
+                    Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => false,
+                    Err(error) => return Err(self.failed("put", error)),
+                }
+            }
+        };
+        if created {
+            return Ok(text.to_owned());
+        }
+        // Somebody else's, or our own whose answer was lost.
+        self.read().await?.ok_or_else(|| StoreError::NotFound(self.to_string()))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(done) => done.map_err(|error| self.failed(operation, error)),
+            Err(error) => Err(self.failed(operation, error)),
+        }
+    }
+
+    fn failed(
+        &self,
+        operation: &'static str,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> StoreError {
+        StoreError::failed(operation, &self.to_string(), error)
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Object { path, .. } => write!(f, "{path}"),
+        }
+    }
+}
+
+fn read_file(path: &FilePath) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a file whole: a crash leaves it as it is to be, or not at all. False if it is there.
+fn create_file(path: &FilePath, text: &str) -> io::Result<bool> {
+    let folder = path.parent().unwrap_or(FilePath::new("."));
+    fs::create_dir_all(folder)?;
+    let staged = tempfile_beside(path);
+    fs::write(&staged, text)?;
+    fs::File::open(&staged)?.sync_all()?;
+    let linked = fs::hard_link(&staged, path);
+    fs::remove_file(&staged)?;
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        linked => {
+            linked?;
+            sync_parent(path)?;
+            sync_parent(folder)?;
+            Ok(true)
+        }
+    }
+}
+
+/// A name of this process alone. What a crash leaves of it is written over by the next process of that number.
+fn tempfile_beside(path: &FilePath) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    path.with_file_name(name)
+}
+
+async fn read_object(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option<String>, Error> {
+    match store.get(path).await {
+        Ok(found) => Ok(Some(String::from_utf8_lossy(&found.bytes().await?).into_owned())),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What an owner of the catalog leaves beside the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreOwner {
+    /// Its epoch.
+    pub epoch: u64,
+    /// What it drew at its start.
+    pub incarnation: String,
+}
+
+impl DataStore {
+    /// What stands under a name beside the data.
+    fn slot(&self, name: &str) -> Slot {
+        match self {
+            Self::Local(store) => Slot::File(store.root().join(name)),
+            Self::Object(store) => {
+                let (store, prefix) = store.place();
+                let path = name.split('/').fold(prefix.clone(), |path, part| path.join(part));
+                Slot::Object { store: Arc::clone(store), path }
+            }
+        }
+    }
+
+    /// Where it says which store it is.
+    pub fn identity_slot(&self) -> Slot {
+        self.slot(DATA_SIDE)
+    }
+
+    fn owner_slot(&self, epoch: u64) -> Slot {
+        self.slot(&format!("{OWNERS}/{epoch:020}"))
+    }
+
+    /// The epochs of those who left their object, in order.
+    async fn owner_epochs(&self) -> Result<Vec<u64>, StoreError> {
+        let names: Vec<String> = match self {
+            Self::Local(store) => {
+                let folder = store.root().join(OWNERS);
+                let slot = Slot::File(folder.clone());
+                slot.blocking("list", move || names_in(&folder)).await?
+            }
+            Self::Object(store) => {
+                let (store, prefix) = store.place();
+                let listed = store.list(Some(&prefix.clone().join(OWNERS))).try_collect::<Vec<_>>().await;
+                let listed = listed.map_err(|error| StoreError::failed("list", OWNERS, error))?;
+                listed.iter().filter_map(|meta| meta.location.filename().map(str::to_owned)).collect()
+            }
+        };
+        let mut epochs: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        epochs.sort_unstable();
+        Ok(epochs)
+    }
+
+    /// The newest of them; none if there was none yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if storage does not tell.
+    pub async fn newest_owner(&self) -> Result<Option<StoreOwner>, StoreError> {
+        let Some(epoch) = self.owner_epochs().await?.pop() else { return Ok(None) };
+        let incarnation = self.owner_slot(epoch).read().await?.unwrap_or_default().trim().to_owned();
+        Ok(Some(StoreOwner { epoch, incarnation }))
+    }
+
+    /// Leaves the object of an owner; those of earlier ones are removed, they say nothing more. Returns who has the epoch.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated.
+    pub async fn leave_owner(&self, owner: &StoreOwner) -> Result<StoreOwner, StoreError> {
+        let there = self.owner_slot(owner.epoch).create(&format!("{}\n", owner.incarnation)).await?;
+        let there = StoreOwner { epoch: owner.epoch, incarnation: there.trim().to_owned() };
+        if there == *owner {
+            // Only those below its own: whatever a stale daemon removes, the newest one's stays.
+            let earlier: Vec<u64> = self.owner_epochs().await?.into_iter().filter(|e| *e < owner.epoch).collect();
+            self.remove_owners(&earlier).await;
+        }
+        Ok(there)
+    }
+
+    async fn remove_owners(&self, epochs: &[u64]) {
+        let slots: Vec<Slot> = epochs.iter().map(|epoch| self.owner_slot(*epoch)).collect();
+        for slot in slots {
+            let removed = match &slot {
+                Slot::File(path) => {
+                    let path = path.clone();
+                    slot.blocking("delete", move || fs::remove_file(path)).await
+                }
+                Slot::Object { store, path } => {
+                    store.delete(path).await.map_err(|error| StoreError::failed("delete", path.as_ref(), error))
+                }
+            };
+            if let Err(error) = removed {
+                tracing::debug!(error = crate::error::chain(&error), "what an earlier owner left stays");
+            }
+        }
+    }
+}
+
+fn names_in(folder: &FilePath) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        other => other?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// Knows which store it has to be, and looks whether it is. Clones share what was seen.
+#[derive(Debug, Clone)]
+pub struct StoreGuard(Arc<Guarded>);
+
+#[derive(Debug)]
+struct Guarded {
+    expected: StoreIdentity,
+    epoch: u64,
+    /// When a look at an object store went well.
+    looked: Mutex<Option<Instant>>,
+    lost: AtomicBool,
+    metrics: Metrics,
+}
+
+impl StoreGuard {
+    /// For the owner of `epoch`.
+    pub fn new(expected: StoreIdentity, epoch: u64, metrics: Metrics) -> Self {
+        Self(Arc::new(Guarded { expected, epoch, looked: Mutex::default(), lost: AtomicBool::new(false), metrics }))
+    }
+
+    /// Whether the last look found another store, or none.
+    pub(super) fn is_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Acquire)
+    }
+
+    /// Looks at a folder. Blocks; never cached, because a volume can go away at any time.
+    pub(super) fn look_at_folder(&self, root: &FilePath) -> io::Result<()> {
+        let path = root.join(DATA_SIDE);
+        let found = self.judge(read_file(&path)?, &path.display().to_string());
+        self.settle(found).map_err(io::Error::other)
+    }
+
+    /// Looks at an object store, unless that was done a moment ago.
+    pub(super) async fn look_at_store(&self, store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<(), StoreError> {
+        if self.0.looked.lock().is_some_and(|at| at.elapsed() < LOOK_COUNTS) {
+            return Ok(());
+        }
+        let begun = Clock::instant();
+        let (path, owners) = (prefix.clone().join(DATA_SIDE), prefix.clone().join(OWNERS));
+        let failed = |error| StoreError::failed("get", DATA_SIDE, error);
+        let text = read_object(store, &path).await.map_err(failed)?;
+        let own = owners.clone().join(format!("{:020}", self.0.epoch));
+        let later = store.list_with_offset(Some(&owners), &own).take(1).try_collect::<Vec<_>>().await;
+        let later = later.map_err(|error| StoreError::failed("list", OWNERS, error))?;
+        let later = later.first().and_then(|meta| meta.location.filename()?.parse().ok());
+        let found = self.judge(text, path.as_ref());
+        self.settle(found.and_then(|()| later.map_or(Ok(()), |epoch| Err(NotTheStore::Owned { epoch }))))?;
+        *self.0.looked.lock() = Some(begun);
+        Ok(())
+    }
+
+    fn judge(&self, text: Option<String>, place: &str) -> Result<(), NotTheStore> {
+        let expected = &self.0.expected;
+        let Some(text) = text else {
+            return Err(NotTheStore::Missing { place: place.to_owned(), expected: expected.clone() });
+        };
+        let found = StoreIdentity::parse(&text, place)?;
+        if found.id == expected.id {
+            return Ok(());
+        }
+        Err(NotTheStore::Another { place: place.to_owned(), found, expected: expected.clone() })
+    }
+
+    /// Tells once when the store is lost, and once when it is back.
+    fn settle(&self, found: Result<(), NotTheStore>) -> Result<(), NotTheStore> {
+        let was_lost = self.0.lost.swap(found.is_err(), Ordering::AcqRel);
+        self.0.metrics.store_lost.set(i64::from(found.is_err()));
+        match (&found, was_lost) {
+            (Err(error), false) => {
+                tracing::error!(%error, "the store is not there: nothing is deleted and no file is begun until it is back");
+            }
+            (Ok(()), true) => tracing::warn!("the store is back"),
+            _ => {}
+        }
+        found
+    }
+}
+
+/// Keeps other daemons off a folder for as long as it lives; nothing to keep on an object store, where each step asks.
+#[derive(Debug)]
+pub struct StoreLock(#[expect(dead_code, reason = "held for its lock")] Option<fs::File>);
+
+impl StoreLock {
+    /// Locks the store for this process. None if another one has it, with whatever catalog.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if the file cannot be opened.
+    pub async fn take(store: &DataStore) -> Result<Option<Self>, StoreError> {
+        let slot = store.identity_slot();
+        let Slot::File(path) = &slot else { return Ok(Some(Self(None))) };
+        let path = path.clone();
+        let locked = slot.blocking("get", move || {
+            let file = fs::File::open(path)?;
+            match file.try_lock() {
+                Ok(()) => Ok(Some(Self(Some(file)))),
+                Err(fs::TryLockError::WouldBlock) => Ok(None),
+                Err(fs::TryLockError::Error(error)) => Err(error),
+            }
+        });
+        locked.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stored sample: a change here is a change of the format.
+    #[test]
+    fn an_identity_reads_as_it_did() {
+        let text = r#"{"id":"00112233445566778899aabbccddeeff","format":1,"made":"2026-11-28T22:11:21Z","url":"file:/d"}"#;
+        let identity = StoreIdentity::parse(text, "ESKER").unwrap();
+
+        assert_eq!(identity.text(), format!("{text}\n"));
+        assert_eq!(
+            identity.to_string(),
+            "store 00112233445566778899aabbccddeeff (made 2026-11-28T22:11:21Z at file:/d)"
+        );
+        let later = text.replace(":1,", ":2,");
+        assert!(matches!(StoreIdentity::parse(&later, "ESKER"), Err(NotTheStore::Unreadable { .. })));
+        assert!(matches!(StoreIdentity::parse("", "ESKER"), Err(NotTheStore::Unreadable { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_there_is_never_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let slots = [
+            Slot::File(folder.path().join("new/ESKER")),
+            Slot::Object { store: memory, path: Path::from("new/ESKER") },
+        ];
+        for slot in slots {
+            assert_eq!(slot.read().await.unwrap(), None);
+            assert_eq!(slot.create("a").await.unwrap(), "a");
+            assert_eq!(slot.create("b").await.unwrap(), "a");
+            assert_eq!(slot.read().await.unwrap().as_deref(), Some("a"));
+        }
+        assert_eq!(names_in(&folder.path().join("new")).unwrap(), ["ESKER"], "nothing stays beside it");
+    }
+}
