@@ -40,8 +40,8 @@ use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 use crate::store::{
-    DATA_SIDE, DataStore, NotTheStore, OpenError, Slot, StoreError, StoreGuard, StoreIdentity, StoreLock, StoreOwner, open_data,
-    place_of_catalog,
+    DATA_SIDE, DataStore, NotTheStore, OpenError, Slot, StoreError, StoreGuard, StoreIdentity, StoreLock, StoreOwner,
+    open_data, place_of_catalog,
 };
 
 /// Why a place is not used. Nothing there was made, changed or deleted.
@@ -49,12 +49,12 @@ use crate::store::{
 pub enum IdentityError {
     /// The data is not that of the catalog.
     #[error(
-        "{source}. Nothing was changed. Mount the volume, or set store.url to where the store is now. Its catalog is at \
+        "{why}. Nothing was changed. Mount the volume, or set store.url to where the store is now. Its catalog is at \
          {catalog}; if the data is right and only {DATA_SIDE} was lost, put that back as a copy of {catalog}"
     )]
     WrongData {
         /// What is there.
-        source: NotTheStore,
+        why: NotTheStore,
         /// What stands beside the catalog.
         catalog: String,
     },
@@ -142,7 +142,7 @@ pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<Standing, Id
     let expected = read(&catalog_slot).await?;
     let found = read(&data_slot).await?;
     let has_journal = Journal::present(&catalog).await? != Present::Nothing;
-    let wrong = |source| IdentityError::WrongData { source, catalog: catalog_slot.to_string() };
+    let wrong = |why| IdentityError::WrongData { why, catalog: catalog_slot.to_string() };
     match (expected, found) {
         (Some(expected), Some(found)) if expected.id != found.id => {
             Err(wrong(NotTheStore::Another { place: data_slot.to_string(), found, expected }))
@@ -195,11 +195,7 @@ async fn names(catalog: &Placement, settings: &Settings, found: &StoreIdentity) 
 
 /// A catalog of files of which not one is there belongs elsewhere. Whether all are is looked at once more by its owner: until
 /// then a daemon may be at work here.
-async fn look_at_older(
-    data: &DataStore,
-    catalog: Placement,
-    settings: &Settings,
-) -> Result<Standing, IdentityError> {
+async fn look_at_older(data: &DataStore, catalog: Placement, settings: &Settings) -> Result<Standing, IdentityError> {
     let state = read_journal(&catalog, settings).await?;
     let listed = data.list().await?;
     recover::check_not_missing(&state, &listed)?;
@@ -235,8 +231,8 @@ async fn mark_data(data: &DataStore, identity: &StoreIdentity, catalog: &Slot) -
     let slot = data.identity_slot();
     let found = StoreIdentity::parse(&slot.create(&identity.text()).await?, &slot.to_string())?;
     if found.id != identity.id {
-        let source = NotTheStore::Another { place: slot.to_string(), found, expected: identity.clone() };
-        return Err(IdentityError::WrongData { source, catalog: catalog.to_string() });
+        let why = NotTheStore::Another { place: slot.to_string(), found, expected: identity.clone() };
+        return Err(IdentityError::WrongData { why, catalog: catalog.to_string() });
     }
     Ok(())
 }
@@ -377,11 +373,9 @@ mod tests {
         assert!(check_owner(&known(5, "a"), newest(5, "a")).is_ok());
         assert!(check_owner(&known(5, "a"), newest(4, "z")).is_ok(), "a start was cut short");
 
-        for (state, newest) in [
-            (known(5, "a"), newest(6, "b")),
-            (known(5, "a"), newest(5, "b")),
-            (State::default(), newest(1, "a")),
-        ] {
+        for (state, newest) in
+            [(known(5, "a"), newest(6, "b")), (known(5, "a"), newest(5, "b")), (State::default(), newest(1, "a"))]
+        {
             assert!(matches!(check_owner(&state, newest), Err(IdentityError::CatalogOlder { .. })));
         }
     }

@@ -199,8 +199,7 @@ impl Daemon {
         );
         let merger = Merger::new(parts.clone());
         let patience = settings.limits.admission_timeout;
-        let reader =
-            Reader::new(data, catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
+        let reader = Reader::new(data, catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
         let daemon = Self {
             addresses: listeners.addresses,
             ready: Arc::default(),
@@ -365,11 +364,7 @@ async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Outpu
 }
 
 /// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
-async fn load(
-    opened: Opened,
-    standing: Standing,
-    taker: &Taker<'_>,
-) -> Result<(State, Journal, Owned), StartError> {
+async fn load(opened: Opened, standing: Standing, taker: &Taker<'_>) -> Result<(State, Journal, Owned), StartError> {
     let Opened { data, catalog } = opened;
     let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
     let slot = catalog.identity_slot();

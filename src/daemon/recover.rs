@@ -279,11 +279,7 @@ async fn settle_local(store: &LocalStore, file: &UncertainFile, entries: Vec<Ent
 }
 
 /// Looks at the segments that were not confirmed. None if there is no such file.
-async fn judge(
-    store: &LocalStore,
-    file: &UncertainFile,
-    entries: Vec<Entry>,
-) -> Result<Option<Judged>, RecoverError> {
+async fn judge(store: &LocalStore, file: &UncertainFile, entries: Vec<Entry>) -> Result<Option<Judged>, RecoverError> {
     let judged = {
         let (store, file) = (store.clone(), file.clone());
         tokio::task::spawn_blocking(move || judge_blocking(&store, &file, entries)).await
@@ -449,11 +445,8 @@ fn drop_lost(state: &mut State, lost: &LostFile, at: Millis) -> String {
     let there = lost.there.unwrap_or(0);
     let beyond = |place: Option<&crate::model::Segment>| place.is_some_and(|place| place.end() > there);
     let segments = state.segments_in(&lost.id);
-    let gone: Vec<String> = segments
-        .iter()
-        .filter(|view| beyond(view.record.location.segment()))
-        .map(|view| view.id.to_string())
-        .collect();
+    let gone: Vec<String> =
+        segments.iter().filter(|view| beyond(view.record.location.segment())).map(|view| view.id.to_string()).collect();
     state.settle_file(&lost.id, there, there, at);
     match lost.there {
         None => format!("dropped {} segments of {}, which does not exist: {}", gone.len(), lost.id, gone.join(" ")),
@@ -463,11 +456,7 @@ fn drop_lost(state: &mut State, lost: &LostFile, at: Millis) -> String {
 
 /// Moves files that the catalog names and that were set aside back to their places: the catalog that was in use then was
 /// not the one that had named them.
-async fn bring_back(
-    state: &State,
-    store: &LocalStore,
-    listed: &mut Vec<(String, u64)>,
-) -> Result<usize, RecoverError> {
+async fn bring_back(state: &State, store: &LocalStore, listed: &mut Vec<(String, u64)>) -> Result<usize, RecoverError> {
     let there: HashSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
     let missing = |file: &PhysicalFileId| state.file(file).is_some() && !there.contains(file.as_str());
     let aside: Vec<PhysicalFileId> = store.set_aside_files().await?.into_iter().filter(missing).collect();
@@ -475,7 +464,11 @@ async fn bring_back(
         store.bring_back(file).await?;
     }
     if !aside.is_empty() {
-        tracing::warn!(files = aside.len(), names = names(&aside), "files came back from lost+found: the catalog names them");
+        tracing::warn!(
+            files = aside.len(),
+            names = names(&aside),
+            "files came back from lost+found: the catalog names them"
+        );
         *listed = DataStore::Local(store.clone()).list().await?;
     }
     Ok(aside.len())

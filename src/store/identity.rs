@@ -472,7 +472,8 @@ mod tests {
     /// A stored sample: a change here is a change of the format.
     #[test]
     fn an_identity_reads_as_it_did() {
-        let text = r#"{"id":"00112233445566778899aabbccddeeff","format":1,"made":"2026-11-28T22:11:21Z","url":"file:/d"}"#;
+        let text =
+            r#"{"id":"00112233445566778899aabbccddeeff","format":1,"made":"2026-11-28T22:11:21Z","url":"file:/d"}"#;
         let identity = StoreIdentity::parse(text, "ESKER").unwrap();
 
         assert_eq!(identity.text(), format!("{text}\n"));

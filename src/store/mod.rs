@@ -79,7 +79,9 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
-            Self::Taken(_) | Self::NotTheStore(_) | Self::Unsupported(_) | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::Taken(_) | Self::NotTheStore(_) | Self::Unsupported(_) | Self::Failed { .. } => {
+                ErrorKind::Unavailable
+            }
         }
     }
 

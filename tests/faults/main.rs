@@ -14,6 +14,7 @@ mod conflicts;
 mod crashes;
 mod door;
 mod faults;
+mod identity;
 mod load;
 mod local_copy;
 mod offline;

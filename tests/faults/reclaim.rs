@@ -194,6 +194,7 @@ async fn a_put_that_arrives_after_it_was_given_up_and_deleted_is_swept() {
         ("reclaim.interval", "100 ms"),
         ("reclaim.sweep-interval", "100 ms"),
         ("reclaim.delete-grace", "300 ms"),
+        ("reclaim.sweep-grace", "300 ms"),
     ];
     let server = S3Server::start().await;
     let daemon = Running::start(settings(&server, &quick)).await;
@@ -330,6 +331,7 @@ async fn a_crash_in_a_sweep_loses_nothing_and_the_next_daemon_sweeps_again() {
         ("reclaim.interval", "50 ms"),
         ("reclaim.sweep-interval", "50 ms"),
         ("reclaim.delete-grace", "300 ms"),
+        ("reclaim.sweep-grace", "300 ms"),
     ];
     let stray = object_key("data/wordcount/00000000-01ARZ3NDEKTSV4RRFFQ69G5FAV");
     let steps: [Step; 4] = [

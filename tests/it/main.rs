@@ -8,6 +8,7 @@ mod clocks;
 mod command_line;
 mod flink;
 mod format;
+mod identity;
 mod keep_alive;
 mod native;
 mod raw;

@@ -54,7 +54,7 @@ async fn a_file_that_nobody_knows_is_a_fault() {
 }
 
 #[tokio::test]
-async fn a_file_that_the_next_start_deletes_is_named() {
+async fn a_file_that_the_next_start_sets_aside_is_named() {
     let (folder, _) = folder().await;
     let (path, name) = only_file(folder.path());
     let (stray, stray_name) = (path.with_file_name("00000001-00000000000000000000000042"), &name[..name.len() - 35]);
@@ -152,7 +152,7 @@ async fn nothing_is_put_right_unasked_and_everything_that_can_be_when_asked() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("done: moved data/stray"), "{text}");
-    assert!(text.contains("done: deleted 1 files"), "{text}");
+    assert!(text.contains("done: moved 1 files that are not in the catalog to lost+found"), "{text}");
     assert_eq!(std::fs::read(folder.path().join("lost+found/data/stray")).unwrap(), b"?");
     assert!(!stray.exists() && !unnamed.exists() && path.exists());
     std::fs::remove_file(&path).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use esker::api::wire::PutParams;
 use esker::client::Client;
 use esker::config::{Config, Settings};
-use esker::daemon::Daemon;
+use esker::daemon::{Daemon, StartError};
 use tempfile::TempDir;
 
 /// A daemon on a folder of its own.
@@ -25,9 +25,17 @@ impl TestDaemon {
     }
 
     async fn start_on(folder: TempDir, flags: Vec<(String, String)>) -> Self {
-        let daemon = Daemon::start(settings(folder.path(), &flags)).await.unwrap();
+        Self::try_start_on(folder, flags).await.map_err(|(_, error)| error).unwrap()
+    }
+
+    /// Starts one on a folder that is there, which may be refused; then the folder comes back.
+    pub async fn try_start_on(folder: TempDir, flags: Vec<(String, String)>) -> Result<Self, (TempDir, StartError)> {
+        let daemon = match Daemon::start(settings(folder.path(), &flags)).await {
+            Ok(daemon) => daemon,
+            Err(error) => return Err((folder, error)),
+        };
         let client = Client::new(&format!("http://{}", daemon.addresses().api), None).unwrap();
-        Self { client, daemon, folder, flags }
+        Ok(Self { client, daemon, folder, flags })
     }
 
     /// Ends it in order and starts it again on the same folder.

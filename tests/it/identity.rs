@@ -1,0 +1,419 @@
+//! A daemon on a folder that is not the store that its catalog belongs to: an empty mount point, another store's folder, an
+//! older catalog. It destroys nothing there and makes nothing, and says what it expected.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use esker::api::wire::SegmentInfo;
+use esker::catalog::record::RecordKey;
+use esker::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
+use esker::client::Client;
+use esker::metrics::Metrics;
+use esker::store::Traffic;
+use http::StatusCode;
+use tempfile::TempDir;
+
+use crate::daemon::{TestDaemon, checkpoint, files};
+use crate::process::{Process, Ready, esker};
+use crate::support::pattern;
+
+/// More than is kept inside the catalog.
+const LEN: usize = 30_000;
+
+/// A data folder and a catalog elsewhere, as on two volumes, and what was answered.
+struct World {
+    folder: TempDir,
+    answered: Vec<(SegmentInfo, u64)>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), answered: vec![] }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn away(&self) -> PathBuf {
+        self.folder.path().join("away")
+    }
+
+    /// The folder of the catalog called `name`.
+    fn catalog(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name).join("catalog")
+    }
+
+    fn environment(&self, catalog: &str) -> Vec<(&'static str, String)> {
+        vec![("ESKER__CATALOG__URL", format!("file:{}", self.folder.path().join(catalog).display()))]
+    }
+
+    fn start(&self) -> (Process, Ready) {
+        let mut process = Process::spawn(self.folder.path(), &self.environment("elsewhere"));
+        let ready = process.wait_ready();
+        (process, ready)
+    }
+
+    /// Puts segments of a job, each of which is answered.
+    async fn put(&mut self, ready: &Ready, job: &str, count: u64) {
+        let client = Client::new(&ready.api, None).unwrap();
+        client.create_job(job).await.unwrap();
+        for _ in 0..count {
+            let seed = self.answered.len() as u64;
+            let info = client.put(job, &checkpoint(1), None, pattern(seed, LEN).into()).await.unwrap();
+            self.answered.push((info, seed));
+        }
+    }
+
+    async fn assert_readable(&self, ready: &Ready) {
+        let client = Client::new(&ready.api, None).unwrap();
+        for (info, seed) in &self.answered {
+            assert!(client.get(&info.segment).await.unwrap() == pattern(*seed, LEN), "segment {seed}");
+        }
+    }
+
+    /// What a start says that must be refused. It must not hang, either.
+    fn refused(&self, catalog: &str) -> (Option<i32>, String) {
+        let log = self.folder.path().join("refused");
+        let mut command = esker();
+        command.args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"]).arg(self.data());
+        command.envs(self.environment(catalog)).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begun.elapsed() > Duration::from_secs(20) {
+                child.kill().unwrap();
+                panic!("it started, or hangs:\n{}", fs::read_to_string(&log).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (child.wait().unwrap().code(), fs::read_to_string(&log).unwrap())
+    }
+
+    /// The same with a catalog and a word that the message must have.
+    fn assert_refused(&self, catalog: &str, words: &[&str]) {
+        let (code, text) = self.refused(catalog);
+        assert_eq!(code, Some(2), "{text}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(fs::copy(entry.path(), to).unwrap()) }
+    }
+}
+
+/// Names and lengths of all physical files.
+fn physical(data: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found: Vec<_> =
+        files(&data.join("data")).into_iter().map(|path| (path.clone(), fs::metadata(path).unwrap().len())).collect();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_volume_that_is_not_mounted_is_told_and_with_it_back_everything_reads() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 30).await;
+    drop(process);
+    let before = physical(&world.data());
+    let identity = fs::read_to_string(world.data().join("ESKER")).unwrap();
+    let id = identity.split('"').nth(3).unwrap();
+    fs::rename(world.data(), world.away()).unwrap();
+
+    for is_there in [false, true] {
+        if is_there {
+            fs::create_dir(world.data()).unwrap();
+        }
+        world.assert_refused("elsewhere", &[id, "made 20", &world.data().display().to_string(), "Mount the volume"]);
+        assert_eq!(world.data().exists(), is_there, "something was made on the way");
+        assert!(!is_there || fs::read_dir(world.data()).unwrap().next().is_none(), "something was made there");
+    }
+
+    // The volume of another store.
+    let other = TestDaemon::start(&[]).await.shut_down().await;
+    fs::remove_dir(world.data()).unwrap();
+    copy(other.path(), &world.data());
+    world.assert_refused("elsewhere", &["says that this is store", id]);
+
+    fs::remove_dir_all(world.data()).unwrap();
+    fs::rename(world.away(), world.data()).unwrap();
+    assert_eq!(physical(&world.data()), before);
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_the_header_of_an_open_file_loses_nothing() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 40).await;
+    drop(process);
+    let before = physical(&world.data());
+    for (path, _) in &before {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[11] ^= 4;
+        fs::write(path, bytes).unwrap();
+    }
+
+    let (process, ready) = world.start();
+    world.assert_readable(&ready).await;
+    assert!(process.terminate().success());
+
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+    assert_eq!(physical(&world.data()).len(), before.len());
+}
+
+#[tokio::test]
+async fn a_second_catalog_over_the_same_data_is_refused_and_deletes_nothing() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 10).await;
+    let before = physical(&world.data());
+
+    // Empty; and a copy of the first one, while that is in use.
+    world.assert_refused("second", &["esker rebuild", "catalog.url"]);
+    assert!(!world.catalog("second").exists());
+    copy(&world.catalog("elsewhere"), &world.catalog("copy"));
+    let (code, text) = world.refused("copy");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("in use by another daemon"), "{text}");
+
+    assert_eq!(physical(&world.data()), before);
+    world.put(&ready, "other", 3).await;
+    world.assert_readable(&ready).await;
+    assert!(process.terminate().success());
+    world.assert_refused("second", &["esker rebuild"]);
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+}
+
+#[tokio::test]
+async fn a_catalog_that_was_restored_from_an_older_copy_is_refused() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 3).await;
+    assert!(process.terminate().success());
+    copy(&world.catalog("elsewhere"), &world.catalog("old"));
+    let (process, ready) = world.start();
+    world.put(&ready, "later", 10).await;
+    drop(process);
+    let before = physical(&world.data());
+
+    // The epochs grow with each look at it, too.
+    for _ in 0..3 {
+        world.assert_refused("old", &["older than its data", "esker rebuild --replace"]);
+        let url = format!("catalog.url=file:{}", world.folder.path().join("old").display());
+        let store = format!("store.url=file:{}", world.data().display());
+        let looked = esker().args(["verify", "--set", &url, "--set", &store]).output().unwrap();
+        assert_eq!(looked.status.code(), Some(0), "{}", String::from_utf8_lossy(&looked.stdout));
+    }
+
+    assert_eq!(physical(&world.data()), before);
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+}
+
+#[tokio::test]
+async fn what_a_catalog_that_was_copied_at_work_does_not_know_is_kept_for_the_newer_one() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 3).await;
+    copy(&world.catalog("elsewhere"), &world.catalog("old"));
+    world.put(&ready, "j", 5).await;
+    world.put(&ready, "later", 5).await;
+    drop(process);
+    let before = physical(&world.data());
+    let mut older = Process::spawn(world.folder.path(), &world.environment("old"));
+    let older_ready = older.wait_ready();
+    let client = Client::new(&older_ready.api, None).unwrap();
+    for (info, seed) in &world.answered[..3] {
+        assert!(client.get(&info.segment).await.unwrap() == pattern(*seed, LEN));
+    }
+    assert!(older.log().contains("moved files that the catalog does not name"), "{}", older.log());
+    drop(older);
+    let aside = files(&world.data().join("lost+found"));
+    assert_eq!(aside.len() + physical(&world.data()).len(), before.len(), "a file is gone");
+
+    // The newer one comes back. By the operator's word: it was not the last one in use.
+    world.assert_refused("elsewhere", &["older than its data", "owners/"]);
+    fs::remove_dir_all(world.data().join("owners")).unwrap();
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+    assert_eq!(physical(&world.data()).len(), before.len());
+    assert!(files(&world.data().join("lost+found")).is_empty());
+}
+
+#[tokio::test]
+async fn a_volume_that_goes_away_while_the_daemon_runs_is_noticed_and_nothing_is_deleted() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let url = format!("file:{}", elsewhere.path().display());
+    let often = [("reclaim.interval", "20 ms"), ("reclaim.delete-grace", "0"), ("reclaim.sweep-interval", "20 ms")];
+    let daemon = TestDaemon::start(&[("catalog.url", url.as_str()), often[0], often[1], often[2]]).await;
+    let client = &daemon.client;
+    for job in ["kept", "dying"] {
+        client.create_job(job).await.unwrap();
+    }
+    let kept = client.put("kept", &checkpoint(1), None, pattern(1, LEN).into()).await.unwrap();
+    client.put("dying", &checkpoint(1), None, pattern(2, LEN).into()).await.unwrap();
+    for job in ["kept", "dying"] {
+        client.flush(job).await.unwrap();
+    }
+    daemon.metric_becomes("esker_physical_files{state=\"closed\"}", 2.0).await;
+    let root = daemon.folder().to_owned();
+    let away = elsewhere.path().join("away");
+    let before = daemon.files().len();
+    fs::rename(&root, &away).unwrap();
+    fs::create_dir(&root).unwrap();
+
+    client.subsume("dying", 1).await.unwrap();
+    client.create_job("new").await.unwrap();
+    let put = client.put("new", &checkpoint(1), None, pattern(3, LEN).into()).await.unwrap_err();
+    assert_eq!(put.status(), Some(StatusCode::SERVICE_UNAVAILABLE), "{put}");
+    client.get(&kept.segment).await.unwrap_err();
+    daemon.metric_becomes("esker_store_lost", 1.0).await;
+    assert!(fs::read_dir(&root).unwrap().next().is_none(), "something was written beneath the mount point");
+    assert_eq!(files(&away.join("data")).len(), before, "a file was deleted");
+    assert_eq!(daemon.metric("esker_physical_files_deleted_total").await, 0.0);
+
+    fs::remove_dir(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+
+    daemon.metric_becomes("esker_store_lost", 0.0).await;
+    daemon.metric_becomes("esker_physical_files_deleted_total", 1.0).await;
+    assert!(client.get(&kept.segment).await.unwrap() == pattern(1, LEN));
+    client.put("new", &checkpoint(1), None, pattern(3, LEN).into()).await.unwrap();
+}
+
+/// Makes a folder look as an older version left it.
+async fn as_an_older_version(root: &Path) {
+    let place = Placement::Local { folder: root.join("catalog"), traffic: Traffic::catalog(Metrics::new()) };
+    let journal = Journal::open(place, JournalSettings::local(), |_, _| Ok::<_, JournalError>(())).await.unwrap();
+    let deleted = journal.write(vec![RecordKey::Owner.delete()], esker::catalog::slate::Haste::Now).await.unwrap();
+    deleted.durable().await.unwrap();
+    journal.close().await.unwrap();
+    for name in ["ESKER", "catalog/STORE"] {
+        fs::remove_file(root.join(name)).unwrap();
+    }
+    fs::remove_dir_all(root.join("owners")).unwrap();
+}
+
+fn run(command: &str, root: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let output = esker().args([command, "--data-dir"]).arg(root).args(more).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), text)
+}
+
+#[tokio::test]
+async fn a_store_of_an_older_version_gets_its_identity_if_all_its_files_are_there() {
+    let daemon = TestDaemon::start(&[]).await;
+    daemon.client.create_job("j").await.unwrap();
+    let info = daemon.client.put("j", &checkpoint(1), None, pattern(1, LEN).into()).await.unwrap();
+    let folder = daemon.shut_down().await;
+    let root = folder.path().to_owned();
+    as_an_older_version(&root).await;
+    let file = root.join(info.file.as_ref().unwrap());
+    let hidden = root.join("hidden");
+    fs::rename(&file, &hidden).unwrap();
+
+    let refused = TestDaemon::try_start_on(folder, vec![]).await;
+    let (folder, error) = refused.err().expect("its only file is missing");
+    assert!(error.is_refusal() && error.to_string().contains("none of them is there"), "{error}");
+    assert!(!root.join("ESKER").exists() && !root.join("catalog/STORE").exists());
+
+    fs::rename(&hidden, &file).unwrap();
+    let daemon = TestDaemon::try_start_on(folder, vec![]).await.map_err(|(_, error)| error).unwrap();
+    assert!(daemon.client.get(&info.segment).await.unwrap() == pattern(1, LEN));
+    let identity = fs::read_to_string(root.join("ESKER")).unwrap();
+    assert_eq!(fs::read_to_string(root.join("catalog/STORE")).unwrap(), identity);
+
+    // One side that gets lost is put back from the other, where that is sure.
+    let folder = daemon.shut_down().await;
+    fs::remove_file(root.join("catalog/STORE")).unwrap();
+    let daemon = TestDaemon::try_start_on(folder, vec![]).await.map_err(|(_, error)| error).unwrap();
+    assert_eq!(fs::read_to_string(root.join("catalog/STORE")).unwrap(), identity);
+    let folder = daemon.shut_down().await;
+    fs::remove_file(root.join("ESKER")).unwrap();
+    let (folder, error) = TestDaemon::try_start_on(folder, vec![]).await.err().unwrap();
+    assert!(error.is_refusal() && error.to_string().contains("STORE"), "{error}");
+    fs::copy(root.join("catalog/STORE"), root.join("ESKER")).unwrap();
+    let daemon = TestDaemon::try_start_on(folder, vec![]).await.map_err(|(_, error)| error).unwrap();
+    assert!(daemon.client.get(&info.segment).await.unwrap() == pattern(1, LEN));
+    assert_eq!(fs::read_dir(root.join("owners")).unwrap().count(), 1, "what earlier owners left is removed");
+}
+
+#[tokio::test]
+async fn a_durable_file_that_is_missing_or_short_refuses_the_start_until_the_operator_drops_it() {
+    let daemon = TestDaemon::start(&[]).await;
+    let mut infos = vec![];
+    for (seed, job) in [(1, "missing"), (2, "short"), (3, "whole")] {
+        daemon.client.create_job(job).await.unwrap();
+        infos.push(daemon.client.put(job, &checkpoint(1), None, pattern(seed, LEN).into()).await.unwrap());
+    }
+    let folder = daemon.shut_down().await;
+    let root = folder.path().to_owned();
+    let file = |at: usize| root.join(infos[at].file.as_ref().unwrap());
+    fs::remove_file(file(0)).unwrap();
+    fs::File::options().write(true).open(file(1)).unwrap().set_len(1000).unwrap();
+
+    let (folder, error) = TestDaemon::try_start_on(folder, vec![]).await.err().unwrap();
+    let text = error.to_string();
+    assert!(error.is_refusal() && text.contains("2 files that hold 2 durable segments"), "{text}");
+    assert!(
+        text.contains("has 1000 bytes") && text.contains("does not exist") && text.contains("--drop-lost"),
+        "{text}"
+    );
+    let (code, text) = run("verify", &root, &[]);
+    assert_eq!((code, text.matches("fault: ").count()), (Some(1), 2), "{text}");
+
+    let (code, text) = run("verify", &root, &["--repair", "--drop-lost"]);
+
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(text.matches("done: dropped 1 segments").count(), 2, "{text}");
+    let daemon = TestDaemon::try_start_on(folder, vec![]).await.map_err(|(_, error)| error).unwrap();
+    assert!(daemon.client.get(&infos[2].segment).await.unwrap() == pattern(3, LEN));
+    assert_eq!(daemon.client.get(&infos[0].segment).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND));
+    assert_eq!(daemon.client.get(&infos[1].segment).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND));
+}
+
+#[tokio::test]
+async fn files_that_nobody_names_lie_in_lost_and_found_for_the_grace() {
+    let quick = [
+        ("store.request-timeout", "100 ms"),
+        ("store.retry-timeout", "50 ms"),
+        ("reclaim.interval", "20 ms"),
+        ("reclaim.delete-grace", "0"),
+        ("reclaim.sweep-interval", "20 ms"),
+        ("reclaim.sweep-grace", "1 h"),
+    ];
+    let daemon = TestDaemon::start(&quick).await;
+    daemon.client.create_job("j").await.unwrap();
+    let info = daemon.client.put("j", &checkpoint(1), None, pattern(1, LEN).into()).await.unwrap();
+    let root = daemon.folder().to_owned();
+    let stray = |name: &str| format!("data/j/00000001-0000000000000000000000000{name}");
+    let folder = daemon.shut_down().await;
+    fs::write(root.join(stray("1")), b"of a start").unwrap();
+
+    let flags = |changed: &[(&str, &str)]| -> Vec<(String, String)> {
+        quick.iter().chain(changed).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    };
+    let daemon = TestDaemon::try_start_on(folder, flags(&[])).await.map_err(|(_, error)| error).unwrap();
+    assert_eq!(fs::read(root.join("lost+found").join(stray("1"))).unwrap(), b"of a start");
+    fs::write(root.join(stray("2")), b"of a run").unwrap();
+    daemon.metric_becomes("esker_set_aside_files_total", 2.0).await;
+    assert_eq!(files(&root.join("lost+found")).len(), 2);
+    assert!(daemon.client.get(&info.segment).await.unwrap() == pattern(1, LEN));
+
+    let folder = daemon.shut_down().await;
+    let short = flags(&[("reclaim.sweep-grace", "10 ms")]);
+    let daemon = TestDaemon::try_start_on(folder, short).await.map_err(|(_, error)| error).unwrap();
+    daemon.metric_becomes("esker_swept_files_total", 2.0).await;
+    assert!(files(&root.join("lost+found")).is_empty());
+}
