@@ -113,6 +113,10 @@ pub struct Families {
     pub commits: IntCounter,
     /// Seconds by which the machine's clock is behind what is on record.
     pub clock_behind: Gauge,
+    /// Bytes of keys and values in them.
+    pub committed_bytes: IntCounter,
+    /// Multipart uploads that were given up for their clients, by reason (`expired`, `gave_way`).
+    pub uploads_dropped: IntCounterVec,
     resident: IntGauge,
     cpu_seconds: Gauge,
 }
@@ -243,6 +247,17 @@ impl Metrics {
                 &r,
                 "esker_clock_behind_seconds",
                 "Seconds by which the machine's clock is behind the newest stamp on record",
+            ),
+            committed_bytes: counter(
+                &r,
+                "esker_catalog_committed_bytes_total",
+                "Bytes of records in the batches committed to the catalog",
+            ),
+            uploads_dropped: counters(
+                &r,
+                "esker_multipart_uploads_dropped_total",
+                "Multipart uploads without requests that were aborted, by reason",
+                &["reason"],
             ),
             resident: gauge(&r, "process_resident_memory_bytes", "Resident memory of the process in bytes"),
             cpu_seconds: float(&r, "process_cpu_seconds_total", "User and system CPU seconds of the process"),

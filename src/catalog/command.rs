@@ -1,6 +1,8 @@
 //! What the catalog can be told, and what it answers. Plain values: the same ones are applied in process
 //! and, with many daemons, sent by a packer to the owner of a shard.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::record::{CheckpointKind, JobEnd, ObjectChecksum, ObjectHeaders, PartRecord, SegmentRecord, UploadRecord};
@@ -47,8 +49,8 @@ pub enum Command {
     DeleteBucket(String),
     /// Deletes objects; those that do not exist count as deleted.
     DeleteObjects(String, Vec<ObjectToDelete>),
-    /// Records a multipart upload, some of whose parts will be on storage.
-    CreateUpload(String, Box<UploadRecord>),
+    /// Records a multipart upload; nothing happens if it is recorded.
+    CreateUpload(String, Arc<UploadRecord>),
     /// Gives up a multipart upload and frees its parts; nothing happens if it does not exist.
     AbortUpload(String),
 }
@@ -61,7 +63,9 @@ impl Command {
         match self {
             Self::Store(store) => {
                 let segments = store.items.iter().flat_map(|item| &item.segments);
-                store.items.len() * RECORD + segments.map(|segment| RECORD + inline(segment)).sum::<usize>()
+                let parts: usize = store.items.iter().map(|item| item.bind.parts()).sum();
+                let segments = segments.map(|segment| RECORD + inline(segment)).sum::<usize>();
+                (store.items.len() + parts) * RECORD + segments
             }
             Self::DeleteObjects(_, objects) => objects.iter().map(|object| RECORD + object.key.len()).sum(),
             Self::Reuse(_, _, segments) => RECORD * (1 + segments.len()),
@@ -229,6 +233,19 @@ pub enum Bind {
     },
 }
 
+impl Bind {
+    /// Parts of a recorded upload that become an object's.
+    fn parts(&self) -> usize {
+        match self {
+            Self::Object(put) => match &put.content {
+                ObjectContent::Segments { segments, upload: Some(MadeBy::Recorded(_)), .. } => segments.len(),
+                _ => 0,
+            },
+            Self::Checkpoint { .. } | Self::Part { .. } => 0,
+        }
+    }
+}
+
 /// An S3 object to be put.
 #[derive(Debug, Clone)]
 pub struct PutObject {
@@ -261,8 +278,8 @@ pub enum ObjectContent {
         checksum: Option<ObjectChecksum>,
         /// Sizes of the parts, for a multipart upload.
         part_lens: Vec<u64>,
-        /// The recorded upload that ends with this put.
-        upload: Option<String>,
+        /// The multipart upload that it comes from.
+        upload: Option<MadeBy>,
     },
     /// The segments of another object, by reference.
     CopyOf {
@@ -275,6 +292,24 @@ pub enum ObjectContent {
         /// Headers in place of its own.
         headers: Option<ObjectHeaders>,
     },
+}
+
+/// The multipart upload that makes an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MadeBy {
+    /// One that the catalog knows, which ends with the put.
+    Recorded(String),
+    /// One that it never knew: the put brings all its bytes.
+    Unrecorded(String),
+}
+
+impl MadeBy {
+    /// The upload's id.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Recorded(id) | Self::Unrecorded(id) => id,
+        }
+    }
 }
 
 /// What must hold of the object that stands under a key, for a put over it.
@@ -392,6 +427,9 @@ pub enum Refusal {
     /// No such upload.
     #[error("the multipart upload {0:?} does not exist")]
     NoSuchUpload(String),
+    /// A part that an object should be made of was uploaded again meanwhile.
+    #[error("a part of the multipart upload {0:?} is not there any more")]
+    NoSuchPart(String),
 }
 
 impl Refusal {
@@ -402,7 +440,8 @@ impl Refusal {
             | Self::UnknownCheckpoint(..)
             | Self::NoSuchBucket(_)
             | Self::NoSuchKey(_)
-            | Self::NoSuchUpload(_) => ErrorKind::NotFound,
+            | Self::NoSuchUpload(_)
+            | Self::NoSuchPart(_) => ErrorKind::NotFound,
             Self::ConditionFailed(_) => ErrorKind::Precondition,
             Self::KeyInFlight(_) => ErrorKind::Unavailable,
             _ => ErrorKind::Conflict,

@@ -147,10 +147,9 @@ impl Catalog {
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
-        let commits = metrics.commits.clone();
         let ended = shared.journal.ended();
         tasks.spawn("catalog-watch", Failure::StopsTheDaemon, watch(Arc::downgrade(&shared), ended));
-        tasks.spawn("catalog-owner", Failure::StopsTheDaemon, own(Arc::clone(&shared), inbox, batches, commits));
+        tasks.spawn("catalog-owner", Failure::StopsTheDaemon, own(Arc::clone(&shared), inbox, batches, metrics.clone()));
         tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
         Self { shared, commands }
     }
@@ -391,6 +390,11 @@ impl Pieces {
         }
     }
 
+    /// Bytes of all pieces.
+    fn weight(&self) -> u64 {
+        self.all.iter().flatten().map(|mutation| mutation.weight() as u64).sum()
+    }
+
     fn append(&mut self, mutations: Vec<record::Mutation>, bytes: usize) {
         if mutations.is_empty() {
             return;
@@ -420,7 +424,7 @@ async fn own(
     shared: Arc<Shared>,
     mut inbox: mpsc::Receiver<Request>,
     batches: mpsc::Sender<Batch>,
-    commits: prometheus::IntCounter,
+    metrics: Metrics,
 ) {
     let mut waiting = VecDeque::with_capacity(BATCH_COMMANDS_MAX);
     let mut requests = Vec::with_capacity(BATCH_COMMANDS_MAX);
@@ -431,7 +435,8 @@ async fn own(
         }
         let haste = haste(&requests);
         let (number, pieces, answers) = shared.apply(&mut requests);
-        commits.inc_by(pieces.all.len() as u64);
+        metrics.commits.inc_by(pieces.all.len() as u64);
+        metrics.committed_bytes.inc_by(pieces.weight());
         let commit = match shared.write(pieces, haste).await {
             Ok(commit) => commit,
             Err(error) => {

@@ -10,12 +10,14 @@
 //! | `b` bucket | [`BucketRecord`] |
 //! | `o` bucket `0x00` key | [`ObjectSlot`] |
 //! | `u` upload id | [`UploadRecord`] |
+//! | `u` upload id `0x00` part number (2 bytes, big endian) | [`PartSlot`] |
 //! | `w` | [`OwnerRecord`] |
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
-//! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Version 1 had no lane,
-//! holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a job, and in a checkpoint no kind and
-//! no word of where it was claimed from; it is still read.
+//! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Older versions are still
+//! read. Version 2 had no upload in an object, and the parts of an upload stood in its record, which ended with them.
+//! Version 1 had, besides, no lane, holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a
+//! job, and in a checkpoint no kind and no word of where it was claimed from.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -26,7 +28,7 @@ use crate::model::{
 };
 
 /// Version of the records' encoding that is written.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// One change to the catalog's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -310,6 +312,8 @@ pub struct ObjectRecord {
     pub checksum: Option<ObjectChecksum>,
     /// The sizes of its parts in bytes, for an object that came as a multipart upload.
     pub part_lens: Vec<u64>,
+    /// The multipart upload that made it: whoever repeats its completion is answered as the first time.
+    pub upload: Option<String>,
 }
 
 /// Headers of an S3 object that are given back as they came.
@@ -342,7 +346,7 @@ pub struct ObjectChecksum {
     pub composite: bool,
 }
 
-/// A multipart upload some of whose parts are on storage.
+/// A multipart upload that survives a restart. Never changes; its parts have records of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadRecord {
     /// The bucket.
@@ -355,8 +359,26 @@ pub struct UploadRecord {
     pub checksum: Option<(String, bool)>,
     /// When it was created.
     pub created: Millis,
-    /// Its parts by number.
+}
+
+/// An upload as any version wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct StoredUpload {
+    /// The upload.
+    pub record: UploadRecord,
+    /// Its parts by number, if version 2 or an older one wrote it.
+    #[serde(skip)]
     pub parts: Vec<(u16, PartRecord)>,
+}
+
+/// What stands under one number of an upload: its versions, newest first.
+///
+/// More than one stands there only while a part is uploaded again: should its bytes not arrive, the part before it is
+/// still the one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartSlot {
+    /// Newest first.
+    pub versions: Vec<PartRecord>,
 }
 
 /// One part of a multipart upload.
@@ -407,6 +429,8 @@ pub enum RecordKey {
     Upload(String),
     /// The last owner; there is one record.
     Owner,
+    /// A part of a multipart upload, by number.
+    Part(String, u16),
 }
 
 impl RecordKey {
@@ -423,6 +447,7 @@ impl RecordKey {
             Self::Object(bucket, key) => join(&mut out, b'o', &[bucket.as_bytes(), b"\0", key.as_bytes()]),
             Self::Upload(id) => join(&mut out, b'u', &[id.as_bytes()]),
             Self::Owner => join(&mut out, b'w', &[]),
+            Self::Part(id, number) => join(&mut out, b'u', &[id.as_bytes(), b"\0", &number.to_be_bytes()]),
         }
         out.into()
     }
@@ -454,7 +479,10 @@ impl RecordKey {
                 let at = rest.iter().position(|b| *b == 0)?;
                 Self::Object(text(&rest[..at])?, text(&rest[at + 1..])?)
             }
-            b'u' => Self::Upload(text(rest)?),
+            b'u' => match rest.iter().position(|b| *b == 0) {
+                None => Self::Upload(text(rest)?),
+                Some(at) => Self::Part(text(&rest[..at])?, u16::from_be_bytes(rest[at + 1..].try_into().ok()?)),
+            },
             b'w' if rest.is_empty() => Self::Owner,
             _ => return None,
         })
@@ -479,20 +507,52 @@ fn join(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
 
 /// A record, in every version that was ever written.
 pub trait Record: DeserializeOwned {
-    /// Reads version 1; most records have not changed since.
+    /// Reads version 1; most records did not change in the next one.
     ///
     /// # Errors
     /// What the decoder says.
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
+        Self::decode_version_2(body)
+    }
+
+    /// Reads version 2; most records have not changed since.
+    ///
+    /// # Errors
+    /// What the decoder says.
+    fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
         postcard::from_bytes(body)
     }
 }
 
 impl Record for SegmentRecord {}
 impl Record for BucketRecord {}
-impl Record for ObjectSlot {}
-impl Record for UploadRecord {}
 impl Record for OwnerRecord {}
+impl Record for PartSlot {}
+
+impl Record for ObjectSlot {
+    fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
+        type Object = (Vec<SegmentId>, u64, String, Millis, ObjectHeaders, Option<ObjectChecksum>, Vec<u64>);
+        let versions: Vec<Object> = postcard::from_bytes(body)?;
+        let object = |(segments, len, etag, modified, headers, checksum, part_lens)| ObjectRecord {
+            segments,
+            len,
+            etag,
+            modified,
+            headers,
+            checksum,
+            part_lens,
+            upload: None,
+        };
+        Ok(Self { versions: versions.into_iter().map(object).collect() })
+    }
+}
+
+impl Record for StoredUpload {
+    fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
+        let (record, parts) = postcard::from_bytes(body)?;
+        Ok(Self { record, parts })
+    }
+}
 
 impl Record for FileRecord {
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
@@ -534,6 +594,7 @@ pub fn decode<T: Record>(key: &Bytes, value: &[u8]) -> Result<T, RecordError> {
     let (version, body) = value.split_first().unwrap_or((&0, &[]));
     let record = match *version {
         VERSION => postcard::from_bytes(body),
+        2 => T::decode_version_2(body),
         1 => T::decode_version_1(body),
         version => return Err(RecordError::Version { key: key.clone(), version }),
     };
@@ -559,6 +620,7 @@ mod tests {
             RecordKey::Object("b".into(), "k/ü\0x".into()),
             RecordKey::Upload("u".into()),
             RecordKey::Owner,
+            RecordKey::Part("u".into(), 10_000),
         ] {
             assert_eq!(RecordKey::decode(&key.encode()).unwrap(), key);
         }
@@ -591,7 +653,7 @@ mod tests {
         assert_eq!(sample::<CheckpointRecord>("0101010102"), checkpoint);
     }
 
-    /// Stored samples of version 2: a change here is a change of the format.
+    /// Stored samples of version 2, which had other objects and uploads.
     #[test]
     fn version_2_of_the_records_reads_as_it_did() {
         let lane = Lane { job: Some("j".parse().unwrap()), scope: StateScope::Shared, of: crate::model::LaneOf::All };
@@ -607,10 +669,56 @@ mod tests {
             claimed_from: Some("j".parse().unwrap()),
         };
 
-        assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0202050700090101016a00020301017501");
-        assert_eq!(bytes_of(&RecordKey::Job("j".parse().unwrap()).put(&job)), "020400010206");
-        assert_eq!(bytes_of(&RecordKey::Upload("x".into()).put(&checkpoint)), "020001000101016a");
         assert_eq!(sample::<FileRecord>("0202050700090101016a00020301017501"), file);
+        assert_eq!(sample::<JobRecord>("020400010206"), job);
+        assert_eq!(sample::<CheckpointRecord>("020001000101016a"), checkpoint);
+        let slot = ObjectSlot { versions: vec![ObjectRecord { upload: None, ..object() }] };
+        let stored = StoredUpload { record: an_upload(), parts: vec![(2, part())] };
+        for version in ["01", "02"] {
+            let object = format!("{version}0101070501650900000000000000000105");
+            let upload = format!("{version}0162016b000000000000000004010201070501650009");
+            assert_eq!(sample::<ObjectSlot>(&object), slot);
+            assert_eq!(sample::<StoredUpload>(&upload), stored);
+        }
+    }
+
+    /// Stored samples of version 3: a change here is a change of the format.
+    #[test]
+    fn version_3_of_the_records_reads_as_it_did() {
+        let slot = ObjectSlot { versions: vec![object()] };
+        let parts = PartSlot { versions: vec![part()] };
+        let stored = StoredUpload { record: an_upload(), parts: vec![] };
+
+        let in_slot = "03010107050165090000000000000000010501017a";
+        let (in_upload, in_part) = ("030162016b000000000000000004", "030101070501650009");
+        assert_eq!(bytes_of(&RecordKey::Object("b".into(), "k".into()).put(&slot)), in_slot);
+        assert_eq!(bytes_of(&RecordKey::Upload("z".into()).put(&an_upload())), in_upload);
+        assert_eq!(bytes_of(&RecordKey::Part("z".into(), 2).put(&parts)), in_part);
+        assert_eq!(sample::<ObjectSlot>(in_slot), slot);
+        assert_eq!(sample::<StoredUpload>(in_upload), stored);
+        assert_eq!(sample::<PartSlot>(in_part), parts);
+    }
+
+    fn object() -> ObjectRecord {
+        ObjectRecord {
+            segments: vec![SegmentId(7)],
+            len: 5,
+            etag: "e".into(),
+            modified: Millis(9),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            part_lens: vec![5],
+            upload: Some("z".into()),
+        }
+    }
+
+    fn an_upload() -> UploadRecord {
+        let (bucket, key) = ("b".into(), "k".into());
+        UploadRecord { bucket, key, headers: ObjectHeaders::default(), checksum: None, created: Millis(4) }
+    }
+
+    fn part() -> PartRecord {
+        PartRecord { segment: Some(SegmentId(7)), len: 5, etag: "e".into(), checksum: None, modified: Millis(9) }
     }
 
     /// The stored samples of all versions, which are alike.
@@ -628,9 +736,11 @@ mod tests {
             idempotency_key: None,
             created: Millis(10),
         };
-        assert_eq!(bytes_of(&RecordKey::Segment(SegmentId(1)).put(&record)), "02016a000000010201010001050000000a");
-        assert_eq!(sample::<SegmentRecord>("01016a000000010201010001050000000a"), record);
-        assert_eq!(sample::<SegmentRecord>("02016a000000010201010001050000000a"), record);
+        assert_eq!(bytes_of(&RecordKey::Segment(SegmentId(1)).put(&record)), "03016a000000010201010001050000000a");
+        for version in 1..=VERSION {
+            let text = format!("{version:02x}016a000000010201010001050000000a");
+            assert_eq!(sample::<SegmentRecord>(&text), record);
+        }
     }
 
     proptest! {
@@ -642,7 +752,8 @@ mod tests {
             let _ = decode::<SegmentRecord>(&key, &value);
             let _ = decode::<FileRecord>(&key, &value);
             let _ = decode::<ObjectSlot>(&key, &value);
-            let _ = decode::<UploadRecord>(&key, &value);
+            let _ = decode::<StoredUpload>(&key, &value);
+            let _ = decode::<PartSlot>(&key, &value);
         }
     }
 }

@@ -5,11 +5,12 @@
 //! records that were written make the same state again, with and without the bytes that were on their way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use esker::catalog::command::{
-    About, Bind, Claim, Command, Condition, Item, Leavings, Move, Moved, NewSegment, ObjectContent, ObjectToDelete,
-    Outcome, PutObject, Refusal, Restore, Store, StoreFile, StoreToken, Stored,
+    About, Bind, Claim, Command, Condition, Item, Leavings, MadeBy, Move, Moved, NewSegment, ObjectContent,
+    ObjectToDelete, Outcome, PutObject, Refusal, Restore, Store, StoreFile, StoreToken, Stored,
 };
 use esker::catalog::record::{CheckpointKind, FileState, JobEnd, Mutation, ObjectHeaders, PartRecord, UploadRecord};
 use esker::catalog::state::{ListQuery, Listed, State};
@@ -146,10 +147,6 @@ fn key(n: u8) -> String {
     format!("jobs/{n}/key")
 }
 
-fn upload(n: u8) -> String {
-    format!("upload-{n}")
-}
-
 /// What should exist, as plain lists.
 #[derive(Debug, Default)]
 struct Model {
@@ -159,7 +156,10 @@ struct Model {
     held: BTreeMap<SegmentId, Held>,
     /// Newest first.
     objects: BTreeMap<String, Vec<ModelVersion>>,
-    uploads: BTreeMap<String, BTreeMap<u16, SegmentId>>,
+    /// Parts by number, each with its versions, newest first.
+    uploads: BTreeMap<String, BTreeMap<u16, Vec<ModelPart>>>,
+    /// How many uploads each number has had.
+    uploads_made: [u32; 2],
     /// Length of every segment there ever was.
     lens: BTreeMap<SegmentId, u64>,
     places: BTreeMap<SegmentId, Option<PhysicalFileId>>,
@@ -211,12 +211,17 @@ struct ModelVersion {
 }
 
 #[derive(Debug)]
+struct ModelPart {
+    segment: SegmentId,
+    on_its_way: Option<u64>,
+}
+
+#[derive(Debug)]
 struct ModelStore {
     number: u64,
     token: StoreToken,
     file: Option<StoreFile>,
     segments: Vec<SegmentId>,
-    parts: Vec<(String, u16, SegmentId)>,
 }
 
 impl Model {
@@ -270,7 +275,7 @@ impl Model {
     /// Everything that somebody names.
     fn live(&self) -> BTreeSet<SegmentId> {
         let objects = self.objects.values().flatten().flat_map(|version| version.segments.iter());
-        let parts = self.uploads.values().flat_map(BTreeMap::values);
+        let parts = self.uploads.values().flat_map(BTreeMap::values).flatten().map(|part| &part.segment);
         self.held.keys().chain(objects).chain(parts).copied().collect()
     }
 
@@ -303,6 +308,12 @@ impl Model {
                 versions.truncate(at + 1);
             }
         }
+        for versions in self.uploads.values_mut().flat_map(BTreeMap::values_mut) {
+            if let Some(at) = versions.iter().position(|part| part.on_its_way == Some(store.number)) {
+                versions[at].on_its_way = None;
+                versions.truncate(at + 1);
+            }
+        }
         if let Some(file) = store.file
             && file.closes
         {
@@ -313,12 +324,9 @@ impl Model {
     fn fail(&mut self, store: ModelStore) {
         self.held.retain(|id, _| !store.segments.contains(id));
         self.drop_versions(|version| version.on_its_way == Some(store.number));
-        for (upload, number, segment) in &store.parts {
-            if let Some(parts) = self.uploads.get_mut(upload)
-                && parts.get(number) == Some(segment)
-            {
-                parts.remove(number);
-            }
+        for parts in self.uploads.values_mut() {
+            parts.values_mut().for_each(|versions| versions.retain(|part| part.on_its_way != Some(store.number)));
+            parts.retain(|_, versions| !versions.is_empty());
         }
         if let Some(file) = store.file {
             self.close(&file.id);
@@ -419,8 +427,9 @@ impl World {
             Op::Delete(n, wanted) => self.delete(&key(*n), *wanted),
             Op::CreateUpload(n) => self.create_upload(*n),
             Op::AbortUpload(n) => {
-                self.apply(Command::AbortUpload(upload(*n))).unwrap();
-                self.model.uploads.remove(&upload(*n));
+                let id = self.upload(*n);
+                self.apply(Command::AbortUpload(id.clone())).unwrap();
+                self.model.uploads.remove(&id);
             }
             Op::FilesDeleted => {
                 let due = self.state.forgotten_files(|_, since| since <= self.now(), 100);
@@ -674,9 +683,15 @@ impl World {
         }
     }
 
+    /// The last upload that was made of this number. Ids are never given twice.
+    fn upload(&self, n: u8) -> String {
+        format!("upload-{n}-{}", self.model.uploads_made[usize::from(n)])
+    }
+
     fn create_upload(&mut self, n: u8) {
-        if self.model.uploads.contains_key(&upload(n)) {
-            return; // Ids of uploads are never given twice.
+        // A repeat changes nothing.
+        if !self.model.uploads.contains_key(&self.upload(n)) {
+            self.model.uploads_made[usize::from(n)] += 1;
         }
         let record = UploadRecord {
             bucket: BUCKET.to_owned(),
@@ -684,20 +699,20 @@ impl World {
             headers: ObjectHeaders::default(),
             checksum: None,
             created: self.now(),
-            parts: vec![],
         };
-        let outcome = self.apply(Command::CreateUpload(upload(n), Box::new(record)));
+        let outcome = self.apply(Command::CreateUpload(self.upload(n), Arc::new(record)));
         assert_eq!(outcome.is_ok(), self.model.bucket);
         if self.model.bucket {
-            self.model.uploads.insert(upload(n), BTreeMap::new());
+            self.model.uploads.entry(self.upload(n)).or_default();
         }
     }
 
     fn delete_bucket(&mut self) {
-        let wanted = self.model.bucket && self.model.objects.is_empty() && self.model.uploads.is_empty();
+        let wanted = self.model.bucket && self.model.objects.is_empty();
         let outcome = self.apply(Command::DeleteBucket(BUCKET.to_owned()));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
         if wanted {
+            self.model.uploads.clear();
             self.apply(Command::CreateBucket(BUCKET.to_owned())).unwrap();
         }
     }
@@ -747,7 +762,7 @@ impl World {
             self.model.open.insert(file.id.clone(), file.len);
         }
         let number = self.new_number() as u64;
-        let mut arriving = ModelStore { number, token, file: store_file, segments: vec![], parts: vec![] };
+        let mut arriving = ModelStore { number, token, file: store_file, segments: vec![] };
         for ((id, (item, what)), answer) in items.iter().zip(answers) {
             self.stored(*id, item, what, answer, &mut arriving);
         }
@@ -775,7 +790,7 @@ impl World {
                 modified,
             }))
         };
-        let content = |segments: Vec<SegmentId>, upload: Option<String>| ObjectContent::Segments {
+        let content = |segments: Vec<SegmentId>, upload: Option<MadeBy>| ObjectContent::Segments {
             len: segments.iter().map(|id| self.model.lens[id]).sum(),
             part_lens: vec![],
             etag: id.to_string(),
@@ -801,12 +816,13 @@ impl World {
             Brings::Part { upload: n, number } => {
                 let part =
                     PartRecord { segment: Some(id), len, etag: String::new(), checksum: None, modified: self.now() };
-                (vec![segment], Bind::Part { upload: upload(*n), number: *number, part })
+                (vec![segment], Bind::Part { upload: self.upload(*n), number: *number, part })
             }
             Brings::Complete { upload: n, key: k } => {
-                let parts = self.model.uploads.get(&upload(*n)).into_iter().flat_map(BTreeMap::values);
-                let segments: Vec<_> = parts.copied().chain([id]).collect();
-                (vec![segment], object(&key(*k), Condition::None, content(segments, Some(upload(*n)))))
+                let parts = self.model.uploads.get(&self.upload(*n)).into_iter().flat_map(BTreeMap::values);
+                let segments: Vec<_> = parts.map(|versions| versions[0].segment).chain([id]).collect();
+                let made_by = Some(MadeBy::Recorded(self.upload(*n)));
+                (vec![segment], object(&key(*k), Condition::None, content(segments, made_by)))
             }
         };
         (Item { segments, bind }, brings.clone())
@@ -853,11 +869,12 @@ impl World {
                 }
             }
             Brings::Part { upload: n, number } => {
-                assert_eq!(answer.is_ok(), self.model.uploads.contains_key(&upload(*n)), "{answer:?}");
-                if let Some(parts) = self.model.uploads.get_mut(&upload(*n)) {
-                    parts.insert(*number, id);
+                let upload = self.upload(*n);
+                assert_eq!(answer.is_ok(), self.model.uploads.contains_key(&upload), "{answer:?}");
+                if let Some(parts) = self.model.uploads.get_mut(&upload) {
+                    let part = ModelPart { segment: id, on_its_way: Some(arriving.number) };
+                    parts.entry(*number).or_default().insert(0, part);
                     arriving.segments.push(id);
-                    arriving.parts.push((upload(*n), *number, id));
                 }
             }
             Brings::Object { .. } | Brings::Copy { .. } | Brings::Complete { .. } => {
@@ -867,7 +884,8 @@ impl World {
                 };
                 assert!(matches!(answer, Ok(Stored::Object { .. })), "{answer:?}");
                 if let Brings::Complete { upload: n, .. } = brings {
-                    self.model.uploads.remove(&upload(*n));
+                    let upload = self.upload(*n);
+                    self.model.uploads.remove(&upload);
                 }
                 let version = ModelVersion { etag, segments, on_its_way: Some(arriving.number) };
                 self.model.objects.entry(put.key.clone()).or_default().insert(0, version);
@@ -890,10 +908,10 @@ impl World {
             }
             ObjectContent::Segments { segments, etag, .. } => {
                 if let Brings::Complete { upload: n, .. } = brings {
-                    let parts = self.model.uploads.get(&upload(*n))?;
+                    let parts = self.model.uploads.get(&self.upload(*n))?;
                     let old = &segments[..segments.len() - 1];
                     let arrived = |id: &SegmentId| {
-                        parts.values().any(|part| part == id)
+                        parts.values().flatten().any(|part| part.segment == *id && part.on_its_way.is_none())
                             && !self.model.is_arriving(*id)
                             && !arriving.segments.contains(id)
                     };
@@ -1017,7 +1035,10 @@ fn picture(state: &State) -> String {
         .into_iter()
         .map(|(id, record, n)| format!("{id} {record:?} {n} {:?}", state.checkpoints(&id)))
         .collect();
-    let uploads: Vec<_> = state.uploads().map(|upload| format!("{upload:?}")).collect();
+    let uploads: Vec<_> = state
+        .uploads()
+        .map(|(id, record)| format!("{id} {record:?} {:?}", state.parts(id).collect::<Vec<_>>()))
+        .collect();
     let objects: Vec<_> = (0..3).map(|n| format!("{:?}", state.object(BUCKET, &key(n)).map(|o| o.record))).collect();
     format!("{segments:#?}{files:#?}{jobs:#?}{uploads:#?}{objects:#?}{:?}", state.space())
 }

@@ -1,8 +1,11 @@
 //! Completing a multipart upload: from its parts to an object.
 //!
-//! Parts in memory become segments together with the object, in one durable commit. If some parts are on storage, the
-//! others follow them there first, and the object is a commit of its own: so a completion that fails loses nothing, and
-//! may be repeated.
+//! Parts on storage become an object's by one durable commit, whatever their number. Parts of an upload that lives in memory
+//! become segments together with the object, likewise. If some are here and some there, those in memory go to storage
+//! first: so a completion that fails loses nothing, and may be repeated.
+//!
+//! The object remembers the upload that made it. So a completion whose answer was lost is answered again with the same
+//! entity tag, as long as its object is the one under the key. Of several at once, one does it and the others wait.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,20 +13,21 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt};
 use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::{ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart, ETag};
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
+use tokio::sync::oneshot;
 
 use super::S3Door;
 use super::checksums::{self, Algorithm, bad_digest, checksum_field, set_checksum};
 use super::conditions::{self, etag};
-use super::errors::{OrS3, refuse};
-use super::layout::{self, Place};
-use super::multipart::not_now;
-use super::objects::{checksum_type, put_answer};
+use super::errors::{OrS3, refuse, unavailable};
+use super::multipart::no_such_upload;
+use super::objects::{Put, checksum_type, put_answer};
 use super::uploads::{ChecksumPlan, PartView, Upload};
-use crate::catalog::command::{About, Bind, Condition, ObjectContent, PutObject, Stored};
+use crate::catalog::command::{Bind, Condition, MadeBy, ObjectContent, PutObject, Stored};
 use crate::catalog::record::ObjectChecksum;
 use crate::merge::{Parcel, Piece};
 use crate::model::SegmentId;
+use crate::runtime::Failure;
 
 /// The smallest part but the last one, as in S3.
 const PART_BYTES_MIN: u64 = 5 << 20;
@@ -53,19 +57,10 @@ impl S3Door {
         let condition = conditions::of_put(input.if_match.as_ref(), input.if_none_match.as_ref())?;
         let named = input.multipart_upload.take().and_then(|upload| upload.parts).unwrap_or_default();
         check_order(&named)?;
-        let upload = self.upload(&input.upload_id, &input.bucket, &input.key)?;
-        let completion = self.uploads.begin_completion(&upload.id).map_err(|why| not_now(why, &upload.id))?;
-        let chosen = choose(&upload, &named, self.parts(&upload))?;
-        let assembled = self.assemble(&upload, &input, &chosen)?;
-        self.refuse_early(&input.bucket, &input.key, &condition).await?;
-
-        let Place { about, completes } = layout::place(&upload.bucket, &upload.key);
-        let job = about.job.clone();
-        let put = put_answer(self.counted(self.store_parts(&upload, about, condition, chosen, assembled).await)?)?;
-        completion.done();
-        if let Some(checkpoint) = completes {
-            self.merger.checkpoint_barrier(&job, checkpoint);
-        }
+        let put = match self.upload(&input.upload_id, &input.bucket, &input.key) {
+            Ok(upload) => self.complete(upload, &input, condition, &named).await?,
+            Err(gone) => self.completed_before(&input, &named).await?.ok_or(gone)?,
+        };
         let mut output = CompleteMultipartUploadOutput {
             location: Some(format!("/{}/{}", input.bucket, input.key)),
             bucket: Some(input.bucket),
@@ -76,6 +71,65 @@ impl S3Door {
         output.checksum_type = put.checksum.as_ref().map(checksum_type);
         set_checksum!(output, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
         Ok(S3Response::new(output))
+    }
+
+    /// Completes an upload, or tells what another request has made of it meanwhile.
+    async fn complete(
+        &self,
+        upload: Arc<Upload>,
+        input: &CompleteMultipartUploadInput,
+        condition: Condition,
+        named: &[CompletedPart],
+    ) -> S3Result<Put> {
+        let turn = Arc::clone(&upload.turn).lock_owned().await;
+        if let Some(put) = self.completed_before(input, named).await? {
+            return Ok(put);
+        }
+        if !self.uploads.has(&upload.id) {
+            return Err(no_such_upload(&upload.id));
+        }
+        let chosen = choose(&upload, named, self.parts(&upload))?;
+        let assembled = self.assemble(&upload, input, &chosen)?;
+        self.refuse_early(&input.bucket, &input.key, &condition).await?;
+        let (reply, answer) = oneshot::channel();
+        let door = self.clone();
+        // In a task of its own: whoever repeats a completion whose client has left finds it done, not half-way.
+        self.merger.tasks().spawn("multipart-completion", Failure::FailsItsWork, async move {
+            let stored = door.counted(door.store_parts(&upload, condition, chosen, assembled).await);
+            if stored.is_ok() {
+                door.uploads.remove(&upload.id);
+            }
+            if let (Ok(_), Some(checkpoint)) = (&stored, upload.place.completes) {
+                door.merger.checkpoint_barrier(&upload.place.about.job, checkpoint);
+            }
+            drop(reply.send(stored));
+            drop(turn);
+        });
+        let stored = answer.await.map_err(|_| unavailable("the completion did not end, repeat the request"))?;
+        put_answer(stored?)
+    }
+
+    /// The object that an earlier completion of this upload has made, if it is the one under the key.
+    ///
+    /// # Errors
+    /// `InvalidPart` if it was made of other parts than are named now.
+    async fn completed_before(
+        &self,
+        input: &CompleteMultipartUploadInput,
+        named: &[CompletedPart],
+    ) -> S3Result<Option<Put>> {
+        let found = self.catalog.object(&input.bucket, &input.key).await.or_s3()?;
+        let made = found.filter(|found| found.record.upload.as_ref() == Some(&input.upload_id));
+        let Some(record) = made.map(|made| made.record) else { return Ok(None) };
+        let tags: Option<Vec<&str>> = named.iter().map(|part| part.e_tag.as_ref().map(ETag::value)).collect();
+        let same = match tags {
+            Some(tags) => etag_of(tags.into_iter()) == record.etag,
+            None => named.len() == record.part_lens.len(),
+        };
+        if !same {
+            return Err(invalid_part());
+        }
+        Ok(Some(Put { etag: record.etag, modified: record.modified, checksum: record.checksum }))
     }
 
     /// Checks what the client says of the whole.
@@ -99,29 +153,27 @@ impl S3Door {
 
     async fn store_parts(
         &self,
-        upload: &Arc<Upload>,
-        about: About,
+        upload: &Upload,
         condition: Condition,
         chosen: Vec<Chosen>,
         assembled: Assembled,
     ) -> S3Result<Stored> {
-        let recorded = upload.recorded.get().is_some();
-        let (segments, pieces) = if recorded {
-            (self.flush_parts(upload, &about, chosen).await?, vec![])
+        let ((segments, pieces), made_by) = if upload.is_recorded() {
+            ((self.flush_parts(upload, chosen).await?, vec![]), MadeBy::Recorded(upload.id.clone()))
         } else {
-            self.pieces(upload, &about, chosen)
+            (self.pieces(upload, chosen), MadeBy::Unrecorded(upload.id.clone()))
         };
         let Assembled { len, etag, checksum, part_lens } = assembled;
         let content = ObjectContent::Segments {
             segments,
             len,
             etag,
-            headers: upload.headers.clone(),
+            headers: upload.record.headers.clone(),
             checksum,
             part_lens,
-            upload: recorded.then(|| upload.id.clone()),
+            upload: Some(made_by),
         };
-        let (bucket, key, modified) = (upload.bucket.clone(), upload.key.clone(), self.clock.now());
+        let (bucket, key, modified) = (upload.record.bucket.clone(), upload.record.key.clone(), self.clock.now());
         let bind = Bind::Object(Box::new(PutObject { bucket, key, condition, content, modified }));
         if pieces.is_empty() {
             return self.store_without_bytes(bind).await;
@@ -131,11 +183,11 @@ impl S3Door {
     }
 
     /// Parts in memory as new segments. Each attempt names them anew, because one that failed may have stored its own.
-    fn pieces(&self, upload: &Upload, about: &About, chosen: Vec<Chosen>) -> (Vec<SegmentId>, Vec<Piece>) {
+    fn pieces(&self, upload: &Upload, chosen: Vec<Chosen>) -> (Vec<SegmentId>, Vec<Piece>) {
         let in_memory = chosen.into_iter().filter_map(|part| Some((part.number, part.part.memory?)));
         let piece = |(number, (data, crc))| Piece {
             id: self.merger.new_part_id(&upload.id, number),
-            about: about.clone(),
+            about: upload.place.about.clone(),
             data,
             crc,
         };
@@ -144,19 +196,19 @@ impl S3Door {
     }
 
     /// Sends the parts that are in memory to storage, and names the segments of all.
-    async fn flush_parts(&self, upload: &Upload, about: &About, chosen: Vec<Chosen>) -> S3Result<Vec<SegmentId>> {
-        let segments = futures::stream::iter(chosen.into_iter().map(|part| self.flush_part(upload, about, part)));
+    async fn flush_parts(&self, upload: &Upload, chosen: Vec<Chosen>) -> S3Result<Vec<SegmentId>> {
+        let segments = futures::stream::iter(chosen.into_iter().map(|part| self.flush_part(upload, part)));
         let segments: Vec<Option<SegmentId>> = segments.buffered(PARTS_AT_ONCE).try_collect().await?;
         Ok(segments.into_iter().flatten().collect())
     }
 
-    async fn flush_part(&self, upload: &Upload, about: &About, chosen: Chosen) -> S3Result<Option<SegmentId>> {
+    async fn flush_part(&self, upload: &Upload, chosen: Chosen) -> S3Result<Option<SegmentId>> {
         let Chosen { number, part: PartView { mut record, memory } } = chosen;
         let Some((data, crc)) = memory.filter(|(data, _)| !data.is_empty()) else { return Ok(record.segment) };
         let id = self.merger.new_part_id(&upload.id, number);
         record.segment = Some(id);
         let bind = Bind::Part { upload: upload.id.clone(), number, part: record };
-        let pieces = vec![Piece { id, about: about.clone(), data, crc }];
+        let pieces = vec![Piece { id, about: upload.place.about.clone(), data, crc }];
         self.merger.store(Parcel { pieces, bind, paid: None }).await.or_s3()?;
         self.uploads.drop_part(&upload.id, number);
         Ok(Some(id))
@@ -187,8 +239,12 @@ fn choose(upload: &Upload, named: &[CompletedPart], mut parts: BTreeMap<u16, Par
         (same_etag && same_checksum).then_some(Chosen { number, part })
     };
     let found: Option<Vec<Chosen>> = named.iter().map(find).collect();
+    found.ok_or_else(invalid_part)
+}
+
+fn invalid_part() -> S3Error {
     let message = "a named part was not uploaded, or its entity tag or checksum is another";
-    found.ok_or_else(|| refuse(S3ErrorCode::InvalidPart, message))
+    refuse(S3ErrorCode::InvalidPart, message)
 }
 
 fn check_sizes(part_lens: &[u64], object_bytes_max: u64) -> S3Result<()> {
@@ -243,25 +299,26 @@ fn check_claims(
     Ok(())
 }
 
-/// The MD5 of the parts' MD5s, and their number. Parts with opaque tags count with the text of these.
 fn object_etag(chosen: &[Chosen]) -> String {
-    let mut md5 = Md5::new();
-    for part in chosen {
-        let tag = &part.part.record.etag;
+    etag_of(chosen.iter().map(|part| part.part.record.etag.as_str()))
+}
+
+/// The MD5 of the parts' MD5s, and their number. Parts with opaque tags count with the text of these.
+fn etag_of<'a>(tags: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let (mut md5, count) = (Md5::new(), tags.len());
+    for tag in tags {
         match hex::decode(tag) {
             Ok(bytes) => md5.update(&bytes),
             Err(_) => md5.update(tag.as_bytes()),
         }
     }
-    format!("{}-{}", hex::encode(md5.finalize()), chosen.len())
+    format!("{}-{count}", hex::encode(md5.finalize()))
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::OnceCell;
-
     use super::*;
-    use crate::catalog::record::{ObjectHeaders, PartRecord};
+    use crate::catalog::record::{ObjectHeaders, PartRecord, UploadRecord};
     use crate::model::Millis;
 
     const TAG: &str = "25f9e794323b453885f5181f1b624d0b";
@@ -271,15 +328,14 @@ mod tests {
     }
 
     fn upload(checksum: Option<ChecksumPlan>) -> Upload {
-        Upload {
-            id: "u".into(),
+        let record = UploadRecord {
             bucket: "b".into(),
             key: "k".into(),
             headers: ObjectHeaders::default(),
-            checksum,
+            checksum: checksum.map(ChecksumPlan::record),
             created: Millis(0),
-            recorded: OnceCell::new(),
-        }
+        };
+        Upload::new("u".into(), Arc::new(record))
     }
 
     fn parts(numbers: &[u16]) -> BTreeMap<u16, PartView> {

@@ -109,6 +109,7 @@ pub(super) fn refusal(refusal: &Refusal) -> S3Error {
         Refusal::ConditionFailed(_) => S3ErrorCode::PreconditionFailed,
         Refusal::ConditionUndecided(_) => S3ErrorCode::ConditionalRequestConflict,
         Refusal::NoSuchUpload(_) => S3ErrorCode::NoSuchUpload,
+        Refusal::NoSuchPart(_) => S3ErrorCode::InvalidPart,
         other => return by_kind(other.kind(), other),
     };
     refuse(code, refusal.to_string())

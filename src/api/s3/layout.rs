@@ -17,6 +17,9 @@
 //! | Arroyo | `checkpoints/checkpoint-<n>/..` | the folder | exclusive | n |
 //! | PyTorch DCP | `<step>/__<rank>_<n>.distcp` | the folder of the step | exclusive | the step, if it ends in a number |
 //!
+//! Flink never resumes the multipart upload of a state file or of `_metadata`: after a failure it writes the file anew. What
+//! it does resume are the uploads of its file sink, whose keys fit no layout.
+//!
 //! The bucket and the folders in front are part of the job's name, because Flink repeats job ids across clusters.
 
 use crate::catalog::command::About;
@@ -36,6 +39,8 @@ pub(super) struct Place {
     pub about: About,
     /// The checkpoint that is complete once this object is stored: the key is a Flink `_metadata`.
     pub completes: Option<CheckpointId>,
+    /// Whether somebody may go on with a multipart upload to this key after a restart.
+    pub resumable: bool,
 }
 
 /// What the layouts say of a key: how many of its parts name the job, and the rest.
@@ -45,6 +50,7 @@ struct Match {
     scope: StateScope,
     checkpoint: Option<u64>,
     completes: bool,
+    resumable: bool,
 }
 
 /// Says what `key` of `bucket` is.
@@ -56,6 +62,7 @@ pub(super) fn place(bucket: &str, key: &str) -> Place {
         scope: StateScope::Exclusive,
         checkpoint: None,
         completes: false,
+        resumable: true,
     });
     let checkpoint = found.checkpoint.map(CheckpointId);
     let about = About {
@@ -65,15 +72,15 @@ pub(super) fn place(bucket: &str, key: &str) -> Place {
         checkpoint,
         name: name(bucket, key),
     };
-    Place { about, completes: checkpoint.filter(|_| found.completes) }
+    Place { about, completes: checkpoint.filter(|_| found.completes), resumable: found.resumable }
 }
 
 fn exclusive(job_parts: usize, checkpoint: Option<u64>) -> Match {
-    Match { job_parts, scope: StateScope::Exclusive, checkpoint, completes: false }
+    Match { job_parts, scope: StateScope::Exclusive, checkpoint, completes: false, resumable: true }
 }
 
 fn shared(job_parts: usize) -> Match {
-    Match { job_parts, scope: StateScope::Shared, checkpoint: None, completes: false }
+    Match { job_parts, scope: StateScope::Shared, checkpoint: None, completes: false, resumable: true }
 }
 
 fn flink(parts: &[&str]) -> Option<Match> {
@@ -94,15 +101,16 @@ fn flink_without_job_folder(parts: &[&str]) -> Option<Match> {
 }
 
 fn flink_folder(job_parts: usize, folder: &str, below: &[&str]) -> Option<Match> {
-    match folder {
-        "shared" | "dstl" => Some(shared(job_parts)),
-        "taskowned" => Some(exclusive(job_parts, None)),
+    let found = match folder {
+        "shared" | "dstl" => shared(job_parts),
+        "taskowned" => exclusive(job_parts, None),
         _ => {
             let number = decimal(folder.strip_prefix("chk-")?)?;
             let completes = *below == ["_metadata"];
-            Some(Match { completes, ..exclusive(job_parts, Some(number)) })
+            Match { completes, ..exclusive(job_parts, Some(number)) }
         }
-    }
+    };
+    Some(Match { resumable: false, ..found })
 }
 
 fn savepoint(parts: &[&str]) -> Option<Match> {
@@ -111,7 +119,7 @@ fn savepoint(parts: &[&str]) -> Option<Match> {
         let ids = part.strip_prefix("savepoint-").and_then(|ids| ids.split_once('-'));
         ids.is_some_and(|(job, random)| is_lower_hex(job) && is_lower_hex(random))
     })?;
-    Some(exclusive(at + 1, None))
+    Some(Match { resumable: false, ..exclusive(at + 1, None) })
 }
 
 fn spark_state(parts: &[&str]) -> Option<Match> {
@@ -201,7 +209,7 @@ mod tests {
     const U: &str = "5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f";
 
     fn facts(key: &str) -> (String, StateScope, Option<u64>, bool) {
-        let Place { about, completes } = place("b", key);
+        let Place { about, completes, .. } = place("b", key);
         (about.job.to_string(), about.scope, about.checkpoint.map(|n| n.0), completes.is_some())
     }
 
@@ -233,6 +241,30 @@ mod tests {
         }
         for key in ["taskowned/U", "taskowned/job_J_tm_x/U"] {
             assert_eq!(facts(&format!("d/{J}/{key}")), (job.clone(), StateScope::Exclusive, None, false), "{key}");
+        }
+    }
+
+    #[test]
+    fn uploads_of_state_files_of_flink_are_never_resumed_and_all_others_may_be() {
+        for state in [
+            format!("d/{J}/chk-17/_metadata"),
+            format!("d/{J}/chk-17/{U}"),
+            format!("d/{J}/shared/{U}"),
+            format!("d/{J}/taskowned/{U}"),
+            format!("ckpt/chk-3/{U}"),
+            format!("sp/savepoint-0a1b2c-0123456789ab/{U}"),
+        ] {
+            assert!(!place("b", &state).resumable, "{state}");
+        }
+        for other in [
+            "out/2026-11-28--22/part-5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f-0",
+            "out/shared/part-0-0",
+            "out/chk-17/part-0-0",
+            "q/state/0/12/41.zip",
+            "t/__magic/job-1/tasks/a/__base/part-0",
+            "a.txt",
+        ] {
+            assert!(place("b", other).resumable, "{other}");
         }
     }
 

@@ -6,7 +6,8 @@
 //! - A body's length is known, its condition is looked at and its memory is paid for before the first byte is asked for
 //!   ([`intake`]); so a refused client that sent `Expect: 100-continue` never sends its body.
 //! - A key tells whose state it is ([`layout`]), so that what dies together is packed together.
-//! - Most multipart uploads live in memory until they are completed, then cost one durable commit ([`uploads`]).
+//! - A multipart upload and its parts are durable before they are answered, but for those of Flink's state files, which
+//!   nobody resumes: most of these live in memory until they are completed, then cost one durable commit ([`uploads`]).
 //! - Copies are references: no byte is read or written.
 //!
 //! # Invariants
@@ -15,7 +16,7 @@
 //! - Every error that a repeat may cure is a 503 with `Retry-After` ([`errors`]).
 //!
 //! # Crash
-//! Multipart uploads in memory are gone: completing them fails with `NoSuchUpload` or `InvalidPart`.
+//! Multipart uploads in memory are gone: completing them fails with `NoSuchUpload` or `InvalidPart`. All others go on.
 //!
 //! # Source
 //! <https://docs.aws.amazon.com/AmazonS3/latest/API/>
@@ -102,12 +103,14 @@ pub struct S3Door {
 }
 
 impl S3Door {
-    /// A door without uploads in progress; those that the catalog remembers come back when they are asked for.
+    /// A door whose uploads in progress are those that the catalog remembers.
     pub fn new(parts: S3DoorParts) -> Self {
         let S3DoorParts { catalog, merger, reader, budget, settings, metrics, entropy, clock } = parts;
         let keys = Arc::new(Keys::new(&settings.auth.keys));
-        let uploads = Arc::new(Uploads::new(settings.limits.multipart_memory_bytes));
-        Self { catalog, merger, reader, budget, settings, metrics, entropy, clock, keys, uploads }
+        let uploads = Arc::new(Uploads::new(&settings.limits));
+        let door = Self { catalog, merger, reader, budget, settings, metrics, entropy, clock, keys, uploads };
+        door.adopt_uploads();
+        door
     }
 }
 

@@ -10,22 +10,20 @@ use s3s::dto::{
     UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
-use tokio::sync::OnceCell;
 use ulid::Ulid;
 
 use super::S3Door;
 use super::checksums::{self, Algorithm, Digests, set_checksum};
 use super::conditions::{etag, timestamp};
-use super::errors::{self, OrS3, refuse, slow_down, unavailable};
+use super::errors::{self, OrS3, refuse, slow_down};
 use super::headers::{self, object_headers};
 use super::intake::{Intake, Received, Whole};
-use super::layout;
 use super::objects::source_conditions;
 use super::ranges;
-use super::uploads::{ChecksumPlan, MemoryPart, NotNow, PartView, Upload};
+use super::uploads::{ChecksumPlan, Full, MemoryPart, PartView, Upload};
 use crate::catalog::command::{Bind, Command, Refusal};
-use crate::catalog::record::PartRecord;
-use crate::runtime::PaidBytes;
+use crate::catalog::record::{PartRecord, UploadRecord};
+use crate::runtime::{Failure, PaidBytes};
 
 /// Numbers that a part may have.
 const PART_NUMBERS: std::ops::RangeInclusive<i32> = 1..=10_000;
@@ -37,8 +35,8 @@ struct Uploaded {
 }
 
 impl S3Door {
-    /// Creates an upload, in memory only.
-    pub(super) fn create_multipart_upload(
+    /// Creates an upload. One that somebody may go on with after a restart is durable before its id is answered.
+    pub(super) async fn create_multipart_upload(
         &self,
         mut req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
@@ -49,17 +47,19 @@ impl S3Door {
         let checksum = checksum_plan(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;
         self.check_bucket(&input.bucket)?;
         let id = Ulid(self.entropy.ulid()).to_string();
-        let upload = Upload {
-            id: id.clone(),
+        let record = UploadRecord {
             bucket: input.bucket.clone(),
             key: input.key.clone(),
             headers,
-            checksum,
+            checksum: checksum.map(ChecksumPlan::record),
             created: self.clock.now(),
-            recorded: OnceCell::new(),
         };
-        if !self.uploads.create(upload) {
-            return Err(slow_down("too many multipart uploads are in progress: complete or abort some"));
+        let upload = self.admit(Upload::new(id.clone(), Arc::new(record)))?;
+        if upload.place.resumable
+            && let Err(error) = self.record_upload(&upload).await
+        {
+            self.uploads.remove(&id);
+            return Err(error);
         }
         let kind =
             |plan: ChecksumPlan| if plan.full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
@@ -73,6 +73,21 @@ impl S3Door {
         }))
     }
 
+    /// Takes in a new upload. Those that give way to it are aborted meanwhile.
+    fn admit(&self, upload: Upload) -> S3Result<Arc<Upload>> {
+        let admitted = self.uploads.create(upload, self.clock.now());
+        let (upload, gone) = admitted.map_err(|Full| {
+            slow_down("too many multipart uploads are in progress, and none is idle: complete or abort some")
+        })?;
+        if !gone.is_empty() {
+            let door = self.clone();
+            self.merger.tasks().spawn("multipart-give-way", Failure::FailsItsWork, async move {
+                door.drop_uploads("gave_way", gone).await;
+            });
+        }
+        Ok(upload)
+    }
+
     /// The upload of this id to this key, wherever it is remembered.
     ///
     /// # Errors
@@ -80,20 +95,24 @@ impl S3Door {
     pub(super) fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Arc<Upload>> {
         self.check_bucket(bucket)?;
         let now = self.clock.now();
-        let upload = self.uploads.find(id, now).or_else(|| {
-            let remembered = self.catalog.view().upload(id).map(|record| Upload::from_record(id, record));
-            remembered.map(|upload| self.uploads.adopt(upload, now))
-        });
-        upload.filter(|upload| upload.bucket == bucket && upload.key == key).ok_or_else(|| no_such_upload(id))
+        let known = self.catalog.view().upload(id).cloned();
+        let upload = match (self.uploads.find(id, now), known) {
+            // Its bucket is gone, or an abort is on its way.
+            (Some(upload), None) if upload.is_recorded() => return Err(no_such_upload(&upload.id)),
+            (Some(upload), _) => upload,
+            (None, Some(record)) => self.uploads.adopt(Upload::known(id, &record), now),
+            (None, None) => return Err(no_such_upload(id)),
+        };
+        let asked_for = upload.record.bucket == bucket && upload.record.key == key;
+        if asked_for { Ok(upload) } else { Err(no_such_upload(id)) }
     }
 
     /// The parts of an upload: those in memory, and those on storage that they do not replace.
     pub(super) fn parts(&self, upload: &Upload) -> BTreeMap<u16, PartView> {
         let mut parts: BTreeMap<u16, PartView> = {
             let state = self.catalog.view();
-            let stored = state.upload(&upload.id).into_iter().flat_map(|record| &record.parts);
-            let there = stored.filter(|(_, part)| part.segment.is_none_or(|id| state.segment(id).is_some()));
-            there.map(|(number, part)| (*number, PartView { record: part.clone(), memory: None })).collect()
+            let stored = state.parts(&upload.id);
+            stored.map(|(number, part)| (number, PartView { record: part.clone(), memory: None })).collect()
         };
         parts.extend(self.uploads.parts(&upload.id));
         parts
@@ -146,7 +165,7 @@ impl S3Door {
         Ok(S3Response::new(UploadPartCopyOutput { copy_part_result: Some(result), ..Default::default() }))
     }
 
-    /// Receives a part: into memory if it may wait there, else to storage.
+    /// Receives a part: into memory if it may be lost there, else to storage.
     async fn receive_part(&self, upload: &Arc<Upload>, number: u16, mut intake: Intake) -> S3Result<Uploaded> {
         let limits = &self.settings.limits;
         let len = intake.len();
@@ -155,10 +174,13 @@ impl S3Door {
             intake.claims_mut().also(plan.algorithm);
         }
         let fits = len <= limits.multipart_part_in_memory_bytes_max.min(self.settings.store.part_bytes);
-        let uploaded = match self.uploads.share(len).filter(|_| fits) {
+        let share = if fits && !upload.place.resumable { self.uploads.share(len) } else { None };
+        let uploaded = match share {
             Some(share) => self.keep_part(upload, number, intake, share).await?,
             None => self.store_part(upload, number, intake).await?,
         };
+        // The upload counts as used when the part has arrived, which may be long after it was begun.
+        self.uploads.find(&upload.id, self.clock.now());
         self.metrics.segment_bytes.with_label_values(&["s3"]).inc_by(len);
         Ok(uploaded)
     }
@@ -177,7 +199,7 @@ impl S3Door {
 
     async fn store_part(&self, upload: &Arc<Upload>, number: u16, intake: Intake) -> S3Result<Uploaded> {
         self.record_upload(upload).await?;
-        let about = layout::place(&upload.bucket, &upload.key).about;
+        let about = upload.place.about.clone();
         let bind = |received: &Received| {
             let Received { segment, len, etag, digests } = received;
             let part = self.part_record(upload, *segment, *len, etag, digests);
@@ -204,7 +226,7 @@ impl S3Door {
     /// Has the catalog know the upload; once.
     async fn record_upload(&self, upload: &Arc<Upload>) -> S3Result<()> {
         let record = || async {
-            let command = Command::CreateUpload(upload.id.clone(), Box::new(upload.record()));
+            let command = Command::CreateUpload(upload.id.clone(), Arc::clone(&upload.record));
             self.catalog.execute(command).await.or_s3().map(|_| ())
         };
         upload.recorded.get_or_try_init(record).await?;
@@ -222,8 +244,11 @@ impl S3Door {
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let input = req.input;
         let upload = self.upload(&input.upload_id, &input.bucket, &input.key)?;
-        self.uploads.remove(&upload.id).map_err(|why| not_now(why, &upload.id))?;
-        if upload.recorded.get().is_some() {
+        let _turn = upload.turn.lock().await;
+        if !self.uploads.remove(&upload.id) {
+            return Err(no_such_upload(&upload.id));
+        }
+        if upload.is_recorded() {
             self.catalog.execute(Command::AbortUpload(upload.id.clone())).await.or_s3()?;
         }
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
@@ -259,13 +284,6 @@ fn part_number(number: i32) -> S3Result<u16> {
 
 pub(super) fn no_such_upload(id: &str) -> S3Error {
     errors::refusal(&Refusal::NoSuchUpload(id.to_owned()))
-}
-
-pub(super) fn not_now(why: NotNow, id: &str) -> S3Error {
-    match why {
-        NotNow::Gone => no_such_upload(id),
-        NotNow::Completing => unavailable("the upload is being completed by another request, repeat this one"),
-    }
 }
 
 #[cfg(test)]

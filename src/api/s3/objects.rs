@@ -45,7 +45,7 @@ impl S3Door {
         let PutObjectInput { bucket, key, .. } = req.input;
         self.refuse_early(&bucket, &key, &condition).await?;
 
-        let Place { about, completes } = layout::place(&bucket, &key);
+        let Place { about, completes, .. } = layout::place(&bucket, &key);
         let job = about.job.clone();
         let modified = self.clock.now();
         let put = self.store_body(self.merger.new_id(), intake, about, |received| {

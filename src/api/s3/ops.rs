@@ -36,7 +36,7 @@ operations! {
     waits complete_multipart_upload(CompleteMultipartUploadInput) -> CompleteMultipartUploadOutput;
     waits copy_object(CopyObjectInput) -> CopyObjectOutput;
     waits create_bucket(CreateBucketInput) -> CreateBucketOutput;
-    looks create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput;
+    waits create_multipart_upload(CreateMultipartUploadInput) -> CreateMultipartUploadOutput;
     waits delete_bucket(DeleteBucketInput) -> DeleteBucketOutput;
     waits delete_object(DeleteObjectInput) -> DeleteObjectOutput;
     waits delete_objects(DeleteObjectsInput) -> DeleteObjectsOutput;

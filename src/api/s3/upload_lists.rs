@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use s3s::dto::{
     ChecksumAlgorithm, ChecksumType, CommonPrefix, Initiator, ListMultipartUploadsInput, ListMultipartUploadsOutput,
     ListPartsInput, ListPartsOutput, MultipartUpload, Part, StorageClass,
@@ -18,12 +19,16 @@ use super::listing::{Encoding, given, page_size};
 use super::uploads::{ChecksumPlan, Upload};
 use crate::catalog::command::Command;
 use crate::catalog::record::{PartRecord, UploadRecord};
-use crate::model::Millis;
 
 /// The longest pause between two looks for expired uploads.
 const EXPIRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// For how long this process itself has to see that nobody uses an upload.
 const EXPIRY_WATCHED_MAX: Duration = Duration::from_secs(3600);
+/// Uploads that are aborted at a time.
+const ABORTS_AT_ONCE: usize = 64;
+
+/// An upload in a listing, with its id.
+type Listed = (String, Arc<UploadRecord>);
 
 impl S3Door {
     pub(super) fn list_parts(&self, req: S3Request<ListPartsInput>) -> S3Result<S3Response<ListPartsOutput>> {
@@ -93,18 +98,28 @@ impl S3Door {
     }
 
     /// All uploads to keys with a prefix, by key and then by age.
-    fn uploads_below(&self, bucket: &str, prefix: &str) -> Vec<Arc<Upload>> {
-        let mut uploads = self.uploads.list(bucket, prefix);
-        let remembered: Vec<Arc<Upload>> = {
+    fn uploads_below(&self, bucket: &str, prefix: &str) -> Vec<Listed> {
+        let mut uploads = self.uploads.list_unrecorded(bucket, prefix);
+        {
             let state = self.catalog.view();
             let matching =
                 state.uploads().filter(|(_, upload)| upload.bucket == bucket && upload.key.starts_with(prefix));
-            matching.map(|(id, record)| Arc::new(Upload::from_record(id, record))).collect()
-        };
-        uploads.extend(remembered);
-        uploads.sort_by(|a, b| (&a.key, &a.id).cmp(&(&b.key, &b.id)));
-        uploads.dedup_by(|a, b| a.id == b.id);
+            uploads.extend(matching.map(|(id, record)| (id.clone(), Arc::clone(record))));
+        }
+        uploads.sort_by(|(a, left), (b, right)| (&left.key, a).cmp(&(&right.key, b)));
+        uploads.dedup_by(|(a, _), (b, _)| a == b);
         uploads
+    }
+
+    /// Takes in the uploads that the catalog knows and the registry does not: those of the daemon before this one, and what
+    /// a request has left that ended half-way. They were used last when their last part came.
+    pub(super) fn adopt_uploads(&self) {
+        let state = self.catalog.view();
+        for (id, record) in state.uploads().filter(|(id, _)| !self.uploads.has(id)) {
+            let parts = state.parts(id).map(|(_, part)| part.modified);
+            let last_use = parts.fold(record.created, Ord::max);
+            self.uploads.adopt(Upload::known(id, record), last_use);
+        }
     }
 
     /// Forgets uploads without a request for `limits.multipart-expiry`, with their parts.
@@ -113,26 +128,34 @@ impl S3Door {
         // What this process did not watch may be the time by which the machine's clock was set, and parts were answered: so
         // the last of it has to pass here.
         let unwatched = expiry.saturating_sub(EXPIRY_WATCHED_MAX);
+        self.adopt_uploads();
         let ages = self.clock.ages();
         let too_old = |used| ages.of(used) > expiry && ages.watched(used).saturating_add(unwatched) > expiry;
-        let forgotten = self.uploads.expire(too_old);
-        let mut recorded: Vec<String> =
-            forgotten.iter().filter(|upload| upload.recorded.get().is_some()).map(|upload| upload.id.clone()).collect();
-        let unknown: Vec<String> = {
-            let state = self.catalog.view();
-            let old = state.uploads().filter(|(_, upload)| too_old(last_use(upload)));
-            old.map(|(id, _)| id.clone()).collect()
-        };
-        recorded.extend(unknown.into_iter().filter(|id| !self.uploads.has(id)));
-        recorded.sort_unstable();
-        recorded.dedup();
-        if !forgotten.is_empty() || !recorded.is_empty() {
-            tracing::info!(forgotten = forgotten.len(), recorded = recorded.len(), "multipart uploads expired");
+        let expired = self.uploads.expire(too_old);
+        if !expired.is_empty() {
+            tracing::info!(uploads = expired.len(), "multipart uploads expired");
         }
-        for id in recorded {
-            if let Err(error) = self.catalog.execute(Command::AbortUpload(id.clone())).await {
-                tracing::warn!(upload = id, error = crate::error::chain(&error), "an expired upload was not aborted");
-            }
+        let gave_way = self.uploads.take_gave_way();
+        if gave_way > 0 {
+            tracing::info!(uploads = gave_way, "idle multipart uploads gave way to new ones");
+        }
+        self.drop_uploads("expired", expired).await;
+    }
+
+    /// Gives up uploads that nobody continues, and that are not in the registry any more.
+    pub(super) async fn drop_uploads(&self, reason: &'static str, uploads: Vec<Arc<Upload>>) {
+        let drops = uploads.into_iter().map(|upload| self.clone().drop_upload(reason, upload));
+        futures::stream::iter(drops).buffer_unordered(ABORTS_AT_ONCE).for_each(|()| async {}).await;
+    }
+
+    async fn drop_upload(self, reason: &'static str, upload: Arc<Upload>) {
+        self.metrics.uploads_dropped.with_label_values(&[reason]).inc();
+        // While one is being recorded a request has it in hands: it was not taken.
+        if upload.is_recorded()
+            && let Err(error) = self.catalog.execute(Command::AbortUpload(upload.id.clone())).await
+        {
+            let error = crate::error::chain(&error);
+            tracing::warn!(upload = upload.id, error, "a multipart upload that nobody continues was not aborted");
         }
     }
 
@@ -145,11 +168,6 @@ impl S3Door {
     }
 }
 
-fn last_use(upload: &UploadRecord) -> Millis {
-    let parts = upload.parts.iter().map(|(_, part)| part.modified);
-    parts.max().unwrap_or(upload.created).max(upload.created)
-}
-
 /// After which upload a page begins.
 struct Marker<'a> {
     key: &'a str,
@@ -158,17 +176,17 @@ struct Marker<'a> {
 
 impl Marker<'_> {
     /// Without an id, all uploads to the key come before.
-    fn is_before(&self, upload: &Upload) -> bool {
+    fn is_before(&self, (id, upload): &Listed) -> bool {
         match self.id {
             None => upload.key.as_str() > self.key,
-            Some(id) => (upload.key.as_str(), upload.id.as_str()) > (self.key, id),
+            Some(after) => (upload.key.as_str(), id.as_str()) > (self.key, after),
         }
     }
 }
 
 #[derive(Default)]
 struct UploadPage<'a> {
-    uploads: Vec<&'a Upload>,
+    uploads: Vec<&'a Listed>,
     prefixes: Vec<&'a str>,
     /// Key and id of the last entry, if there are more.
     next: Option<(String, String)>,
@@ -176,7 +194,7 @@ struct UploadPage<'a> {
 
 /// One page of `uploads`, which are sorted; those with a delimiter after the prefix are rolled up.
 fn cut<'a>(
-    uploads: &'a [Arc<Upload>],
+    uploads: &'a [Listed],
     prefix: &str,
     delimiter: Option<&str>,
     after: &Marker<'_>,
@@ -185,9 +203,10 @@ fn cut<'a>(
     let mut page = UploadPage::default();
     let mut last = None;
     for upload in uploads.iter().filter(|upload| after.is_before(upload)) {
+        let key = &upload.1.key;
         let rolled_up = delimiter.and_then(|delimiter| {
-            let at = upload.key.get(prefix.len()..)?.find(delimiter)?;
-            Some(&upload.key[..prefix.len() + at + delimiter.len()])
+            let at = key.get(prefix.len()..)?.find(delimiter)?;
+            Some(&key[..prefix.len() + at + delimiter.len()])
         });
         let known = rolled_up.is_some_and(|name| page.prefixes.last() == Some(&name) || after.key.starts_with(name));
         if known {
@@ -195,7 +214,7 @@ fn cut<'a>(
             continue;
         }
         if page.uploads.len() + page.prefixes.len() >= max {
-            page.next = last.map(|upload: &Arc<Upload>| (upload.key.clone(), upload.id.clone()));
+            page.next = last.map(|(id, upload): &Listed| (upload.key.clone(), id.clone()));
             break;
         }
         match rolled_up {
@@ -220,16 +239,17 @@ fn listed_part(number: u16, record: &PartRecord, plan: Option<ChecksumPlan>) -> 
     part
 }
 
-fn listed_upload(upload: &Upload, encoding: Encoding) -> MultipartUpload {
+fn listed_upload((id, upload): &Listed, encoding: Encoding) -> MultipartUpload {
+    let checksum = ChecksumPlan::of(upload);
     MultipartUpload {
-        checksum_algorithm: upload.checksum.map(algorithm),
-        checksum_type: upload.checksum.map(kind),
+        checksum_algorithm: checksum.map(algorithm),
+        checksum_type: checksum.map(kind),
         initiated: Some(timestamp(upload.created)),
         initiator: Some(initiator()),
         key: Some(encoding.write(&upload.key)),
         owner: Some(owner()),
         storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
-        upload_id: Some(upload.id.clone()),
+        upload_id: Some(id.clone()),
     }
 }
 
@@ -249,25 +269,17 @@ fn kind(plan: ChecksumPlan) -> ChecksumType {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::OnceCell;
-
     use super::*;
     use crate::catalog::record::ObjectHeaders;
+    use crate::model::Millis;
 
-    fn upload(key: &str, id: &str) -> Arc<Upload> {
-        Arc::new(Upload {
-            id: id.into(),
-            bucket: "b".into(),
-            key: key.into(),
-            headers: ObjectHeaders::default(),
-            checksum: None,
-            created: Millis(0),
-            recorded: OnceCell::new(),
-        })
+    fn upload(key: &str, id: &str) -> Listed {
+        let (bucket, key, headers) = ("b".into(), key.into(), ObjectHeaders::default());
+        (id.into(), Arc::new(UploadRecord { bucket, key, headers, checksum: None, created: Millis(0) }))
     }
 
     fn names(page: &UploadPage<'_>) -> Vec<String> {
-        let uploads = page.uploads.iter().map(|upload| format!("{}:{}", upload.key, upload.id));
+        let uploads = page.uploads.iter().map(|(id, upload)| format!("{}:{id}", upload.key));
         uploads.chain(page.prefixes.iter().map(|prefix| (*prefix).to_owned())).collect()
     }
 

@@ -1,10 +1,10 @@
 //! What always holds of a [`State`], recounted from scratch. Shared by debug builds, tests and `esker verify`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SpaceUsage, State};
+use super::{SpaceUsage, State, Version};
 use crate::catalog::record::{FileState, Holder};
-use crate::model::{Location, PhysicalFileId};
+use crate::model::{Location, PhysicalFileId, SegmentId};
 
 impl State {
     /// Recounts everything and tells what does not add up, a line each. Costs time proportional to the state.
@@ -13,6 +13,7 @@ impl State {
         self.check_files(&mut faults);
         self.check_holders(&mut faults);
         self.check_objects(&mut faults);
+        self.check_uploads(&mut faults);
         faults
     }
 
@@ -91,6 +92,36 @@ impl State {
             }
             if !self.jobs.get(&entry.record.job).is_some_and(|job| job.segments.contains(id)) {
                 faults.push(format!("segment {id} is missing from the index of its job"));
+            }
+        }
+    }
+
+    fn check_uploads(&self, faults: &mut Vec<String>) {
+        let mut held = BTreeSet::<SegmentId>::new();
+        for (upload, number, version) in self.part_versions() {
+            let Some(id) = version.record.segment else { continue };
+            let arrived = version.on_its_way.is_none();
+            match self.segments.get(&id) {
+                None => faults.push(format!("part {number} of {upload} names a segment that does not exist")),
+                Some(segment) if segment.record.holder != Holder::Upload => {
+                    faults.push(format!("segment {id} is part {number} of {upload}, which does not hold it"));
+                }
+                Some(segment) if segment.record.location.len() != version.record.len || segment.visible != arrived => {
+                    faults.push(format!("segment {id} is not as long or as visible as part {number} of {upload}"));
+                }
+                Some(_) if !held.insert(id) => faults.push(format!("segment {id} is two parts")),
+                Some(_) => {}
+            }
+        }
+        for (id, upload) in &self.uploads {
+            let twice = |versions: &&Vec<_>| versions.iter().filter(|version: &&Version<_>| version.on_its_way.is_none()).count() > 1;
+            if upload.parts.values().any(|versions| versions.is_empty() || twice(&versions)) {
+                faults.push(format!("a part of {id} has no version, or two that count"));
+            }
+        }
+        for (id, entry) in &self.segments {
+            if entry.record.holder == Holder::Upload && !held.contains(id) {
+                faults.push(format!("segment {id} is held by an upload, and no part names it"));
             }
         }
     }

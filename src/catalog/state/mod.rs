@@ -3,7 +3,7 @@
 //! [`State::apply`] takes a [`Command`] and changes everything it means at once, or refuses it and changes
 //! nothing. Every change leaves [`Mutation`]s behind ([`State::take_mutations`]); written in that order, they make
 //! the same state again. A checkpoint is recorded as over before its segments are freed, and as claimed after they have
-//! changed hands: of a command that is too large to be written at once, a part does no harm. No async, no clock, no
+//! changed hands; an object is recorded before the upload that it is made of ends: of a command that is too large to be written at once, a part does no harm. No async, no clock, no
 //! storage: the owner ([`super::Catalog`]) brings those.
 //!
 //! # Invariants
@@ -11,7 +11,7 @@
 //! - A file is forgotten only when it is closed and none of its segments lives.
 //! - A segment becomes visible only through [`State::confirm`], which the owner calls once both the commit and the
 //!   bytes are durable. What is not visible is not read, listed or copied.
-//! - A put over an object keeps the version before it until it is confirmed.
+//! - A put over an object keeps the version before it until it is confirmed. So does the upload of a part that exists.
 //!
 //! [`State::check`] (module `invariants`) recounts all of it.
 
@@ -22,9 +22,11 @@ mod jobs;
 mod objects;
 mod recovery;
 mod store;
+mod uploads;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 pub use recovery::UncertainFile;
 pub use views::{
@@ -34,7 +36,7 @@ pub use views::{
 
 use super::command::{Command, Outcome, Refusal, StoreToken};
 use super::record::{
-    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, OwnerRecord,
+    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, OwnerRecord, PartRecord,
     SegmentRecord, UploadRecord,
 };
 use crate::model::{CheckpointId, IdempotencyKey, JobId, Millis, PhysicalFileId, SegmentId};
@@ -46,7 +48,7 @@ pub struct State {
     segments: HashMap<SegmentId, SegmentEntry>,
     jobs: BTreeMap<JobId, JobEntry>,
     buckets: BTreeMap<String, BucketEntry>,
-    uploads: BTreeMap<String, UploadRecord>,
+    uploads: BTreeMap<String, UploadEntry>,
     owner: Option<OwnerRecord>,
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
@@ -88,10 +90,16 @@ struct BucketEntry {
     objects: BTreeMap<String, Vec<Version>>,
 }
 
-/// One version of an object; those on their way name the store that brings them.
+#[derive(Debug)]
+struct UploadEntry {
+    record: Arc<UploadRecord>,
+    parts: BTreeMap<u16, Vec<Version<PartRecord>>>,
+}
+
+/// One version of an object or a part; those on their way name the store that brings them.
 #[derive(Debug, Clone)]
-struct Version {
-    record: ObjectRecord,
+struct Version<R = ObjectRecord> {
+    record: R,
     on_its_way: Option<StoreToken>,
 }
 
@@ -137,10 +145,10 @@ impl State {
             Command::FilesPunched(files) => files.iter().for_each(|(file, holes)| self.file_punched(file, *holes)),
             Command::FilesDeleted(files) => files.iter().for_each(|file| self.file_deleted(file)),
             Command::CreateBucket(bucket) => self.create_bucket(bucket, at)?,
-            Command::DeleteBucket(bucket) => self.delete_bucket(&bucket)?,
+            Command::DeleteBucket(bucket) => self.delete_bucket(&bucket, at)?,
             Command::DeleteObjects(bucket, objects) => return self.delete_objects(&bucket, objects, at),
-            Command::CreateUpload(id, upload) => self.create_upload(id, *upload)?,
-            Command::AbortUpload(id) => self.abort_upload(&id, at),
+            Command::CreateUpload(id, upload) => self.create_upload(id, upload)?,
+            Command::AbortUpload(id) => self.end_upload(&id, at),
         }
         Ok(Outcome::Done)
     }

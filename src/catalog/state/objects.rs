@@ -1,14 +1,13 @@
-//! Buckets, objects and multipart uploads.
+//! Buckets and objects.
 
 use std::collections::BTreeMap;
 
-use super::store::is_new;
 use super::{BucketEntry, State, Version};
 use crate::catalog::command::{
-    Condition, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, StoreToken, Stored,
+    Condition, MadeBy, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, StoreToken, Stored,
 };
-use crate::catalog::record::{BucketRecord, Holder, ObjectRecord, ObjectSlot, PartRecord, RecordKey, UploadRecord};
-use crate::model::{Millis, SegmentId};
+use crate::catalog::record::{BucketRecord, ObjectRecord, ObjectSlot, RecordKey};
+use crate::model::Millis;
 
 impl State {
     pub(super) fn create_bucket(&mut self, bucket: String, at: Millis) -> Result<(), Refusal> {
@@ -21,11 +20,12 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn delete_bucket(&mut self, bucket: &str) -> Result<(), Refusal> {
-        let entry = self.bucket(bucket)?;
-        if !entry.objects.is_empty() || self.uploads.values().any(|upload| upload.bucket == bucket) {
+    /// Deletes a bucket without objects, with the uploads to it that nobody completed.
+    pub(super) fn delete_bucket(&mut self, bucket: &str, at: Millis) -> Result<(), Refusal> {
+        if !self.bucket(bucket)?.objects.is_empty() {
             return Err(Refusal::BucketNotEmpty(bucket.to_owned()));
         }
+        self.end_uploads_to(bucket, at);
         self.buckets.remove(bucket);
         self.mutations.push(RecordKey::Bucket(bucket.to_owned()).delete());
         Ok(())
@@ -40,7 +40,7 @@ impl State {
         self.check_condition(&put.bucket, &put.key, &put.condition)?;
         match &put.content {
             ObjectContent::Segments { segments, len, etag, headers, checksum, part_lens, upload } => {
-                if let Some(upload) = upload {
+                if let Some(MadeBy::Recorded(upload)) = upload {
                     self.check_parts(upload, segments, new)?;
                 }
                 Ok(ObjectRecord {
@@ -51,6 +51,7 @@ impl State {
                     headers: headers.clone(),
                     checksum: checksum.clone(),
                     part_lens: part_lens.clone(),
+                    upload: upload.as_ref().map(|upload| upload.id().to_owned()),
                 })
             }
             ObjectContent::CopyOf { bucket, key, if_match, headers } => {
@@ -61,7 +62,7 @@ impl State {
                     return Err(Refusal::ConditionFailed(key.clone()));
                 }
                 let headers = headers.clone().unwrap_or_else(|| source.headers.clone());
-                Ok(ObjectRecord { modified: put.modified, headers, ..source.clone() })
+                Ok(ObjectRecord { modified: put.modified, headers, upload: None, ..source.clone() })
             }
         }
     }
@@ -86,31 +87,23 @@ impl State {
         }
     }
 
-    fn check_parts(&self, upload: &str, segments: &[SegmentId], new: &[NewSegment]) -> Result<(), Refusal> {
-        let gone = || Refusal::NoSuchUpload(upload.to_owned());
-        let record = self.uploads.get(upload).ok_or_else(gone)?;
-        let is_part = |id: &SegmentId| {
-            record.parts.iter().any(|(_, part)| part.segment == Some(*id))
-                && self.segments.get(id).is_some_and(|segment| segment.visible)
-        };
-        if segments.iter().all(|id| is_new(new, *id) || is_part(id)) { Ok(()) } else { Err(gone()) }
-    }
-
     /// Sets the newest version of a key; [`Self::object_content`] has checked it.
     pub(super) fn put_object(&mut self, put: PutObject, record: ObjectRecord, token: StoreToken, at: Millis) -> Stored {
         let answer =
             Stored::Object { etag: record.etag.clone(), modified: record.modified, checksum: record.checksum.clone() };
-        for id in record.segments.clone() {
-            self.hold_for_object(id);
-        }
-        if let ObjectContent::Segments { upload: Some(upload), .. } = &put.content {
-            self.end_upload(upload, at);
-        }
+        let segments = record.segments.clone();
         if let Some(bucket) = self.buckets.get_mut(&put.bucket) {
             let versions = bucket.objects.entry(put.key.clone()).or_default();
             versions.insert(0, Version { record, on_its_way: Some(token) });
         }
+        // The object first, the upload last: of so many parts that their records are not written at once, none is lost.
         self.put_slot(&put.bucket, &put.key);
+        for id in segments {
+            self.hold_for_object(id);
+        }
+        if let ObjectContent::Segments { upload: Some(MadeBy::Recorded(upload)), .. } = &put.content {
+            self.end_upload(upload, at);
+        }
         answer
     }
 
@@ -181,55 +174,5 @@ impl State {
             self.release_versions(versions, at);
         }
         Ok(())
-    }
-
-    pub(super) fn create_upload(&mut self, id: String, upload: UploadRecord) -> Result<(), Refusal> {
-        self.bucket(&upload.bucket)?;
-        self.mutations.push(RecordKey::Upload(id.clone()).put(&upload));
-        self.uploads.insert(id, upload);
-        Ok(())
-    }
-
-    pub(super) fn abort_upload(&mut self, id: &str, at: Millis) {
-        self.end_upload(id, at);
-    }
-
-    /// Forgets an upload; parts that no object took are freed.
-    fn end_upload(&mut self, id: &str, at: Millis) {
-        let Some(upload) = self.uploads.remove(id) else { return };
-        self.mutations.push(RecordKey::Upload(id.to_owned()).delete());
-        for segment in upload.parts.into_iter().filter_map(|(_, part)| part.segment) {
-            self.free_part(segment, at);
-        }
-    }
-
-    fn free_part(&mut self, id: SegmentId, at: Millis) {
-        if self.segments.get(&id).is_some_and(|segment| segment.record.holder == Holder::Upload) {
-            self.free_segment(id, at);
-        }
-    }
-
-    pub(super) fn put_part(&mut self, id: &str, number: u16, part: PartRecord, at: Millis) {
-        let Some(upload) = self.uploads.get_mut(id) else { return };
-        let replaced = match upload.parts.binary_search_by_key(&number, |(number, _)| *number) {
-            Ok(found) => std::mem::replace(&mut upload.parts[found].1, part).segment,
-            Err(place) => {
-                upload.parts.insert(place, (number, part));
-                None
-            }
-        };
-        self.mutations.push(RecordKey::Upload(id.to_owned()).put(upload));
-        if let Some(segment) = replaced {
-            self.free_part(segment, at);
-        }
-    }
-
-    /// Takes back a part whose bytes did not arrive.
-    pub(super) fn drop_part(&mut self, id: &str, number: u16, segments: &[SegmentId]) {
-        let Some(upload) = self.uploads.get_mut(id) else { return };
-        upload
-            .parts
-            .retain(|(n, part)| *n != number || !part.segment.is_some_and(|segment| segments.contains(&segment)));
-        self.mutations.push(RecordKey::Upload(id.to_owned()).put(upload));
     }
 }

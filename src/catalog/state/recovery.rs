@@ -1,13 +1,14 @@
 //! From the database's records to a state: loading, looking at what a crash left open, settling it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BucketEntry, FileEntry, State, Version};
+use super::{BucketEntry, FileEntry, State, UploadEntry, Version};
 use crate::catalog::record::{
     self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, OwnerRecord,
-    RecordError, RecordKey, SegmentRecord, UploadRecord,
+    PartRecord, PartSlot, RecordError, RecordKey, SegmentRecord, StoredUpload,
 };
 use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
 
@@ -65,8 +66,16 @@ impl State {
                 }
             }
             RecordKey::Upload(id) => {
-                let record: UploadRecord = record::decode(key, value)?;
-                self.uploads.insert(id, record);
+                let stored: StoredUpload = record::decode(key, value)?;
+                self.load_upload(id, stored);
+            }
+            RecordKey::Part(id, number) => {
+                let slot: PartSlot = record::decode(key, value)?;
+                let versions = slot.versions.into_iter().map(|record| Version { record, on_its_way: None });
+                match self.uploads.get_mut(&id) {
+                    Some(upload) => drop(upload.parts.insert(number, versions.collect())),
+                    None => self.mutations.push(RecordKey::Part(id, number).delete()),
+                }
             }
             RecordKey::Owner => self.owner = Some(record::decode(key, value)?),
         }
@@ -82,6 +91,20 @@ impl State {
     pub fn set_owner(&mut self, owner: OwnerRecord) {
         self.mutations.push(RecordKey::Owner.put(&owner));
         self.owner = Some(owner);
+    }
+
+    /// Takes in an upload. Its parts come after it, but those of an old version, which get records of their own.
+    fn load_upload(&mut self, id: String, stored: StoredUpload) {
+        let StoredUpload { record, parts: old } = stored;
+        let version = |record| vec![Version { record, on_its_way: None }];
+        let parts: BTreeMap<_, _> = old.into_iter().map(|(number, record)| (number, version(record))).collect();
+        let numbers: Vec<u16> = parts.keys().copied().collect();
+        let upload = RecordKey::Upload(id.clone()).put(&record);
+        self.uploads.insert(id.clone(), UploadEntry { record: Arc::new(record), parts });
+        if !numbers.is_empty() {
+            numbers.into_iter().for_each(|number| self.put_part_slot(&id, number));
+            self.mutations.push(upload);
+        }
     }
 
     /// Files whose end has to be looked up on storage before anything is answered.
@@ -133,6 +156,7 @@ impl State {
         self.drop_lost_versions(at);
         self.drop_lost_parts();
         self.recount_holders(at);
+        self.end_completed_uploads(at);
         self.free_subsumed(at);
     }
 
@@ -167,21 +191,42 @@ impl State {
         self.release_versions(dropped, at);
     }
 
+    /// Of each part the newest version whose bytes arrived stays. What the others have nobody holds any more.
     fn drop_lost_parts(&mut self) {
+        let mut changed = vec![];
         for (id, upload) in &mut self.uploads {
-            let before = upload.parts.len();
-            upload.parts.retain(|(_, part)| part.segment.is_none_or(|segment| self.segments.contains_key(&segment)));
-            if upload.parts.len() != before {
-                self.mutations.push(RecordKey::Upload(id.clone()).put(upload));
+            for (number, versions) in &mut upload.parts {
+                let there = |version: &Version<_>| {
+                    let record: &PartRecord = &version.record;
+                    record.segment.is_none_or(|segment| self.segments.contains_key(&segment))
+                };
+                let before = versions.len();
+                let current = versions.iter().position(there).map(|current| versions.swap_remove(current));
+                *versions = current.into_iter().collect();
+                if versions.len() != before {
+                    changed.push((id.clone(), *number));
+                }
             }
         }
+        changed.into_iter().for_each(|(id, number)| self.put_part_slot(&id, number));
+    }
+
+    /// What a completion of more parts than are written at once has left. Its object holds the parts by now.
+    fn end_completed_uploads(&mut self, at: Millis) {
+        let completed = |(id, entry): (&String, &UploadEntry)| {
+            let objects = &self.buckets.get(&entry.record.bucket)?.objects;
+            let current = objects.get(&entry.record.key)?.first()?;
+            (current.record.upload.as_ref() == Some(id)).then(|| id.clone())
+        };
+        let completed: Vec<String> = self.uploads.iter().filter_map(completed).collect();
+        completed.iter().for_each(|id| self.end_upload(id, at));
     }
 
     /// Objects and uploads say who holds their segments; what nobody holds is freed.
     fn recount_holders(&mut self, at: Millis) {
         let counts = self.object_counts();
-        let parts: std::collections::HashSet<SegmentId> =
-            self.uploads.values().flat_map(|upload| upload.parts.iter().filter_map(|(_, part)| part.segment)).collect();
+        let parts: HashSet<SegmentId> =
+            self.part_versions().filter_map(|(_, _, version)| version.record.segment).collect();
         let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
         for id in ids {
             let Some(entry) = self.segments.get_mut(&id) else { continue };
@@ -196,6 +241,12 @@ impl State {
                 (_, None) => self.free_segment(id, at),
             }
         }
+    }
+
+    /// Every version of every part, with its upload and number.
+    pub(super) fn part_versions(&self) -> impl Iterator<Item = (&String, u16, &Version<PartRecord>)> {
+        let parts = self.uploads.iter().flat_map(|(id, upload)| upload.parts.iter().map(move |part| (id, part)));
+        parts.flat_map(|(id, (number, versions))| versions.iter().map(move |version| (id, *number, version)))
     }
 
     /// How many object versions name each segment.

@@ -64,7 +64,7 @@ impl State {
                     self.new_segment(segment, Holder::Upload, None, in_flight, at);
                 }
                 in_flight.parts.push((upload.clone(), number));
-                self.put_part(&upload, number, part, at);
+                self.put_part(&upload, number, part, token);
                 Ok(Stored::Part)
             }
         }
@@ -127,6 +127,9 @@ impl State {
         for (bucket, key) in &in_flight.objects {
             self.promote_object(bucket, key, token, at);
         }
+        for (upload, number) in &in_flight.parts {
+            self.promote_part(upload, *number, token, at);
+        }
         if let Some(file) = &in_flight.file {
             self.file_confirmed(file, at);
         }
@@ -141,7 +144,7 @@ impl State {
             self.demote_object(bucket, key, token, at);
         }
         for (upload, number) in &in_flight.parts {
-            self.drop_part(upload, *number, &in_flight.segments);
+            self.demote_part(upload, *number, token);
         }
         for id in in_flight.segments {
             self.free_segment(id, at);

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
+use super::uploads::arrived;
 use super::{FileEntry, State};
 use crate::catalog::record::{
-    CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, SegmentRecord, UploadRecord,
+    CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, PartRecord, SegmentRecord,
+    UploadRecord,
 };
 use crate::error::ErrorKind;
 use crate::model::{
@@ -464,13 +467,19 @@ impl State {
     }
 
     /// A recorded multipart upload.
-    pub fn upload(&self, id: &str) -> Option<&UploadRecord> {
-        self.uploads.get(id)
+    pub fn upload(&self, id: &str) -> Option<&Arc<UploadRecord>> {
+        self.uploads.get(id).map(|entry| &entry.record)
     }
 
     /// All recorded multipart uploads by id.
-    pub fn uploads(&self) -> impl Iterator<Item = (&String, &UploadRecord)> {
-        self.uploads.iter()
+    pub fn uploads(&self) -> impl Iterator<Item = (&String, &Arc<UploadRecord>)> {
+        self.uploads.iter().map(|(id, entry)| (id, &entry.record))
+    }
+
+    /// The parts of a recorded upload that have arrived, by number.
+    pub fn parts(&self, upload: &str) -> impl Iterator<Item = (u16, &PartRecord)> {
+        let parts = self.uploads.get(upload).into_iter().flat_map(|entry| &entry.parts);
+        parts.filter_map(|(number, versions)| Some((*number, arrived(versions)?)))
     }
 
     /// Bytes in total.

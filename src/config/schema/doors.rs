@@ -34,12 +34,18 @@ section! {
     LimitsConfig {
         /// Bytes in flight in the whole daemon, default 512 mb. A body waits until its bytes are paid for from it.
         memory: MemorySize = MemorySize::mib(512),
-        /// Share of `memory` for parts of multipart uploads that wait for their completion, default 128 mb.
+        /// Share of `memory` for parts of Flink's own multipart uploads that wait for their completion, default 128 mb.
         multipart_memory: MemorySize = MemorySize::mib(128),
-        /// A multipart part up to this size may wait in memory, a larger one goes to storage at once; default 8 mb.
+        /// A part of such an upload up to this size may wait in memory, a larger one goes to storage at once; default 8 mb.
         multipart_part_in_memory_max: MemorySize = MemorySize::mib(8),
         /// A multipart upload without a request for this long is aborted, default 24 h.
         multipart_expiry: Span = Span::hours(24),
+        /// Multipart uploads in progress, default 100000; at so many the oldest idle ones give way to new ones.
+        multipart_uploads_max: u32 = 100_000,
+        /// The same for the keys of one job, or of one folder where keys name no job; default 25000.
+        multipart_uploads_per_job_max: u32 = 25_000,
+        /// A multipart upload without a request for this long may give way, default 5 min.
+        multipart_idle: Span = Span::minutes(5),
         /// The largest segment, or single PUT, default 64 gb: 8,192 parts of the default `store.part-size`, where S3
         /// allows 10,000.
         segment_size_max: MemorySize = MemorySize::gib(64),

@@ -213,6 +213,12 @@ pub struct LimitsSettings {
     pub multipart_part_in_memory_bytes_max: u64,
     /// A multipart upload without a request for this long is aborted, as its client has probably died.
     pub multipart_expiry: Duration,
+    /// Multipart uploads in progress, at least 1.
+    pub multipart_uploads_max: usize,
+    /// Those of one job, at least 1.
+    pub multipart_uploads_per_job_max: usize,
+    /// A multipart upload without a request for this long may be aborted to make room.
+    pub multipart_idle: Duration,
     /// The largest segment or single PUT. On S3 it fits into 10,000 parts.
     pub segment_bytes_max: u64,
     /// The largest object of the S3 door. Above `segment_bytes_max` it takes a multipart upload.
@@ -426,6 +432,9 @@ fn limits(config: &Config) -> LimitsSettings {
         multipart_memory_bytes: limits.multipart_memory.bytes(),
         multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),
         multipart_expiry: limits.multipart_expiry.duration(),
+        multipart_uploads_max: count(limits.multipart_uploads_max),
+        multipart_uploads_per_job_max: count(limits.multipart_uploads_per_job_max),
+        multipart_idle: limits.multipart_idle.duration(),
         segment_bytes_max: limits.segment_size_max.bytes(),
         object_bytes_max: limits.object_size_max.bytes(),
         key_bytes_max: count(limits.key_bytes_max),

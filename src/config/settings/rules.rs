@@ -104,6 +104,8 @@ fn check_not_zero(rules: &mut Rules) {
         ("limits.key-bytes-max", limits.key_bytes_max),
         ("limits.segments-per-request-max", limits.segments_per_request_max),
         ("limits.connections-max", limits.connections_max),
+        ("limits.multipart-uploads-max", limits.multipart_uploads_max),
+        ("limits.multipart-uploads-per-job-max", limits.multipart_uploads_per_job_max),
         ("reclaim.delete-rate", config.reclaim.delete_rate),
         ("cluster.shards", config.cluster.shards),
     ] {

@@ -3,13 +3,15 @@
 //! A plain computation: what has to be read for it is read in between, by [`super`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use md5::{Digest, Md5};
 
 use super::survey::{Bytewise, Content, Found};
 use crate::api::s3::about_of;
 use crate::catalog::command::{
-    About, Bind, Command, Condition, Item, NewSegment, ObjectContent, Outcome, PutObject, Refusal, Store, StoreFile,
+    About, Bind, Command, Condition, Item, MadeBy, NewSegment, ObjectContent, Outcome, PutObject, Refusal, Store,
+    StoreFile,
 };
 use crate::catalog::record::{CheckpointKind, ObjectHeaders, PartRecord, UploadRecord};
 use crate::catalog::state::State;
@@ -408,9 +410,8 @@ impl Teller<'_> {
                     headers: ObjectHeaders::default(),
                     checksum: None,
                     created,
-                    parts: vec![],
                 };
-                self.apply(Command::CreateUpload(upload_id(number), Box::new(upload)), created);
+                self.apply(Command::CreateUpload(upload_id(number), Arc::new(upload)), created);
             }
         }
     }
@@ -469,7 +470,7 @@ impl Teller<'_> {
             headers: ObjectHeaders::default(),
             checksum: None,
             part_lens: parts.iter().map(|part| part.place.len).collect(),
-            upload: Some(upload_id(number)),
+            upload: Some(MadeBy::Recorded(upload_id(number))),
         };
         let put = put(object, content, modified);
         let store = Store { file: None, items: vec![Item { segments: vec![], bind: put }] };

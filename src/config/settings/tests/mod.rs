@@ -65,6 +65,8 @@ fn what_must_not_be_zero_is_not() {
         "reclaim.delete-rate",
         "limits.segments-per-request-max",
         "limits.connections-max",
+        "limits.multipart-uploads-max",
+        "limits.multipart-uploads-per-job-max",
         "cluster.shards",
     ] {
         refused(&[(key, "0")], &[key], "at least 1");
