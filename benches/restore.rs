@@ -203,8 +203,15 @@ impl Parts {
         );
         let merger = Merger::new(parts.clone());
         let patience = settings.limits.admission_timeout;
-        let reader =
-            Reader::new(data.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), tasks.clone());
+        let reader = Reader::new(
+            data.clone(),
+            catalog.clone(),
+            budget.clone(),
+            patience,
+            metrics.clone(),
+            tasks.clone(),
+            settings.limits.read_lease,
+        );
         tokio::spawn(reader.clone().run_ahead(CancellationToken::new()));
         let silence_max = settings.limits.body_timeout;
         let reclaim = ReclaimControl::new(parts, reader.leases(), CancellationToken::new());

@@ -431,10 +431,10 @@ async fn read(native: &Native, id: SegmentId, headers: &HeaderMap) -> Result<Res
     let crc = format!("{:08x}", view.record.crc.whole);
     let range = header_text(headers, "range")?.map(|text| parse_range(text, len)).transpose()?.flatten();
     let wanted = range.clone().unwrap_or(0..len);
-    let bytes = native.reader.stream(vec![view], wanted.clone()).await?;
+    let bytes = native.reader.segment(id, wanted.clone()).await?;
     let body = HttpBody::from_stream(bytes.map(|piece| {
         piece.inspect_err(|error| {
-            tracing::error!(error = crate::error::chain(error), "an answer broke off");
+            tracing::warn!(error = crate::error::chain(error), "an answer broke off");
         })
     }));
     let mut response = Response::new(body);

@@ -215,7 +215,7 @@ pub async fn list_objects(State(native): State<Native>, uri: Uri) -> Result<Json
         // One that was deleted since is left out.
         let record = state.object(&params.bucket, entry.name())?.record;
         let segments = record.segments.iter().map(ToString::to_string).collect();
-        Some(ObjectInfo { key: entry.name().to_owned(), len: record.len, etag: record.etag, segments })
+        Some(ObjectInfo { key: entry.name().to_owned(), len: record.len, etag: record.etag.clone(), segments })
     };
     Ok(Json(ObjectPage { objects: page.entries.iter().filter_map(info).collect(), next }))
 }

@@ -149,7 +149,11 @@ impl Catalog {
         let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
         let ended = shared.journal.ended();
         tasks.spawn("catalog-watch", Failure::StopsTheDaemon, watch(Arc::downgrade(&shared), ended));
-        tasks.spawn("catalog-owner", Failure::StopsTheDaemon, own(Arc::clone(&shared), inbox, batches, metrics.clone()));
+        tasks.spawn(
+            "catalog-owner",
+            Failure::StopsTheDaemon,
+            own(Arc::clone(&shared), inbox, batches, metrics.clone()),
+        );
         tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
         Self { shared, commands }
     }
@@ -420,12 +424,7 @@ async fn watch(shared: Weak<Shared>, ended: impl Future<Output = Option<JournalE
 }
 
 /// The owner: applies commands and writes batches, in order.
-async fn own(
-    shared: Arc<Shared>,
-    mut inbox: mpsc::Receiver<Request>,
-    batches: mpsc::Sender<Batch>,
-    metrics: Metrics,
-) {
+async fn own(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Request>, batches: mpsc::Sender<Batch>, metrics: Metrics) {
     let mut waiting = VecDeque::with_capacity(BATCH_COMMANDS_MAX);
     let mut requests = Vec::with_capacity(BATCH_COMMANDS_MAX);
     while next_batch(&mut inbox, &mut waiting, &mut requests).await {
@@ -570,7 +569,7 @@ mod tests {
             let segment = &mut item.segments[0];
             segment.location = Location::Inline { len: 1 };
             segment.inline = Some(Bytes::from_static(b"x"));
-            segment.crc = SegmentCrc { whole: 1, blocks: vec![u32::MAX; 20_000] };
+            segment.crc = SegmentCrc { whole: 1, blocks: vec![u32::MAX; 20_000].into() };
             store.items.push(item);
         }
         store

@@ -19,6 +19,8 @@
 //! Version 1 had, besides, no lane, holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a
 //! job, and in a checkpoint no kind and no word of where it was claimed from.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -292,7 +294,7 @@ pub struct BucketRecord {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectSlot {
     /// Newest first.
-    pub versions: Vec<ObjectRecord>,
+    pub versions: Vec<Arc<ObjectRecord>>,
 }
 
 /// What the catalog knows of one S3 object.
@@ -533,15 +535,8 @@ impl Record for ObjectSlot {
     fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
         type Object = (Vec<SegmentId>, u64, String, Millis, ObjectHeaders, Option<ObjectChecksum>, Vec<u64>);
         let versions: Vec<Object> = postcard::from_bytes(body)?;
-        let object = |(segments, len, etag, modified, headers, checksum, part_lens)| ObjectRecord {
-            segments,
-            len,
-            etag,
-            modified,
-            headers,
-            checksum,
-            part_lens,
-            upload: None,
+        let object = |(segments, len, etag, modified, headers, checksum, part_lens)| {
+            Arc::new(ObjectRecord { segments, len, etag, modified, headers, checksum, part_lens, upload: None })
         };
         Ok(Self { versions: versions.into_iter().map(object).collect() })
     }
@@ -731,7 +726,7 @@ mod tests {
             checkpoint: Some(CheckpointId(2)),
             holder: Holder::Objects { count: 1 },
             location: Location::Inline { len: 1 },
-            crc: SegmentCrc { whole: 5, blocks: vec![] },
+            crc: SegmentCrc { whole: 5, ..SegmentCrc::default() },
             name: None,
             idempotency_key: None,
             created: Millis(10),

@@ -198,8 +198,15 @@ impl Daemon {
             work.clone(),
         );
         let merger = Merger::new(parts.clone());
-        let patience = settings.limits.admission_timeout;
-        let reader = Reader::new(data, catalog.clone(), budget.clone(), patience, metrics.clone(), work.clone());
+        let reader = Reader::new(
+            data,
+            catalog.clone(),
+            budget.clone(),
+            settings.limits.admission_timeout,
+            metrics.clone(),
+            work.clone(),
+            settings.limits.read_lease,
+        );
         let daemon = Self {
             addresses: listeners.addresses,
             ready: Arc::default(),

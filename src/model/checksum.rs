@@ -1,5 +1,7 @@
 //! CRC-32C of a segment: of the whole, and of each block, so that a part of a large segment can be checked.
 
+use std::sync::Arc;
+
 use crc_fast::{CrcAlgorithm, Digest, checksum, checksum_combine};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +23,9 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 pub struct SegmentCrc {
     /// Of the whole segment.
     pub whole: u32,
-    /// Of each block of [`BLOCK_BYTES`]; empty when the segment fits into one.
-    pub blocks: Vec<u32>,
+    /// Of each block of [`BLOCK_BYTES`]; empty when the segment fits into one. Shared, because a large segment has many and
+    /// every read takes them along.
+    pub blocks: Arc<[u32]>,
 }
 
 impl SegmentCrc {
@@ -72,7 +75,7 @@ impl SegmentHasher {
     /// The checksums of everything taken in.
     pub fn finish(mut self) -> SegmentCrc {
         if self.done.is_empty() {
-            return SegmentCrc { whole: self.block.finalize() as u32, blocks: vec![] };
+            return SegmentCrc { whole: self.block.finalize() as u32, blocks: Arc::default() };
         }
         let last_len = self.block_len;
         self.end_block();
@@ -81,7 +84,7 @@ impl SegmentHasher {
             let len = if index + 1 == self.done.len() { last_len } else { BLOCK_BYTES };
             whole = checksum_combine(CRC32C, whole, u64::from(*block), len);
         }
-        SegmentCrc { whole: whole as u32, blocks: self.done }
+        SegmentCrc { whole: whole as u32, blocks: self.done.into() }
     }
 }
 
@@ -106,7 +109,7 @@ mod tests {
 
             assert_eq!(crc.whole, crc32c(&bytes), "{len} bytes");
             let blocks: Vec<u32> = bytes.chunks(block).map(crc32c).collect();
-            assert_eq!(crc.blocks, if blocks.len() > 1 { blocks } else { vec![] }, "{len} bytes");
+            assert_eq!(crc.blocks[..], if blocks.len() > 1 { blocks } else { vec![] }, "{len} bytes");
         }
     }
 }

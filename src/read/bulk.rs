@@ -14,7 +14,9 @@
 //!
 //! # Invariants
 //! - Bytes come in the order asked, whole, and checked: a block with a wrong checksum ends the stream with an error.
-//! - A segment that is freed before its window is read ends the stream; one that is moved is looked up again.
+//! - A segment that is freed before its window is begun ends the stream; one that is moved is looked up again.
+//! - What a window found keeps its place ([`super::find`]) until it is read, which waits for no receiver. So a receiver that
+//!   is slow keeps memory, but no file.
 //!
 //! # Crash
 //! Nothing is written. A stream that ends early ends with an error; its receiver asks again.
@@ -29,12 +31,13 @@ use futures::stream::{self, BoxStream, StreamExt};
 use prometheus::IntGauge;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::find::Found;
 use super::plan::{Limits, Place, Request, plan};
-use super::{Paid, ReadError, Reader, check, to_usize};
+use super::{Paid, ReadError, Reader, check, gone, to_usize};
 use crate::catalog::state::SegmentView;
 use crate::error::ErrorKind;
 use crate::model::{BLOCK_BYTES, Location, SegmentId};
-use crate::runtime::{ByteBudget, Failure, Lease, PaidBytes};
+use crate::runtime::{ByteBudget, Failure, PaidBytes, Reading};
 use crate::store::{DataStore, StoreError};
 
 /// Requests to a local disk cost little, and so may gaps.
@@ -135,11 +138,18 @@ impl Reader {
     }
 
     /// Reads what one task reads. An answer for each piece, in order.
-    async fn fetch(&self, work: Work, pieces: Vec<Arc<Piece>>, mut paid: Payment) -> Vec<Result<Bytes, ReadError>> {
+    async fn fetch(
+        &self,
+        work: Work,
+        pieces: Vec<Arc<Piece>>,
+        mut paid: Payment,
+        reading: Reading,
+    ) -> Vec<Result<Bytes, ReadError>> {
         let read = match &work {
             Work::Inline => self.inline_pieces(&pieces).await,
-            Work::File(request) => self.file_pieces(request, &pieces).await,
+            Work::File(request) => self.file_pieces(request, &pieces, &reading).await,
         };
+        reading.progressed();
         let wanted = read.iter().flatten().map(|bytes| bytes.len() as u64).sum();
         let sparse = wanted < paid.budget.len() / 2;
         if sparse {
@@ -151,10 +161,10 @@ impl Reader {
             let bytes = match read {
                 // Freed, moved, or wrong in a local copy: the long way tells.
                 Ok(bytes) if check(&piece.segment, &piece.range, &bytes).is_err() => {
-                    self.read_checked(&piece.segment, &piece.range).await
+                    self.read_checked(&piece.segment, &piece.range, &reading).await
                 }
                 // An inline one may have been moved into a file.
-                Err(ReadError::Freed(_)) => self.read_checked(&piece.segment, &piece.range).await,
+                Err(ReadError::Freed(_)) => self.read_checked(&piece.segment, &piece.range, &reading).await,
                 other => other,
             };
             // Copied out of what nobody wants, which goes.
@@ -164,7 +174,12 @@ impl Reader {
         checked
     }
 
-    async fn file_pieces(&self, request: &Request, pieces: &[Arc<Piece>]) -> Vec<Result<Bytes, ReadError>> {
+    async fn file_pieces(
+        &self,
+        request: &Request,
+        pieces: &[Arc<Piece>],
+        reading: &Reading,
+    ) -> Vec<Result<Bytes, ReadError>> {
         let place = self.bulk.requests.acquire().await;
         let read = self.store.read(&request.file, request.range.clone()).await;
         drop(place);
@@ -175,24 +190,27 @@ impl Reader {
             Err(error) => Arc::new(error),
         };
         tracing::warn!(file = %request.file, error = crate::error::chain(&*error), "a file could not be read for a restore");
-        let reads: Vec<_> = pieces
-            .iter()
-            .map(|piece| self.clone().piece_again(Arc::clone(piece), Arc::clone(&error)).boxed())
-            .collect();
+        let again = |piece| self.clone().piece_again(Arc::clone(piece), Arc::clone(&error), reading.clone()).boxed();
+        let reads: Vec<_> = pieces.iter().map(again).collect();
         stream::iter(reads).buffered(PIECES_AT_ONCE).collect().await
     }
 
     /// A piece whose request failed: where it is now, if that is elsewhere, and by itself, if the file is too short for
     /// others.
-    async fn piece_again(self, piece: Arc<Piece>, error: Arc<StoreError>) -> Result<Bytes, ReadError> {
+    async fn piece_again(
+        self,
+        piece: Arc<Piece>,
+        error: Arc<StoreError>,
+        reading: Reading,
+    ) -> Result<Bytes, ReadError> {
         let id = piece.segment.id;
-        let now = self.catalog.view().segment(id).map(|view| view.record.location);
-        let moved = now.as_ref() != Some(&piece.segment.record.location);
+        let now = self.catalog.view().segment_record(id).map(|record| record.location.clone());
+        let moved = now.as_ref() != Some(&piece.segment.location);
         match now {
-            None => Err(ReadError::Freed(id)),
+            None => Err(gone(id, &reading)),
             Some(_) if moved || matches!(*error, StoreError::Short { .. }) => {
                 self.metrics.restore_requests.inc();
-                self.read_checked(&piece.segment, &piece.range).await
+                self.read_checked(&piece.segment, &piece.range, &reading).await
             }
             Some(_) => Err(ReadError::Store { id, source: the_same(&error) }),
         }
@@ -229,7 +247,7 @@ fn the_same(error: &Arc<StoreError>) -> StoreError {
 /// One block of a segment.
 #[derive(Debug)]
 struct Piece {
-    segment: Arc<SegmentView>,
+    segment: Arc<Found>,
     /// The bytes, counted from the start of the segment.
     range: Range<u64>,
 }
@@ -237,7 +255,7 @@ struct Piece {
 impl Piece {
     /// Its place in a file, unless it is inline.
     fn place(&self, number: usize) -> Option<Place> {
-        let Location::File(segment) = &self.segment.record.location else { return None };
+        let Location::File(segment) = &self.segment.location else { return None };
         let range = segment.offset + self.range.start..segment.offset + self.range.end;
         Some(Place { piece: number, file: segment.file.clone(), range })
     }
@@ -278,15 +296,22 @@ struct Bulk {
     next: (usize, u64),
     now: Window,
     ahead: Window,
-    /// What was looked up stays where it is until it is read.
-    _lease: Lease,
+    reading: Reading,
 }
 
 /// Blocks that are on their way, in the order in which they are handed out.
 #[derive(Default)]
 struct Window {
-    pieces: VecDeque<(Arc<Piece>, Slot)>,
+    pieces: VecDeque<Next>,
     tasks: Vec<Task>,
+}
+
+/// A block that is handed out when it is its turn.
+struct Next {
+    segment: SegmentId,
+    /// The segment, if this is its first block.
+    begins: Option<SegmentView>,
+    slot: Slot,
 }
 
 /// Which answer of which task a block is.
@@ -305,7 +330,7 @@ impl Window {
     /// The next block, and the segment that it begins; none at the end.
     async fn next(&mut self) -> Option<Result<BulkPiece, BulkError>> {
         // Taken off the queue only once it is there: a dropped call loses nothing.
-        let (piece, slot) = self.pieces.front().map(|(piece, slot)| (Arc::clone(piece), *slot))?;
+        let slot = self.pieces.front()?.slot;
         let task = &mut self.tasks[slot.task];
         if let Task::Running(answers) = task {
             let answers = answers.await.unwrap_or_default();
@@ -315,9 +340,7 @@ impl Window {
             Task::Ended(answers) => answers.get_mut(slot.answer).and_then(Option::take),
             Task::Running(_) => None,
         };
-        self.pieces.pop_front();
-        let segment = piece.segment.id;
-        let begins = (piece.range.start == 0).then(|| (*piece.segment).clone());
+        let Next { segment, begins, .. } = self.pieces.pop_front()?;
         Some(match read.unwrap_or(Err(ReadError::Dropped(segment))) {
             Ok(bytes) => Ok(BulkPiece { begins, bytes }),
             Err(source) => Err(BulkError { segment, source }),
@@ -328,6 +351,8 @@ impl Window {
 /// Blocks that may become a window.
 struct Draft {
     pieces: Vec<Arc<Piece>>,
+    /// For each piece the segment that it begins, if it does.
+    begins: Vec<Option<SegmentView>>,
     next: (usize, u64),
 }
 
@@ -351,17 +376,18 @@ impl Draft {
     }
 
     fn is_inline(&self, number: usize) -> bool {
-        matches!(self.pieces[number].segment.record.location, Location::Inline { .. })
+        matches!(self.pieces[number].segment.location, Location::Inline { .. })
     }
 }
 
 impl Bulk {
     fn new(reader: Reader, ids: Vec<SegmentId>) -> Self {
-        let _lease = reader.leases.begin();
-        Self { reader, ids, next: (0, 0), now: Window::default(), ahead: Window::default(), _lease }
+        let reading = reader.leases.begin();
+        Self { reader, ids, next: (0, 0), now: Window::default(), ahead: Window::default(), reading }
     }
 
     async fn next(&mut self) -> Result<Option<BulkPiece>, BulkError> {
+        self.reading.progressed();
         loop {
             if let Some(piece) = self.now.next().await {
                 let piece = piece?;
@@ -424,16 +450,17 @@ impl Bulk {
     /// The next blocks, one at least unless this is the end.
     fn draft(&self, bytes_max: u64) -> Result<Draft, BulkError> {
         let state = self.reader.catalog.view();
-        let mut draft = Draft { pieces: vec![], next: self.next };
+        let mut draft = Draft { pieces: vec![], begins: vec![], next: self.next };
         let mut bytes = 0;
         while let Some(id) = self.ids.get(draft.next.0) {
-            let Some(segment) = state.segment(*id) else {
+            let before = draft.pieces.last().map(|piece| &*piece.segment);
+            let Some(segment) = Found::new(&state, *id, &self.reading, before) else {
                 if draft.pieces.is_empty() {
                     return Err(BulkError { segment: *id, source: ReadError::Freed(*id) });
                 }
                 break;
             };
-            let len = segment.record.location.len();
+            let len = segment.location.len();
             let segment = Arc::new(segment);
             while draft.next.1 < len {
                 let range = draft.next.1..(draft.next.1 + BLOCK_BYTES).min(len);
@@ -444,6 +471,7 @@ impl Bulk {
                 }
                 bytes += more;
                 draft.next.1 = range.end;
+                draft.begins.push(if range.start == 0 { state.segment(*id) } else { None });
                 draft.pieces.push(Arc::new(Piece { segment: Arc::clone(&segment), range }));
             }
             draft.next = (draft.next.0 + 1, 0);
@@ -460,18 +488,20 @@ impl Bulk {
             }
             let pieces: Vec<Arc<Piece>> = numbers.iter().map(|number| Arc::clone(&draft.pieces[*number])).collect();
             let (mut reply, answers) = oneshot::channel();
-            let reader = self.reader.clone();
+            let (reader, reading) = (self.reader.clone(), self.reading.clone());
             self.reader.tasks.spawn("restore", Failure::FailsItsWork, async move {
                 let read = tokio::select! {
                     biased;
                     () = reply.closed() => return,
-                    read = reader.fetch(work, pieces, paid) => read,
+                    read = reader.fetch(work, pieces, paid, reading) => read,
                 };
                 // Nobody waits for it any more.
                 drop(reply.send(read));
             });
             self.ahead.tasks.push(Task::Running(answers));
         }
-        self.ahead.pieces = draft.pieces.into_iter().zip(slots).collect();
+        let waiting = draft.pieces.iter().zip(draft.begins).zip(slots);
+        let next = |((piece, begins), slot): ((&Arc<Piece>, _), _)| Next { segment: piece.segment.id, begins, slot };
+        self.ahead.pieces = waiting.map(next).collect();
     }
 }

@@ -4,38 +4,44 @@
 //! stored before a byte of it is handed out. A range is read as the whole blocks that it touches. Memory for the
 //! blocks is paid for, one block ahead of the receiver. [`Reader::bulk`] reads many segments as one stream.
 //!
+//! - [`find`]: where segments are, and the leases that keep them there.
+//! - [`walk`]: segments that are read one after the other, block by block.
 //! - [`plan`]: which requests read many pieces of files. Pure.
 //! - [`bulk`]: many segments as one stream.
 //! - `ahead`: windows of files whose segments are read one by one.
 //!
-//! A stream holds a lease until its last byte is out: what it looked up is not taken away under it. What was freed or
-//! moved between the look-up and the stream is looked up once more.
-//!
 //! # Invariants
 //! - Bytes whose checksum is wrong never leave this module; they are an error and count in `esker_corrupt_reads_total`.
+//! - What a read holds does not depend on how large a segment is: its checksums are shared with the catalog, and which block
+//!   comes next is decided when it is read.
+//! - What a read has found stays where it is until it is read, or until the read is over its deadline
+//!   ([`crate::runtime::Leases`]). What was freed or moved before it was found, or after the deadline, is looked up once
+//!   more.
 
 mod ahead;
 pub mod bulk;
+mod find;
 pub mod plan;
+mod walk;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 pub use bulk::{BulkError, BulkPiece};
+pub use walk::ByteStream;
 
 use crate::catalog::record::FileState;
-use crate::catalog::state::SegmentView;
 use crate::catalog::{Catalog, CatalogError};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::model::{BLOCK_BYTES, Handle, Location, Segment, SegmentId, crc32c};
-use crate::runtime::{BudgetError, ByteBudget, Leases, TaskGroup};
+use crate::model::{BLOCK_BYTES, Location, Segment, SegmentId, crc32c};
+use crate::runtime::{BudgetError, ByteBudget, Leases, Reading, TaskGroup};
 use crate::store::{DataStore, StoreError};
+use find::Found;
 
 /// Why bytes could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +61,9 @@ pub enum ReadError {
     /// The segment was freed while it was read.
     #[error("segment {0} was freed")]
     Freed(SegmentId),
+    /// The same, and it was kept until the deadline, which the read did not meet.
+    #[error("segment {0} was freed, and the read made no progress for limits.read-lease")]
+    TooSlow(SegmentId),
     /// Storage did not give the bytes.
     #[error("segment {id} could not be read")]
     Store {
@@ -80,7 +89,7 @@ impl ReadError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Corrupt { .. } => ErrorKind::Corrupt,
-            Self::Freed(_) => ErrorKind::NotFound,
+            Self::Freed(_) | Self::TooSlow(_) => ErrorKind::NotFound,
             Self::Store { source, .. } => source.kind(),
             Self::Catalog(error) => error.kind(),
             Self::Budget(_) => ErrorKind::Overloaded,
@@ -103,16 +112,6 @@ pub struct Reader {
     bulk: Arc<bulk::Shared>,
 }
 
-/// One block, or the part of it, that a read wants.
-#[derive(Debug, Clone)]
-struct Want {
-    segment: SegmentView,
-    /// Whole blocks of the segment to fetch and check.
-    fetch: Range<u64>,
-    /// What of them is handed out, counted from the start of the segment.
-    hand_out: Range<u64>,
-}
-
 /// Bytes that are paid for as long as anybody holds them.
 struct Paid<P> {
     bytes: Bytes,
@@ -126,7 +125,8 @@ impl<P> AsRef<[u8]> for Paid<P> {
 }
 
 impl Reader {
-    /// A reader that waits for memory for at most `patience`; what reads beside its callers runs in `tasks`.
+    /// A reader that waits for memory for at most `patience`; what reads beside its callers runs in `tasks`. A read that
+    /// makes no progress for `read_lease` may find its bytes deleted.
     pub fn new(
         store: DataStore,
         catalog: Catalog,
@@ -134,10 +134,11 @@ impl Reader {
         patience: Duration,
         metrics: Metrics,
         tasks: TaskGroup,
+        read_lease: Duration,
     ) -> Self {
         let ahead = ahead::Ahead::new(store.clone(), budget.clone(), metrics.clone());
         let bulk = Arc::new(bulk::Shared::new(&store, &budget));
-        let leases = Leases::default();
+        let leases = Leases::new(read_lease, metrics.rejected.with_label_values(&["stalled_read"]));
         Self { store, catalog, budget, patience, metrics, tasks, leases, ahead, bulk }
     }
 
@@ -156,42 +157,10 @@ impl Reader {
         self.leases.clone()
     }
 
-    /// The bytes `range` of the segments one after the other.
-    ///
-    /// The first block is read before this returns, so that what is missing or damaged is an error, not a stream that
-    /// breaks off. A later block may still end the stream with an error.
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub async fn stream(
-        &self,
-        segments: Vec<SegmentView>,
-        range: Range<u64>,
-    ) -> Result<BoxStream<'static, Result<Bytes, ReadError>>, ReadError> {
-        let lease = self.leases.begin();
-        let mut wants = wants(segments, range).into_iter();
-        let Some(first) = wants.next() else { return Ok(stream::empty().boxed()) };
-        let first = self.read(first).await?;
-        let reader = self.clone();
-        let rest = stream::iter(wants).then(move |want| {
-            let (reader, _held) = (reader.clone(), &lease);
-            async move { reader.read(want).await }
-        });
-        Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
-    }
-
-    async fn read(&self, want: Want) -> Result<Bytes, ReadError> {
-        let paid = self.budget.pay(want.fetch.end - want.fetch.start, self.patience).await?;
-        let bytes = self.read_checked(&want.segment, &want.fetch).await?;
-        let skip = want.hand_out.start - want.fetch.start;
-        let bytes = bytes.slice(to_usize(skip)..to_usize(skip + want.hand_out.end - want.hand_out.start));
-        Ok(Bytes::from_owner(Paid { bytes, _paid: paid }))
-    }
-
     /// The checked bytes of the block `range` of a segment, wherever that is by now. They are paid for by the caller.
-    async fn read_checked(&self, segment: &SegmentView, range: &Range<u64>) -> Result<Bytes, ReadError> {
+    async fn read_checked(&self, segment: &Found, range: &Range<u64>, reading: &Reading) -> Result<Bytes, ReadError> {
         let id = segment.id;
-        let mut moved: Option<SegmentView> = None;
+        let mut moved: Option<Found> = None;
         let mut past_the_copy = false;
         loop {
             let known = moved.as_ref().unwrap_or(segment);
@@ -200,9 +169,9 @@ impl Reader {
                 Err(error) => error,
             };
             // It may have been freed or moved since it was looked up. Every move is one more try, and moves are rare.
-            match self.catalog.view().segment(id) {
-                None => return Err(ReadError::Freed(id)),
-                Some(now) if now.record.location != known.record.location => moved = Some(now),
+            match self.find(id, reading) {
+                None => return Err(gone(id, reading)),
+                Some(now) if now.location != known.location => moved = Some(now),
                 // Wrong bytes of a local copy are read once more from the store, and wrong bytes of the store are not kept.
                 Some(now) if self.distrusts(&now, &error) && !past_the_copy => past_the_copy = true,
                 Some(_) => return Err(self.report(error)),
@@ -211,9 +180,9 @@ impl Reader {
     }
 
     /// The checked bytes of a block at the place where the segment was looked up.
-    async fn fetch_block(&self, segment: &SegmentView, range: &Range<u64>) -> Result<Bytes, ReadError> {
+    async fn fetch_block(&self, segment: &Found, range: &Range<u64>) -> Result<Bytes, ReadError> {
         let id = segment.id;
-        let bytes = match &segment.record.location {
+        let bytes = match &segment.location {
             Location::Inline { .. } => {
                 let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
                 all.slice(to_usize(range.start).min(all.len())..to_usize(range.end).min(all.len()))
@@ -248,8 +217,8 @@ impl Reader {
     }
 
     /// Whether wrong bytes may have come from a local copy, which is forgotten then.
-    fn distrusts(&self, segment: &SegmentView, error: &ReadError) -> bool {
-        match (&segment.record.location, error) {
+    fn distrusts(&self, segment: &Found, error: &ReadError) -> bool {
+        match (&segment.location, error) {
             (Location::File(place), ReadError::Corrupt { .. }) => self.store.distrust(&place.file),
             _ => false,
         }
@@ -262,30 +231,16 @@ impl Reader {
         tracing::error!(error = crate::error::chain(&error), "a segment could not be read");
         error
     }
+}
 
-    /// The bytes `range` of the segment that a handle names, wherever it is now.
-    ///
-    /// A segment that the catalog does not know is read from the place in the handle, whole.
-    ///
-    /// # Errors
-    /// [`ReadError`].
-    pub async fn by_handle(
-        &self,
-        handle: &Handle,
-        range: Range<u64>,
-    ) -> Result<BoxStream<'static, Result<Bytes, ReadError>>, ReadError> {
-        let id = handle.id;
-        let known = self.catalog.view().segment(id);
-        match known {
-            Some(view) => self.stream(vec![view], range).await,
-            None => Err(ReadError::Freed(id)),
-        }
-    }
+/// Why a segment that is not found any more cannot be read.
+fn gone(id: SegmentId, reading: &Reading) -> ReadError {
+    if reading.has_ended() { ReadError::TooSlow(id) } else { ReadError::Freed(id) }
 }
 
 /// # Errors
 /// [`ReadError::Corrupt`] if the bytes of the block `range` are not what was written.
-fn check(segment: &SegmentView, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadError> {
+fn check(segment: &Found, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadError> {
     let (expected, actual) = (expected_crc(segment, range), crc32c(bytes));
     if actual == expected {
         return Ok(());
@@ -294,30 +249,9 @@ fn check(segment: &SegmentView, range: &Range<u64>, bytes: &[u8]) -> Result<(), 
 }
 
 /// What was stored as the checksum of the block `range`.
-fn expected_crc(segment: &SegmentView, range: &Range<u64>) -> u32 {
-    let crc = &segment.record.crc;
+fn expected_crc(segment: &Found, range: &Range<u64>) -> u32 {
+    let crc = &segment.crc;
     crc.blocks.get(to_usize(range.start / BLOCK_BYTES)).copied().unwrap_or(crc.whole)
-}
-
-/// Cuts a range of concatenated segments into reads of one block each.
-fn wants(segments: Vec<SegmentView>, range: Range<u64>) -> Vec<Want> {
-    let mut wants = vec![];
-    let mut begins = 0;
-    for segment in segments {
-        let len = segment.record.location.len();
-        let from = range.start.saturating_sub(begins).min(len);
-        let to = range.end.saturating_sub(begins).min(len);
-        let mut at = from;
-        while at < to {
-            let block = at / BLOCK_BYTES * BLOCK_BYTES;
-            let fetch = block..(block + BLOCK_BYTES).min(len);
-            let hand_out = at..to.min(fetch.end);
-            at = fetch.end;
-            wants.push(Want { segment: segment.clone(), fetch, hand_out });
-        }
-        begins += len;
-    }
-    wants
 }
 
 fn to_usize(n: u64) -> usize {

@@ -5,7 +5,7 @@
 //! the catalog's list of forgotten files, so a crash between any two steps leaves a file that is deleted again, which is
 //! harmless, and what storage refuses is tried until it is gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::ReclaimSettings;
 use crate::metrics::Metrics;
 use crate::model::PhysicalFileId;
-use crate::runtime::{Leases, Ticket};
+use crate::runtime::Leases;
 use crate::store::DataStore;
 
 /// Files deleted at a time; an object store takes up to 1,000 in one request.
@@ -34,8 +34,8 @@ pub struct Deleter {
     metrics: Metrics,
     leases: Leases,
     sweeper: Sweeper,
-    /// Since when nobody could look a file up any more, for files that wait for readers.
-    waiting: HashMap<PhysicalFileId, Ticket>,
+    /// Files that wait for their readers.
+    waiting: HashSet<PhysicalFileId>,
     /// What storage did not delete the last time.
     refused: HashSet<PhysicalFileId>,
 }
@@ -50,7 +50,7 @@ impl Deleter {
         leases: Leases,
         sweeper: Sweeper,
     ) -> Self {
-        Self { catalog, store, settings, metrics, leases, sweeper, waiting: HashMap::new(), refused: HashSet::new() }
+        Self { catalog, store, settings, metrics, leases, sweeper, waiting: HashSet::new(), refused: HashSet::new() }
     }
 
     /// Returns the pause until the next one.
@@ -105,7 +105,7 @@ impl Deleter {
             let all = gone.len() == ready.len();
             deleted += gone.len();
             self.count(&ready, &gone);
-            self.waiting.retain(|file, _| !gone.contains(file));
+            self.waiting.retain(|file| !gone.contains(file));
             self.refused = ready.iter().map(|file| file.id.clone()).filter(|file| !gone.contains(file)).collect();
             self.catalog.execute(Command::FilesDeleted(gone)).await?;
             if !all {
@@ -134,26 +134,20 @@ impl Deleter {
             Forgotten::GivenUp | Forgotten::Moved => ages.watched(since) >= self.settings.delete_grace,
         };
         let mut due = self.catalog.view().forgotten_files(is_due, max);
-        due.sort_by_key(|file| self.waiting.contains_key(&file.id) || self.refused.contains(&file.id));
+        due.sort_by_key(|file| self.waiting.contains(&file.id) || self.refused.contains(&file.id));
         due.truncate(BATCH_FILES_MAX);
         due
     }
 
     /// Whether it was seen to have readers, and has them still.
     fn has_readers(&self, file: &ForgottenFile) -> bool {
-        self.waiting.get(&file.id).is_some_and(|since| !self.leases.all_began_after(*since))
+        self.waiting.contains(&file.id) && self.leases.is_read(&file.id)
     }
 
-    /// Those that no reader can have looked up.
+    /// Those that nobody reads. Nothing is found any more in a file that is forgotten, so it gets no new readers.
     fn without_readers(&mut self, due: Vec<ForgottenFile>) -> Vec<ForgottenFile> {
-        let now = self.leases.ticket();
-        let (ready, waiting): (Vec<_>, Vec<_>) = due.into_iter().partition(|file| {
-            let since = self.waiting.get(&file.id).copied().unwrap_or(now);
-            self.leases.all_began_after(since)
-        });
-        for file in waiting {
-            self.waiting.entry(file.id).or_insert(now);
-        }
+        let (waiting, ready): (Vec<_>, Vec<_>) = due.into_iter().partition(|file| self.leases.is_read(&file.id));
+        self.waiting.extend(waiting.into_iter().map(|file| file.id));
         ready
     }
 

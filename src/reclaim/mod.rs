@@ -13,7 +13,8 @@
 //! # Invariants
 //! - Nothing is destroyed before the store was seen to be the one that the catalog belongs to ([`crate::store::StoreGuard`]).
 //! - Nothing is destroyed before a durable commit says that nobody needs it.
-//! - Nothing is destroyed under a read that may have looked it up ([`crate::runtime::Leases`]).
+//! - Nothing is destroyed under a read that may have looked it up, unless the read makes no progress for
+//!   `limits.read-lease`; and a read keeps the files alone that it looked something up in ([`crate::runtime::Leases`]).
 //! - A file whose segments were moved stays for `reclaim.delete-grace`, for those who hold handles of the old place; so does
 //!   the name of one whose upload was given up, because it may still arrive. One that died does not stay.
 //!

@@ -3,6 +3,8 @@
 //! The data of dead segments becomes holes; headers, footer and everything that lives stay where they are, so handles and
 //! the format hold. What is lost is less than a page at either end of each dead segment.
 
+use std::time::Duration;
+
 use futures::stream::{self, StreamExt};
 use tokio_util::sync::CancellationToken;
 
@@ -10,10 +12,13 @@ use super::{ReclaimError, Reclaimer, Round};
 use crate::catalog::command::Command;
 use crate::catalog::record::FileState;
 use crate::model::PhysicalFileId;
+use crate::runtime::Ticket;
 use crate::store::{DataStore, LocalStore, StoreError};
 
 /// Files that are punched at a time: each waits for the disk.
 const FILES_AT_ONCE: usize = 4;
+/// How long a round waits for those who read what died just now.
+const READERS_PAUSE: Duration = Duration::from_millis(500);
 
 impl Reclaimer {
     pub(super) async fn punch(
@@ -28,11 +33,9 @@ impl Reclaimer {
         }
         // What is dead by now must be dead after a crash, too, and unknown to every reader.
         let work: Vec<Work> = files.iter().filter_map(|file| self.dead_in(file)).collect();
-        self.parts.catalog.sync().await?;
         let ticket = self.leases.ticket();
-        if !self.wait_for_readers(ticket, stop).await {
-            return Ok(());
-        }
+        self.parts.catalog.sync().await?;
+        let work = self.without_readers(work, ticket).await;
         let punching = work.into_iter().take_while(|_| !stop.is_cancelled()).map(|work| {
             let store = store.clone();
             async move {
@@ -85,18 +88,17 @@ impl Reclaimer {
         Some(Work { file: file.clone(), holes: len - view.occupied, living })
     }
 
-    /// Waits until nobody reads what is dead; false if that takes too long.
-    async fn wait_for_readers(&self, ticket: crate::runtime::Ticket, stop: &CancellationToken) -> bool {
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-        let patience = self.parts.settings.reclaim.interval;
-        let begun = crate::runtime::Clock::instant();
-        while !self.leases.all_began_after(ticket) {
-            if stop.is_cancelled() || begun.elapsed() > patience {
-                return false;
-            }
-            tokio::time::sleep(PAUSE).await;
+    /// The files in which nobody reads what is dead. Most reads end within a moment, which the others are given; files with
+    /// slower ones are left for a later round.
+    async fn without_readers(&self, work: Vec<Work>, ticket: Ticket) -> Vec<Work> {
+        let is_read = |work: &Work| self.leases.is_read_since_before(&work.file, ticket);
+        let (mut read, mut free): (Vec<_>, Vec<_>) = work.into_iter().partition(is_read);
+        if !read.is_empty() {
+            tokio::time::sleep(READERS_PAUSE).await;
+            read.retain(|work| !is_read(work));
+            free.append(&mut read);
         }
-        true
+        free
     }
 }
 

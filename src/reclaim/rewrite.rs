@@ -3,7 +3,8 @@
 //! A new file is named in the catalog first, then written, then one commit moves all segments that are still where they
 //! were read. So no crash leaves a file that nobody names, and a segment that is freed meanwhile stays freed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use crate::merge::format::{self, FRAME_BYTES, HEADER_BYTES};
 use crate::merge::lane::LaneKey;
 use crate::merge::{MergeError, MergerParts, entry_of_record, header_of, name_file};
 use crate::model::{PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
-use crate::runtime::{Clock, PaidBytes};
+use crate::runtime::{Clock, Lease, PaidBytes};
 use crate::store::{DataStore, LocalFile, StoreError};
 
 /// Dead bytes between two segments that are read along, to save a request.
@@ -43,6 +44,8 @@ struct Output {
     ulid: u128,
     key: LaneKey,
     segments: Vec<SegmentView>,
+    /// Of the files that they are in.
+    leases: Vec<Arc<Lease>>,
 }
 
 /// What one new file took.
@@ -66,10 +69,12 @@ impl Reclaimer {
         stop: &CancellationToken,
         round: &mut Round,
     ) -> Result<(), ReclaimError> {
-        // Held while anything that was looked up here is read.
-        let _lease = self.leases.begin();
-        let segments_of = |files: &[PhysicalFileId]| -> Vec<SegmentView> {
+        let reading = self.leases.begin_own();
+        let mut leases: HashMap<PhysicalFileId, Arc<Lease>> = HashMap::new();
+        let mut segments_of = |files: &[PhysicalFileId]| -> Vec<SegmentView> {
             let state = self.parts.catalog.view();
+            // Under the same lock, so that what is found stays until it is copied.
+            leases.extend(files.iter().map(|file| (file.clone(), Arc::new(reading.lease(file)))));
             files.iter().flat_map(|file| state.segments_in(file)).collect()
         };
         let copied: Vec<FileView> = {
@@ -88,6 +93,11 @@ impl Reclaimer {
         }
         let inline = self.old_inline_segments();
         all.extend(outputs(&self.parts, inline));
+        for output in &mut all {
+            output.keep(&leases);
+        }
+        // Each file is kept for those outputs alone that need it.
+        drop(leases);
         let mut waiting = all.into_iter();
         let mut failed = None;
         let mut running = FuturesUnordered::new();
@@ -158,6 +168,15 @@ impl Reclaimer {
     }
 }
 
+impl Output {
+    /// Takes a share of the leases on the files that it reads.
+    fn keep(&mut self, leases: &HashMap<PhysicalFileId, Arc<Lease>>) {
+        let files: BTreeSet<&PhysicalFileId> =
+            self.segments.iter().filter_map(place_of).map(|place| &place.file).collect();
+        self.leases = files.into_iter().filter_map(|file| leases.get(file).cloned()).collect();
+    }
+}
+
 /// Writes one new file and moves the segments into it.
 async fn write(parts: MergerParts, output: Output) -> Result<Written, ReclaimError> {
     let file = name_file(&parts, &output.key.lane, output.ulid).await?;
@@ -205,6 +224,7 @@ fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
                     ulid: parts.entropy.ulid(),
                     key: key.clone(),
                     segments: std::mem::take(&mut current),
+                    leases: vec![],
                 });
                 (bytes, subtasks) = (0, BTreeSet::new());
             }
@@ -212,7 +232,7 @@ fn outputs(parts: &MergerParts, segments: Vec<SegmentView>) -> Vec<Output> {
             subtasks.extend(subtask);
             current.push(view);
         }
-        outputs.push(Output { ulid: parts.entropy.ulid(), key, segments: current });
+        outputs.push(Output { ulid: parts.entropy.ulid(), key, segments: current, leases: vec![] });
     }
     outputs
 }

@@ -16,5 +16,5 @@ pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
 pub use floor::{Ages, Floored};
-pub use leases::{Lease, Leases, Ticket};
+pub use leases::{Lease, Leases, Reading, Ticket};
 pub use tasks::{Failure, TaskGroup};

@@ -10,6 +10,7 @@ mod flink;
 mod format;
 mod identity;
 mod keep_alive;
+mod large;
 mod native;
 mod raw;
 mod rebuild;
@@ -23,3 +24,5 @@ mod daemon;
 mod process;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/zeros.rs"]
+mod zeros;

@@ -129,7 +129,7 @@ impl S3Door {
         if !same {
             return Err(invalid_part());
         }
-        Ok(Some(Put { etag: record.etag, modified: record.modified, checksum: record.checksum }))
+        Ok(Some(Put { etag: record.etag.clone(), modified: record.modified, checksum: record.checksum.clone() }))
     }
 
     /// Checks what the client says of the whole.

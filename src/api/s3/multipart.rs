@@ -150,7 +150,7 @@ impl S3Door {
         let intake = if len == 0 {
             Intake::of_stored(futures::stream::empty(), 0)
         } else {
-            let stream = self.reader.stream(source.segments, range).await.or_s3()?;
+            let stream = self.reader.object(&source, range).await.or_s3()?;
             Intake::of_stored(stream.map_err(|error| errors::read(&error)), len)
         };
         let part = self.counted(self.receive_part(&upload, number, intake).await)?;

@@ -108,7 +108,7 @@ impl S3Door {
         self.check_bucket(bucket)?;
         if *condition != Condition::None {
             let existing = self.catalog.object(bucket, key).await.or_s3()?;
-            conditions::fails_already(condition, key, existing.as_ref().map(|view| &view.record)).or_s3()?;
+            conditions::fails_already(condition, key, existing.as_ref().map(|view| &*view.record)).or_s3()?;
         }
         Ok(())
     }

@@ -94,10 +94,7 @@ impl S3Door {
         if wanted.bytes.is_empty() {
             return Ok(StreamingBlob::from(Body::empty()));
         }
-        if found.segments.len() != found.record.segments.len() {
-            return Err(ReadFailed::Gone);
-        }
-        let stream = self.reader.stream(found.segments.clone(), wanted.bytes.clone()).await;
+        let stream = self.reader.object(found, wanted.bytes.clone()).await;
         let stream = stream.map_err(|error| match error.kind() {
             ErrorKind::NotFound => ReadFailed::Gone,
             _ => ReadFailed::Other(Err::<(), _>(error).or_s3().err().unwrap_or_else(|| errors::unavailable(""))),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{SpaceUsage, State, Version};
+use super::{PartVersion, SpaceUsage, State};
 use crate::catalog::record::{FileState, Holder};
 use crate::model::{Location, PhysicalFileId, SegmentId};
 
@@ -114,7 +114,9 @@ impl State {
             }
         }
         for (id, upload) in &self.uploads {
-            let twice = |versions: &&Vec<_>| versions.iter().filter(|version: &&Version<_>| version.on_its_way.is_none()).count() > 1;
+            let twice = |versions: &&Vec<_>| {
+                versions.iter().filter(|version: &&PartVersion| version.on_its_way.is_none()).count() > 1
+            };
             if upload.parts.values().any(|versions| versions.is_empty() || twice(&versions)) {
                 faults.push(format!("a part of {id} has no version, or two that count"));
             }

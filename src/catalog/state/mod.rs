@@ -26,7 +26,7 @@ mod uploads;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use recovery::UncertainFile;
 pub use views::{
@@ -93,13 +93,29 @@ struct BucketEntry {
 #[derive(Debug)]
 struct UploadEntry {
     record: Arc<UploadRecord>,
-    parts: BTreeMap<u16, Vec<Version<PartRecord>>>,
+    parts: BTreeMap<u16, Vec<PartVersion>>,
 }
 
-/// One version of an object or a part; those on their way name the store that brings them.
+/// One version of an object; those on their way name the store that brings them.
 #[derive(Debug, Clone)]
-struct Version<R = ObjectRecord> {
-    record: R,
+struct Version {
+    /// Shared with those who read it.
+    record: Arc<ObjectRecord>,
+    /// Where its segments end, once a reader has asked.
+    ends: OnceLock<Arc<[u64]>>,
+    on_its_way: Option<StoreToken>,
+}
+
+impl Version {
+    fn new(record: Arc<ObjectRecord>, on_its_way: Option<StoreToken>) -> Self {
+        Self { record, ends: OnceLock::new(), on_its_way }
+    }
+}
+
+/// One version of a part, likewise.
+#[derive(Debug, Clone)]
+struct PartVersion {
+    record: PartRecord,
     on_its_way: Option<StoreToken>,
 }
 

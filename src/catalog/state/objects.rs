@@ -1,6 +1,7 @@
 //! Buckets and objects.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{BucketEntry, State, Version};
 use crate::catalog::command::{
@@ -62,7 +63,7 @@ impl State {
                     return Err(Refusal::ConditionFailed(key.clone()));
                 }
                 let headers = headers.clone().unwrap_or_else(|| source.headers.clone());
-                Ok(ObjectRecord { modified: put.modified, headers, upload: None, ..source.clone() })
+                Ok(ObjectRecord { modified: put.modified, headers, upload: None, ..ObjectRecord::clone(source) })
             }
         }
     }
@@ -94,7 +95,7 @@ impl State {
         let segments = record.segments.clone();
         if let Some(bucket) = self.buckets.get_mut(&put.bucket) {
             let versions = bucket.objects.entry(put.key.clone()).or_default();
-            versions.insert(0, Version { record, on_its_way: Some(token) });
+            versions.insert(0, Version::new(Arc::new(record), Some(token)));
         }
         // The object first, the upload last: of so many parts that their records are not written at once, none is lost.
         self.put_slot(&put.bucket, &put.key);
@@ -133,8 +134,8 @@ impl State {
     }
 
     pub(super) fn release_versions(&mut self, versions: Vec<Version>, at: Millis) {
-        for id in versions.into_iter().flat_map(|version| version.record.segments) {
-            self.release_from_object(id, at);
+        for id in versions.iter().flat_map(|version| &version.record.segments) {
+            self.release_from_object(*id, at);
         }
     }
 
@@ -147,7 +148,7 @@ impl State {
             entry.objects.remove(key);
             self.mutations.push(record_key.delete());
         } else {
-            let versions = versions.iter().map(|version| version.record.clone()).collect();
+            let versions = versions.iter().map(|version| Arc::clone(&version.record)).collect();
             self.mutations.push(record_key.put(&ObjectSlot { versions }));
         }
     }

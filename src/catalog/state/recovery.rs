@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BucketEntry, FileEntry, State, UploadEntry, Version};
+use super::{BucketEntry, FileEntry, PartVersion, State, UploadEntry, Version};
 use crate::catalog::record::{
     self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, OwnerRecord,
     PartRecord, PartSlot, RecordError, RecordKey, SegmentRecord, StoredUpload,
@@ -60,7 +60,7 @@ impl State {
             }
             RecordKey::Object(bucket, object) => {
                 let slot: ObjectSlot = record::decode(key, value)?;
-                let versions = slot.versions.into_iter().map(|record| Version { record, on_its_way: None });
+                let versions = slot.versions.into_iter().map(|record| Version::new(record, None));
                 if let Some(entry) = self.buckets.get_mut(&bucket) {
                     entry.objects.insert(object, versions.collect());
                 }
@@ -71,7 +71,7 @@ impl State {
             }
             RecordKey::Part(id, number) => {
                 let slot: PartSlot = record::decode(key, value)?;
-                let versions = slot.versions.into_iter().map(|record| Version { record, on_its_way: None });
+                let versions = slot.versions.into_iter().map(|record| PartVersion { record, on_its_way: None });
                 match self.uploads.get_mut(&id) {
                     Some(upload) => drop(upload.parts.insert(number, versions.collect())),
                     None => self.mutations.push(RecordKey::Part(id, number).delete()),
@@ -96,7 +96,7 @@ impl State {
     /// Takes in an upload. Its parts come after it, but those of an old version, which get records of their own.
     fn load_upload(&mut self, id: String, stored: StoredUpload) {
         let StoredUpload { record, parts: old } = stored;
-        let version = |record| vec![Version { record, on_its_way: None }];
+        let version = |record| vec![PartVersion { record, on_its_way: None }];
         let parts: BTreeMap<_, _> = old.into_iter().map(|(number, record)| (number, version(record))).collect();
         let numbers: Vec<u16> = parts.keys().copied().collect();
         let upload = RecordKey::Upload(id.clone()).put(&record);
@@ -196,7 +196,7 @@ impl State {
         let mut changed = vec![];
         for (id, upload) in &mut self.uploads {
             for (number, versions) in &mut upload.parts {
-                let there = |version: &Version<_>| {
+                let there = |version: &PartVersion| {
                     let record: &PartRecord = &version.record;
                     record.segment.is_none_or(|segment| self.segments.contains_key(&segment))
                 };
@@ -244,7 +244,7 @@ impl State {
     }
 
     /// Every version of every part, with its upload and number.
-    pub(super) fn part_versions(&self) -> impl Iterator<Item = (&String, u16, &Version<PartRecord>)> {
+    pub(super) fn part_versions(&self) -> impl Iterator<Item = (&String, u16, &PartVersion)> {
         let parts = self.uploads.iter().flat_map(|(id, upload)| upload.parts.iter().map(move |part| (id, part)));
         parts.flat_map(|(id, (number, versions))| versions.iter().map(move |version| (id, *number, version)))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::store::is_new;
-use super::{State, UploadEntry, Version};
+use super::{PartVersion, State, UploadEntry};
 use crate::catalog::command::{NewSegment, Refusal, StoreToken};
 use crate::catalog::record::{Holder, PartRecord, PartSlot, RecordKey, UploadRecord};
 use crate::model::{Millis, SegmentId};
@@ -35,7 +35,7 @@ impl State {
         ended.iter().for_each(|id| self.end_upload(id, at));
     }
 
-    fn free_parts(&mut self, versions: Vec<Version<PartRecord>>, at: Millis) {
+    fn free_parts(&mut self, versions: Vec<PartVersion>, at: Millis) {
         for id in versions.into_iter().filter_map(|version| version.record.segment) {
             if self.segments.get(&id).is_some_and(|segment| segment.record.holder == Holder::Upload) {
                 self.free_segment(id, at);
@@ -56,7 +56,7 @@ impl State {
     pub(super) fn put_part(&mut self, id: &str, number: u16, record: PartRecord, token: StoreToken) {
         let Some(upload) = self.uploads.get_mut(id) else { return };
         let versions = upload.parts.entry(number).or_default();
-        versions.insert(0, Version { record, on_its_way: Some(token) });
+        versions.insert(0, PartVersion { record, on_its_way: Some(token) });
         self.put_part_slot(id, number);
     }
 
@@ -79,7 +79,7 @@ impl State {
         self.put_part_slot(id, number);
     }
 
-    fn part_versions_mut(&mut self, id: &str, number: u16) -> Option<&mut Vec<Version<PartRecord>>> {
+    fn part_versions_mut(&mut self, id: &str, number: u16) -> Option<&mut Vec<PartVersion>> {
         self.uploads.get_mut(id)?.parts.get_mut(&number)
     }
 
@@ -99,6 +99,6 @@ impl State {
 }
 
 /// The version of a part that counts.
-pub(super) fn arrived(versions: &[Version<PartRecord>]) -> Option<&PartRecord> {
+pub(super) fn arrived(versions: &[PartVersion]) -> Option<&PartRecord> {
     versions.iter().find(|version| version.on_its_way.is_none()).map(|version| &version.record)
 }

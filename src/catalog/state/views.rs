@@ -1,11 +1,11 @@
 //! What can be read of the state. Only what is visible is shown.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use super::uploads::arrived;
-use super::{FileEntry, State};
+use super::{FileEntry, State, Version};
 use crate::catalog::record::{
     CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, PartRecord, SegmentRecord,
     UploadRecord,
@@ -15,6 +15,9 @@ use crate::model::{
     CheckpointId, Handle, JobId, Label, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentId, StateScope,
     SubtaskKey,
 };
+
+/// An object of so many segments is walked from its beginning; with more, where each ends is remembered.
+const SEGMENTS_FEW: usize = 64;
 
 /// A visible segment.
 #[derive(Debug, Clone)]
@@ -43,13 +46,26 @@ pub struct CheckpointSegment {
     pub id: SegmentId,
 }
 
-/// A visible object with its segments, in order.
+/// A visible object. Nothing of it is copied, however large it is.
 #[derive(Debug, Clone)]
 pub struct ObjectView {
     /// What is known of it.
-    pub record: ObjectRecord,
-    /// Its bytes, in order.
-    pub segments: Vec<SegmentView>,
+    pub record: Arc<ObjectRecord>,
+    /// Where in the object each segment ends, if there are many.
+    ends: Option<Arc<[u64]>>,
+}
+
+impl ObjectView {
+    /// Which of the object's segments may have bytes of `range`, and where in the object the first of them begins. All of
+    /// them if there are few.
+    pub fn segments_for(&self, range: &Range<u64>) -> (&[SegmentId], u64) {
+        let all = &self.record.segments[..];
+        let Some(ends) = &self.ends else { return (all, 0) };
+        let first = ends.partition_point(|end| *end <= range.start);
+        let last = ends.partition_point(|end| *end < range.end);
+        let begins = first.checked_sub(1).map_or(0, |before| ends[before]);
+        (&all[first..all.len().min(last + 1).max(first)], begins)
+    }
 }
 
 /// A physical file.
@@ -197,8 +213,12 @@ impl Listed {
 impl State {
     /// A segment, if it is visible.
     pub fn segment(&self, id: SegmentId) -> Option<SegmentView> {
-        let entry = self.segments.get(&id).filter(|entry| entry.visible)?;
-        Some(SegmentView { id, record: entry.record.clone() })
+        self.segment_record(id).map(|record| SegmentView { id, record: record.clone() })
+    }
+
+    /// What is known of a segment, if it is visible.
+    pub fn segment_record(&self, id: SegmentId) -> Option<&SegmentRecord> {
+        self.segments.get(&id).filter(|entry| entry.visible).map(|entry| &entry.record)
     }
 
     /// The first of these segments that are not visible, at most `max`.
@@ -423,9 +443,26 @@ impl State {
     /// The object that stands under a key.
     pub fn object(&self, bucket: &str, key: &str) -> Option<ObjectView> {
         let versions = self.buckets.get(bucket)?.objects.get(key)?;
-        let record = &versions.iter().find(|version| version.on_its_way.is_none())?.record;
-        let segments = record.segments.iter().filter_map(|id| self.segment(*id)).collect();
-        Some(ObjectView { record: record.clone(), segments })
+        let version = versions.iter().find(|version| version.on_its_way.is_none())?;
+        Some(ObjectView { record: Arc::clone(&version.record), ends: self.ends_of(version) })
+    }
+
+    /// Where the segments of a version of many end, counted once: a move changes no length. None if one is not known.
+    fn ends_of(&self, version: &Version) -> Option<Arc<[u64]>> {
+        let segments = &version.record.segments;
+        if segments.len() <= SEGMENTS_FEW {
+            return None;
+        }
+        if let Some(ends) = version.ends.get() {
+            return Some(Arc::clone(ends));
+        }
+        let mut end = 0;
+        let ends = segments.iter().map(|id| {
+            end += self.segments.get(id)?.record.location.len();
+            Some(end)
+        });
+        let ends: Arc<[u64]> = ends.collect::<Option<_>>()?;
+        Some(Arc::clone(version.ends.get_or_init(|| ends)))
     }
 
     /// One page of a bucket's keys in UTF-8 order.
@@ -544,5 +581,38 @@ impl super::super::command::Refusal {
     /// Whether a repeat of the same request may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::ConditionUndecided(_)) || self.kind() == ErrorKind::Unavailable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_many_segments_begins_in_the_middle_of_them() {
+        let segments: Vec<SegmentId> = (0..4).map(SegmentId).collect();
+        let record = ObjectRecord {
+            segments: segments.clone(),
+            len: 40,
+            etag: String::new(),
+            modified: Millis(0),
+            headers: Default::default(),
+            checksum: None,
+            part_lens: vec![],
+        };
+        let many = ObjectView { record: Arc::new(record), ends: Some([10, 15, 16, 40].into()) };
+        let few = ObjectView { ends: None, ..many.clone() };
+
+        for (range, among, begins) in [
+            (0..40, 0..4, 0),
+            (0..1, 0..1, 0),
+            (9..10, 0..1, 0),
+            (10..11, 1..2, 10),
+            (9..16, 0..3, 0),
+            (15..17, 2..4, 15),
+        ] {
+            assert_eq!(many.segments_for(&range), (&segments[among], begins), "{range:?}");
+            assert_eq!(few.segments_for(&range), (&segments[..], 0));
+        }
     }
 }

@@ -69,6 +69,9 @@ section! {
         body_timeout: Span = Span::seconds(60),
         /// Time for one request from head to answer, default 1 h: a segment of 64 gb needs 20 MB/s.
         request_timeout: Span = Span::hours(1),
+        /// A read that takes nothing for this long may find its bytes deleted, default 15 min. Until then they stay on
+        /// storage, whatever became of what it reads.
+        read_lease: Span = Span::minutes(15),
     }
 }
 

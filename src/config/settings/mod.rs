@@ -241,6 +241,8 @@ pub struct LimitsSettings {
     pub body_timeout: Duration,
     /// From head to answer.
     pub request_timeout: Duration,
+    /// A read without progress for this long keeps no file from being deleted any more.
+    pub read_lease: Duration,
 }
 
 /// Getting dead bytes back.
@@ -446,6 +448,7 @@ fn limits(config: &Config) -> LimitsSettings {
         head_timeout: limits.head_timeout.duration(),
         body_timeout: limits.body_timeout.duration(),
         request_timeout: limits.request_timeout.duration(),
+        read_lease: limits.read_lease.duration(),
     }
 }
 

@@ -129,6 +129,7 @@ fn check_not_zero(rules: &mut Rules) {
         ("limits.head-timeout", limits.head_timeout),
         ("limits.body-timeout", limits.body_timeout),
         ("limits.request-timeout", limits.request_timeout),
+        ("limits.read-lease", limits.read_lease),
         ("reclaim.interval", config.reclaim.interval),
         ("cluster.lease-timeout", config.cluster.lease_timeout),
     ] {

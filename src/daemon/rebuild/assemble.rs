@@ -81,12 +81,12 @@ impl Living {
             (_, written) => written.unwrap_or_default(),
         };
         if self.place.len <= BLOCK_BYTES {
-            return SegmentCrc { whole, blocks: vec![] };
+            return SegmentCrc { whole, ..SegmentCrc::default() };
         }
         let block = |crc: u32| crc ^ 0xdead_beef;
         let blocks = match &self.read {
             Some(Bytewise::Read(crc, _)) => crc.blocks.iter().map(|crc| block(*crc)).collect(),
-            _ => vec![block(whole); usize::try_from(self.place.len.div_ceil(BLOCK_BYTES)).unwrap_or(0)],
+            _ => vec![block(whole); usize::try_from(self.place.len.div_ceil(BLOCK_BYTES)).unwrap_or(0)].into(),
         };
         SegmentCrc { whole, blocks }
     }

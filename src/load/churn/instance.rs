@@ -68,7 +68,9 @@ impl Instance {
         let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
         let store = opened.data;
         let patience = settings.limits.admission_timeout;
-        let reader = Reader::new(store.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), group());
+        let lease = settings.limits.read_lease;
+        let reader =
+            Reader::new(store.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), group(), lease);
         let settings = Arc::new(settings);
         let parts = MergerParts::new(
             Arc::clone(&settings),

@@ -223,9 +223,8 @@ impl Run {
     /// Reads a segment whole and compares it.
     async fn read(&self, piece: &Piece) -> anyhow::Result<u64> {
         let id = self.segments.get(&piece.number).copied();
-        let view = id.and_then(|id| self.instance.catalog.view().segment(id));
-        let Some(view) = view else { bail!("segment {} of subtask {} is gone", piece.number, piece.subtask) };
-        let stream = self.instance.reader.stream(vec![view], 0..piece.len).await?;
+        let Some(id) = id else { bail!("segment {} of subtask {} is gone", piece.number, piece.subtask) };
+        let stream = self.instance.reader.segment(id, 0..piece.len).await?;
         let blocks: Vec<bytes::Bytes> = stream.try_collect().await?;
         let data = blocks.concat();
         ensure!(data == self.contents.of(piece), "segment {} has other bytes than were stored", piece.number);

@@ -82,6 +82,7 @@ fn what_must_not_be_zero_is_not() {
         "limits.multipart-expiry",
         "limits.head-timeout",
         "limits.body-timeout",
+        "limits.read-lease",
         "reclaim.interval",
         "cluster.lease-timeout",
     ] {
