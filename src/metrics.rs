@@ -38,11 +38,13 @@ pub struct Families {
     pub files_created: IntCounter,
     /// Physical files by state (`open`, `closed`, `forgotten`).
     pub files: IntGaugeVec,
-    /// Bytes of physical files.
+    /// Bytes of physical files, until they are deleted.
     pub physical_bytes: IntGauge,
     /// Bytes of living segments.
     pub live_bytes: IntGauge,
-    /// Physical divided by live bytes.
+    /// Of them inside the catalog.
+    pub inline_bytes: IntGauge,
+    /// Physical bytes divided by the living bytes in physical files.
     pub space_amplification: Gauge,
     /// Requests to the backend by operation and by what they are for (`data`, `catalog`).
     pub store_requests: IntCounterVec,
@@ -95,7 +97,7 @@ pub struct Families {
     pub reclaim_bytes: IntCounterVec,
     /// Files that were given back, by `how`: `rewritten`, or `died_whole`.
     pub reclaim_files: IntCounterVec,
-    /// Seconds for which some job has been above its limit.
+    /// Seconds for which some job has been above its limit, what waits to be deleted counted in.
     pub reclaim_lag: Gauge,
     /// Rounds of reclaiming that were put off for writers or the backend.
     pub reclaim_paused: IntCounter,
@@ -107,8 +109,8 @@ pub struct Families {
     pub unnamed_files: IntGauge,
     /// 1 while the store is not the one that the catalog belongs to: nothing is deleted, and no file begun.
     pub store_lost: IntGauge,
-    /// Bytes of files that wait to be deleted.
-    pub forgotten_bytes: IntGauge,
+    /// Bytes of files that wait to be deleted, by why (`readers`, `grace`, `rate`, `refused`).
+    pub forgotten_bytes: IntGaugeVec,
     /// Commits to the catalog.
     pub commits: IntCounter,
     /// Seconds by which the machine's clock is behind what is on record.
@@ -136,9 +138,14 @@ impl Metrics {
             segment_bytes: counters(&r, "esker_segment_bytes_total", "Bytes of answered segments by door", &["door"]),
             files_created: counter(&r, "esker_physical_files_created_total", "Physical files that were begun"),
             files: gauges(&r, "esker_physical_files", "Physical files by state", &["state"]),
-            physical_bytes: gauge(&r, "esker_physical_bytes", "Bytes of physical files"),
+            physical_bytes: gauge(&r, "esker_physical_bytes", "Bytes of physical files, until they are deleted"),
             live_bytes: gauge(&r, "esker_live_bytes", "Bytes of living segments"),
-            space_amplification: float(&r, "esker_space_amplification", "Physical bytes divided by live bytes"),
+            inline_bytes: gauge(&r, "esker_inline_bytes", "Bytes of living segments that are inside the catalog"),
+            space_amplification: float(
+                &r,
+                "esker_space_amplification",
+                "Physical bytes, also those waiting to be deleted, divided by the living bytes in physical files",
+            ),
             store_requests: counters(
                 &r,
                 "esker_store_requests_total",
@@ -226,7 +233,7 @@ impl Metrics {
             reclaim_lag: float(
                 &r,
                 "esker_reclaim_lag_seconds",
-                "Seconds for which a job has been above its space limit",
+                "Seconds for which a job has been above its space limit, what waits to be deleted counted in",
             ),
             reclaim_paused: counter(&r, "esker_reclaim_paused_total", "Rounds put off for writers or the backend"),
             swept_files: counter(&r, "esker_swept_files_total", "Files deleted that the catalog did not name"),
@@ -241,7 +248,12 @@ impl Metrics {
                 "esker_store_lost",
                 "1 while the store is not the one that the catalog belongs to, and nothing is deleted",
             ),
-            forgotten_bytes: gauge(&r, "esker_forgotten_bytes", "Bytes of physical files waiting to be deleted"),
+            forgotten_bytes: gauges(
+                &r,
+                "esker_forgotten_bytes",
+                "Bytes of physical files waiting to be deleted: being read, in their grace, next in turn, refused by storage",
+                &["why"],
+            ),
             commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
             clock_behind: float(
                 &r,

@@ -11,6 +11,7 @@ use http::{StatusCode, header};
 
 use crate::catalog::Catalog;
 use crate::metrics::Metrics;
+use crate::reclaim::watch::{Waiting, Watch};
 
 /// What health and metrics are read from.
 #[derive(Clone)]
@@ -19,6 +20,8 @@ pub struct Admin {
     pub catalog: Catalog,
     /// The metrics.
     pub metrics: Metrics,
+    /// What waits to be deleted, and who is above the limit.
+    pub watch: Watch,
     /// Whether requests are wanted.
     pub ready: Arc<AtomicBool>,
 }
@@ -35,9 +38,11 @@ impl Admin {
 
     /// Brings the gauges that describe the catalog up to date.
     pub fn refresh(&self) {
-        let (space, counts) = {
+        let ages = self.catalog.clock().ages();
+        let (space, counts, waiting, lag) = {
             let state = self.catalog.view();
-            (state.space(), state.file_counts())
+            let (_, lag) = self.watch.above(&state);
+            (state.space(), state.file_counts(), self.watch.waiting(&state, ages), lag)
         };
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         for (state, count) in ["open", "closed", "forgotten"].into_iter().zip(counts) {
@@ -46,8 +51,13 @@ impl Admin {
         self.metrics.clock_behind.set(self.catalog.clock().behind().as_secs_f64());
         self.metrics.delete_queue.set(gauge(counts[2]));
         self.metrics.physical_bytes.set(gauge(space.physical_bytes));
-        self.metrics.forgotten_bytes.set(gauge(space.forgotten_bytes));
+        let Waiting { readers, grace, rate, refused } = waiting;
+        for (why, bytes) in [("readers", readers), ("grace", grace), ("rate", rate), ("refused", refused)] {
+            self.metrics.forgotten_bytes.with_label_values(&[why]).set(gauge(bytes));
+        }
+        self.metrics.reclaim_lag.set(lag.as_secs_f64());
         self.metrics.live_bytes.set(gauge(space.live_bytes));
+        self.metrics.inline_bytes.set(gauge(space.inline_bytes));
         self.metrics.space_amplification.set(space.amplification());
     }
 }

@@ -8,6 +8,7 @@ use crate::model::PhysicalFileId;
 use crate::reclaim::Round;
 use crate::reclaim::plan::Plan;
 use crate::reclaim::sweep::Swept;
+use crate::reclaim::watch::Waiting;
 
 /// By what space is told apart.
 #[derive(Debug, Default, Clone, Serialize, Deserialize, IntoParams)]
@@ -38,31 +39,54 @@ pub struct SpaceRow {
     pub files: u64,
     /// Living segments.
     pub segments: u64,
-    /// Bytes of the files, holes left out; those that wait to be deleted left out.
+    /// Bytes of physical files, holes left out; open ones, and those that wait to be deleted, are among them.
     pub physical_bytes: u64,
-    /// Bytes of files that wait to be deleted.
+    /// Of them, bytes of files that wait to be deleted.
     pub forgotten_bytes: u64,
+    /// What they wait for.
+    pub waiting: WaitingBytes,
     /// Bytes of living segments.
     pub live_bytes: u64,
     /// Of them inside the catalog.
     pub inline_bytes: u64,
-    /// Physical and inline bytes divided by live bytes; none where nothing lives.
+    /// Physical bytes divided by the living bytes in physical files; none where nothing lives in them.
     pub amplification: Option<f64>,
     /// Of a checkpoint: bytes that no other checkpoint of the job uses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub own_bytes: Option<u64>,
 }
 
+/// Bytes of files that wait to be deleted, by what they wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WaitingBytes {
+    /// They are being read.
+    pub readers: u64,
+    /// Their segments were moved, or their uploads were given up, less than `reclaim.delete-grace` ago.
+    pub grace: u64,
+    /// They are next: what dies together is deleted together, at `reclaim.delete-rate`.
+    pub rate: u64,
+    /// Storage refused to delete them, and is asked again.
+    pub refused: u64,
+}
+
+impl From<Waiting> for WaitingBytes {
+    fn from(waiting: Waiting) -> Self {
+        let Waiting { readers, grace, rate, refused } = waiting;
+        Self { readers, grace, rate, refused }
+    }
+}
+
 impl SpaceRow {
-    /// A row of what was counted.
-    pub fn of(of: String, files: u64, segments: u64, space: &SpaceUsage) -> Self {
+    /// A row of what was counted, and of what of it waits to be deleted.
+    pub fn of(of: String, files: u64, segments: u64, space: &SpaceUsage, waiting: Waiting) -> Self {
         let amplification = Some(space.amplification()).filter(|amplification| amplification.is_finite());
         Self {
             of,
             files,
             segments,
-            physical_bytes: space.physical_bytes - space.forgotten_bytes,
+            physical_bytes: space.physical_bytes,
             forgotten_bytes: space.forgotten_bytes,
+            waiting: waiting.into(),
             live_bytes: space.live_bytes,
             inline_bytes: space.inline_bytes,
             amplification,
@@ -90,7 +114,7 @@ pub struct ReclaimPlan {
     pub freed_bytes: u64,
     /// Requests to the store, about.
     pub requests: u64,
-    /// Jobs that would still be above their limit.
+    /// Jobs that would still be above their limit, though all that waits to be deleted were.
     pub jobs_above: u64,
 }
 
@@ -130,7 +154,7 @@ pub struct ReclaimRound {
     pub written_bytes: u64,
     /// Bytes of files that nobody needs any more because of that; they are deleted after their grace.
     pub freed_bytes: u64,
-    /// Jobs that are still above their limit.
+    /// Jobs that are above their limit, what waits to be deleted counted in.
     pub jobs_above: u64,
 }
 
@@ -164,6 +188,8 @@ pub struct GcReport {
     pub forgotten_files: u64,
     /// Their bytes.
     pub forgotten_bytes: u64,
+    /// What they wait for.
+    pub waiting: WaitingBytes,
     /// Files below `data/` that the catalog does not name: deleted after `reclaim.sweep-grace`.
     pub unnamed: Vec<String>,
     /// Names below `data/` that no daemon gives; never deleted.
@@ -176,11 +202,12 @@ pub struct GcReport {
 
 impl GcReport {
     /// A report on what the catalog has forgotten and on what it does not name.
-    pub fn of(forgotten: &[ForgottenFile], swept: &Swept, epoch: u64) -> Self {
+    pub fn of(forgotten: &[ForgottenFile], waiting: Waiting, swept: &Swept, epoch: u64) -> Self {
         let refused = crate::reclaim::guard::check_unnamed(epoch, &swept.unnamed, swept.listed).err();
         Self {
             forgotten_files: forgotten.len() as u64,
             forgotten_bytes: forgotten.iter().map(|file| file.occupied).sum(),
+            waiting: waiting.into(),
             unnamed: swept.unnamed.iter().map(ToString::to_string).collect(),
             foreign: swept.foreign.clone(),
             refused: refused.map(|refused| refused.to_string()),

@@ -11,11 +11,12 @@ use super::native::{Native, job_of, query};
 use super::status::ApiError;
 use super::wire::ErrorBody;
 use crate::catalog::record::{CheckpointKind, CheckpointRecord};
-use crate::catalog::state::{CheckpointSpace, LaneSpace, State as CatalogState};
+use crate::catalog::state::{CheckpointSpace, ForgottenFile, LaneSpace, State as CatalogState};
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, JobId, Lane};
+use crate::model::{CheckpointId, JobId, Lane, LaneOf, StateScope};
 use crate::reclaim::sweep::look;
-use crate::runtime::Failure;
+use crate::reclaim::watch::{Waiting, Watch};
+use crate::runtime::{Ages, Failure};
 
 /// Tells how much space jobs, lanes or checkpoints take.
 #[utoipa::path(get, path = "/v1/space", params(SpaceParams), responses(
@@ -31,7 +32,10 @@ pub async fn show_space(State(native): State<Native>, uri: Uri) -> Result<Json<S
         return Err(ApiError::not_found("job", format!("job {job} is not known")));
     }
     let catalog = native.catalog.clone();
-    let counted = tokio::task::spawn_blocking(move || space(&catalog.view(), by, job.as_ref())).await;
+    let watch = native.reclaim.watch.clone();
+    let counted =
+        tokio::task::spawn_blocking(move || space(&catalog.view(), by, job.as_ref(), &watch, catalog.clock().ages()))
+            .await;
     counted.map(Json).map_err(|error| ApiError::of(ErrorKind::Internal, error.to_string()))
 }
 
@@ -78,8 +82,12 @@ pub async fn show_gc(State(native): State<Native>) -> Result<Json<GcReport>, Api
     native.catalog.check()?;
     let swept = look(&native.catalog, native.reader.store()).await;
     let swept = swept.map_err(|error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error)))?;
-    let forgotten = native.catalog.view().forgotten_files(|_, _| true, usize::MAX);
-    Ok(Json(GcReport::of(&forgotten, &swept, native.catalog.epoch())))
+    let (forgotten, waiting) = {
+        let state = native.catalog.view();
+        let waiting = native.reclaim.watch.waiting(&state, native.catalog.clock().ages());
+        (state.forgotten_files(|_, _| true, usize::MAX), waiting)
+    };
+    Ok(Json(GcReport::of(&forgotten, waiting, &swept, native.catalog.epoch())))
 }
 
 /// Deletes what is due now instead of at the next interval, and tells what is left.
@@ -135,41 +143,54 @@ impl std::str::FromStr for SpaceBy {
     }
 }
 
-/// The space table of a catalog, of all jobs or of one.
-pub fn space(state: &CatalogState, by: Option<SpaceBy>, job: Option<&JobId>) -> SpaceInfo {
-    let mut lanes = state.space_by_lane();
+/// The space table of a catalog, of all jobs or of one, with what waits to be deleted by its age.
+pub fn space(state: &CatalogState, by: Option<SpaceBy>, job: Option<&JobId>, watch: &Watch, ages: Ages) -> SpaceInfo {
+    let mut lanes: BTreeMap<Lane, Counted> =
+        state.space_by_lane().into_iter().map(|(lane, space)| (lane, (space, Waiting::default()))).collect();
+    for file in state.forgotten_files(|_, _| true, usize::MAX) {
+        let (_, waiting) = lanes.entry(lane_of(&file)).or_default();
+        waiting.add(watch.why(&file, ages), file.occupied);
+    }
     lanes.retain(|lane, _| job.is_none_or(|job| lane.job.as_ref() == Some(job)));
-    let total = lanes.values().fold(LaneSpace::default(), |total, lane| total.plus(lane));
+    let total = lanes.values().fold(Counted::default(), plus);
     let name = job.map_or_else(|| "total".to_owned(), ToString::to_string);
-    let total = SpaceRow::of(name, total.files, total.segments, &total.space);
     let rows = match by {
         None => vec![],
-        Some(SpaceBy::Lane) => rows(lanes.iter().map(|(lane, space)| (lane.to_string(), space))),
-        Some(SpaceBy::Job) => {
-            let jobs = by_job(&lanes);
-            rows(jobs.iter().map(|(job, space)| (job.clone(), space)))
-        }
+        Some(SpaceBy::Lane) => lanes.iter().map(|(lane, counted)| row(lane.to_string(), counted)).collect(),
+        Some(SpaceBy::Job) => by_job(&lanes).iter().map(|(job, counted)| row(job.clone(), counted)).collect(),
         Some(SpaceBy::Checkpoint) => {
             let jobs =
                 job.map_or_else(|| state.jobs().into_iter().map(|(job, ..)| job).collect(), |job| vec![job.clone()]);
             jobs.iter().flat_map(|job| checkpoints(state, job)).collect()
         }
     };
-    SpaceInfo { total, rows }
+    SpaceInfo { total: row(name, &total), rows }
 }
 
-fn by_job(lanes: &BTreeMap<Lane, LaneSpace>) -> BTreeMap<String, LaneSpace> {
-    let mut jobs: BTreeMap<String, LaneSpace> = BTreeMap::new();
-    for (lane, space) in lanes {
+/// What a lane takes, and what of it waits to be deleted.
+type Counted = (LaneSpace, Waiting);
+
+fn plus((space, waiting): Counted, (more, and): &Counted) -> Counted {
+    (space.plus(more), waiting.plus(and))
+}
+
+/// The lane that a file counts for whose lane was not recorded is the one of [`CatalogState::space_by_lane`].
+fn lane_of(file: &ForgottenFile) -> Lane {
+    file.lane.clone().unwrap_or(Lane { job: None, scope: StateScope::Shared, of: LaneOf::All })
+}
+
+fn by_job(lanes: &BTreeMap<Lane, Counted>) -> BTreeMap<String, Counted> {
+    let mut jobs: BTreeMap<String, Counted> = BTreeMap::new();
+    for (lane, counted) in lanes {
         let job = lane.job.as_ref().map_or("(all jobs)", JobId::as_str);
         let entry = jobs.entry(job.to_owned()).or_default();
-        *entry = entry.plus(space);
+        *entry = plus(entry.clone(), counted);
     }
     jobs
 }
 
-fn rows<'a>(spaces: impl Iterator<Item = (String, &'a LaneSpace)>) -> Vec<SpaceRow> {
-    spaces.map(|(of, lane)| SpaceRow::of(of, lane.files, lane.segments, &lane.space)).collect()
+fn row(of: String, (lane, waiting): &Counted) -> SpaceRow {
+    SpaceRow::of(of, lane.files, lane.segments, &lane.space, *waiting)
 }
 
 fn checkpoints(state: &CatalogState, job: &JobId) -> Vec<SpaceRow> {

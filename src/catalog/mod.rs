@@ -45,7 +45,7 @@ use crate::runtime::{Clock, Failure, TaskGroup};
 use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
 use record::RecordKey;
 use slate::{Commit, Haste, Journal, JournalError};
-use state::{ListPage, ListQuery, ObjectView, State};
+use state::{Changes, ListPage, ListQuery, ObjectView, State};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 4096;
@@ -100,6 +100,8 @@ struct Shared {
     durable: watch::Sender<u64>,
     /// Number of the last batch that was applied.
     applied: AtomicU64,
+    /// What those wait for who give space back.
+    changes: watch::Sender<Changes>,
     /// Keys that were deleted by a batch that is not durable yet, and the number of that batch.
     deleting: Mutex<HashMap<(String, String), u64>>,
 }
@@ -135,6 +137,7 @@ struct Answer {
 impl Catalog {
     /// Starts the owner of `state`, which was loaded from `journal` and settled.
     pub fn start(state: State, journal: Journal, clock: Clock, metrics: &Metrics, tasks: &TaskGroup) -> Self {
+        let changes = state.changes();
         let shared = Arc::new(Shared {
             state: RwLock::new(state),
             journal,
@@ -143,6 +146,7 @@ impl Catalog {
             lost_because: Mutex::default(),
             durable: watch::Sender::new(0),
             applied: AtomicU64::new(0),
+            changes: watch::Sender::new(changes),
             deleting: Mutex::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
@@ -196,7 +200,8 @@ impl Catalog {
         let (reply, answer) = oneshot::channel();
         let request = Request { command, settle, reply };
         self.commands.send(request).await.map_err(|_| self.gone())?;
-        answer.await.map_err(|_| self.gone())?
+        let mut awaited = Awaited { catalog: self, answer };
+        (&mut awaited.answer).await.map_err(|_| self.gone())?
     }
 
     fn gone(&self) -> CatalogError {
@@ -205,12 +210,27 @@ impl Catalog {
 
     /// The bytes of a store and its commit are durable: it is visible from now on.
     pub fn confirm(&self, token: StoreToken) {
-        self.shared.state.write().confirm(token, self.shared.clock.now());
+        self.shared.change(|state, now| state.confirm(token, now));
     }
 
     /// The bytes of a store are lost, or nobody knows: it never happened.
     pub fn fail(&self, token: StoreToken) {
-        self.shared.state.write().fail(token, self.shared.clock.now());
+        self.shared.change(|state, now| state.fail(token, now));
+    }
+
+    /// Does what `command` says at once; the next commit makes it durable, and nobody waits for that. For what is found
+    /// again after a crash: that files are gone, that a file takes nothing more.
+    ///
+    /// # Errors
+    /// [`CatalogError::Refused`]; nothing changed then.
+    pub fn note(&self, command: Command) -> Result<(), CatalogError> {
+        self.shared.change(|state, now| state.apply(command, now))?;
+        Ok(())
+    }
+
+    /// Tells when there is something to do for those who give space back.
+    pub fn changes(&self) -> watch::Receiver<Changes> {
+        self.shared.changes.subscribe()
     }
 
     /// Workers should not reuse the segments of these files any more, and may reuse those of all others.
@@ -324,7 +344,42 @@ impl Catalog {
     }
 }
 
+/// The answer to a request. Dropped before it was taken, a store that it brings would be settled by nobody.
+struct Awaited<'a> {
+    catalog: &'a Catalog,
+    answer: oneshot::Receiver<Result<Outcome, CatalogError>>,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        // From here on an answer cannot be sent any more; one that was is looked at.
+        self.answer.close();
+        if let Ok(Ok(Outcome::Stored(token, _))) = self.answer.try_recv() {
+            self.catalog.fail(token);
+        }
+    }
+}
+
 impl Shared {
+    /// Changes the state, and tells those who give space back what there is to do.
+    fn change<T>(&self, change: impl FnOnce(&mut State, Millis) -> T) -> T {
+        let now = self.clock.now();
+        let mut state = self.state.write();
+        let changed = change(&mut state, now);
+        let changes = state.changes();
+        drop(state);
+        self.tell(changes);
+        changed
+    }
+
+    fn tell(&self, changes: Changes) {
+        self.changes.send_if_modified(|told| {
+            // Another thread may have told of later ones meanwhile.
+            let before = std::mem::replace(told, changes.max(*told));
+            before != *told
+        });
+    }
+
     fn lost_error(&self) -> Option<CatalogError> {
         self.lost_because.lock().clone().map(CatalogError::Lost)
     }
@@ -359,6 +414,9 @@ impl Shared {
             answers.push(Answer { outcome, settle, reply });
         }
         self.applied.store(number, Ordering::Relaxed);
+        let changes = state.changes();
+        drop(state);
+        self.tell(changes);
         (number, pieces, answers)
     }
 
@@ -495,14 +553,16 @@ async fn answer(shared: Arc<Shared>, mut in_flight: mpsc::Receiver<Batch>) {
                 && settle == Settle::OnCommit
                 && let Ok(Outcome::Stored(token, _)) = &outcome
             {
-                shared.state.write().confirm(*token, shared.clock.now());
+                shared.change(|state, now| state.confirm(*token, now));
             }
             let answer = match &error {
                 Some(error) => Err(error.clone()),
                 None => outcome.map_err(CatalogError::Refused),
             };
-            // Nobody waits for the answer of a request that was given up.
-            drop(reply.send(answer));
+            // Nobody waits for the answer of a request that was given up; so nobody would settle what it stored.
+            if let Err(Ok(Outcome::Stored(token, _))) = reply.send(answer) {
+                shared.change(|state, now| state.fail(token, now));
+            }
         }
         if error.is_none() {
             shared.durable.send_replace(number);

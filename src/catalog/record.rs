@@ -134,7 +134,7 @@ pub enum FileState {
 }
 
 /// Why a file holds nothing that lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Forgotten {
     /// The last of its segments was freed: nobody has a right to read it.
     Died,
@@ -142,6 +142,11 @@ pub enum Forgotten {
     Moved,
     /// Its upload was given up, and may still arrive.
     GivenUp,
+}
+
+impl Forgotten {
+    /// All reasons.
+    pub const ALL: [Self; 3] = [Self::Died, Self::Moved, Self::GivenUp];
 }
 
 impl FileState {

@@ -8,12 +8,14 @@ use serde::Serialize;
 
 use super::segments::{ApiArgs, block_on};
 use super::storage::{Stopped, StorageArgs};
-use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow};
+use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow, WaitingBytes};
 use crate::api::space::{SpaceBy, space};
 use crate::config::Settings;
 use crate::reclaim::preview;
 use crate::reclaim::sweep::{Swept, unnamed};
+use crate::reclaim::watch::Watch;
 use crate::runtime::Clock;
+use crate::store::DataStore;
 
 /// A daemon that runs, or the folder of one that does not.
 #[derive(Debug, Args)]
@@ -71,7 +73,8 @@ pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
             let job = args.job.as_deref().map(str::parse).transpose()?;
             block_on(async {
                 let folder = Stopped::open(&settings).await?;
-                let info = space(&folder.state, args.by, job.as_ref());
+                let watch = Watch::new(&settings, matches!(folder.data, DataStore::Local(_)));
+                let info = space(&folder.state, args.by, job.as_ref(), &watch, Clock::System.ages());
                 folder.close().await?;
                 Ok(info)
             })?
@@ -79,8 +82,8 @@ pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
     };
     print(args.at.json, &info, || {
         println!(
-            "{:>7} {:>9} {:>12} {:>12} {:>12} {:>7}",
-            "files", "segments", "physical", "live", "to delete", "ratio"
+            "{:>7} {:>9} {:>12} {:>12} {:>12} {:>12} {:>7}",
+            "files", "segments", "physical", "live", "in catalog", "to delete", "ratio"
         );
         info.rows.iter().chain([&info.total]).for_each(print_row);
     })
@@ -90,14 +93,25 @@ fn print_row(row: &SpaceRow) {
     let ratio = row.amplification.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
     let own = row.own_bytes.map_or_else(String::new, |own| format!("  ({} its own)", bytes(own)));
     println!(
-        "{:>7} {:>9} {:>12} {:>12} {:>12} {ratio:>7}  {}{own}",
+        "{:>7} {:>9} {:>12} {:>12} {:>12} {:>12} {ratio:>7}  {}{own}{}",
         row.files,
         row.segments,
-        bytes(row.physical_bytes + row.inline_bytes),
+        bytes(row.physical_bytes),
         bytes(row.live_bytes),
+        bytes(row.inline_bytes),
         bytes(row.forgotten_bytes),
-        row.of
+        row.of,
+        waiting(&row.waiting)
     );
+}
+
+/// What files that are to be deleted wait for; nothing if there are none.
+fn waiting(waiting: &WaitingBytes) -> String {
+    let WaitingBytes { readers, grace, rate, refused } = *waiting;
+    let all = [(readers, "being read"), (grace, "in their grace"), (rate, "next"), (refused, "refused by storage")];
+    let told: Vec<String> =
+        all.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{} {why}", bytes(*count))).collect();
+    if told.is_empty() { String::new() } else { format!("  (to delete: {})", told.join(", ")) }
 }
 
 pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
@@ -170,9 +184,10 @@ pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
             println!("deleted {} files", report.deleted);
         }
         println!(
-            "{} files with {} wait for their grace or for readers; {} are not in the catalog",
+            "{} files with {} wait{}; {} are not in the catalog",
             report.forgotten_files,
             bytes(report.forgotten_bytes),
+            waiting(&report.waiting),
             report.unnamed.len()
         );
     })
@@ -183,7 +198,9 @@ async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
     let listed = folder.data.list().await?;
     let swept: Swept = unnamed(&folder.state, listed);
     let forgotten = folder.state.forgotten_files(|_, _| true, usize::MAX);
-    let report = GcReport::of(&forgotten, &swept, folder.catalog.epoch());
+    let local = matches!(folder.data, DataStore::Local(_));
+    let waiting = Watch::new(settings, local).waiting(&folder.state, Clock::System.ages());
+    let report = GcReport::of(&forgotten, waiting, &swept, folder.catalog.epoch());
     folder.close().await?;
     Ok(report)
 }

@@ -264,6 +264,7 @@ impl Daemon {
         });
         self.work.spawn("multipart-expiry", Failure::StopsTheDaemon, s3.clone().run_expiry(self.stop_work.clone()));
         let s3_service = crate::api::s3::service(s3);
+        let watch = reclaim.watch.clone();
         let native = Native {
             catalog: self.catalog.clone(),
             merger: self.merger.clone(),
@@ -278,8 +279,12 @@ impl Daemon {
             settings: Arc::clone(&self.settings),
             metrics: self.metrics.clone(),
         };
-        let admin =
-            Admin { catalog: self.catalog.clone(), metrics: self.metrics.clone(), ready: Arc::clone(&self.ready) };
+        let admin = Admin {
+            catalog: self.catalog.clone(),
+            metrics: self.metrics.clone(),
+            watch,
+            ready: Arc::clone(&self.ready),
+        };
         let router = native.router().merge(admin.router());
         let connections = Arc::new(Semaphore::new(limits.connections_max));
         let serving = |door: &str| {

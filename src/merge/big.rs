@@ -210,14 +210,14 @@ impl Drop for BigSegment {
 /// Commits a file whose bytes are durable, with the one segment in it.
 async fn commit_whole(parts: &MergerParts, file: StoreFile, item: Item) -> Result<Stored, MergeError> {
     let id = file.id.clone();
-    let (token, mut answers) = match commit(parts, Some(file), vec![item]).await {
+    let (unsettled, mut answers) = match commit(parts, Some(file), vec![item]).await {
         Ok(committed) => committed,
         Err(error) => {
             give_up(&parts.catalog, id).await;
             return Err(error.into());
         }
     };
-    parts.catalog.confirm(token);
+    unsettled.confirm();
     parts.metrics.group_segments.with_label_values(&["big"]).observe(1.0);
     answers.pop().map_or(Err(MergeError::ShuttingDown), |answer| answer.map_err(MergeError::Refused))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::lane::LaneKey;
-use super::owner::{Pace, own_growing_file, own_whole_file, store_inline};
+use super::owner::{Owned, Pace, own_growing_file, own_whole_file, store_inline};
 use super::pool::{OpenFile, Pending, Pools};
 use super::{BigSegment, MergeError, Parcel};
 use crate::catalog::Catalog;
@@ -114,17 +114,18 @@ impl Merger {
         } else if let Some(file) = self.parts.pools.put(&lane, pending).await? {
             self.own(file);
         }
-        answer.await.unwrap_or(Err(MergeError::ShuttingDown))
+        answer.await.unwrap_or(Err(MergeError::Abandoned))
     }
 
     fn own(&self, file: Arc<OpenFile>) {
-        let parts = self.parts.clone();
+        // Before its task begins, which may never happen.
+        let owned = Owned::new(self.parts.clone(), file);
         match self.parts.store.clone() {
             DataStore::Local(store) => {
-                self.parts.tasks.spawn("file-owner", Failure::FailsItsWork, own_growing_file(parts, store, file));
+                self.parts.tasks.spawn("file-owner", Failure::FailsItsWork, own_growing_file(owned, store));
             }
             DataStore::Object(store) => {
-                self.parts.tasks.spawn("file-owner", Failure::FailsItsWork, own_whole_file(parts, store, file));
+                self.parts.tasks.spawn("file-owner", Failure::FailsItsWork, own_whole_file(owned, store));
             }
         }
     }

@@ -15,7 +15,8 @@
 //! # Invariants
 //! - A physical file has one writer, its owner task. Its segments never overlap.
 //! - Nobody is answered before the bytes and the commit are durable.
-//! - A group that fails closes its file. What was answered in it before stays valid; the next taker gets a new file.
+//! - A group that fails closes its file. What was answered in it before stays valid; the next taker gets a new file. So does
+//!   an owner that panics.
 //!
 //! # Crash
 //! Bytes that were not answered count for nothing. What the catalog names and storage does not have is dropped at the
@@ -113,7 +114,10 @@ pub enum MergeError {
         /// Bytes sent.
         sent: u64,
     },
-    /// The daemon is shutting down, or the file's owner ended.
+    /// Whoever had the segments ended without an answer, by a bug that the log tells of.
+    #[error("the segments were given up: repeat the request")]
+    Abandoned,
+    /// The daemon is shutting down.
     #[error("the daemon takes no more segments")]
     ShuttingDown,
 }
@@ -125,7 +129,7 @@ impl MergeError {
             Self::Refused(refusal) => refusal.kind(),
             Self::Catalog(error) => error.kind(),
             Self::NoFile(_) | Self::Memory(_) => ErrorKind::Overloaded,
-            Self::Store(_) => ErrorKind::Unavailable,
+            Self::Store(_) | Self::Abandoned => ErrorKind::Unavailable,
             Self::Length { .. } => ErrorKind::Invalid,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
         }

@@ -4,7 +4,8 @@
 //! next group. On an object store it lets one group collect, closes the file, and puts it whole.
 //!
 //! Either way the group's commit to the catalog runs beside the write, and both must be durable before anybody is
-//! answered. If the write fails, the catalog forgets the group and the file takes nothing more.
+//! answered. If the write fails, the catalog forgets the group and the file takes nothing more. The same happens when the
+//! owner panics: guards see to it.
 //!
 //! # Crash
 //! The commit may be there without the bytes: the next start looks at the file and drops what is not whole. The bytes
@@ -22,9 +23,9 @@ use super::format::{self, Entry, FRAME_BYTES, HEADER_BYTES, Header};
 use super::linger::{LaneLoad, linger};
 use super::pool::{Group, OpenFile, Pending};
 use super::{Answer, MergeError, MergerParts, Piece};
-use crate::catalog::CatalogError;
 use crate::catalog::command::{About, Command, Item, NewSegment, Outcome, Store, StoreFile, StoreToken, Stored};
 use crate::catalog::record::{Holder, SegmentRecord};
+use crate::catalog::{Catalog, CatalogError};
 use crate::model::{Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId};
 use crate::runtime::{Clock, PaidBytes};
 use crate::store::{LocalFile, LocalStore, ObjectFiles, StoreError};
@@ -89,24 +90,49 @@ struct Packed {
     segments: usize,
 }
 
-/// Writes a file of an append store until it is full, closed or idle.
-pub async fn own_growing_file(parts: MergerParts, store: LocalStore, open: Arc<OpenFile>) {
-    let mut file: Option<Growing> = None;
-    loop {
-        let group = next_group(&parts, &open).await;
-        if !group.parcels.is_empty() && !write_group(&parts, &store, &open, &mut file, group.parcels).await {
-            parts.pools.close(&open);
-            refuse(parts.pools.take_group(&open));
-            break;
-        }
-        if group.last {
-            if let Some(file) = file.take() {
-                close(&parts, file).await;
-            }
-            break;
+/// An open file in its owner's hands. However its owner ends, by a panic as well: the file takes nothing more, those
+/// whose parcels it holds are told, and the pool counts one open file less.
+pub(super) struct Owned {
+    parts: MergerParts,
+    open: Arc<OpenFile>,
+    /// What has begun on an append store and has no end yet.
+    file: Option<Growing>,
+}
+
+impl Owned {
+    /// A file that was just opened: its pool counts it from now on.
+    pub(super) fn new(parts: MergerParts, open: Arc<OpenFile>) -> Self {
+        Self { parts, open, file: None }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // First of all, so that nothing is put into the file any more when what it holds is refused.
+        self.parts.pools.ended(&self.open);
+        refuse(self.parts.pools.take_group(&self.open));
+        if let Some(Growing { id, len, .. }) = self.file.take()
+            && let Err(error) = self.parts.catalog.note(Command::CloseFile(id.clone(), len))
+        {
+            tracing::debug!(file = %id, %error, "a file could not be closed in the catalog");
         }
     }
-    parts.pools.ended(&open);
+}
+
+/// Writes a file of an append store until it is full, closed or idle.
+pub(super) async fn own_growing_file(mut owned: Owned, store: LocalStore) {
+    loop {
+        let group = next_group(&owned.parts, &owned.open).await;
+        if !group.parcels.is_empty() && !write_group(&mut owned, &store, group.parcels).await {
+            return;
+        }
+        if group.last {
+            if let Some(file) = owned.file.take() {
+                close(&owned.parts, file).await;
+            }
+            return;
+        }
+    }
 }
 
 /// A file of an append store that has begun.
@@ -134,13 +160,8 @@ async fn next_group(parts: &MergerParts, open: &Arc<OpenFile>) -> Group {
 }
 
 /// Writes and commits one group, then answers. False if the file takes nothing more because of a failure.
-async fn write_group(
-    parts: &MergerParts,
-    store: &LocalStore,
-    open: &OpenFile,
-    file: &mut Option<Growing>,
-    parcels: Vec<Pending>,
-) -> bool {
+async fn write_group(owned: &mut Owned, store: &LocalStore, parcels: Vec<Pending>) -> bool {
+    let Owned { parts, open, file } = owned;
     let growing = match file {
         Some(growing) => growing,
         None => match begin(parts, store, open).await {
@@ -164,7 +185,7 @@ async fn write_group(
     growing.len = len;
     growing.entries.append(&mut packed.entries);
     parts.metrics.group_segments.with_label_values(&["append"]).observe(packed.segments as f64);
-    settle(parts, written, committed, packed.replies)
+    settle(written, committed, packed.replies)
 }
 
 async fn begin(parts: &MergerParts, store: &LocalStore, open: &OpenFile) -> Result<Growing, StoreError> {
@@ -194,19 +215,19 @@ async fn close(parts: &MergerParts, mut growing: Growing) {
 }
 
 /// Lets one group collect, then puts it as one file of an object store, or into the catalog if it is tiny.
-pub async fn own_whole_file(parts: MergerParts, store: ObjectFiles, open: Arc<OpenFile>) {
-    wait_for_the_end_of_the_group(&parts, &open).await;
-    parts.pools.close(&open);
-    let group = parts.pools.take_group(&open);
+pub(super) async fn own_whole_file(owned: Owned, store: ObjectFiles) {
+    let Owned { parts, open, .. } = &owned;
+    wait_for_the_end_of_the_group(parts, open).await;
+    parts.pools.close(open);
+    let group = parts.pools.take_group(open);
     if !group.parcels.is_empty() {
         let _on_its_way = parts.pace.begin(&open.key);
-        if fits_the_catalog(&parts, &group) {
-            store_inline(&parts, group.parcels).await;
+        if fits_the_catalog(parts, &group) {
+            store_inline(parts, group.parcels).await;
         } else {
-            put_group(&parts, &store, &open, group.parcels).await;
+            put_group(parts, &store, open, group.parcels).await;
         }
     }
-    parts.pools.ended(&open);
 }
 
 /// Whether a group is so small that its bytes go into the catalog's record: one request instead of two.
@@ -271,15 +292,14 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
     // The one clock stands still while the machine sleeps, the other may be set.
     let took = begun.elapsed().max(Duration::from_millis(parts.catalog.clock().wall().0.saturating_sub(begun_at.0)));
     if put.is_ok()
-        && let Ok((token, _)) = &committed
+        && committed.is_ok()
         && may_have_been_dropped(parts, took)
         && let Err(error) = parts.catalog.check_owner().await
     {
-        parts.catalog.fail(*token);
         committed = Err(error);
     }
     parts.metrics.group_segments.with_label_values(&["object"]).observe(packed.segments as f64);
-    settle(parts, put, committed, packed.replies);
+    settle(put, committed, packed.replies);
 }
 
 /// Whether a put that took so long may have arrived after a successor took the name, dropped the segments, and deleted
@@ -390,31 +410,51 @@ pub(super) async fn name_upload(
     upload: Option<String>,
 ) -> Result<(), CatalogError> {
     let named = StoreFile { id: id.clone(), lane: lane.clone(), len: 0, closes: false, upload };
-    let (token, _) = commit(parts, Some(named), vec![]).await?;
-    parts.catalog.confirm(token);
+    let (unsettled, _) = commit(parts, Some(named), vec![]).await?;
+    unsettled.confirm();
     Ok(())
 }
 
+/// A commit whose bytes are not known to be durable. Dropped, by a panic as well, it never happened.
+pub(super) struct Unsettled {
+    catalog: Catalog,
+    token: Option<StoreToken>,
+}
+
+impl Unsettled {
+    /// The bytes are durable.
+    pub(super) fn confirm(mut self) {
+        if let Some(token) = self.token.take() {
+            self.catalog.confirm(token);
+        }
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        if let Some(token) = self.token.take() {
+            self.catalog.fail(token);
+        }
+    }
+}
+
 /// What the catalog said of a group.
-pub(super) type Committed = Result<(StoreToken, Vec<Result<Stored, crate::catalog::command::Refusal>>), CatalogError>;
+pub(super) type Committed = Result<(Unsettled, Vec<Result<Stored, crate::catalog::command::Refusal>>), CatalogError>;
 
 pub(super) async fn commit(parts: &MergerParts, file: Option<StoreFile>, items: Vec<Item>) -> Committed {
     match parts.catalog.execute(Command::Store(Store { file, items })).await? {
-        Outcome::Stored(token, answers) => Ok((token, answers)),
+        Outcome::Stored(token, answers) => {
+            Ok((Unsettled { catalog: parts.catalog.clone(), token: Some(token) }, answers))
+        }
         _ => Err(CatalogError::Closed),
     }
 }
 
 /// Both halves of a group are over: confirms and answers, or takes it all back. Returns whether the write succeeded.
-fn settle<T>(
-    parts: &MergerParts,
-    written: Result<T, StoreError>,
-    committed: Committed,
-    replies: Vec<oneshot::Sender<Answer>>,
-) -> bool {
+fn settle<T>(written: Result<T, StoreError>, committed: Committed, replies: Vec<oneshot::Sender<Answer>>) -> bool {
     match (written, committed) {
-        (Ok(_), Ok((token, answers))) => {
-            parts.catalog.confirm(token);
+        (Ok(_), Ok((unsettled, answers))) => {
+            unsettled.confirm();
             answer_each(replies, answers);
             true
         }
@@ -424,9 +464,7 @@ fn settle<T>(
         }
         (Err(error), committed) => {
             tracing::error!(error = crate::error::chain(&error), "a group could not be written");
-            if let Ok((token, _)) = committed {
-                parts.catalog.fail(token);
-            }
+            drop(committed);
             answer_all(replies.into_iter(), &error.into());
             false
         }

@@ -137,11 +137,10 @@ impl Pools {
             Taken::Opened(file) => return Ok(Some(file)),
             Taken::Wait(pending) => pending,
         };
-        let turn = self.enqueue(lane);
-        let _waiting = Waiting { pools: self, lane };
+        let waiting = self.enqueue(lane);
         let deadline = self.settings.take_deadline;
         let wait = async {
-            let _turn = turn.lock().await;
+            let _turn = waiting.turn.lock().await;
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
                 changed.as_mut().enable();
@@ -156,11 +155,11 @@ impl Pools {
         tokio::time::timeout(deadline, wait).await.unwrap_or(Err(MergeError::NoFile(deadline)))
     }
 
-    fn enqueue(&self, lane: &LaneKey) -> Arc<tokio::sync::Mutex<()>> {
+    fn enqueue<'a>(&'a self, lane: &'a LaneKey) -> Waiting<'a> {
         let mut lanes = self.lanes.lock();
         let entry = lanes.by_key.entry(lane.clone()).or_default();
         entry.waiting += 1;
-        Arc::clone(&entry.turn)
+        Waiting { pools: self, lane, turn: Arc::clone(&entry.turn) }
     }
 
     fn try_put(&self, key: &LaneKey, pending: Pending, standing: Standing) -> Result<Taken, MergeError> {
@@ -269,7 +268,7 @@ impl Pools {
         self.changed.notify_waiters();
     }
 
-    /// A file's owner has ended.
+    /// A file's owner has ended. Called once for each file that was opened.
     pub fn ended(&self, file: &Arc<OpenFile>) {
         self.close(file);
         self.lanes.lock().open -= 1;
@@ -358,6 +357,7 @@ enum Appended {
 struct Waiting<'a> {
     pools: &'a Pools,
     lane: &'a LaneKey,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Drop for Waiting<'_> {

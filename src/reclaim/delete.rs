@@ -4,13 +4,19 @@
 //! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is
 //! the catalog's list of forgotten files, so a crash between any two steps leaves a file that is deleted again, which is
 //! harmless, and what storage refuses is tried until it is gone.
+//!
+//! The catalog wakes the deleter when files are forgotten. A moment later it takes all that have been, so that what dies
+//! with one checkpoint is deleted by one request to an object store. A file that waits for its grace, for readers, or for
+//! storage that refused is looked at again when its time comes.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::Timing;
 use super::sweep::Sweeper;
+use super::watch::{Waiting, Watch};
 use crate::catalog::command::Command;
 use crate::catalog::record::Forgotten;
 use crate::catalog::state::ForgottenFile;
@@ -18,13 +24,11 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::ReclaimSettings;
 use crate::metrics::Metrics;
 use crate::model::PhysicalFileId;
-use crate::runtime::Leases;
+use crate::runtime::{Clock, Leases};
 use crate::store::DataStore;
 
 /// Files deleted at a time; an object store takes up to 1,000 in one request.
 const BATCH_FILES_MAX: usize = 500;
-/// Pause before a look for readers that have left meanwhile.
-const READERS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Deletes what the catalog has forgotten, and sweeps.
 pub struct Deleter {
@@ -33,11 +37,22 @@ pub struct Deleter {
     settings: ReclaimSettings,
     metrics: Metrics,
     leases: Leases,
+    watch: Watch,
     sweeper: Sweeper,
     /// Files that wait for their readers.
     waiting: HashSet<PhysicalFileId>,
     /// What storage did not delete the last time.
     refused: HashSet<PhysicalFileId>,
+    /// When that is tried again.
+    retry_at: Option<Instant>,
+    told: Told,
+}
+
+/// What was deleted since the log last told of it. Files die all the time; a line for each moment tells nobody anything.
+#[derive(Debug, Default)]
+struct Told {
+    deleted: usize,
+    at: Option<Instant>,
 }
 
 impl Deleter {
@@ -48,12 +63,25 @@ impl Deleter {
         settings: ReclaimSettings,
         metrics: Metrics,
         leases: Leases,
+        watch: Watch,
         sweeper: Sweeper,
     ) -> Self {
-        Self { catalog, store, settings, metrics, leases, sweeper, waiting: HashSet::new(), refused: HashSet::new() }
+        Self {
+            catalog,
+            store,
+            settings,
+            metrics,
+            leases,
+            watch,
+            sweeper,
+            waiting: HashSet::new(),
+            refused: HashSet::new(),
+            retry_at: None,
+            told: Told::default(),
+        }
     }
 
-    /// Returns the pause until the next one.
+    /// Returns the longest pause until the next one; it is shorter when files are forgotten meanwhile.
     pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
         if self.store.is_lost()
             && let Err(error) = self.store.look().await
@@ -61,13 +89,44 @@ impl Deleter {
             tracing::debug!(error = crate::error::chain(&error), "deleting waits for the store");
             return self.settings.interval;
         }
-        match self.round(stop).await {
-            Ok(0) => {}
-            Ok(deleted) => tracing::info!(deleted, "deleted files that nobody needs"),
+        match self.delete_due(stop).await {
+            Ok(deleted) => self.told.deleted += deleted,
             Err(error) => tracing::warn!(error = crate::error::chain(&error), "files could not be deleted"),
         }
+        self.tell();
         self.sweeper.round_if_due(self.settings.sweep_interval).await;
-        if self.waiting.is_empty() { self.settings.interval } else { READERS_PAUSE.min(self.settings.interval) }
+        self.pause()
+    }
+
+    fn tell(&mut self) {
+        let lately = self.told.at.is_some_and(|at| at.elapsed() < self.settings.interval);
+        if self.told.deleted == 0 || lately {
+            return;
+        }
+        let deleted = std::mem::take(&mut self.told.deleted);
+        self.told.at = Some(Clock::instant());
+        let Waiting { readers, grace, rate, refused } =
+            self.watch.waiting(&self.catalog.view(), self.catalog.clock().ages());
+        tracing::info!(
+            deleted,
+            bytes_being_read = readers,
+            bytes_in_grace = grace,
+            bytes_next = rate,
+            bytes_refused = refused,
+            "deleted files that nobody needs"
+        );
+    }
+
+    /// Until the next file's grace is over, a reader may have left, or the round is due anyway.
+    fn pause(&self) -> Duration {
+        let Timing { collect, readers, .. } = Timing::of(&self.settings, &self.store);
+        let ages = self.catalog.clock().ages();
+        let state = self.catalog.view();
+        let graces = state.forgotten().map(|(why, since)| self.watch.grace.left(why, since, ages));
+        // With those whose grace is over a moment later.
+        let graces = graces.filter(|left| !left.is_zero()).map(|left| left + collect);
+        let readers = (!self.waiting.is_empty()).then_some(readers);
+        graces.chain(readers).min().map_or(self.settings.interval, |pause| pause.min(self.settings.interval))
     }
 
     /// The next sweep deletes what it found twice, though it be most of what is there.
@@ -75,17 +134,28 @@ impl Deleter {
         self.sweeper.force();
     }
 
-    /// Deletes every file whose time has come. Returns how many were deleted.
+    /// Deletes every file whose time has come, what storage refused before among them. Returns how many were deleted.
     ///
     /// # Errors
     /// [`CatalogError`]; what was not deleted is deleted later.
     pub async fn round(&mut self, stop: &CancellationToken) -> Result<usize, CatalogError> {
+        self.retry_at = None;
+        self.delete_due(stop).await
+    }
+
+    async fn delete_due(&mut self, stop: &CancellationToken) -> Result<usize, CatalogError> {
+        let deleted = self.delete_batches(stop).await;
+        self.watch.held(self.waiting.iter(), self.refused.iter());
+        deleted
+    }
+
+    async fn delete_batches(&mut self, stop: &CancellationToken) -> Result<usize, CatalogError> {
+        let rate = self.settings.deletes_per_second_max.max(1);
         let mut deleted = 0;
         while !stop.is_cancelled() {
-            let due = self.due();
+            let due = self.due(BATCH_FILES_MAX.min(usize::try_from(rate).unwrap_or(BATCH_FILES_MAX)));
             if due.is_empty() {
                 self.waiting.clear();
-                self.refused.clear();
                 break;
             }
             if due.iter().all(|file| self.has_readers(file)) {
@@ -102,40 +172,40 @@ impl Deleter {
             }
             let wanted: Vec<PhysicalFileId> = ready.iter().map(|file| file.id.clone()).collect();
             let gone = self.store.delete(wanted).await;
-            let all = gone.len() == ready.len();
+            let (all, none) = (gone.len() == ready.len(), gone.is_empty());
             deleted += gone.len();
             self.count(&ready, &gone);
             self.waiting.retain(|file| !gone.contains(file));
-            self.refused = ready.iter().map(|file| file.id.clone()).filter(|file| !gone.contains(file)).collect();
-            self.catalog.execute(Command::FilesDeleted(gone)).await?;
+            self.refused.retain(|file| !gone.contains(file));
+            self.refused.extend(ready.iter().map(|file| file.id.clone()).filter(|file| !gone.contains(file)));
+            // A crash before the next commit has them deleted again, which is harmless; nothing is spent on saying it now.
+            self.catalog.note(Command::FilesDeleted(gone))?;
             if !all {
+                self.retry_at = Some(Clock::instant() + self.settings.interval);
+            }
+            if none {
                 break;
             }
-            let rate = f64::from(self.settings.deletes_per_second_max.max(1));
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(Duration::from_secs(1).mul_f64(ready.len() as f64 / rate)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1).mul_f64(ready.len() as f64 / f64::from(rate))) => {}
             }
         }
         Ok(deleted)
     }
 
-    /// The first of the files whose grace is over.
-    fn due(&self) -> Vec<ForgottenFile> {
-        // Those that wait for readers, or that storage refused, must not keep the others from their turn.
-        let max = BATCH_FILES_MAX + self.waiting.len() + self.refused.len();
-        let local = matches!(self.store, DataStore::Local(_));
+    /// The first `max` of the files whose grace is over. What storage has just refused is left out.
+    fn due(&self, max: usize) -> Vec<ForgottenFile> {
         let ages = self.catalog.clock().ages();
-        let is_due = |why, since| match why {
-            Forgotten::Died => true,
-            // Nothing arrives late on a disk of one's own.
-            Forgotten::GivenUp if local => true,
-            // As watched by this process: had the machine's clock been set, the grace would not have passed for others.
-            Forgotten::GivenUp | Forgotten::Moved => ages.watched(since) >= self.settings.delete_grace,
-        };
-        let mut due = self.catalog.view().forgotten_files(is_due, max);
+        // Those that wait for readers, or that storage refused, must not keep the others from their turn.
+        let most = max + self.waiting.len() + self.refused.len();
+        let is_due = |why, since| self.watch.grace.left(why, since, ages).is_zero();
+        let mut due = self.catalog.view().forgotten_files(is_due, most);
+        if self.retry_at.is_some_and(|at| at > Clock::instant()) {
+            due.retain(|file| !self.refused.contains(&file.id));
+        }
         due.sort_by_key(|file| self.waiting.contains(&file.id) || self.refused.contains(&file.id));
-        due.truncate(BATCH_FILES_MAX);
+        due.truncate(max);
         due
     }
 

@@ -5,10 +5,14 @@
 //! too many dead bytes are copied into new files ([`rewrite`]), and small survivors are packed together. The *deleter*
 //! deletes what the catalog has forgotten ([`delete`]) and looks for files that the catalog does not name ([`sweep`]).
 //!
+//! The catalog wakes both when there may be something to do, and [`Timing`] says how soon they act then: an idle daemon
+//! stays idle, and what a look costs stays a small part of the time.
+//!
 //! - [`plan`](mod@plan): what to do. Pure.
 //! - [`survey`]: from the catalog to what the planner sees.
 //! - [`pressure`]: whether writers or the backend need the bandwidth now.
 //! - [`guard`]: when something is off, and nothing is destroyed.
+//! - [`watch`](mod@watch): what operators see of it.
 //!
 //! # Invariants
 //! - Nothing is destroyed before the store was seen to be the one that the catalog belongs to ([`crate::store::StoreGuard`]).
@@ -37,16 +41,18 @@ pub mod punch;
 pub mod rewrite;
 pub mod survey;
 pub mod sweep;
+pub mod watch;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
-use crate::config::{ReclaimMode, Settings};
+use crate::catalog::state::Changes;
+use crate::config::{ReclaimMode, ReclaimSettings, Settings};
 use crate::merge::{MergeError, MergerParts};
 use crate::model::PhysicalFileId;
 use crate::runtime::{Ages, Clock, Leases};
@@ -56,6 +62,7 @@ use plan::{Plan, plan};
 use pressure::Pressure;
 use survey::Punched;
 use sweep::Sweeper;
+use watch::{Waiting, Watch};
 
 /// Why a round of reclaiming ended early. The next one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +105,54 @@ pub struct Round {
     pub copied_file_bytes: u64,
     /// Of them, bytes that lived before.
     pub copied_live_bytes: u64,
-    /// Jobs that are still above their limit.
+    /// Jobs that are above their limit, files that wait to be deleted counted in.
     pub jobs_above: usize,
+}
+
+impl Round {
+    /// Both, one after the other.
+    fn and(self, later: Self) -> Self {
+        Self {
+            closed: self.closed + later.closed,
+            punched_bytes: self.punched_bytes + later.punched_bytes,
+            rewritten: self.rewritten + later.rewritten,
+            read_bytes: self.read_bytes + later.read_bytes,
+            written_bytes: self.written_bytes + later.written_bytes,
+            freed_bytes: self.freed_bytes + later.freed_bytes,
+            copied_file_bytes: self.copied_file_bytes + later.copied_file_bytes,
+            copied_live_bytes: self.copied_live_bytes + later.copied_live_bytes,
+            jobs_above: later.jobs_above,
+        }
+    }
+}
+
+/// A look at all files takes at most this part of the time.
+const LOOK_SHARE_MAX: u32 = 100;
+/// Longest pause before a look for readers that have left.
+const READERS_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How soon reclaimer and deleter act when something happened: fixed parts of `reclaim.interval`.
+#[derive(Debug, Clone, Copy)]
+struct Timing {
+    /// From the first file that is forgotten to the deletion of all that are by then. On a disk a deletion costs next to
+    /// nothing; on an object store it is a request, and others to look whether the catalog is still ours.
+    collect: Duration,
+    /// Before a look for readers that have left.
+    readers: Duration,
+    /// From the first byte that dies to a look at all files. On an object store a look may end in copies, which are the
+    /// fewer the more has died.
+    look: Duration,
+}
+
+impl Timing {
+    fn of(settings: &ReclaimSettings, store: &DataStore) -> Self {
+        let interval = settings.interval;
+        let readers = (interval / 40).min(READERS_PAUSE_MAX);
+        match store {
+            DataStore::Local(_) => Self { collect: interval / 100, readers, look: interval / 40 },
+            DataStore::Object(_) => Self { collect: interval / 2, readers, look: interval / 4 },
+        }
+    }
 }
 
 /// The reclaimer and the deleter, for those who want them to act now. Clones share them.
@@ -109,6 +162,10 @@ pub struct ReclaimControl {
     pub reclaimer: Arc<Mutex<Reclaimer>>,
     /// Deletes and sweeps.
     pub deleter: Arc<Mutex<Deleter>>,
+    /// What operators see of both.
+    pub watch: Watch,
+    changes: signal::Receiver<Changes>,
+    timing: Timing,
     /// Cancelled when the daemon stops.
     pub stop: CancellationToken,
 }
@@ -116,6 +173,9 @@ pub struct ReclaimControl {
 impl ReclaimControl {
     /// The daemon's, with the leases of its readers. Nothing happens before [`Self::run`].
     pub fn new(parts: MergerParts, leases: Leases, stop: CancellationToken) -> Self {
+        let changes = parts.catalog.changes();
+        let timing = Timing::of(&parts.settings.reclaim, &parts.store);
+        let watch = Watch::new(&parts.settings, matches!(parts.store, DataStore::Local(_)));
         let sweeper = Sweeper::new(parts.catalog.clone(), parts.store.clone(), &parts.settings, parts.metrics.clone());
         let deleter = Deleter::new(
             parts.catalog.clone(),
@@ -123,33 +183,48 @@ impl ReclaimControl {
             parts.settings.reclaim.clone(),
             parts.metrics.clone(),
             leases.clone(),
+            watch.clone(),
             sweeper,
         );
-        let reclaimer = Reclaimer::new(parts, leases);
-        Self { reclaimer: Arc::new(Mutex::new(reclaimer)), deleter: Arc::new(Mutex::new(deleter)), stop }
+        let reclaimer = Reclaimer::new(parts, leases, watch.clone());
+        let (reclaimer, deleter) = (Arc::new(Mutex::new(reclaimer)), Arc::new(Mutex::new(deleter)));
+        Self { reclaimer, deleter, watch, changes, timing, stop }
     }
 
-    /// Reclaims at every interval, until the daemon stops.
-    pub async fn run_reclaimer(self, interval: Duration) {
-        while self.pause(interval).await {
-            self.reclaimer.lock().await.round_at_interval(&self.stop).await;
+    /// Reclaims at every interval and soon after bytes died, until the daemon stops.
+    pub async fn run_reclaimer(mut self, interval: Duration) {
+        let (mut seen, mut rest) = (0, self.timing.look);
+        while self.pause(interval, rest, &mut seen, |changes| changes.died).await {
+            rest = self.reclaimer.lock().await.round_at_interval(&self.stop).await.max(self.timing.look);
         }
     }
 
-    /// Deletes at every interval and sweeps at its own, until the daemon stops.
-    pub async fn run_deleter(self, interval: Duration) {
-        let mut pause = interval;
-        while self.pause(pause).await {
-            pause = self.deleter.lock().await.round_at_interval(&self.stop).await;
+    /// Deletes soon after files were forgotten, and sweeps at its own interval, until the daemon stops.
+    pub async fn run_deleter(mut self, interval: Duration) {
+        let (mut seen, mut longest) = (0, interval);
+        while self.pause(longest, self.timing.collect, &mut seen, |changes| changes.forgotten).await {
+            longest = self.deleter.lock().await.round_at_interval(&self.stop).await;
         }
     }
 
-    /// False when the daemon stops.
-    async fn pause(&self, pause: Duration) -> bool {
-        tokio::select! {
+    /// Waits for `longest`, or until `rest` after what `of` counts has grown. False when the daemon stops.
+    async fn pause(&mut self, longest: Duration, rest: Duration, seen: &mut u64, of: fn(&Changes) -> u64) -> bool {
+        let known = *seen;
+        let grown = async {
+            // With the catalog gone nothing changes any more.
+            if self.changes.wait_for(|changes| of(changes) != known).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(rest).await;
+        };
+        let goes_on = tokio::select! {
             () = self.stop.cancelled() => false,
-            () = tokio::time::sleep(pause) => true,
-        }
+            () = tokio::time::sleep(longest) => true,
+            () = grown => true,
+        };
+        // Before the round that looks at it: what changes while that goes on is for the next one.
+        *seen = of(&self.changes.borrow());
+        goes_on
     }
 }
 
@@ -162,31 +237,53 @@ pub struct Reclaimer {
     punched: Option<Punched>,
     /// Files that cannot be read whole; a copy would lose what is left of them.
     damaged: HashSet<PhysicalFileId>,
-    above_since: Option<Instant>,
+    watch: Watch,
+    /// How long the last look at all files took.
+    look: Duration,
+    /// What was done since the log last told of it.
+    untold: Round,
+    told_at: Option<Instant>,
     /// When the catalog was last searched for old inline segments.
     looked_inline: Option<Instant>,
 }
 
 impl Reclaimer {
     /// One for the daemon; `leases` are those of its readers.
-    pub fn new(parts: MergerParts, leases: Leases) -> Self {
+    pub fn new(parts: MergerParts, leases: Leases, watch: Watch) -> Self {
         let local = matches!(parts.store, DataStore::Local(_));
         let punched = punches(&parts.settings, local).then(Punched::default);
         let pressure = Pressure::new(parts.metrics.clone(), parts.budget.clone(), Arc::clone(&parts.pace));
-        Self { parts, leases, pressure, punched, damaged: HashSet::new(), above_since: None, looked_inline: None }
+        Self {
+            parts,
+            leases,
+            pressure,
+            punched,
+            damaged: HashSet::new(),
+            watch,
+            look: Duration::ZERO,
+            untold: Round::default(),
+            told_at: None,
+            looked_inline: None,
+        }
     }
 
-    async fn round_at_interval(&mut self, stop: &CancellationToken) {
+    /// Returns the pause that has to be kept before the next one, whatever happens.
+    async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
+        let interval = self.parts.settings.reclaim.interval;
         if self.pressure.is_high() {
-            let planned = self.plan();
-            self.watch_lag(&planned);
             self.parts.metrics.reclaim_paused.inc();
             tracing::debug!("reclaiming waits: the backend or the writers are under pressure");
-            return;
+            return interval;
         }
         match self.round(stop).await {
-            Ok(round) => log(&round),
-            Err(error) => tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later"),
+            Ok(round) => {
+                self.tell(round);
+                self.look * LOOK_SHARE_MAX
+            }
+            Err(error) => {
+                tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later");
+                interval
+            }
         }
     }
 
@@ -197,8 +294,10 @@ impl Reclaimer {
     pub async fn round(&mut self, stop: &CancellationToken) -> Result<Round, ReclaimError> {
         let mut round = Round::default();
         let mode = self.parts.settings.reclaim.mode;
+        let begun = Clock::instant();
         let planned = self.plan();
-        self.watch_lag(&planned);
+        self.look = begun.elapsed();
+        round.jobs_above = self.jobs_above();
         match mode {
             ReclaimMode::Off => return Ok(round),
             ReclaimMode::Advise => {
@@ -215,7 +314,7 @@ impl Reclaimer {
         // What punching did not give back has to be copied.
         let planned = if planned.punch.is_empty() { planned } else { self.plan() };
         let rewritten = self.rewrite(&planned, stop, &mut round).await;
-        round.jobs_above = planned.jobs_above;
+        round.jobs_above = self.jobs_above();
         self.parts.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(round.punched_bytes);
         rewritten.map(|()| round)
     }
@@ -229,12 +328,19 @@ impl Reclaimer {
         plan(&candidates, &survey::limits(&self.parts.settings), &survey::prices(local))
     }
 
-    /// For how long some job has been above its limit.
-    fn watch_lag(&mut self, planned: &Plan) {
-        let above = !planned.copy.is_empty() || !planned.punch.is_empty() || planned.jobs_above > 0;
-        self.above_since = if above { self.above_since.or_else(|| Some(Clock::instant())) } else { None };
-        let lag = self.above_since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.parts.metrics.reclaim_lag.set(lag.as_secs_f64());
+    /// Logs what was done, at most once an interval: there is something to do all the time.
+    fn tell(&mut self, round: Round) {
+        self.untold = self.untold.and(round);
+        let lately = self.told_at.is_some_and(|at| at.elapsed() < self.parts.settings.reclaim.interval);
+        if self.untold != (Round { jobs_above: round.jobs_above, ..Round::default() }) && !lately {
+            log(&self.untold, &self.watch.waiting(&self.parts.catalog.view(), self.parts.catalog.clock().ages()));
+            self.untold = Round::default();
+            self.told_at = Some(Clock::instant());
+        }
+    }
+
+    fn jobs_above(&self) -> usize {
+        self.watch.above(&self.parts.catalog.view()).0
     }
 }
 
@@ -251,18 +357,21 @@ pub fn preview(state: &crate::catalog::state::State, settings: &Settings, local:
     plan(&candidates, &survey::limits(settings), &survey::prices(local))
 }
 
-fn log(round: &Round) {
-    if *round != (Round { jobs_above: round.jobs_above, ..Round::default() }) {
-        let Round { closed, punched_bytes, rewritten, read_bytes, written_bytes, freed_bytes, jobs_above, .. } = round;
-        tracing::info!(
-            closed,
-            punched_bytes,
-            rewritten,
-            read_bytes,
-            written_bytes,
-            freed_bytes,
-            jobs_above,
-            "reclaimed"
-        );
-    }
+fn log(round: &Round, waiting: &Waiting) {
+    let Round { closed, punched_bytes, rewritten, read_bytes, written_bytes, freed_bytes, jobs_above, .. } = round;
+    let Waiting { readers, grace, rate, refused } = waiting;
+    tracing::info!(
+        closed,
+        punched_bytes,
+        rewritten,
+        read_bytes,
+        written_bytes,
+        freed_bytes,
+        jobs_above,
+        bytes_being_read = readers,
+        bytes_in_grace = grace,
+        bytes_next = rate,
+        bytes_refused = refused,
+        "reclaimed"
+    );
 }

@@ -171,16 +171,17 @@ fn relieve(files: &[&Candidate], limit: f64, limits: &Limits, prices: &Prices, p
     let mut worth_it: Vec<&&Candidate> = files.iter().filter(|file| file.is_worth_it()).collect();
     // What costs nothing comes first: largest gain first, so that few files are touched.
     worth_it.sort_by(|a, b| b.gain().cmp(&a.gain()).then_with(|| a.file.cmp(&b.file)));
-    for file in &worth_it {
-        match file.state {
-            CandidateState::Open => plan.close.push(file.file.clone()),
-            CandidateState::Punchable if excess > 0.0 => {
+    let mut take = |state, chosen: &mut Vec<PhysicalFileId>| {
+        for file in worth_it.iter().filter(|file| file.state == state) {
+            if excess > 0.0 {
                 excess -= file.gain() as f64;
-                plan.punch.push(file.file.clone());
+                chosen.push(file.file.clone());
             }
-            CandidateState::Punchable | CandidateState::Closed => {}
         }
-    }
+    };
+    take(CandidateState::Punchable, &mut plan.punch);
+    // Closing one gives nothing back by itself: it is what the next plan takes, before anything is copied.
+    take(CandidateState::Open, &mut plan.close);
     if excess > 0.0 {
         copy(&worth_it, excess, limits, prices, plan);
     }
@@ -360,9 +361,11 @@ mod tests {
         let punchable = Candidate { state: CandidateState::Punchable, ..closed(1, 9_000_000, 1_000_000) };
         let open = Candidate { state: CandidateState::Open, ..closed(2, 9_000_000, 1_000_000) };
 
-        let planned = plan(&[punchable, open], &LIMITS, &PRICES);
+        let planned = plan(&[punchable.clone(), open.clone()], &LIMITS, &PRICES);
 
         assert_eq!((planned.punch.len(), planned.close.len(), planned.copy_bytes), (1, 1, 0));
+        let small = Candidate { occupied: 2_500_000, ..open };
+        assert!(plan(&[punchable, small], &LIMITS, &PRICES).close.is_empty(), "the holes are enough");
     }
 
     #[test]

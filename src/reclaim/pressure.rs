@@ -1,11 +1,11 @@
 //! Whether writers or the backend need the bandwidth now.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::merge::owner::Pace;
 use crate::metrics::Metrics;
-use crate::runtime::ByteBudget;
+use crate::runtime::{ByteBudget, Clock};
 
 /// Part of the memory for bodies from which on writers are waiting, or soon will.
 const BUDGET_USED_MAX: f64 = 0.75;
@@ -13,6 +13,8 @@ const BUDGET_USED_MAX: f64 = 0.75;
 const SLOWER_MAX: u32 = 4;
 /// Latencies below this are no sign of anything.
 const LATENCY_MIN: Duration = Duration::from_millis(50);
+/// However often it is looked at, what is usual changes no faster.
+const USUAL_PAUSE: Duration = Duration::from_secs(10);
 
 /// Watches the backend and the writers.
 #[derive(Debug)]
@@ -22,13 +24,14 @@ pub struct Pressure {
     pace: Arc<Pace>,
     errors: f64,
     usual: Duration,
+    usual_at: Option<Instant>,
 }
 
 impl Pressure {
     /// Nothing seen yet.
     pub fn new(metrics: Metrics, budget: ByteBudget, pace: Arc<Pace>) -> Self {
         let errors = metrics.store_errors_total();
-        Self { metrics, budget, pace, errors, usual: Duration::ZERO }
+        Self { metrics, budget, pace, errors, usual: Duration::ZERO, usual_at: None }
     }
 
     /// Whether the backend failed requests since the last look, or answers far slower than usual, or memory is short.
@@ -38,7 +41,10 @@ impl Pressure {
         let latency = self.pace.latency();
         let slow = !self.usual.is_zero() && latency > LATENCY_MIN && latency > self.usual * SLOWER_MAX;
         // Forgets slowly: a backend that stays slow becomes the usual one.
-        self.usual = if self.usual.is_zero() { latency } else { (self.usual * 7 + latency) / 8 };
+        if self.usual.is_zero() || self.usual_at.is_none_or(|at| at.elapsed() >= USUAL_PAUSE) {
+            self.usual = if self.usual.is_zero() { latency } else { (self.usual * 7 + latency) / 8 };
+            self.usual_at = Some(Clock::instant());
+        }
         let used = self.metrics.in_flight_bytes.get() as f64;
         failed || slow || used > self.budget.total() as f64 * BUDGET_USED_MAX
     }

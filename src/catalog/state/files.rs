@@ -7,6 +7,22 @@ use crate::catalog::command::{Move, Moved, StoreFile};
 use crate::catalog::record::{FileRecord, FileState, Forgotten, Holder, RecordKey, SegmentRecord};
 use crate::model::{CheckpointId, Location, Millis, PhysicalFileId, SegmentId};
 
+/// What those wait for who give space back. Counts, which only grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Files were forgotten.
+    pub forgotten: u64,
+    /// Bytes died in files, or files that hold dead bytes were closed.
+    pub died: u64,
+}
+
+impl Changes {
+    /// The later one of both.
+    pub fn max(self, other: Self) -> Self {
+        Self { forgotten: self.forgotten.max(other.forgotten), died: self.died.max(other.died) }
+    }
+}
+
 impl FileEntry {
     /// A file in which no segment lives yet.
     pub(super) fn new(record: FileRecord) -> Self {
@@ -84,6 +100,7 @@ impl State {
             entry.record.upload = None;
             self.space.physical_bytes = self.space.physical_bytes + len - before;
             self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
+            self.changes.died += 1;
             self.forget_if_dead(file, why, at);
         }
     }
@@ -96,16 +113,24 @@ impl State {
         {
             entry.record.state = FileState::Forgotten { len, since: at, why };
             self.space.forgotten_bytes += entry.record.occupied();
+            self.changes.forgotten += 1;
+            self.forgotten.entry((why, at)).or_default().insert(file.clone());
             self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
         }
     }
 
     pub(super) fn file_deleted(&mut self, file: &PhysicalFileId) {
         if let Some(entry) = self.files.get(file)
-            && let FileState::Forgotten { .. } = entry.record.state
+            && let FileState::Forgotten { since, why, .. } = entry.record.state
         {
             let occupied = entry.record.occupied();
             self.files.remove(file);
+            if let Some(at_once) = self.forgotten.get_mut(&(why, since)) {
+                at_once.remove(file);
+                if at_once.is_empty() {
+                    self.forgotten.remove(&(why, since));
+                }
+            }
             self.space.physical_bytes -= occupied;
             self.space.forgotten_bytes -= occupied;
             self.mutations.push(RecordKey::File(file.to_string()).delete());
@@ -174,6 +199,7 @@ impl State {
                 if let Some(file) = self.files.get_mut(&segment.file) {
                     file.live.remove(&id);
                     file.live_bytes -= len;
+                    self.changes.died += 1;
                 }
             }
         }

@@ -19,6 +19,7 @@ impl State {
 
     fn check_files(&self, faults: &mut Vec<String>) {
         let mut space = SpaceUsage::default();
+        let mut forgotten = 0;
         let mut live: BTreeMap<&PhysicalFileId, (u64, u64)> = BTreeMap::new();
         for (id, entry) in &self.segments {
             let len = entry.record.location.len();
@@ -43,8 +44,12 @@ impl State {
         }
         for (id, file) in &self.files {
             space.physical_bytes += file.record.occupied();
-            if let FileState::Forgotten { .. } = file.record.state {
+            if let FileState::Forgotten { since, why, .. } = file.record.state {
                 space.forgotten_bytes += file.record.occupied();
+                forgotten += 1;
+                if !self.forgotten.get(&(why, since)).is_some_and(|files| files.contains(id)) {
+                    faults.push(format!("{id} is forgotten, but not among the files to be deleted"));
+                }
             }
             let counted = live.get(id).copied().unwrap_or_default();
             let counts = (file.live.len() as u64, file.live_bytes);
@@ -57,6 +62,10 @@ impl State {
             if matches!(file.record.state, FileState::Closed { .. }) && counted.0 == 0 {
                 faults.push(format!("{id} is closed and holds nothing that lives, but is not forgotten"));
             }
+        }
+        let queued: usize = self.forgotten.values().map(BTreeSet::len).sum();
+        if queued != forgotten {
+            faults.push(format!("{queued} files are to be deleted, {forgotten} are forgotten"));
         }
         if space != self.space {
             faults.push(format!("space is counted as {:?}, it is {space:?}", self.space));

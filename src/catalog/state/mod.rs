@@ -28,6 +28,7 @@ mod views;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
+pub use files::Changes;
 pub use recovery::UncertainFile;
 pub use views::{
     CheckpointSegment, CheckpointSpace, FileView, ForgottenFile, LaneSpace, ListPage, ListQuery, Listed, ObjectView,
@@ -45,6 +46,8 @@ use crate::model::{CheckpointId, IdempotencyKey, JobId, Millis, PhysicalFileId, 
 #[derive(Debug, Default)]
 pub struct State {
     files: BTreeMap<PhysicalFileId, FileEntry>,
+    /// Files to be deleted, by the reason and the time for which and at which they were forgotten.
+    forgotten: BTreeMap<(Forgotten, Millis), BTreeSet<PhysicalFileId>>,
     segments: HashMap<SegmentId, SegmentEntry>,
     jobs: BTreeMap<JobId, JobEntry>,
     buckets: BTreeMap<String, BucketEntry>,
@@ -53,6 +56,7 @@ pub struct State {
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
     space: SpaceUsage,
+    changes: Changes,
     mutations: Vec<Mutation>,
 }
 

@@ -36,8 +36,9 @@ impl State {
                 let id: PhysicalFileId = path.parse().map_err(|_| RecordError::Key(key.clone()))?;
                 let record: FileRecord = record::decode(key, value)?;
                 self.space.physical_bytes += record.occupied();
-                if let FileState::Forgotten { .. } = record.state {
+                if let FileState::Forgotten { since, why, .. } = record.state {
                     self.space.forgotten_bytes += record.occupied();
+                    self.forgotten.entry((why, since)).or_default().insert(id.clone());
                 }
                 self.files.insert(id, FileEntry::new(record));
             }

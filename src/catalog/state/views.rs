@@ -5,7 +5,7 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use super::uploads::arrived;
-use super::{FileEntry, State, Version};
+use super::{Changes, FileEntry, State, Version};
 use crate::catalog::record::{
     CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, PartRecord, SegmentRecord,
     UploadRecord,
@@ -94,6 +94,10 @@ pub struct ForgottenFile {
     pub id: PhysicalFileId,
     /// What became of its segments.
     pub why: Forgotten,
+    /// Since when.
+    pub since: Millis,
+    /// Whose segments it held, if that was recorded.
+    pub lane: Option<Lane>,
     /// Bytes that it takes on storage.
     pub occupied: u64,
 }
@@ -110,6 +114,17 @@ pub struct LaneSpace {
 }
 
 impl LaneSpace {
+    fn add_file(&mut self, entry: &FileEntry) {
+        self.space.physical_bytes += entry.record.occupied();
+        if let FileState::Forgotten { .. } = entry.record.state {
+            self.space.forgotten_bytes += entry.record.occupied();
+        } else {
+            self.files += 1;
+        }
+        self.segments += entry.live.len() as u64;
+        self.space.live_bytes += entry.live_bytes;
+    }
+
     /// Both together.
     pub fn plus(&self, other: &Self) -> Self {
         let (a, b) = (&self.space, &other.space);
@@ -140,12 +155,12 @@ pub struct SpaceUsage {
 }
 
 impl SpaceUsage {
-    /// Physical bytes divided by live bytes, both with what is inline and without files that only wait to be deleted; 1.0
-    /// when nothing is stored, infinite when nothing of it lives.
+    /// Physical bytes, files that wait to be deleted among them, divided by the living bytes in them: what is inline is
+    /// left out of both. 1.0 when there are no files, infinite when nothing in them lives.
     pub fn amplification(&self) -> f64 {
-        match self.physical_bytes - self.forgotten_bytes + self.inline_bytes {
+        match self.physical_bytes {
             0 => 1.0,
-            stored => stored as f64 / self.live_bytes as f64,
+            stored => stored as f64 / (self.live_bytes - self.inline_bytes) as f64,
         }
     }
 }
@@ -325,14 +340,7 @@ impl State {
             let lane = self.lane_of(entry);
             let all = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
             let of = lanes.entry(lane.unwrap_or(all)).or_default();
-            of.space.physical_bytes += entry.record.occupied();
-            if let FileState::Forgotten { .. } = entry.record.state {
-                of.space.forgotten_bytes += entry.record.occupied();
-            } else {
-                of.files += 1;
-            }
-            of.segments += entry.live.len() as u64;
-            of.space.live_bytes += entry.live_bytes;
+            of.add_file(entry);
         }
         for entry in self.segments.values() {
             if let Location::Inline { len } = entry.record.location {
@@ -376,15 +384,38 @@ impl State {
         self.segments.iter().map(|(id, entry)| (*id, &entry.record))
     }
 
-    /// Files to be deleted from storage: those that `due` says yes to, by why and when they were forgotten.
+    /// Files to be deleted from storage: those that `due` says yes to, by why and when they were forgotten, in that order.
     pub fn forgotten_files(&self, due: impl Fn(Forgotten, Millis) -> bool, max: usize) -> Vec<ForgottenFile> {
-        let due = |(id, entry): (&PhysicalFileId, &FileEntry)| match entry.record.state {
-            FileState::Forgotten { since, why, .. } if due(why, since) => {
-                Some(ForgottenFile { id: id.clone(), why, occupied: entry.record.occupied() })
-            }
-            _ => None,
+        let due = self.forgotten.iter().filter(|((why, since), _)| due(*why, *since));
+        let files = due.flat_map(|((why, since), files)| files.iter().map(|id| (*why, *since, id)));
+        let forgotten = |(why, since, id): (Forgotten, Millis, &PhysicalFileId)| {
+            let record = &self.files.get(id)?.record;
+            Some(ForgottenFile { id: id.clone(), why, since, lane: record.lane.clone(), occupied: record.occupied() })
         };
-        self.files.iter().filter_map(due).take(max).collect()
+        files.filter_map(forgotten).take(max).collect()
+    }
+
+    /// Why and when files were forgotten that are still there.
+    pub fn forgotten(&self) -> impl Iterator<Item = (Forgotten, Millis)> {
+        self.forgotten.keys().copied()
+    }
+
+    /// What the physical files of each job take, until they are deleted, and what lives in them. What is inline is left out.
+    pub fn files_by_job(&self) -> BTreeMap<Option<&JobId>, LaneSpace> {
+        let mut jobs: BTreeMap<Option<&JobId>, LaneSpace> = BTreeMap::new();
+        for entry in self.files.values() {
+            let job = match &entry.record.lane {
+                Some(lane) => lane.job.as_ref(),
+                None => entry.live.first().and_then(|id| Some(&self.segments.get(id)?.record.job)),
+            };
+            jobs.entry(job).or_default().add_file(entry);
+        }
+        jobs
+    }
+
+    /// What those wait for who give space back.
+    pub fn changes(&self) -> Changes {
+        self.changes
     }
 
     /// What is known of the segments that live in a file; those that are not visible yet among them.
