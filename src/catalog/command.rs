@@ -123,6 +123,9 @@ pub struct Move {
     pub file: StoreFile,
     /// What was moved; one that was freed or moved meanwhile stays as it is.
     pub segments: Vec<Moved>,
+    /// Whether nobody but this daemon reads its files: then what objects leave behind is read by nobody else, because nobody
+    /// is told the places of objects.
+    pub private: bool,
 }
 
 /// One segment that was copied.

@@ -491,3 +491,6 @@ fn refuse(group: Group) {
     }));
     answer_all(group.parcels.into_iter().map(|pending| pending.reply), &failed);
 }
+
+#[cfg(test)]
+mod tests;

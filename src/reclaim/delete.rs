@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Timing;
+use super::guard::ClockGuard;
 use super::sweep::Sweeper;
 use super::watch::{Waiting, Watch};
 use crate::catalog::command::Command;

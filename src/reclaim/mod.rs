@@ -20,7 +20,8 @@
 //! - Nothing is destroyed under a read that may have looked it up, unless the read makes no progress for
 //!   `limits.read-lease`; and a read keeps the files alone that it looked something up in ([`crate::runtime::Leases`]).
 //! - A file whose segments were moved stays for `reclaim.delete-grace`, for those who hold handles of the old place; so does
-//!   the name of one whose upload was given up, because it may still arrive. One that died does not stay.
+//!   the name of one whose upload was given up, because it may still arrive. One that died does not stay, and on a local
+//!   disk neither does one that held objects alone: nobody is told their places.
 //!
 //! # Crash
 //!

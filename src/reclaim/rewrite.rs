@@ -191,7 +191,9 @@ async fn write(parts: MergerParts, output: Output) -> Result<Written, ReclaimErr
         }
     };
     let file = StoreFile { id: file, lane: output.key.lane, len, closes: true, upload: None };
-    let moved = parts.catalog.execute(Command::Move(Move { file, segments })).await?;
+    // A twin that was shut out of an object store may still look up the old places.
+    let private = matches!(parts.store, DataStore::Local(_));
+    let moved = parts.catalog.execute(Command::Move(Move { file, segments, private })).await?;
     if let Outcome::Moved(_, bytes) = moved {
         written.written_bytes = bytes;
         parts.metrics.reclaim_bytes.with_label_values(&["written"]).inc_by(bytes);

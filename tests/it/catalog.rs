@@ -620,7 +620,7 @@ impl World {
             at += len + 32;
         }
         let file = StoreFile { id: to.clone(), lane: lane(), len: at + 100, closes: true, upload: None };
-        self.apply(Command::Move(Move { file, segments })).unwrap();
+        self.apply(Command::Move(Move { file, segments, private: false })).unwrap();
         self.model.closed.insert(to);
     }
 

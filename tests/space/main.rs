@@ -1,9 +1,10 @@
 //! Space as an operator sees it, of the real program on a local disk with its default settings: objects of a job's
 //! `shared/` are put and deleted through the S3 door, and `du` on the data folder follows what lives. Meanwhile reads go
-//! on, and the daemon is killed.
+//! on, and the daemon is killed. [`checkpoints`] plays a job with fast checkpoints.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
+mod checkpoints;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]

@@ -91,6 +91,9 @@ impl S3Door {
         let chosen = choose(&upload, named, self.parts(&upload))?;
         let assembled = self.assemble(&upload, input, &chosen)?;
         self.refuse_early(&input.bucket, &input.key, &condition).await?;
+        if upload.place.merged_by_flink {
+            self.merged.warn(&upload.place.about.job, &input.key);
+        }
         let (reply, answer) = oneshot::channel();
         let door = self.clone();
         // In a task of its own: whoever repeats a completion whose client has left finds it done, not half-way.

@@ -41,6 +41,8 @@ pub(super) struct Place {
     pub completes: Option<CheckpointId>,
     /// Whether somebody may go on with a multipart upload to this key after a restart.
     pub resumable: bool,
+    /// Whether Flink has merged files into this one.
+    pub merged_by_flink: bool,
 }
 
 /// What the layouts say of a key: how many of its parts name the job, and the rest.
@@ -51,6 +53,7 @@ struct Match {
     checkpoint: Option<u64>,
     completes: bool,
     resumable: bool,
+    merged: bool,
 }
 
 /// Says what `key` of `bucket` is.
@@ -63,6 +66,7 @@ pub(super) fn place(bucket: &str, key: &str) -> Place {
         checkpoint: None,
         completes: false,
         resumable: true,
+        merged: false,
     });
     let checkpoint = found.checkpoint.map(CheckpointId);
     let about = About {
@@ -72,15 +76,20 @@ pub(super) fn place(bucket: &str, key: &str) -> Place {
         checkpoint,
         name: name(bucket, key),
     };
-    Place { about, completes: checkpoint.filter(|_| found.completes), resumable: found.resumable }
+    Place {
+        about,
+        completes: checkpoint.filter(|_| found.completes),
+        resumable: found.resumable,
+        merged_by_flink: found.merged,
+    }
 }
 
 fn exclusive(job_parts: usize, checkpoint: Option<u64>) -> Match {
-    Match { job_parts, scope: StateScope::Exclusive, checkpoint, completes: false, resumable: true }
+    Match { job_parts, scope: StateScope::Exclusive, checkpoint, completes: false, resumable: true, merged: false }
 }
 
 fn shared(job_parts: usize) -> Match {
-    Match { job_parts, scope: StateScope::Shared, checkpoint: None, completes: false, resumable: true }
+    Match { job_parts, scope: StateScope::Shared, checkpoint: None, completes: false, resumable: true, merged: false }
 }
 
 fn flink(parts: &[&str]) -> Option<Match> {
@@ -102,8 +111,9 @@ fn flink_without_job_folder(parts: &[&str]) -> Option<Match> {
 
 fn flink_folder(job_parts: usize, folder: &str, below: &[&str]) -> Option<Match> {
     let found = match folder {
-        "shared" | "dstl" => shared(job_parts),
-        "taskowned" => exclusive(job_parts, None),
+        "shared" => Match { merged: is_merged(below, "_op_"), ..shared(job_parts) },
+        "dstl" => shared(job_parts),
+        "taskowned" => Match { merged: is_merged(below, "_tm_"), ..exclusive(job_parts, None) },
         _ => {
             let number = decimal(folder.strip_prefix("chk-")?)?;
             let completes = *below == ["_metadata"];
@@ -111,6 +121,12 @@ fn flink_folder(job_parts: usize, folder: &str, below: &[&str]) -> Option<Match>
         }
     };
     Some(Match { resumable: false, ..found })
+}
+
+/// Whether this is a file of Flink's own merging: it has folders `job_<id>_op_<operator>` and `job_<id>_tm_<manager>`.
+fn is_merged(below: &[&str], of: &str) -> bool {
+    let [folder, _, ..] = below else { return false };
+    folder.strip_prefix("job_").and_then(|rest| rest.split_once(of)).is_some_and(|(job, _)| is_lower_hex(job))
 }
 
 fn savepoint(parts: &[&str]) -> Option<Match> {
@@ -265,6 +281,18 @@ mod tests {
             "a.txt",
         ] {
             assert!(place("b", other).resumable, "{other}");
+        }
+    }
+
+    #[test]
+    fn files_that_flink_has_merged_are_told_from_others() {
+        let merged = |key: &str| place("b", &format!("d/{J}/{key}")).merged_by_flink;
+
+        for key in [format!("shared/job_{J}_op_x_1_2_/{U}"), format!("taskowned/job_{J}_tm_localhost-1/{U}")] {
+            assert!(merged(&key), "{key}");
+        }
+        for key in ["shared/U", "taskowned/U", "shared/job_J_op_x/U", "chk-1/job_0_op_x/U", "dstl/job_0_op_x/U"] {
+            assert!(!merged(key), "{key}");
         }
     }
 

@@ -33,6 +33,7 @@ mod headers;
 mod intake;
 mod layout;
 mod listing;
+mod merged;
 mod multipart;
 mod objects;
 mod ops;
@@ -58,6 +59,7 @@ use crate::read::Reader;
 use crate::runtime::{ByteBudget, Clock, Entropy};
 use access::{Guard, Hosts, Keys};
 use gate::{Gate, SenselessRanges, Signatures, XML_BYTES_MAX};
+use merged::MergedByFlink;
 use ops::Operations;
 use uploads::Uploads;
 
@@ -100,6 +102,7 @@ pub struct S3Door {
     clock: Clock,
     keys: Arc<Keys>,
     uploads: Arc<Uploads>,
+    merged: Arc<MergedByFlink>,
 }
 
 impl S3Door {
@@ -108,7 +111,8 @@ impl S3Door {
         let S3DoorParts { catalog, merger, reader, budget, settings, metrics, entropy, clock } = parts;
         let keys = Arc::new(Keys::new(&settings.auth.keys));
         let uploads = Arc::new(Uploads::new(&settings.limits));
-        let door = Self { catalog, merger, reader, budget, settings, metrics, entropy, clock, keys, uploads };
+        let merged = Arc::default();
+        let door = Self { catalog, merger, reader, budget, settings, metrics, entropy, clock, keys, uploads, merged };
         door.adopt_uploads();
         door
     }

@@ -45,8 +45,11 @@ impl S3Door {
         let PutObjectInput { bucket, key, .. } = req.input;
         self.refuse_early(&bucket, &key, &condition).await?;
 
-        let Place { about, completes, .. } = layout::place(&bucket, &key);
+        let Place { about, completes, merged_by_flink, .. } = layout::place(&bucket, &key);
         let job = about.job.clone();
+        if merged_by_flink {
+            self.merged.warn(&job, &key);
+        }
         let modified = self.clock.now();
         let put = self.store_body(self.merger.new_id(), intake, about, |received| {
             let content = ObjectContent::Segments {

@@ -154,10 +154,11 @@ impl State {
 
     /// Segments are where they were copied to, unless they were freed or moved before. Returns how many, and their bytes.
     pub(super) fn move_segments(&mut self, moved: Move, at: Millis) -> (u64, u64) {
-        let Move { file, segments } = moved;
+        let Move { file, segments, private } = moved;
         self.file_grows(&file, at);
         let (mut count, mut bytes) = (0, 0);
-        let mut left = BTreeSet::new();
+        // Files that something was moved away from, and whether anybody may know the places there.
+        let mut left: BTreeMap<PhysicalFileId, bool> = BTreeMap::new();
         for Moved { id, from, to } in segments {
             let Some(entry) = self.segments.get_mut(&id) else { continue };
             if !entry.visible || entry.record.location != from || to.file != file.id {
@@ -165,6 +166,7 @@ impl State {
             }
             count += 1;
             bytes += to.len;
+            let of_the_door = matches!(entry.record.holder, Holder::Objects { .. } | Holder::Upload);
             entry.record.location = Location::File(to);
             self.mutations.push(RecordKey::Segment(id).put(&entry.record));
             let len = entry.record.location.len();
@@ -173,10 +175,17 @@ impl State {
                 entry.live.insert(id);
                 entry.live_bytes += len;
             }
-            left.extend(from.file().cloned());
+            if let Some(file) = from.file() {
+                *left.entry(file.clone()).or_default() |= !(private && of_the_door);
+            }
         }
         self.close_file(&file.id, file.len, Forgotten::Died, at);
-        for file in &left {
+        for (file, known) in &left {
+            if !known && self.files.get(file).is_some_and(|entry| !entry.record.moved_from) {
+                // Nobody but a reader with a lease can be there: as if its grace were over.
+                self.forget_if_dead(file, Forgotten::Moved, Millis(0));
+                continue;
+            }
             if let Some(entry) = self.files.get_mut(file)
                 && !std::mem::replace(&mut entry.record.moved_from, true)
                 && !entry.live.is_empty()
@@ -327,7 +336,7 @@ mod tests {
         let mut state = two_in_a_file(&from, &lane);
         let moved = Moved { id: SegmentId(1), from: Location::File(place(&from, 1)), to: place(&to, 1) };
         let file = StoreFile { id: to.clone(), lane: lane.clone(), len: 300, closes: true, upload: None };
-        state.apply(Command::Move(Move { file, segments: vec![moved] }), Millis(2)).unwrap();
+        state.apply(Command::Move(Move { file, segments: vec![moved], private: true }), Millis(2)).unwrap();
         assert!(matches!(state.file(&from).unwrap().state, FileState::Closed { .. }));
 
         // A start in between forgets nothing.
