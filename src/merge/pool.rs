@@ -493,6 +493,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_writer_that_panics_while_it_waits_leaves_its_place_to_the_next_one() {
+        let pools = Arc::new(Pools::new(settings(|s| s.pool = PoolMode::Blocking)));
+        let file = put(&pools, 1, parcel(90, 0)).await.unwrap();
+        let panicking = tokio::task::spawn({
+            let pools = Arc::clone(&pools);
+            async move { tokio::join!(put(&pools, 1, parcel(90, 1)), async { panic!("a bug of the writer") }) }
+        });
+        assert!(panicking.await.unwrap_err().is_panic());
+        let waiting = tokio::task::spawn({
+            let pools = Arc::clone(&pools);
+            async move { put(&pools, 1, parcel(90, 2)).await }
+        });
+
+        assert_eq!(pools.take_group(&file).parcels.len(), 1);
+
+        assert!(waiting.await.unwrap().is_none());
+        assert_eq!(pools.take_group(&file).parcels.len(), 1);
+        pools.ended(&file);
+        assert!(pools.lanes.lock().by_key.is_empty(), "nothing is left of the lane");
+    }
+
+    #[tokio::test]
     async fn a_file_whose_owner_failed_does_not_hang_the_next_writer() {
         let pools = Pools::new(settings(|s| s.pool = PoolMode::Blocking));
         let file = put(&pools, 1, parcel(90, 0)).await.unwrap();

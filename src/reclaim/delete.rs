@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::Timing;
-use super::guard::ClockGuard;
 use super::sweep::Sweeper;
 use super::watch::{Waiting, Watch};
+use super::{Pause, Timing};
 use crate::catalog::command::Command;
 use crate::catalog::record::Forgotten;
 use crate::catalog::state::ForgottenFile;
@@ -82,13 +81,13 @@ impl Deleter {
         }
     }
 
-    /// Returns the longest pause until the next one; it is shorter when files are forgotten meanwhile.
-    pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
+    /// Returns the pause until the next one.
+    pub(super) async fn round_at_interval(&mut self, stop: &CancellationToken) -> Pause {
         if self.store.is_lost()
             && let Err(error) = self.store.look().await
         {
             tracing::debug!(error = crate::error::chain(&error), "deleting waits for the store");
-            return self.settings.interval;
+            return Pause { longest: self.settings.interval, rest: self.settings.interval };
         }
         match self.delete_due(stop).await {
             Ok(deleted) => self.told.deleted += deleted,
@@ -119,7 +118,7 @@ impl Deleter {
     }
 
     /// Until the next file's grace is over, a reader may have left, or the round is due anyway.
-    fn pause(&self) -> Duration {
+    fn pause(&self) -> Pause {
         let Timing { collect, readers, .. } = Timing::of(&self.settings, &self.store);
         let ages = self.catalog.clock().ages();
         let state = self.catalog.view();
@@ -127,7 +126,9 @@ impl Deleter {
         // With those whose grace is over a moment later.
         let graces = graces.filter(|left| !left.is_zero()).map(|left| left + collect);
         let readers = (!self.waiting.is_empty()).then_some(readers);
-        graces.chain(readers).min().map_or(self.settings.interval, |pause| pause.min(self.settings.interval))
+        let soonest = graces.chain(readers).min();
+        let longest = soonest.map_or(self.settings.interval, |soonest| soonest.min(self.settings.interval));
+        Pause { longest, rest: collect }
     }
 
     /// The next sweep deletes what it found twice, though it be most of what is there.

@@ -145,6 +145,15 @@ struct Timing {
     look: Duration,
 }
 
+/// Between two rounds.
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    /// If nothing happens.
+    longest: Duration,
+    /// After something has happened.
+    rest: Duration,
+}
+
 impl Timing {
     fn of(settings: &ReclaimSettings, store: &DataStore) -> Self {
         let interval = settings.interval;
@@ -194,22 +203,25 @@ impl ReclaimControl {
 
     /// Reclaims at every interval and soon after bytes died, until the daemon stops.
     pub async fn run_reclaimer(mut self, interval: Duration) {
-        let (mut seen, mut rest) = (0, self.timing.look);
-        while self.pause(interval, rest, &mut seen, |changes| changes.died).await {
-            rest = self.reclaimer.lock().await.round_at_interval(&self.stop).await.max(self.timing.look);
+        let mut seen = 0;
+        let mut pause = Pause { longest: interval, rest: self.timing.look };
+        while self.pause(pause, &mut seen, |changes| changes.died).await {
+            let rest = self.reclaimer.lock().await.round_at_interval(&self.stop).await;
+            pause.rest = rest.max(self.timing.look);
         }
     }
 
     /// Deletes soon after files were forgotten, and sweeps at its own interval, until the daemon stops.
     pub async fn run_deleter(mut self, interval: Duration) {
-        let (mut seen, mut longest) = (0, interval);
-        while self.pause(longest, self.timing.collect, &mut seen, |changes| changes.forgotten).await {
-            longest = self.deleter.lock().await.round_at_interval(&self.stop).await;
+        let mut seen = 0;
+        let mut pause = Pause { longest: interval, rest: self.timing.collect };
+        while self.pause(pause, &mut seen, |changes| changes.forgotten).await {
+            pause = self.deleter.lock().await.round_at_interval(&self.stop).await;
         }
     }
 
-    /// Waits for `longest`, or until `rest` after what `of` counts has grown. False when the daemon stops.
-    async fn pause(&mut self, longest: Duration, rest: Duration, seen: &mut u64, of: fn(&Changes) -> u64) -> bool {
+    /// Waits until `rest` after what `of` counts has grown, `longest` at most. False when the daemon stops.
+    async fn pause(&mut self, Pause { longest, rest }: Pause, seen: &mut u64, of: fn(&Changes) -> u64) -> bool {
         let known = *seen;
         let grown = async {
             // With the catalog gone nothing changes any more.
@@ -298,13 +310,12 @@ impl Reclaimer {
         let begun = Clock::instant();
         let planned = self.plan();
         self.look = begun.elapsed();
-        round.jobs_above = self.jobs_above();
         match mode {
-            ReclaimMode::Off => return Ok(round),
+            ReclaimMode::Off => return Ok(Round { jobs_above: self.jobs_above(), ..round }),
             ReclaimMode::Advise => {
                 let advised: BTreeSet<PhysicalFileId> = planned.copy.iter().cloned().collect();
                 self.parts.catalog.advise_against(&advised);
-                return Ok(round);
+                return Ok(Round { jobs_above: self.jobs_above(), ..round });
             }
             ReclaimMode::Server => {}
         }

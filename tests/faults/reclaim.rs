@@ -99,14 +99,55 @@ async fn files_with_too_much_dead_in_them_are_rewritten_and_deleted() {
 
     let round = daemon.client.reclaim().await.unwrap();
 
-    assert_eq!((round.rewritten_files, round.jobs_above), (1, 0));
+    assert_eq!(round.rewritten_files, 1);
     assert_eq!(round.written_bytes, 8 * SEGMENT_BYTES as u64);
+    assert!(amplification(&daemon.client).await > 2.0, "what waits to be deleted is on storage");
+    assert_eq!(daemon.client.gc(false).await.unwrap().deleted, 1);
     assert!(amplification(&daemon.client).await < 1.1);
     assert_living(&daemon.client, &living).await;
     assert_no_leak(&server, &daemon).await;
     assert_eq!(metric(&daemon.client, "esker_reclaim_files_total").await, 1.0);
     let again = daemon.client.reclaim().await.unwrap();
     assert_eq!((again.rewritten_files, again.written_bytes), (0, 0), "nothing is rewritten twice");
+    assert_eq!(again.jobs_above, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_deleted_counts_in_every_figure_and_is_told_with_its_reason() {
+    let server = S3Server::start().await;
+    let daemon = Running::start(settings(&server, &[WHEN_TOLD[0], ("reclaim.delete-grace", "1 h")])).await;
+    mostly_dead(&daemon.client).await;
+
+    let round = daemon.client.reclaim().await.unwrap();
+
+    assert_eq!((round.rewritten_files, round.jobs_above), (1, 1));
+    assert_eq!(daemon.client.gc(false).await.unwrap().deleted, 0);
+    let total = daemon.client.space(None, None).await.unwrap().total;
+    let on_storage: u64 = data_files(&server).iter().map(|key| server.objects().get(key).unwrap().len() as u64).sum();
+    assert_eq!(total.physical_bytes, on_storage);
+    assert!(total.forgotten_bytes > 0 && total.waiting.grace == total.forgotten_bytes, "{total:?}");
+    assert!(total.amplification.unwrap() > 2.0, "{total:?}");
+    assert_eq!(metric(&daemon.client, "esker_physical_bytes").await, on_storage as f64);
+    assert_eq!(metric(&daemon.client, "esker_space_amplification").await, total.amplification.unwrap());
+    assert_eq!(metric(&daemon.client, "esker_forgotten_bytes").await, total.forgotten_bytes as f64);
+    assert!(metric(&daemon.client, "esker_reclaim_lag_seconds").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_die_are_deleted_together_before_the_next_round() {
+    let server = S3Server::start().await;
+    let daemon = Running::start(settings(&server, &[("reclaim.interval", "3 s")])).await;
+    create_job(&daemon.client).await;
+    for checkpoint in 1..=3 {
+        put(&daemon.client, checkpoint, 1000).await.unwrap();
+        daemon.client.complete(JOB, checkpoint).await.unwrap();
+    }
+    assert_eq!(data_files(&server).len(), 3);
+
+    daemon.client.subsume(JOB, 3).await.unwrap();
+
+    eventually("they are deleted", SOON, || async { data_files(&server).is_empty() }).await;
+    assert_eq!(server.faults().count(|logged| logged.was(Op::Delete, any, StatusCode::OK)), 1, "requests");
 }
 
 /// Counts the requests of a round of reclaiming and deleting.
@@ -146,8 +187,8 @@ async fn dies_at(number: u64, fault: fn(Gate) -> Fault) {
     assert_sound(&server, &daemon).await;
     daemon.client.reclaim().await.unwrap();
     assert_living(&daemon.client, &living).await;
-    assert!(amplification(&daemon.client).await < 1.1);
     assert_no_leak(&server, &daemon).await;
+    assert!(amplification(&daemon.client).await < 1.1);
     daemon.shut_down().await.unwrap();
 }
 
@@ -177,6 +218,7 @@ async fn a_delete_that_is_refused_is_tried_until_the_file_is_gone() {
     let files = data_files(&server).len();
     let report = daemon.client.gc(false).await.unwrap();
     assert_eq!((report.deleted, report.forgotten_files), (0, 1));
+    assert_eq!(report.waiting.refused, report.forgotten_bytes);
     assert_eq!(data_files(&server).len(), files);
 
     refusing.lift();
@@ -292,8 +334,8 @@ async fn in_advise_mode_workers_are_told_what_to_store_again_and_nothing_is_copi
     put_shared(&daemon.client, 3, 200..208).await;
     daemon.client.complete(JOB, 3).await.unwrap();
     daemon.client.subsume(JOB, 2).await.unwrap();
-    assert!(amplification(&daemon.client).await < 1.1);
     assert_no_leak(&server, &daemon).await;
+    assert!(amplification(&daemon.client).await < 1.1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

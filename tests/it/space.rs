@@ -133,7 +133,9 @@ async fn a_read_that_has_begun_ends_well_though_everything_is_deleted_meanwhile(
 
     daemon.client.complete("j", 1).await.unwrap();
     daemon.client.subsume("j", 1).await.unwrap();
-    assert_eq!(daemon.client.gc(false).await.unwrap().deleted, 0, "its reader has not left");
+    let report = daemon.client.gc(false).await.unwrap();
+    assert_eq!(report.deleted, 0, "its reader has not left");
+    assert_eq!(report.waiting.readers, report.forgotten_bytes, "{report:?}");
     assert!(daemon.client.get(&info.segment).await.is_err(), "it is freed");
 
     slow.read_to_end(&mut answer).await.unwrap();

@@ -95,7 +95,8 @@ section! {
         /// Who re-uploads live segments: `server` (default), `advise` or `off`.
         mode: ReclaimMode = ReclaimMode::Server,
         /// Time between forgetting a file whose segments were moved away and deleting it, default 5 min: whoever holds a
-        /// handle of the old place can still read it. Files that died as a whole do not wait. Longer keeps more dead bytes.
+        /// handle of the old place can still read it. Files that died as a whole do not wait, nor do files of S3 objects on a
+        /// local disk. Longer keeps more dead bytes.
         delete_grace: Span = Span::minutes(5),
         /// Files deleted per second at most, default 500. S3 answers 503 above a few thousand.
         delete_rate: u32 = 500,
@@ -104,7 +105,8 @@ section! {
         /// Local disk: give dead ranges of closed files back in place, default true. Where it is off, or the file system
         /// cannot, what lives in them is copied instead, at `copy_rate`.
         punch_holes: bool = true,
-        /// How often the reclaimer looks for work, default 10 s. It asks the catalog, not the store.
+        /// How often reclaimer and deleter look for work at least, default 10 s. They ask the catalog, not the store, and act
+        /// a fixed part of this after something died.
         interval: Span = Span::seconds(10),
         /// How often storage is listed for files that the catalog does not name, default 1 h; 0 is never. Costs one
         /// request per 1,000 files.

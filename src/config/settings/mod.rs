@@ -260,7 +260,7 @@ pub struct ReclaimSettings {
     pub copied_bytes_per_second_max: u64,
     /// Whether dead ranges of closed files are given back in place, where the disk can.
     pub punch_holes: bool,
-    /// How often the reclaimer looks for work. It asks the catalog, not the store, so a look is cheap.
+    /// How often reclaimer and deleter look for work at least. How soon they act when something died is a part of it.
     pub interval: Duration,
     /// How often storage is listed for files that nobody names. `None`: never.
     pub sweep_interval: Option<Duration>,

@@ -102,10 +102,10 @@ impl Run {
         let after = self.space();
         self.waiting_bytes_max = self.waiting_bytes_max.max(after.forgotten_bytes);
         if subsumed > 0 {
-            self.between.push(between.amplification());
-            self.after.push(after.amplification());
-            self.on_storage.push((after.physical_bytes + after.inline_bytes) as f64 / after.live_bytes as f64);
-            if between.amplification() > self.limit {
+            self.between.push(reclaimable(&between));
+            self.after.push(reclaimable(&after));
+            self.on_storage.push(after.amplification());
+            if reclaimable(&between) > self.limit {
                 self.above.add(self.instance.elapsed() - begun);
             }
         }
@@ -250,6 +250,11 @@ impl Run {
             real_seconds: real.as_secs_f64(),
         }
     }
+}
+
+/// The amplification that reclaiming can do something about: without what only waits to be deleted.
+fn reclaimable(space: &SpaceUsage) -> f64 {
+    stored(space) as f64 / space.live_bytes as f64
 }
 
 /// Bytes that are stored, but for what only waits to be deleted.
