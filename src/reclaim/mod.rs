@@ -127,8 +127,8 @@ impl Round {
     }
 }
 
-/// A look at all files takes at most this part of the time.
-const LOOK_SHARE_MAX: u32 = 100;
+/// After a look at all files the reclaimer rests so many times as long as that took.
+const REST_PER_LOOK: u32 = 100;
 /// Longest pause before a look for readers that have left.
 const READERS_PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -283,6 +283,8 @@ impl Reclaimer {
     /// Returns the pause that has to be kept before the next one, whatever happens.
     async fn round_at_interval(&mut self, stop: &CancellationToken) -> Duration {
         let interval = self.parts.settings.reclaim.interval;
+        // Since when a job is above its limit does not depend on what can be done about it.
+        self.jobs_above();
         if self.pressure.is_high() {
             self.parts.metrics.reclaim_paused.inc();
             tracing::debug!("reclaiming waits: the backend or the writers are under pressure");
@@ -291,7 +293,7 @@ impl Reclaimer {
         match self.round(stop).await {
             Ok(round) => {
                 self.tell(round);
-                self.look * LOOK_SHARE_MAX
+                self.look * REST_PER_LOOK
             }
             Err(error) => {
                 tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later");
@@ -345,7 +347,8 @@ impl Reclaimer {
         self.untold = self.untold.and(round);
         let lately = self.told_at.is_some_and(|at| at.elapsed() < self.parts.settings.reclaim.interval);
         if self.untold != (Round { jobs_above: round.jobs_above, ..Round::default() }) && !lately {
-            log(&self.untold, &self.watch.waiting(&self.parts.catalog.view(), self.parts.catalog.clock().ages()));
+            let waiting = self.watch.waiting(&self.parts.catalog.view(), self.parts.catalog.clock().ages());
+            log(&self.untold, &waiting);
             self.untold = Round::default();
             self.told_at = Some(Clock::instant());
         }
