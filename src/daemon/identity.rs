@@ -31,7 +31,8 @@
 //! | `ESKER` of an older store | no `STORE` | the journal names the store, `STORE` is made |
 //! | the owner is in the journal | its object is missing | nothing: the newest object is an earlier one |
 
-use super::recover::{self, Missing, RecoverError};
+use super::agreement::{check_durable, check_not_missing, check_some_there};
+use super::recover::{Missing, RecoverError};
 use super::{journal_settings, write};
 use crate::catalog::record::OwnerRecord;
 use crate::catalog::slate::{Journal, JournalError, Placement, Present, Snapshot};
@@ -136,6 +137,14 @@ pub enum Standing {
 /// # Errors
 /// [`IdentityError`] if it is not the right place, or if that cannot be told.
 pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<Standing, IdentityError> {
+    match look_once(settings, metrics).await {
+        // What was read in turn may be of two moments, while another daemon makes its first start there.
+        Err(error) if error.is_refusal() => look_once(settings, metrics).await,
+        looked => looked,
+    }
+}
+
+async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<Standing, IdentityError> {
     let data = open_data(&settings.store, metrics)?;
     let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), metrics)?;
     let (data_slot, catalog_slot) = (data.identity_slot(), catalog.identity_slot());
@@ -152,7 +161,7 @@ pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<Standing, Id
         }
         (Some(expected), Some(_)) if has_journal => Ok(Standing::Known(expected)),
         (Some(expected), found) => {
-            recover::check_not_missing(&State::default(), &data.list().await?)?;
+            check_not_missing(&State::default(), &data.list().await?)?;
             match (found, data.newest_owner().await?) {
                 (Some(found), Some(_)) => Err(gone(&data_slot, found, &catalog_slot)),
                 _ => Ok(Standing::Begun(expected)),
@@ -162,7 +171,7 @@ pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<Standing, Id
         (None, Some(found)) => Err(gone(&data_slot, found, &catalog_slot)),
         (None, None) if has_journal => look_at_older(&data, catalog, settings).await,
         (None, None) => {
-            recover::check_not_missing(&State::default(), &data.list().await?)?;
+            check_not_missing(&State::default(), &data.list().await?)?;
             Ok(Standing::New)
         }
     }
@@ -198,8 +207,8 @@ async fn names(catalog: &Placement, settings: &Settings, found: &StoreIdentity) 
 async fn look_at_older(data: &DataStore, catalog: Placement, settings: &Settings) -> Result<Standing, IdentityError> {
     let state = read_journal(&catalog, settings).await?;
     let listed = data.list().await?;
-    recover::check_not_missing(&state, &listed)?;
-    recover::check_some_there(&state, &listed)?;
+    check_not_missing(&state, &listed)?;
+    check_some_there(&state, &listed)?;
     Ok(Standing::Older)
 }
 
@@ -316,8 +325,8 @@ impl Taker<'_> {
     /// The identity of an older store, if all that its catalog knows is there.
     async fn adopt(&self, state: &State, data: &DataStore) -> Result<StoreIdentity, IdentityError> {
         let listed = data.list().await?;
-        recover::check_not_missing(state, &listed)?;
-        recover::check_durable(state, data, &listed, Missing::Refuse)?;
+        check_not_missing(state, &listed)?;
+        check_durable(state, data, &listed, Missing::Refuse)?;
         let begun = state.owner().and_then(|owner| StoreIdentity::parse(&owner.store, "the catalog").ok());
         Ok(begun.unwrap_or_else(|| self.new_identity()))
     }

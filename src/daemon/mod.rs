@@ -9,6 +9,7 @@
 //! written and closed. Each of these steps is given up after that time, so a shutdown ends while storage is out, too; what
 //! was answered is durable before.
 
+mod agreement;
 mod clock;
 pub mod identity;
 pub mod rebuild;

@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 
 use futures::{StreamExt, stream};
 
-use crate::catalog::record::FileState;
+use super::agreement::{check_durable, check_not_missing, drop_lost, names};
 use crate::catalog::state::{State, UncertainFile};
 use crate::merge::entry_of_record;
 use crate::merge::format::{self, Entry, FormatError};
@@ -37,8 +37,6 @@ use crate::store::{DataStore, LocalStore, ObjectFiles, StoreError};
 
 /// Files that are looked at at a time.
 const FILES_AT_ONCE: usize = 64;
-/// Names in a log line or message.
-const NAMES_MAX: usize = 10;
 
 /// Why the daemon could not bring its state in order.
 #[derive(Debug, thiserror::Error)]
@@ -343,117 +341,6 @@ async fn settle_object(store: &ObjectFiles, file: &UncertainFile) -> Result<Opti
     Ok(aborted.then_some(found))
 }
 
-/// A catalog that was never used does not belong to files that are there.
-///
-/// # Errors
-/// [`RecoverError::CatalogMissing`].
-pub(super) fn check_not_missing(state: &State, listed: &[(String, u64)]) -> Result<(), RecoverError> {
-    let nothing_known = state.files().next().is_none() && state.all_segments().next().is_none();
-    let never_used = state.buckets().is_empty() && state.jobs().is_empty();
-    if !nothing_known || !never_used {
-        return Ok(());
-    }
-    let mut files = listed.iter().filter(|(name, _)| name.parse::<PhysicalFileId>().is_ok());
-    match files.next() {
-        Some((example, _)) => Err(RecoverError::CatalogMissing { files: 1 + files.count(), example: example.clone() }),
-        None => Ok(()),
-    }
-}
-
-/// A catalog that knows files does not belong to a place where none of them is.
-///
-/// # Errors
-/// [`RecoverError::DataMissing`].
-pub(super) fn check_some_there(state: &State, listed: &[(String, u64)]) -> Result<(), RecoverError> {
-    let there: HashSet<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
-    let mut files = 0;
-    let mut example = None;
-    for view in state.files().filter(|view| is_durable(&view.state) && view.live_segments > 0) {
-        if there.contains(view.id.as_str()) {
-            return Ok(());
-        }
-        files += 1;
-        example.get_or_insert_with(|| view.id.to_string());
-    }
-    example.map_or(Ok(()), |example| Err(RecoverError::DataMissing { files, example }))
-}
-
-fn is_durable(state: &FileState) -> bool {
-    matches!(state, FileState::Closed { .. })
-}
-
-/// A file that has not all that was durable in it.
-pub(super) struct LostFile {
-    id: PhysicalFileId,
-    /// Its length; none if there is no such file.
-    there: Option<u64>,
-    needed: u64,
-    segments: u64,
-}
-
-impl std::fmt::Display for LostFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.there {
-            Some(there) => write!(f, "{} has {there} bytes, the catalog says {}", self.id, self.needed),
-            None => write!(f, "{} does not exist", self.id),
-        }
-    }
-}
-
-/// All that the catalog knows to be durable is there. Returns what is not, if that is no reason to stop.
-///
-/// # Errors
-/// [`RecoverError::Lost`].
-pub(super) fn check_durable(
-    state: &State,
-    store: &DataStore,
-    listed: &[(String, u64)],
-    missing: Missing,
-) -> Result<Vec<LostFile>, RecoverError> {
-    let lens: HashMap<&str, u64> = listed.iter().map(|(name, len)| (name.as_str(), *len)).collect();
-    let on_disk = matches!(store, DataStore::Local(_));
-    let lost = state.files().filter(|view| view.live_segments > 0).filter_map(|view| {
-        let needed = match view.state {
-            FileState::Closed { len } => len,
-            // It was made before the commit that says that something is in it.
-            FileState::Open { durable_len, .. } if on_disk => durable_len,
-            FileState::Open { .. } | FileState::Forgotten { .. } => return None,
-        };
-        let there = lens.get(view.id.as_str()).copied();
-        let segments = view.live_segments;
-        there.is_none_or(|there| there < needed).then_some(LostFile { id: view.id, there, needed, segments })
-    });
-    let lost: Vec<LostFile> = lost.collect();
-    if lost.is_empty() || missing != Missing::Refuse {
-        return Ok(lost);
-    }
-    let segments = lost.iter().map(|lost| lost.segments).sum();
-    Err(RecoverError::Lost { files: lost.len(), segments, named: names(&lost) })
-}
-
-/// The first of them, for a message.
-fn names<T: std::fmt::Display>(all: &[T]) -> String {
-    let mut named: Vec<String> = all.iter().take(NAMES_MAX).map(ToString::to_string).collect();
-    if all.len() > NAMES_MAX {
-        named.push(format!("and {} more", all.len() - NAMES_MAX));
-    }
-    named.join(", ")
-}
-
-/// The segments beyond the end of a file that has lost it are dropped. Returns what was done.
-fn drop_lost(state: &mut State, lost: &LostFile, at: Millis) -> String {
-    let there = lost.there.unwrap_or(0);
-    let beyond = |place: Option<&crate::model::Segment>| place.is_some_and(|place| place.end() > there);
-    let segments = state.segments_in(&lost.id);
-    let gone: Vec<String> =
-        segments.iter().filter(|view| beyond(view.record.location.segment())).map(|view| view.id.to_string()).collect();
-    state.settle_file(&lost.id, there, there, at);
-    match lost.there {
-        None => format!("dropped {} segments of {}, which does not exist: {}", gone.len(), lost.id, gone.join(" ")),
-        Some(_) => format!("dropped {} segments, because {lost}: {}", gone.len(), gone.join(" ")),
-    }
-}
-
 /// Moves files that the catalog names and that were set aside back to their places: the catalog that was in use then was
 /// not the one that had named them.
 async fn bring_back(state: &State, store: &LocalStore, listed: &mut Vec<(String, u64)>) -> Result<usize, RecoverError> {
@@ -519,7 +406,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::command::{About, Bind, Command, Item, NewSegment, Store, StoreFile};
-    use crate::catalog::record::Mutation;
+    use crate::catalog::record::{FileState, Mutation};
     use crate::merge::format::{FRAME_BYTES, Header};
     use crate::metrics::Metrics;
     use crate::model::{Lane, LaneOf, Segment, SegmentHasher, StateScope, Writer};
