@@ -128,7 +128,7 @@ fn an_unknown_key_is_named_with_its_origin_and_the_nearest_key() {
     assert!(errors.contains("unknown key `stor` (file "), "{errors}");
     let wanted = "`limits.memmory` (env ESKER__LIMITS__MEMMORY), the nearest known key is `ESKER__LIMITS__MEMORY`";
     assert!(errors.contains(wanted), "{errors}");
-    assert!(errors.contains("`reclaim.grace` (flag), the nearest known key is `reclaim.delete-grace`"), "{errors}");
+    assert!(errors.contains("`reclaim.grace` (flag), the nearest known key is `reclaim.sweep-grace`"), "{errors}");
 }
 
 #[test]

@@ -97,6 +97,15 @@ pub enum IdentityError {
     /// Something that says which store it is cannot be understood.
     #[error(transparent)]
     Unreadable(#[from] NotTheStore),
+    /// Nothing can be said of the place.
+    #[error("it cannot be told whether {url} is the right store")]
+    Unknown {
+        /// The place.
+        url: String,
+        /// Why not.
+        #[source]
+        source: Box<IdentityError>,
+    },
     /// Storage does not answer.
     #[error("storage does not tell which store it is")]
     Store(#[from] StoreError),
@@ -114,7 +123,7 @@ impl IdentityError {
         match self {
             Self::WrongData { .. } | Self::CatalogGone { .. } | Self::CatalogOlder { .. } | Self::Unreadable(_) => true,
             Self::Disagree(error) => error.is_refusal(),
-            Self::InUse(_) | Self::Store(_) | Self::Open(_) | Self::Journal(_) => false,
+            Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) | Self::Open(_) | Self::Journal(_) => false,
         }
     }
 }
@@ -137,11 +146,16 @@ pub enum Standing {
 /// # Errors
 /// [`IdentityError`] if it is not the right place, or if that cannot be told.
 pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<Standing, IdentityError> {
-    match look_once(settings, metrics).await {
+    let mut looked = look_once(settings, metrics).await;
+    if looked.as_ref().is_err_and(IdentityError::is_refusal) {
         // What was read in turn may be of two moments, while another daemon makes its first start there.
-        Err(error) if error.is_refusal() => look_once(settings, metrics).await,
-        looked => looked,
+        looked = look_once(settings, metrics).await;
     }
+    let url = || settings.store.url.to_string();
+    looked.map_err(|error| match error.is_refusal() {
+        true => error,
+        false => IdentityError::Unknown { url: url(), source: error.into() },
+    })
 }
 
 async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<Standing, IdentityError> {
