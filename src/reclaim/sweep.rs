@@ -6,7 +6,7 @@
 //! the one that belongs to the files ([`super::guard`]). It is named in the log as soon as nobody can be about to name it, and
 //! in `esker gc --dry-run` from the start.
 //!
-//! On a local disk such a file is moved to `lost+found/`, by the start or as soon as nobody can be about to name it; it is
+//! On a local disk such a file of an earlier owner is moved to `lost+found/`, by the start or when it is seen later; it is
 //! deleted there after the same grace. A catalog that names it gets it back at its next start.
 
 use std::collections::HashMap;
@@ -135,7 +135,10 @@ impl Sweeper {
         };
         match self.store.clone() {
             DataStore::Local(store) => {
-                let strays: Vec<_> = swept.unnamed.iter().filter(|file| old(file, self.writing)).cloned().collect();
+                // Not this daemon's own: a commit that hangs as long as the disk does would name a file that is gone.
+                let earlier = |file: &&PhysicalFileId| file.epoch() < self.catalog.epoch();
+                let strays = swept.unnamed.iter().filter(|file| earlier(file) && old(file, self.writing));
+                let strays = strays.cloned().collect();
                 swept.set_aside = self.set_aside(&store, strays).await;
                 swept.deleted = self.delete_aside(&store).await?;
             }

@@ -223,7 +223,10 @@ impl ObjectFiles {
 
     pub(super) async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
         if let Err(error) = self.look().await {
-            tracing::debug!(error = crate::error::chain(&error), "nothing is deleted");
+            // That it is another store was told when it was noticed.
+            if !matches!(error, StoreError::NotTheStore(_)) {
+                tracing::warn!(error = crate::error::chain(&error), "nothing is deleted, it will be tried again");
+            }
             return vec![];
         }
         let paths: Vec<Path> = files.iter().map(|file| self.path(file)).collect();
