@@ -253,8 +253,10 @@ fn nothing_is_left_over(folder: &Path) {
     let mut strange = vec![];
     walk(&folder.join("data"), &mut |path| {
         let name = path.strip_prefix(folder.join("data")).unwrap().to_string_lossy().into_owned();
-        let known = ["data/", "catalog/db/", "catalog/log/"].iter().any(|folder| name.starts_with(folder));
-        if (!known && name != "catalog/LOCK") || name.contains('#') {
+        let folders = ["data/", "catalog/db/", "catalog/log/", "owners/", "lost+found/data/"];
+        let known = folders.iter().any(|folder| name.starts_with(folder));
+        let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE"].contains(&name.as_str());
+        if !known || name.contains('#') {
             strange.push(name);
         }
     });
