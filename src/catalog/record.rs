@@ -721,6 +721,15 @@ mod tests {
         PartRecord { segment: Some(SegmentId(7)), len: 5, etag: "e".into(), checksum: None, modified: Millis(9) }
     }
 
+    /// There is one form of it since version 2.
+    #[test]
+    fn an_owner_record_reads_as_it_did() {
+        let owner = OwnerRecord { store: "s".into(), epoch: 5, incarnation: "i".into() };
+
+        assert_eq!(sample::<OwnerRecord>("020173050169"), owner);
+        assert_eq!(bytes_of(&RecordKey::Owner.put(&owner))[2..], *"0173050169");
+    }
+
     /// The stored samples of all versions, which are alike.
     #[test]
     fn a_segment_record_reads_as_it_did() {
