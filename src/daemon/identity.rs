@@ -69,7 +69,7 @@ pub enum IdentityError {
         /// What stands beside the data.
         data: String,
         /// The store.
-        found: StoreIdentity,
+        found: Box<StoreIdentity>,
         /// What should stand beside the catalog.
         catalog: String,
     },
@@ -168,10 +168,11 @@ async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<Standing, I
     let wrong = |why| IdentityError::WrongData { why, catalog: catalog_slot.to_string() };
     match (expected, found) {
         (Some(expected), Some(found)) if expected.id != found.id => {
+            let (found, expected) = (found.into(), expected.into());
             Err(wrong(NotTheStore::Another { place: data_slot.to_string(), found, expected }))
         }
         (Some(expected), None) if has_journal => {
-            Err(wrong(NotTheStore::Missing { place: data_slot.to_string(), expected }))
+            Err(wrong(NotTheStore::Missing { place: data_slot.to_string(), expected: expected.into() }))
         }
         (Some(expected), Some(_)) if has_journal => Ok(Standing::Known(expected)),
         (Some(expected), found) => {
@@ -192,7 +193,7 @@ async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<Standing, I
 }
 
 fn gone(data: &Slot, found: StoreIdentity, catalog: &Slot) -> IdentityError {
-    IdentityError::CatalogGone { data: data.to_string(), found, catalog: catalog.to_string() }
+    IdentityError::CatalogGone { data: data.to_string(), found: found.into(), catalog: catalog.to_string() }
 }
 
 async fn read(slot: &Slot) -> Result<Option<StoreIdentity>, IdentityError> {
@@ -254,7 +255,8 @@ async fn mark_data(data: &DataStore, identity: &StoreIdentity, catalog: &Slot) -
     let slot = data.identity_slot();
     let found = StoreIdentity::parse(&slot.create(&identity.text()).await?, &slot.to_string())?;
     if found.id != identity.id {
-        let why = NotTheStore::Another { place: slot.to_string(), found, expected: identity.clone() };
+        let (found, expected) = (found.into(), identity.clone().into());
+        let why = NotTheStore::Another { place: slot.to_string(), found, expected };
         return Err(IdentityError::WrongData { why, catalog: catalog.to_string() });
     }
     Ok(())

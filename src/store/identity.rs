@@ -103,7 +103,7 @@ pub enum NotTheStore {
         /// The object that tells.
         place: String,
         /// The store that was there.
-        expected: StoreIdentity,
+        expected: Box<StoreIdentity>,
     },
     /// It is another one.
     #[error("{place} says that this is {found}, and not {expected}")]
@@ -111,9 +111,9 @@ pub enum NotTheStore {
         /// The object that tells.
         place: String,
         /// The store that is there.
-        found: StoreIdentity,
+        found: Box<StoreIdentity>,
         /// The store that should be.
-        expected: StoreIdentity,
+        expected: Box<StoreIdentity>,
     },
     /// The object that tells cannot be understood.
     #[error("{place} does not say which store this is, or is of a later version: {found:?}")]
@@ -416,13 +416,13 @@ impl StoreGuard {
     fn judge(&self, text: Option<String>, place: &str) -> Result<(), NotTheStore> {
         let expected = &self.0.expected;
         let Some(text) = text else {
-            return Err(NotTheStore::Missing { place: place.to_owned(), expected: expected.clone() });
+            return Err(NotTheStore::Missing { place: place.to_owned(), expected: expected.clone().into() });
         };
         let found = StoreIdentity::parse(&text, place)?;
         if found.id == expected.id {
             return Ok(());
         }
-        Err(NotTheStore::Another { place: place.to_owned(), found, expected: expected.clone() })
+        Err(NotTheStore::Another { place: place.to_owned(), found: found.into(), expected: expected.clone().into() })
     }
 
     /// Tells once when the store is lost, and once when it is back.
