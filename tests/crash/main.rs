@@ -3,7 +3,7 @@
 //!
 //! All rounds work on one folder. A round starts the daemon, compares what is there with what the writers of the
 //! rounds before know, lets writers loose, and ends the daemon: mostly by `kill -9`, sometimes already while it
-//! starts, sometimes by SIGTERM. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same
+//! starts, sometimes by SIGTERM, and its clock may be minutes off. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same
 //! requests and the same moments, as far as two processes ever do the same twice.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
@@ -12,6 +12,8 @@ mod native;
 mod objects;
 mod plan;
 
+#[path = "../support/clock.rs"]
+mod clock;
 #[path = "../support/process.rs"]
 mod process;
 #[path = "../support/mod.rs"]

@@ -5,6 +5,8 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::clock;
+
 /// How a daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -34,6 +36,9 @@ impl Plan {
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__POOL_BLOCKING", &["false", "true"]);
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__ACROSS_CHECKPOINT_BOUNDARY", &["false", "true"]);
         set("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_SPACE_AMPLIFICATION", &["2.0", "1.2", "1.0"]);
+        // A quarter of an hour is as much as signatures bear.
+        environment
+            .extend(clock::wrong_by(pick(rng, &["+0", "+0", "-60s", "+60s", "-10m", "+10m"])).into_iter().flatten());
         Self {
             environment,
             dies_at_start: rng.random_bool(0.15).then(|| millis(rng.random_range(0..250))),
@@ -48,7 +53,7 @@ pub fn environment() -> Vec<(&'static str, String)> {
     let pairs = [
         ("ESKER__STORE__REQUEST_TIMEOUT", "500 ms"),
         ("ESKER__STORE__RETRY_TIMEOUT", "500 ms"),
-        ("ESKER__RECLAIM__DELETE_GRACE", "1500 ms"),
+        ("ESKER__RECLAIM__DELETE_GRACE", "1 s"),
         ("ESKER__RECLAIM__INTERVAL", "50 ms"),
         ("ESKER__MERGING__GROUP_BYTES_MAX", "1mb"),
         ("ESKER__CATALOG__LOG_SEGMENT_SIZE", "64kb"),

@@ -63,7 +63,6 @@ async fn a_body_that_stalls_ends_the_connection() {
     let targets = [
         PUT,
         "/v1/jobs",
-        "/v1/jobs/j/segments/batch?checkpoint=1",
         "/v1/jobs/j/checkpoints/1/reuse",
         "/v1/jobs/j/restore",
         "/v1/jobs/j/end",

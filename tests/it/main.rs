@@ -18,6 +18,8 @@ mod restore;
 mod space;
 mod verify;
 
+#[path = "../support/clock.rs"]
+mod clock;
 #[path = "../support/daemon.rs"]
 mod daemon;
 #[path = "../support/process.rs"]

@@ -229,8 +229,11 @@ mod tests {
 
     const SHA: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    /// What a request in good order is refused with once `change` is made to its headers.
-    fn header_form(authorization: &str, more: &[(&'static str, &str)]) -> Result<(), String> {
+    /// Headers that are sent, too.
+    type More<'a> = &'a [(&'static str, &'a str)];
+
+    /// What a request is refused with.
+    fn header_form(authorization: &str, more: More) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         let base = [("host", "h"), ("x-amz-date", "20260101T000000Z"), ("x-amz-content-sha256", SHA)];
         for (name, value) in base.iter().chain(more) {
@@ -240,7 +243,7 @@ mod tests {
         check(&"/b/k".parse().unwrap(), &headers).map_err(|error| error.code().as_str().to_owned())
     }
 
-    fn query_form(query: &str, more: &[(&'static str, &str)]) -> Result<(), String> {
+    fn query_form(query: &str, more: More) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         for (name, value) in [("host", "h")].iter().chain(more) {
             headers.append(*name, value.parse().unwrap());
@@ -266,7 +269,7 @@ mod tests {
         let meta = authorization(CREDENTIAL, "host;x-amz-content-sha256;x-amz-date;x-amz-meta-a");
         assert_eq!(header_form(&meta, &[("x-amz-meta-a", "1"), ("x-amz-meta-a", "2")]), Ok(()));
 
-        let refused: [(&str, &[(&'static str, &str)], &str); 17] = [
+        let refused: [(&str, More, &str); 17] = [
             (&well, &[("x-amz-copy-source", "/b/secret")], "AccessDenied"),
             (&well, &[("x-amz-meta-a", "1")], "AccessDenied"),
             (&authorization(CREDENTIAL, "x-amz-content-sha256;x-amz-date"), &[], "AccessDenied"),
@@ -299,7 +302,7 @@ mod tests {
         assert_eq!(query_form(&with("Expires=60", "Expires=604800"), &[]), Ok(()));
 
         let malformed = "AuthorizationQueryParametersError";
-        let refused: [(String, &[(&'static str, &str)], &str); 16] = [
+        let refused: [(String, More, &str); 16] = [
             (with("", ""), &[("x-amz-copy-source", "/b/secret")], "AccessDenied"),
             (with("", ""), &[("x-amz-content-sha256", SHA)], "AccessDenied"),
             (with("", ""), &[("authorization", "AWS4-HMAC-SHA256 Credential=")], "InvalidArgument"),
