@@ -12,6 +12,7 @@
 //! - A batch is applied whole or not at all, and batches in the order in which `write` was called.
 //! - Only [`Commit::durable`] proves anything. A fenced journal still takes writes for a while, and
 //!   [`Journal::close`] may succeed on one that has failed.
+//! - Stamps in the database never go back, whatever the clocks of its owners say: see `ticks.rs`.
 //! - A database is only ever opened with the log it was created with: SlateDB would ignore the
 //!   other one's commits without a word. The marker `FORMAT` says which it is.
 //! - On a local disk one process has the folder, by a lock taken before anything is touched. Without

@@ -60,14 +60,8 @@ async fn a_refused_body_that_is_too_long_to_be_read_ends_the_connection() {
 async fn a_body_that_stalls_ends_the_connection() {
     let daemon = TestDaemon::start(&[("limits.body-timeout", "300 ms")]).await;
     daemon.client.create_job("j").await.unwrap();
-    let targets = [
-        PUT,
-        "/v1/jobs",
-        "/v1/jobs/j/checkpoints/1/reuse",
-        "/v1/jobs/j/restore",
-        "/v1/jobs/j/end",
-        "/v1/restore",
-    ];
+    let targets =
+        [PUT, "/v1/jobs", "/v1/jobs/j/checkpoints/1/reuse", "/v1/jobs/j/restore", "/v1/jobs/j/end", "/v1/restore"];
     for target in targets {
         let mut raw = Raw::connect(daemon.api()).await;
 

@@ -131,9 +131,7 @@ impl Gate {
         let (head, referer) = (request.method() == Method::HEAD, request.headers().get("referer").cloned());
         let mut answer = match self.admit(request, &operation, &fault).await {
             Ok(request) => {
-                let with_body = http_body::Body::size_hint(request.body()).exact() != Some(0);
-                let puts_object = self.puts_object(request.method(), request.uri(), request.headers());
-                let xml = request.method() == Method::POST || with_body && !puts_object;
+                let xml = self.is_read_whole(&request);
                 let answer = self.run(request, &operation).await?;
                 let because = fault.0.lock().take();
                 explained(answer, because, xml)?
@@ -212,6 +210,14 @@ impl Gate {
             None => as_body(watched),
         };
         Ok(Request::from_parts(head, body))
+    }
+
+    /// Whether s3s reads a body whole, and compares it with a hash.
+    fn is_read_whole(&self, request: &HttpRequest) -> bool {
+        let (method, headers) = (request.method(), request.headers());
+        let with_body = http_body::Body::size_hint(request.body()).exact() != Some(0);
+        let hashed = with_body && signature::payload_hash(headers).is_ok_and(|hash| hash.is_some());
+        *method == Method::POST || hashed && !self.puts_object(method, request.uri(), headers)
     }
 
     /// Whether a request puts an object or a part: its body is looked at while it is taken in ([`super::intake`]).
