@@ -96,7 +96,7 @@ section! {
         mode: ReclaimMode = ReclaimMode::Server,
         /// Time between forgetting a file whose segments were moved away and deleting it, default 5 min: whoever holds a
         /// handle of the old place can still read it. Files that died as a whole do not wait, nor do files of S3 objects on a
-        /// local disk. Longer keeps more dead bytes.
+        /// local disk. Longer keeps more dead bytes. It begins anew with a start, and when the machine's clock is set.
         delete_grace: Span = Span::minutes(5),
         /// Files deleted per second at most, default 500. S3 answers 503 above a few thousand.
         delete_rate: u32 = 500,
