@@ -68,7 +68,7 @@ impl Reader {
         let (ids, mut begins) = object.segments_for(range);
         let costs = ids.len().saturating_sub(FREE) as u64 * FOUND_BYTES;
         let paid = if costs > 0 { Some(self.budget.pay(costs, self.patience).await?) } else { None };
-        let mut found = FoundMany { segments: vec![], skip: 0, paid };
+        let mut found = FoundMany { segments: Vec::with_capacity(ids.len()), skip: 0, paid };
         for ids in ids.chunks(FOUND_AT_ONCE) {
             let state = self.catalog.view();
             for id in ids {

@@ -3,7 +3,8 @@
 //! A file is forgotten in the catalog first, by a durable commit; then it is deleted from storage, at once if it died, after
 //! a grace if its segments were moved away or its upload was given up; then the catalog drops its last trace. The queue is
 //! the catalog's list of forgotten files, so a crash between any two steps leaves a file that is deleted again, which is
-//! harmless, and what storage refuses is tried until it is gone.
+//! harmless, and what storage refuses is tried until it is gone. A file that is still read waits for its readers, within
+//! their deadline, and no other file waits for them.
 //!
 //! The catalog wakes the deleter when files are forgotten. A moment later it takes all that have been, so that what dies
 //! with one checkpoint is deleted by one request to an object store. A file that waits for its grace, for readers, or for
