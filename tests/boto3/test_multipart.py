@@ -279,16 +279,36 @@ def test_a_completed_upload_is_gone_and_its_object_stays(s3, bucket, key, upload
     assert body_of(s3, bucket, key) == SMALL
 
 
-def test_a_completion_that_is_repeated_does_no_harm(s3, bucket, key, upload):
+def test_a_completion_that_is_repeated_is_answered_alike(s3, bucket, key, upload):
     upload.part(1, SMALL)
     done = upload.complete()
 
-    try:
-        assert upload.complete()["ETag"] == done["ETag"]
-    except ClientError as error:
-        assert error.response["Error"]["Code"] == "NoSuchUpload"
+    assert upload.complete()["ETag"] == done["ETag"]
 
+    upload.parts[1]["ETag"] = etag(b"something else")
+    with refused(400, "InvalidPart"):
+        upload.complete()
     assert body_of(s3, bucket, key) == SMALL
+
+
+def test_completions_at_once_are_answered_alike(s3, bucket, key, upload):
+    upload.part(1, SMALL)
+
+    done = in_threads(8, lambda _: upload.complete()["ETag"], range(8))
+
+    assert set(done) == {multipart_etag([SMALL])}
+    assert body_of(s3, bucket, key) == SMALL
+
+
+def test_a_repeated_completion_is_404_once_its_object_is_replaced(s3, bucket, key, upload):
+    upload.part(1, SMALL)
+    upload.complete()
+    s3.put_object(Bucket=bucket, Key=key, Body=b"newer")
+
+    with refused(404, "NoSuchUpload"):
+        upload.complete()
+
+    assert body_of(s3, bucket, key) == b"newer"
 
 
 @pytest.mark.parametrize("upload_id", ["never-given", "", "../../etc/passwd", "0" * 64])

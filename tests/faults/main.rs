@@ -26,4 +26,5 @@ mod s3_server;
 mod start;
 mod support;
 mod takeover;
+mod uploads;
 mod writes;

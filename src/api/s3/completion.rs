@@ -57,7 +57,7 @@ impl S3Door {
         let condition = conditions::of_put(input.if_match.as_ref(), input.if_none_match.as_ref())?;
         let named = input.multipart_upload.take().and_then(|upload| upload.parts).unwrap_or_default();
         check_order(&named)?;
-        let put = match self.upload(&input.upload_id, &input.bucket, &input.key) {
+        let put = match self.remembered_upload(&input.upload_id, &input.bucket, &input.key) {
             Ok(upload) => self.complete(upload, &input, condition, &named).await?,
             Err(gone) => self.completed_before(&input, &named).await?.ok_or(gone)?,
         };
@@ -85,7 +85,7 @@ impl S3Door {
         if let Some(put) = self.completed_before(input, named).await? {
             return Ok(put);
         }
-        if !self.uploads.has(&upload.id) {
+        if !self.is_open(&upload) {
             return Err(no_such_upload(&upload.id));
         }
         let chosen = choose(&upload, named, self.parts(&upload))?;

@@ -88,23 +88,34 @@ impl S3Door {
         Ok(upload)
     }
 
-    /// The upload of this id to this key, wherever it is remembered.
+    /// The upload of this id to this key, which takes parts.
     ///
     /// # Errors
     /// `NoSuchUpload`.
     pub(super) fn upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Arc<Upload>> {
+        let upload = self.remembered_upload(id, bucket, key)?;
+        if self.is_open(&upload) { Ok(upload) } else { Err(no_such_upload(id)) }
+    }
+
+    /// The upload of this id to this key, wherever it is remembered. Its end may be on its way: whoever wants to end it has
+    /// to wait for its turn, and then see whether it is still open.
+    ///
+    /// # Errors
+    /// `NoSuchUpload`.
+    pub(super) fn remembered_upload(&self, id: &str, bucket: &str, key: &str) -> S3Result<Arc<Upload>> {
         self.check_bucket(bucket)?;
         let now = self.clock.now();
-        let known = self.catalog.view().upload(id).cloned();
-        let upload = match (self.uploads.find(id, now), known) {
-            // Its bucket is gone, or an abort is on its way.
-            (Some(upload), None) if upload.is_recorded() => return Err(no_such_upload(&upload.id)),
-            (Some(upload), _) => upload,
-            (None, Some(record)) => self.uploads.adopt(Upload::known(id, &record), now),
-            (None, None) => return Err(no_such_upload(id)),
-        };
-        let asked_for = upload.record.bucket == bucket && upload.record.key == key;
-        if asked_for { Ok(upload) } else { Err(no_such_upload(id)) }
+        let upload = self.uploads.find(id, now).or_else(|| {
+            let known = self.catalog.view().upload(id).cloned();
+            known.map(|record| self.uploads.adopt(Upload::known(id, &record), now))
+        });
+        let asked_for = |upload: &Arc<Upload>| upload.record.bucket == bucket && upload.record.key == key;
+        upload.filter(asked_for).ok_or_else(|| no_such_upload(id))
+    }
+
+    /// Whether an upload has not been completed or aborted, even if that is not durable yet.
+    pub(super) fn is_open(&self, upload: &Upload) -> bool {
+        self.uploads.has(&upload.id) && (!upload.is_recorded() || self.catalog.view().upload(&upload.id).is_some())
     }
 
     /// The parts of an upload: those in memory, and those on storage that they do not replace.
@@ -243,7 +254,7 @@ impl S3Door {
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
         let input = req.input;
-        let upload = self.upload(&input.upload_id, &input.bucket, &input.key)?;
+        let upload = self.remembered_upload(&input.upload_id, &input.bucket, &input.key)?;
         let _turn = upload.turn.lock().await;
         if !self.uploads.remove(&upload.id) {
             return Err(no_such_upload(&upload.id));

@@ -19,6 +19,7 @@ use super::listing::{Encoding, given, page_size};
 use super::uploads::{ChecksumPlan, Upload};
 use crate::catalog::command::Command;
 use crate::catalog::record::{PartRecord, UploadRecord};
+use crate::model::Millis;
 
 /// The longest pause between two looks for expired uploads.
 const EXPIRY_PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -114,11 +115,18 @@ impl S3Door {
     /// Takes in the uploads that the catalog knows and the registry does not: those of the daemon before this one, and what
     /// a request has left that ended half-way. They were used last when their last part came.
     pub(super) fn adopt_uploads(&self) {
-        let state = self.catalog.view();
-        for (id, record) in state.uploads().filter(|(id, _)| !self.uploads.has(id)) {
-            let parts = state.parts(id).map(|(_, part)| part.modified);
-            let last_use = parts.fold(record.created, Ord::max);
-            self.uploads.adopt(Upload::known(id, record), last_use);
+        let mut unknown: Vec<(Millis, Upload)> = {
+            let state = self.catalog.view();
+            let last_use = |id: &str, record: &UploadRecord| {
+                state.parts(id).map(|(_, part)| part.modified).fold(record.created, Ord::max)
+            };
+            let unknown = state.uploads().filter(|(id, _)| !self.uploads.has(id));
+            unknown.map(|(id, record)| (last_use(id, record), Upload::known(id, record))).collect()
+        };
+        // In the order of their use, because the oldest give way first.
+        unknown.sort_by_key(|(last_use, _)| *last_use);
+        for (last_use, upload) in unknown {
+            self.uploads.adopt(upload, last_use);
         }
     }
 
@@ -271,7 +279,6 @@ fn kind(plan: ChecksumPlan) -> ChecksumType {
 mod tests {
     use super::*;
     use crate::catalog::record::ObjectHeaders;
-    use crate::model::Millis;
 
     fn upload(key: &str, id: &str) -> Listed {
         let (bucket, key, headers) = ("b".into(), key.into(), ObjectHeaders::default());

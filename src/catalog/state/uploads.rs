@@ -102,3 +102,243 @@ impl State {
 pub(super) fn arrived(versions: &[PartVersion]) -> Option<&PartRecord> {
     versions.iter().find(|version| version.on_its_way.is_none()).map(|version| &version.record)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::catalog::command::{
+        About, Bind, Command, Condition, Item, MadeBy, ObjectContent, Outcome, PutObject, Store, StoreFile,
+    };
+    use crate::catalog::record::{Mutation, ObjectHeaders};
+    use crate::model::{Label, Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, StateScope, Writer};
+
+    const UPLOAD: &str = "01JDSW0000000000000000000";
+    const KEY: &str = "sink/2026-11-28--22/part-5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f-0";
+    const NOW: Millis = Millis(1);
+
+    /// What the journal holds.
+    #[derive(Clone, Default)]
+    struct Journal(BTreeMap<Bytes, Bytes>);
+
+    impl Journal {
+        fn write(&mut self, mutations: &[Mutation]) {
+            for mutation in mutations {
+                match mutation {
+                    Mutation::Put { key, value } => drop(self.0.insert(key.clone(), value.clone())),
+                    Mutation::Delete { key } => drop(self.0.remove(key)),
+                }
+            }
+        }
+
+        /// What the next daemon makes of it.
+        fn recover(&self) -> State {
+            let mut state = State::default();
+            self.0.iter().for_each(|(key, value)| state.load(key, value).unwrap());
+            state.finish_recovery(NOW);
+            state
+        }
+    }
+
+    fn about() -> About {
+        About {
+            job: "bucket/sink".parse().unwrap(),
+            scope: StateScope::Exclusive,
+            writer: Writer::default(),
+            checkpoint: None,
+            name: Some(Label::parse("name", &format!("s3://bucket/{KEY}")).unwrap()),
+        }
+    }
+
+    fn record() -> Arc<UploadRecord> {
+        let (bucket, key) = ("bucket".into(), KEY.into());
+        Arc::new(UploadRecord { bucket, key, headers: ObjectHeaders::default(), checksum: None, created: NOW })
+    }
+
+    fn part(id: u128) -> PartRecord {
+        let etag = "25f9e794323b453885f5181f1b624d0b".into();
+        PartRecord { segment: Some(SegmentId(id)), len: 10, etag, checksum: None, modified: NOW }
+    }
+
+    /// A part of 10 bytes, whose segment is `id`, in a file of its own.
+    fn store(number: u16, id: u128) -> Command {
+        let job = about().job;
+        let file = PhysicalFileId::new(Some(&job), 1, id);
+        let place = Segment { file: file.clone(), offset: 100, len: 10 };
+        let segment = NewSegment {
+            id: SegmentId(id),
+            about: about(),
+            location: Location::File(place),
+            inline: None,
+            crc: SegmentCrc { whole: u32::MAX, blocks: vec![] },
+        };
+        let lane = Lane { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All };
+        let file = StoreFile { id: file, lane, len: 300, closes: true, upload: None };
+        let bind = Bind::Part { upload: UPLOAD.into(), number, part: part(id) };
+        Command::Store(Store { file: Some(file), items: vec![Item { segments: vec![segment], bind }] })
+    }
+
+    fn completion(ids: impl Iterator<Item = u128>) -> Command {
+        let segments: Vec<SegmentId> = ids.map(SegmentId).collect();
+        let content = ObjectContent::Segments {
+            len: 10 * segments.len() as u64,
+            part_lens: vec![10; segments.len()],
+            segments,
+            etag: "e-1".into(),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            upload: Some(MadeBy::Recorded(UPLOAD.into())),
+        };
+        let (bucket, key) = ("bucket".into(), KEY.into());
+        let put = PutObject { bucket, key, condition: Condition::None, content, modified: NOW };
+        let bind = Bind::Object(Box::new(put));
+        Command::Store(Store { file: None, items: vec![Item { segments: vec![], bind }] })
+    }
+
+    fn stored(state: &mut State, command: Command) -> StoreToken {
+        match state.apply(command, NOW).unwrap() {
+            Outcome::Stored(token, answers) if answers.iter().all(Result::is_ok) => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// An upload whose parts have the segments 1 to `parts`, and what was written of it.
+    fn uploaded(parts: u16) -> (State, Journal) {
+        let (mut state, mut journal) = (State::default(), Journal::default());
+        state.apply(Command::CreateBucket("bucket".into()), NOW).unwrap();
+        state.apply(Command::CreateUpload(UPLOAD.into(), record()), NOW).unwrap();
+        for number in 1..=parts {
+            let token = stored(&mut state, store(number, number.into()));
+            state.confirm(token, NOW);
+        }
+        journal.write(&state.take_mutations());
+        (state, journal)
+    }
+
+    fn living(state: &State) -> Vec<u128> {
+        let mut ids: Vec<u128> = state.all_segments().map(|(id, _)| id.0).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn numbers(state: &State) -> Vec<u16> {
+        state.parts(UPLOAD).map(|(number, _)| number).collect()
+    }
+
+    /// The states after a crash behind each of the changes of `command`.
+    fn crashes(state: &mut State, journal: &Journal, command: Command) -> Vec<State> {
+        state.apply(command, NOW).unwrap();
+        let mutations = state.take_mutations();
+        let crash = |written| {
+            let mut journal = journal.clone();
+            journal.write(&mutations[..written]);
+            let mut state = journal.recover();
+            assert_eq!(state.check(), Vec::<String>::new(), "after {written} of {mutations:?}");
+            journal.write(&state.take_mutations());
+            assert_eq!(living(&journal.recover()), living(&state));
+            state
+        };
+        (0..=mutations.len()).map(crash).collect()
+    }
+
+    #[test]
+    fn a_completion_that_is_written_in_part_loses_and_leaks_nothing() {
+        let (mut state, journal) = uploaded(3);
+
+        let states = crashes(&mut state, &journal, completion([1, 3].into_iter()));
+
+        for (written, state) in states.iter().enumerate() {
+            let object = state.object("bucket", KEY).map(|found| found.record.upload.unwrap());
+            if written == 0 {
+                assert_eq!((object, numbers(state), living(state)), (None, vec![1, 2, 3], vec![1, 2, 3]));
+            } else {
+                let there = (object.as_deref(), state.upload(UPLOAD).is_some(), living(state));
+                assert_eq!(there, (Some(UPLOAD), false, vec![1, 3]), "{written}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_abort_that_is_written_in_part_leaks_nothing() {
+        let (mut state, journal) = uploaded(3);
+
+        let states = crashes(&mut state, &journal, Command::AbortUpload(UPLOAD.into()));
+
+        assert_eq!(numbers(&states[0]), [1, 2, 3]);
+        for state in &states[1..] {
+            assert!(state.upload(UPLOAD).is_none() && living(state).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_part_that_is_uploaded_again_takes_the_place_of_the_old_one_when_it_has_arrived() {
+        let (mut state, mut journal) = uploaded(1);
+        let etag = |state: &State| state.parts(UPLOAD).map(|(_, part)| part.segment.unwrap().0).next();
+
+        let lost = stored(&mut state, store(1, 7));
+        journal.write(&state.take_mutations());
+        assert_eq!((etag(&state), living(&state)), (Some(1), vec![1, 7]));
+        assert_eq!(living(&journal.recover()), [7], "a crash after which the bytes were found");
+        state.fail(lost, NOW);
+        assert_eq!((etag(&state), living(&state)), (Some(1), vec![1]));
+
+        let arrives = stored(&mut state, store(1, 8));
+        state.confirm(arrives, NOW);
+        assert_eq!((etag(&state), living(&state)), (Some(8), vec![8]));
+        journal.write(&state.take_mutations());
+        assert_eq!(living(&journal.recover()), [8]);
+        assert_eq!(state.check(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ten_thousand_parts_are_written_once_each_and_completed_by_one_batch() {
+        let (mut state, mut journal) = uploaded(0);
+        let (mut halves, mut bytes) = (vec![], 0);
+        for number in 1..=10_000 {
+            let token = stored(&mut state, store(number, number.into()));
+            state.confirm(token, NOW);
+            let mutations = state.take_mutations();
+            bytes += mutations.iter().map(Mutation::weight).sum::<usize>();
+            journal.write(&mutations);
+            if number % 5000 == 0 {
+                halves.push(std::mem::take(&mut bytes));
+            }
+        }
+        assert!(halves[1] < halves[0] + halves[0] / 10 && halves[0] < 5000 * 1024, "{halves:?} bytes");
+
+        let command = completion(1..=10_000);
+        assert!(command.weight() <= 16 << 20);
+        let token = stored(&mut state, command);
+        state.confirm(token, NOW);
+
+        let mutations = state.take_mutations();
+        assert!(mutations.iter().map(Mutation::weight).sum::<usize>() < 8 << 20);
+        journal.write(&mutations);
+        let state = journal.recover();
+        assert_eq!(state.check(), Vec::<String>::new());
+        assert_eq!(state.object("bucket", KEY).unwrap().segments.len(), 10_000);
+        assert_eq!(state.uploads().count(), 0);
+    }
+
+    #[test]
+    fn an_upload_of_version_2_goes_on_and_its_parts_get_records_of_their_own() {
+        let (mut state, mut journal) = uploaded(2);
+        let record = record();
+        let old = (&*record, vec![(1_u16, part(1)), (2, part(2))]);
+        let value: Vec<u8> = postcard::to_extend(&old, vec![2_u8]).unwrap();
+        journal.0.retain(|key, _| !key.starts_with(b"u"));
+        journal.0.insert(RecordKey::Upload(UPLOAD.into()).encode(), value.into());
+
+        let mut migrated = journal.recover();
+
+        assert_eq!((numbers(&migrated), living(&migrated)), (numbers(&state), living(&state)));
+        journal.write(&migrated.take_mutations());
+        let token = stored(&mut state, completion(1..=2));
+        state.confirm(token, NOW);
+        journal.write(&state.take_mutations());
+        let completed = journal.recover();
+        assert_eq!(completed.check(), Vec::<String>::new());
+        assert!(journal.0.keys().all(|key| !key.starts_with(b"u")), "records of the upload are left");
+    }
+}

@@ -17,7 +17,8 @@
 //! idempotency keys, multipart uploads in progress, which checkpoints were aborted, and which jobs claimed others'. What was
 //! freed and is still in a file comes back; on a local disk not where its bytes were given back as holes. So does an object
 //! that was deleted, or that was last overwritten with one that was inside the catalog. Of multipart objects only those
-//! come back whose parts are numbered without a gap; whether an upload had been completed is not told.
+//! come back whose parts are numbered without a gap; whether an upload had been completed is not told. So an upload that was
+//! in progress is lost as such: what it has so far may come back as an object, and its client has to begin anew.
 //!
 //! A file without a footer has only frames, which name no segment: each is kept as a segment of the job
 //! [`LOST_AND_FOUND`], and a handle that names its place still reads it. The same job has what stood under a key before, and
