@@ -54,7 +54,7 @@ pub struct Families {
     pub store_seconds: HistogramVec,
     /// Bytes in memory that are paid for.
     pub in_flight_bytes: IntGauge,
-    /// Requests that were turned away, by reason.
+    /// Requests and connections that were turned away, by reason.
     pub rejected: IntCounterVec,
     /// Seconds from the first byte of a request to its answer, by door and operation.
     pub answer_seconds: HistogramVec,
@@ -166,7 +166,12 @@ impl Metrics {
                 SECONDS,
             ),
             in_flight_bytes: gauge(&r, "esker_in_flight_bytes", "Bytes in memory that are paid for"),
-            rejected: counters(&r, "esker_rejected_total", "Requests that were turned away, by reason", &["reason"]),
+            rejected: counters(
+                &r,
+                "esker_rejected_total",
+                "Requests and connections that were turned away, by reason",
+                &["reason"],
+            ),
             answer_seconds: histogram(
                 &r,
                 "esker_answer_seconds",

@@ -9,7 +9,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
 
+use super::peers::{Peers, Reason};
+use super::status::ApiError;
 use crate::catalog::Catalog;
+use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::reclaim::watch::{Waiting, Watch};
 
@@ -34,6 +37,14 @@ impl Admin {
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(self)
+    }
+
+    /// The same when there is no place for a connection: everything else is told to come back.
+    pub fn router_when_full(self, peers: Peers) -> Router {
+        self.router().fallback(move || async move {
+            peers.count(Reason::Connections, None);
+            ApiError::of(ErrorKind::Overloaded, "all connections are taken, repeat the request more slowly")
+        })
     }
 
     /// Brings the gauges that describe the catalog up to date.

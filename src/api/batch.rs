@@ -20,7 +20,7 @@ use super::native::{Native, about_of, check_crc_form, idempotency_key, job_info,
 use super::status::ApiError;
 use super::wire::{BatchAnswer, BatchHead, ErrorBody, ErrorDetail, SegmentInfo};
 use crate::model::JobId;
-use crate::runtime::Failure;
+use crate::runtime::{Failure, Payer};
 
 /// Longest head of a segment in bytes.
 const HEAD_BYTES_MAX: u64 = 64 << 10;
@@ -46,7 +46,7 @@ pub async fn put_segments(
     let (answers, lines) = mpsc::channel::<oneshot::Receiver<Answer>>(ANSWERS_MAX);
     let tasks = native.merger.tasks();
     let receiving = receive(native, job, request.into_body().into_data_stream(), answers);
-    tasks.spawn("batch", Failure::FailsItsWork, receiving);
+    tasks.spawn("batch", Failure::FailsItsWork, Payer::inherit(Payer::current(), receiving));
     let stream = futures::stream::unfold(lines, |mut lines| async move {
         let answer = lines.recv().await?.await;
         let dropped = || Err(ApiError::of(crate::error::ErrorKind::Internal, "the segment was dropped"));
@@ -77,6 +77,7 @@ fn line(answer: Answer) -> Bytes {
 async fn receive<S, E>(native: Native, job: JobId, body: S, answers: mpsc::Sender<oneshot::Receiver<Answer>>)
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: std::error::Error + 'static,
 {
     let mut source = Source::new(body);
     for _ in 0..native.settings.limits.segments_per_request_max {
@@ -127,6 +128,7 @@ struct Segment {
 async fn begin<S, E>(native: &Native, job: &JobId, source: &mut Source<S>) -> Result<Option<Segment>, ApiError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: std::error::Error + 'static,
 {
     let Some(first) = source.next(&native.admission, 4).await? else { return Ok(None) };
     let mut length = first.to_vec();
@@ -143,6 +145,7 @@ where
     let head: BatchHead =
         serde_json::from_slice(&head.data).map_err(|error| ApiError::invalid("head", error.to_string()))?;
     check_len("len", head.len, native.settings.store.part_bytes)?;
+    source.await_first(&native.admission, head.len).await?;
     let body = native.admission.receive(source, head.len).await?;
     let result = check(native, job, &head, body.crc.whole).map(|(about, key)| (about, key, body));
     Ok(Some(Segment { result }))

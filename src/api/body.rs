@@ -1,5 +1,11 @@
 //! Bodies: paid for before they are read, copied once, checked while they arrive.
+//!
+//! Memory for a body is taken once its first bytes are here: a client that announces one and sends next to nothing holds
+//! nothing. Until then they are where HTTP has read them to, in the buffers that every connection has. A client that
+//! waits for `100 Continue` gets its memory first, so that nobody is asked for a body that there is no room for.
 
+use std::collections::VecDeque;
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,7 +13,7 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 
 use super::status::ApiError;
-use super::unread::drop_rest;
+use super::unread::{BodyError, drop_rest};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{SegmentCrc, SegmentHasher};
@@ -15,6 +21,9 @@ use crate::runtime::{Buffer, ByteBudget, PaidBytes};
 
 /// Header with the CRC-32C of a body, 8 hex digits.
 pub const CRC_HEADER: &str = "x-esker-crc32c";
+
+/// First bytes of a body that are waited for before memory is taken for it; no more than HTTP reads ahead.
+pub(super) const FIRST_BYTES: u64 = 16 << 10;
 
 /// What limits the bodies of a door.
 #[derive(Clone)]
@@ -59,6 +68,7 @@ impl Admission {
     pub async fn receive<S, E>(&self, source: &mut Source<S>, len: u64) -> Result<Body, ApiError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: Error + 'static,
     {
         let paid = self.pay(len).await?;
         let mut hasher = SegmentHasher::default();
@@ -78,6 +88,7 @@ impl Admission {
     ) -> Result<Bytes, ApiError>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: Error + 'static,
     {
         let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
         let mut data = Buffer::with_capacity(wanted);
@@ -100,15 +111,32 @@ impl Admission {
 pub struct Source<S> {
     stream: S,
     rest: Bytes,
+    /// What has come after it.
+    first: VecDeque<Bytes>,
 }
 
 impl<S, E> Source<S>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
+    E: Error + 'static,
 {
     /// Bytes from `stream`.
     pub fn new(stream: S) -> Self {
-        Self { stream, rest: Bytes::new() }
+        Self { stream, rest: Bytes::new(), first: VecDeque::new() }
+    }
+
+    /// Waits for the first bytes of a body of `len` bytes, before memory is taken for it.
+    ///
+    /// # Errors
+    /// 400 if the connection breaks, 408 if it stalls.
+    pub async fn await_first(&mut self, admission: &Admission, len: u64) -> Result<(), ApiError> {
+        let mut came = self.rest.len() as u64;
+        while came < len.min(FIRST_BYTES) {
+            let Some(piece) = self.pull(admission).await? else { break };
+            came += piece.len() as u64;
+            self.first.push_back(piece);
+        }
+        Ok(())
     }
 
     /// The next bytes, at most `max`; none at the end.
@@ -117,21 +145,37 @@ where
     /// 400 if the connection breaks, 408 if it stalls.
     pub async fn next(&mut self, admission: &Admission, max: usize) -> Result<Option<Bytes>, ApiError> {
         while self.rest.is_empty() {
-            match tokio::time::timeout(admission.silence_max, self.stream.next()).await {
-                Ok(Some(Ok(piece))) => self.rest = piece,
-                Ok(Some(Err(_))) => {
-                    admission.metrics.rejected.with_label_values(&["body"]).inc();
-                    return Err(ApiError::invalid("body", "the body broke off"));
-                }
-                Ok(None) => return Ok(None),
-                Err(_) => {
-                    admission.metrics.rejected.with_label_values(&["slow"]).inc();
-                    let message = format!("no byte of the body arrived for {:?}", admission.silence_max);
-                    return Err(ApiError::invalid("body", message).with_status(StatusCode::REQUEST_TIMEOUT));
-                }
-            }
+            self.rest = match self.first.pop_front() {
+                Some(piece) => piece,
+                None => match self.pull(admission).await? {
+                    Some(piece) => piece,
+                    None => return Ok(None),
+                },
+            };
         }
         Ok(Some(self.rest.split_to(max.min(self.rest.len()))))
+    }
+
+    /// What comes next, of whatever size.
+    async fn pull(&mut self, admission: &Admission) -> Result<Option<Bytes>, ApiError> {
+        let reject = |reason| admission.metrics.rejected.with_label_values(&[reason]).inc();
+        match tokio::time::timeout(admission.silence_max, self.stream.next()).await {
+            Ok(Some(Ok(piece))) => Ok(Some(piece)),
+            Ok(Some(Err(error))) if BodyError::is_slow(&error) => {
+                reject("slow");
+                Err(too_slow())
+            }
+            Ok(Some(Err(_))) => {
+                reject("body");
+                Err(ApiError::invalid("body", "the body broke off"))
+            }
+            Ok(None) => Ok(None),
+            Err(_) => {
+                reject("slow");
+                let message = format!("no byte of the body arrived for {:?}", admission.silence_max);
+                Err(ApiError::invalid("body", message).with_status(StatusCode::REQUEST_TIMEOUT))
+            }
+        }
     }
 
     /// Reads and drops what is left, as far as [`super::unread`] does: nobody wants it.
@@ -139,6 +183,11 @@ where
         // What is left even then closes the connection.
         drop_rest(&mut self.stream).await;
     }
+}
+
+/// 408: a body that comes in too slowly.
+pub(super) fn too_slow() -> ApiError {
+    ApiError::invalid("body", "comes in at less than limits.rate-min").with_status(StatusCode::REQUEST_TIMEOUT)
 }
 
 /// The announced length of a body.

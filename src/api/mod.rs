@@ -1,6 +1,7 @@
 //! The doors: the only module that knows HTTP.
 //!
-//! - [`server`]: connections, their limits, and how they end.
+//! - [`server`]: connections, how they are served and ended.
+//! - [`peers`]: who is connected, and who has to go.
 //! - [`unread`]: errors that are sent before the body was read.
 //! - [`wire`]: what the native API's JSON looks like.
 //! - [`figures`]: the same on space and reclaiming.
@@ -20,6 +21,7 @@ pub mod body;
 pub mod figures;
 pub mod lifecycle;
 pub mod native;
+pub mod peers;
 pub mod restore;
 pub mod s3;
 pub mod server;

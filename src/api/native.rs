@@ -16,11 +16,12 @@ use axum::routing::{get, post};
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 use utoipa::OpenApi;
 
-use super::body::{Admission, CRC_HEADER, Source, announced_len, check_crc};
+use super::body::{Admission, CRC_HEADER, Source, announced_len, check_crc, too_slow};
 use super::status::ApiError;
+use super::unread::BodyError;
 use super::wire::{
     BatchAnswer, BatchHead, BeginParams, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListParams, ListedSegment,
     NewJob, PutParams, RestoreHead, SegmentInfo, SegmentPage,
@@ -38,7 +39,7 @@ use crate::model::{
 };
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
-use crate::runtime::Clock;
+use crate::runtime::{Clock, Payer, Share};
 
 /// The native API's parts. Clones share them.
 #[derive(Clone)]
@@ -57,6 +58,8 @@ pub struct Native {
     pub settings: Arc<Settings>,
     /// The metrics.
     pub metrics: Metrics,
+    /// What each token may hold of the memory, where there are several.
+    pub shares: Arc<[Share]>,
 }
 
 /// Describes the API; `clients/openapi.json` is this.
@@ -180,6 +183,7 @@ impl Native {
     ) -> Result<Handle, ApiError>
     where
         S: futures::Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+        E: std::error::Error + 'static,
     {
         const PIECE_BYTES: u64 = 1 << 20;
         // One piece is on its way from the socket to the store. It is paid for first: what was begun gets on.
@@ -203,10 +207,14 @@ async fn authorize(State(native): State<Native>, request: Request, next: Next) -
     let tokens = &native.settings.auth.tokens;
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let sent = sent.and_then(|value| value.strip_prefix("Bearer "));
-    if !tokens.is_empty() && !is_known(tokens, sent.unwrap_or_default()) {
+    let known = sent.and_then(|sent| place_of(tokens, sent));
+    if !tokens.is_empty() && known.is_none() {
         native.metrics.rejected.with_label_values(&["auth"]).inc();
         let error = ApiError::invalid("authorization", "a bearer token of auth.tokens is needed");
         return error.with_status(StatusCode::UNAUTHORIZED).into_response();
+    }
+    if let Some(share) = known.and_then(|token| native.shares.get(token)) {
+        Payer::also(share);
     }
     let restores = request.uri().path() == "/v1/restore";
     let operation = if restores { "read" } else { operation_of(request.method()) };
@@ -217,10 +225,13 @@ async fn authorize(State(native): State<Native>, request: Request, next: Next) -
     response
 }
 
-/// Compares with all tokens, in a time that tells neither which one was meant nor where it differs.
-fn is_known(tokens: &[Secret], sent: &str) -> bool {
-    let compared = tokens.iter().map(|token| token.expose().as_bytes().ct_eq(sent.as_bytes()));
-    compared.fold(Choice::from(0), |known, same| known | same).into()
+/// Which token it is. Compares with all of them, in a time that tells neither which one was meant nor where it differs.
+fn place_of(tokens: &[Secret], sent: &str) -> Option<usize> {
+    let mut found = u64::MAX;
+    for (place, token) in (0..).zip(tokens) {
+        found.conditional_assign(&place, token.expose().as_bytes().ct_eq(sent.as_bytes()));
+    }
+    usize::try_from(found).ok().filter(|place| *place < tokens.len())
 }
 
 fn operation_of(method: &http::Method) -> &'static str {
@@ -239,8 +250,10 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
     let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
     let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
     let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
-    let body =
-        body.map_err(|error| ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")))?;
+    let body = body.map_err(|error| match BodyError::is_slow(&error) {
+        true => too_slow(),
+        false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
+    })?;
     serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
 }
 
@@ -333,6 +346,9 @@ async fn put_segment(
     let checkpoint = about.checkpoint.unwrap_or(CheckpointId(0));
     native.catalog.view().would_take(&about.job, checkpoint)?;
     let mut source = Source::new(body.into_data_stream());
+    if !head.headers.contains_key(header::EXPECT) {
+        source.await_first(&native.admission, len).await?;
+    }
     let handle = if len <= native.settings.store.part_bytes {
         let body = native.admission.receive(&mut source, len).await?;
         check_crc(crc.as_deref(), body.crc.whole)?;

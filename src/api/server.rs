@@ -1,4 +1,6 @@
-//! Connections: how many there may be, how long a head may take, and how they end.
+//! Connections: how they are accepted, served, and ended.
+//!
+//! Who gets a place, and who has to go, is decided by [`Peers`].
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -6,16 +8,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use prometheus::IntGauge;
-use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
+use super::peers::socket::Counted;
+use super::peers::{Peer, Peers, Seat};
 use super::socket::SocketName;
 use super::unread::{Orderly, RequestBody};
 use crate::config::LimitsSettings;
@@ -27,6 +33,9 @@ const READ_BUFFER_BYTES: usize = 32 << 10;
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 const H2_STREAMS_MAX: u32 = 256;
+/// Bytes of an answer that wait in the system before they are sent. It would take megabytes, and say that there is room
+/// again once a third of them is gone: a reader that is slow, but reads, would look as if it did not.
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// Where a door listens.
 #[derive(Debug)]
@@ -51,7 +60,7 @@ impl Listener {
 #[derive(Clone)]
 pub struct Serving {
     limits: LimitsSettings,
-    connections: Arc<Semaphore>,
+    peers: Peers,
     open: IntGauge,
     tasks: TaskGroup,
     /// No new connections and requests from here on.
@@ -64,74 +73,73 @@ impl Serving {
     /// Serves connections in `tasks` until `drain`, then lets requests end until `cut`.
     pub fn new(
         limits: LimitsSettings,
-        connections: Arc<Semaphore>,
+        peers: Peers,
         open: IntGauge,
         tasks: TaskGroup,
         drain: CancellationToken,
         cut: CancellationToken,
     ) -> Self {
-        Self { limits, connections, open, tasks, drain, cut }
+        Self { limits, peers, open, tasks, drain, cut }
     }
 
-    /// Accepts connections and serves each with a clone of `service`.
-    pub async fn accept<S, B>(self, listener: Listener, service: S)
+    /// Accepts connections and serves each with a clone of `service`, or of `when_full` on a reserved place.
+    pub async fn accept<S, B>(self, listener: Listener, service: S, when_full: S)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
+        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         loop {
-            // A place first, then the connection: over the limit, clients wait in the listener's queue.
-            let place = tokio::select! {
-                () = self.drain.cancelled() => break,
-                place = Arc::clone(&self.connections).acquire_owned() => place,
-            };
             let accepted = tokio::select! {
                 () = self.drain.cancelled() => break,
                 accepted = accept(&listener) => accepted,
             };
-            let (Ok(place), Ok(stream)) = (place, accepted) else {
+            let Ok((stream, address)) = accepted else {
                 // Out of descriptors, most likely: others have to close first.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let connection = self.clone().serve(stream, service.clone());
-            self.tasks.spawn("connection", Failure::FailsItsWork, async move {
-                connection.await;
-                drop(place);
-            });
+            let seat = self.peers.admit(address);
+            let service = if seat.peer().is_reserved() { &when_full } else { &service };
+            let connection = self.clone().serve(stream, seat, service.clone());
+            self.tasks.spawn("connection", Failure::FailsItsWork, connection);
         }
         if let Listener::Unix(_, name) = &listener {
             name.remove();
         }
     }
 
-    async fn serve<S, B>(self, stream: Stream, service: S)
+    async fn serve<S, B>(self, stream: Stream, seat: Seat, service: S)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: http_body::Body + Send + 'static,
-        B::Data: Send,
+        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.open.inc();
-        let service = Orderly::new(service);
-        let builder = self.builder();
         match stream {
-            Stream::Tcp(stream) => {
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                self.run(pin!(connection)).await;
-            }
-            Stream::Unix(stream) => {
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                self.run(pin!(connection)).await;
-            }
+            Stream::Tcp(stream) => self.serve_on(stream, seat.peer(), service).await,
+            Stream::Unix(stream) => self.serve_on(stream, seat.peer(), service).await,
         }
         self.open.dec();
+    }
+
+    async fn serve_on<I, S, B>(&self, socket: I, peer: &Arc<Peer>, service: S)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let service = Orderly::new(service, Arc::clone(peer), &self.limits);
+        let socket = TokioIo::new(Counted::new(socket, Arc::clone(peer)));
+        let builder = self.builder();
+        self.run(pin!(builder.serve_connection(socket, service)), peer).await;
     }
 
     fn builder(&self) -> Builder<TokioExecutor> {
@@ -139,8 +147,8 @@ impl Serving {
         let head = usize::try_from(self.limits.header_bytes_max).unwrap_or(READ_BUFFER_BYTES);
         builder
             .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.head_timeout)
+            // Peers are watched from the first moment on; this would begin once their protocol is known.
+            .header_read_timeout(None)
             .max_buf_size(READ_BUFFER_BYTES.max(head))
             .max_headers(256);
         builder
@@ -153,19 +161,20 @@ impl Serving {
         builder
     }
 
-    async fn run<C>(&self, mut connection: std::pin::Pin<&mut C>)
+    async fn run<C>(&self, mut connection: std::pin::Pin<&mut C>, peer: &Peer)
     where
         C: Future<Output = Result<(), Box<dyn std::error::Error + Send + Sync>>> + Graceful,
     {
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain.cancelled() => {
-                connection.as_mut().shut_down();
-                tokio::select! {
-                    ended = connection => ended,
-                    () = self.cut.cancelled() => Ok(()),
-                }
+        let mut closing = false;
+        let ended = loop {
+            tokio::select! {
+                ended = connection.as_mut() => break ended,
+                () = self.drain.cancelled(), if !closing => closing = true,
+                () = peer.close().cancelled(), if !closing => closing = true,
+                () = peer.cut().cancelled() => break Ok(()),
+                () = self.cut.cancelled() => break Ok(()),
             }
+            connection.as_mut().shut_down();
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended early");
@@ -193,17 +202,20 @@ where
 }
 
 enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
+    Tcp(TcpStream),
+    Unix(UnixStream),
 }
 
-async fn accept(listener: &Listener) -> std::io::Result<Stream> {
+async fn accept(listener: &Listener) -> std::io::Result<(Stream, Option<SocketAddr>)> {
     Ok(match listener {
         Listener::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, address) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Stream::Tcp(stream)
+            if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
+                tracing::trace!(%error, "this system does not bound what waits to be sent");
+            }
+            (Stream::Tcp(stream), Some(address))
         }
-        Listener::Unix(listener, _) => Stream::Unix(listener.accept().await?.0),
+        Listener::Unix(listener, _) => (Stream::Unix(listener.accept().await?.0), None),
     })
 }

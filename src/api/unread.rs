@@ -6,7 +6,11 @@
 //! answer says `Connection: close`. A client that waits for `100 Continue` has sent nothing yet: it is told to close.
 //!
 //! HTTP/2 ends the one stream by itself.
+//!
+//! All that happens to a request happens with the connection as its payer, and the connection's [`Peer`] knows of the
+//! request and of its body until both that and the answer are through.
 
+use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,6 +25,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use parking_lot::Mutex;
+
+use super::peers::answer::Answer;
+use super::peers::flow::Flow;
+use super::peers::{Busy, Peer};
+use crate::config::LimitsSettings;
+use crate::runtime::Payer;
 
 /// Bytes of a refused body that are read and dropped at most: more than a whole physical file by default.
 const DROPPED_BYTES_MAX: u64 = 64 << 20;
@@ -40,20 +50,50 @@ struct Shared {
     asked: bool,
     /// Whether whoever asked last was still waiting for them.
     stalled: bool,
+    flow: Arc<Flow>,
+    _busy: Busy,
+}
+
+/// Why a body has no further bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection failed, or what it brought is not HTTP.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// The client sends less than `limits.rate-min`.
+    #[error("the body comes in too slowly")]
+    Slow,
+}
+
+impl BodyError {
+    /// Whether an error is, or comes from, a body that came in too slowly.
+    pub fn is_slow(error: &(dyn StdError + 'static)) -> bool {
+        matches!(error.downcast_ref(), Some(Self::Slow)) || error.source().is_some_and(Self::is_slow)
+    }
 }
 
 impl Shared {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.asked = true;
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         self.stalled = frame.is_pending();
-        frame
+        let len = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len) as u64;
+        match frame {
+            Poll::Ready(frame) => {
+                self.flow.asked(Some(frame.as_ref().and_then(|frame| frame.as_ref().ok()).map_or(0, len)));
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+            }
+            Poll::Pending => {
+                self.flow.asked(None);
+                self.flow.poll_given_up(cx).map(|()| Some(Err(BodyError::Slow)))
+            }
+        }
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         self.incoming.lock().poll(cx)
@@ -68,16 +108,19 @@ impl Body for RequestBody {
     }
 }
 
-/// A service whose errors leave the connection in order.
+/// The service of one connection, whose errors leave it in order.
 #[derive(Debug, Clone)]
 pub struct Orderly<S> {
     inner: S,
+    peer: Arc<Peer>,
+    bytes_per_second_min: u64,
+    window: Duration,
 }
 
 impl<S> Orderly<S> {
     /// `inner`, and order.
-    pub fn new(inner: S) -> Self {
-        Self { inner }
+    pub fn new(inner: S, peer: Arc<Peer>, limits: &LimitsSettings) -> Self {
+        Self { inner, peer, bytes_per_second_min: limits.rate_bytes_min, window: limits.rate_window }
     }
 }
 
@@ -87,23 +130,34 @@ where
     S::Future: Send + 'static,
     B: Send,
 {
-    type Response = Response<B>;
+    type Response = Response<Answer<B>>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+    type Future = BoxFuture<'static, Result<Response<Answer<B>>, S::Error>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let one_at_a_time = request.version() <= Version::HTTP_11;
         let waits = request.headers().contains_key(EXPECT);
         let (head, body) = request.into_parts();
-        let incoming = Arc::new(Mutex::new(Shared { body, asked: false, stalled: false }));
+        let (busy, flow) = (self.peer.begin(!one_at_a_time), Arc::new(Flow::arriving(self.window)));
+        if !body.is_end_stream() {
+            self.peer.add(&flow);
+        }
+        let payer = Payer::new(self.peer.share().clone());
+        let (answering, rate, window) = (busy.clone(), self.bytes_per_second_min, self.window);
+        let incoming = Arc::new(Mutex::new(Shared { body, asked: false, stalled: false, flow, _busy: busy }));
         let answer = self.inner.call(Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) }));
+        let reserved = self.peer.is_reserved();
         Box::pin(async move {
-            let mut answer = answer.await?;
+            let mut answer = payer.scope(answer).await?;
             let refused = answer.status().is_client_error() || answer.status().is_server_error();
-            if one_at_a_time && refused && !in_order(&incoming, waits).await {
+            let in_order = !one_at_a_time || !refused || in_order(&incoming, waits).await;
+            if !in_order || (one_at_a_time && reserved) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(answer)
+            Ok(answer.map(|body| match one_at_a_time {
+                true => Answer::alone(body, payer, answering),
+                false => Answer::beside_others(body, payer, answering, rate, window),
+            }))
         })
     }
 }

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::{DevArgs, ServeArgs, load};
 use crate::config::{LogFormat, Settings, TelemetrySettings};
 use crate::daemon::{Addresses, Daemon, Summary};
-use crate::runtime::descriptors::raise_limit;
+use crate::runtime::descriptors::{connections_below, raise_limit};
 
 /// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
 const DEV_KEYS: [(&str, &str, &str); 2] = [
@@ -45,13 +45,31 @@ enum Kind {
     Serve,
 }
 
-fn run(settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Result<ExitCode> {
+/// Descriptors for the catalog, the log, listeners, and reads of files.
+const DESCRIPTORS_BESIDE: usize = 256;
+
+/// Lowers the number of connections to what the limit on descriptors leaves beside files and the store.
+fn fit_descriptors(settings: &mut Settings) {
+    let limits = &mut settings.limits;
+    let store = settings.store.concurrent_requests_max;
+    let others = DESCRIPTORS_BESIDE + limits.connections_reserved + settings.merging.open_files_max + store;
+    let (limit, wanted) = (raise_limit(), limits.connections_max);
+    limits.connections_max = connections_below(limit, wanted, others);
+    if limits.connections_max < wanted {
+        let (descriptors, connections) = (limit.unwrap_or_default(), limits.connections_max);
+        tracing::warn!(
+            descriptors,
+            wanted,
+            connections,
+            "the limit on open files (ulimit -n) leaves fewer connections"
+        );
+    }
+}
+
+fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Result<ExitCode> {
     start_logging(&settings.telemetry);
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let descriptors = raise_limit();
-    if let Some(descriptors) = descriptors.filter(|descriptors| *descriptors < settings.limits.connections_max as u64) {
-        tracing::warn!(descriptors, "limits.connections-max is higher than the limit on open files (ulimit -n)");
-    }
+    fit_descriptors(&mut settings);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(async {
         // Before the start, so that a signal during it is not lost.

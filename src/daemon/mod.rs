@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use identity::{IdentityError, Owned, Standing, Taker};
@@ -32,6 +31,7 @@ pub use recover::{Missing, RecoverError, Recovered, imagine, recover};
 use crate::api::admin::Admin;
 use crate::api::body::Admission;
 use crate::api::native::Native;
+use crate::api::peers::Peers;
 use crate::api::s3::{S3Door, S3DoorParts};
 use crate::api::server::{Listener, Serving};
 use crate::catalog::Catalog;
@@ -45,7 +45,7 @@ use crate::merge::{Merger, MergerParts};
 use crate::metrics::Metrics;
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
-use crate::runtime::{Buffer, ByteBudget, Clock, Entropy, Failure, TaskGroup};
+use crate::runtime::{Budgets, Buffer, Clock, Entropy, Failure, Share, TaskGroup};
 use crate::store::{LocalCopy, OpenError, Opened, StoreLock, open};
 
 /// Why the daemon did not start. Nothing was answered.
@@ -188,12 +188,14 @@ impl Daemon {
         }
 
         Buffer::keep(usize::try_from(settings.limits.kept_buffer_bytes).unwrap_or(usize::MAX));
-        let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
+        let limits = &settings.limits;
+        let (reads_kept, writes_kept) = (limits.reads_kept_bytes, limits.writes_kept_bytes);
+        let budgets = Budgets::new(limits.memory_bytes, reads_kept, writes_kept, metrics.in_flight_bytes.clone());
         let parts = MergerParts::new(
             Arc::clone(&settings),
             data.clone(),
             catalog.clone(),
-            budget.clone(),
+            budgets.writes.clone(),
             entropy.clone(),
             metrics.clone(),
             work.clone(),
@@ -202,11 +204,11 @@ impl Daemon {
         let reader = Reader::new(
             data,
             catalog.clone(),
-            budget.clone(),
-            settings.limits.admission_timeout,
+            budgets.reads.clone(),
+            limits.admission_timeout,
             metrics.clone(),
             work.clone(),
-            settings.limits.read_lease,
+            limits.read_lease,
         );
         let daemon = Self {
             addresses: listeners.addresses,
@@ -229,7 +231,7 @@ impl Daemon {
         daemon.work.spawn("clock", Failure::StopsTheDaemon, clock::watch(clock.clone(), daemon.stop_work.clone()));
         let control = ReclaimControl::new(parts, reader.leases(), daemon.stop_work.clone());
         daemon.reclaim(&control);
-        daemon.serve(listeners, reader, control, budget, entropy, clock)?;
+        daemon.serve(listeners, reader, control, &budgets, entropy, clock)?;
         daemon.ready.store(true, Ordering::Release);
         Ok(daemon)
     }
@@ -246,7 +248,7 @@ impl Daemon {
         listeners: Listeners,
         reader: Reader,
         reclaim: ReclaimControl,
-        budget: ByteBudget,
+        budgets: &Budgets,
         entropy: Entropy,
         clock: Clock,
     ) -> Result<(), StartError> {
@@ -257,7 +259,7 @@ impl Daemon {
             catalog: self.catalog.clone(),
             merger: self.merger.clone(),
             reader: reader.clone(),
-            budget: budget.clone(),
+            budget: budgets.writes.clone(),
             settings: Arc::clone(&self.settings),
             metrics: self.metrics.clone(),
             entropy,
@@ -272,13 +274,14 @@ impl Daemon {
             reader,
             reclaim,
             admission: Admission {
-                budget,
+                budget: budgets.writes.clone(),
                 patience: limits.admission_timeout,
                 silence_max: limits.body_timeout,
                 metrics: self.metrics.clone(),
             },
             settings: Arc::clone(&self.settings),
             metrics: self.metrics.clone(),
+            shares: self.token_shares(),
         };
         let admin = Admin {
             catalog: self.catalog.clone(),
@@ -286,12 +289,15 @@ impl Daemon {
             watch,
             ready: Arc::clone(&self.ready),
         };
-        let router = native.router().merge(admin.router());
-        let connections = Arc::new(Semaphore::new(limits.connections_max));
+        let router = native.router().merge(admin.clone().router());
+        let peers = Peers::new(limits.clone(), self.metrics.clone(), budgets);
+        self.work.spawn("peers", Failure::StopsTheDaemon, peers.clone().watch(self.stop_work.clone()));
+        let s3_when_full = s3_service.full(peers.clone());
+        let api_when_full = TowerToHyperService::new(admin.router_when_full(peers.clone()));
         let serving = |door: &str| {
             Serving::new(
                 limits.clone(),
-                Arc::clone(&connections),
+                peers.clone(),
                 self.metrics.connections.with_label_values(&[door]),
                 self.doors.clone(),
                 self.drain.clone(),
@@ -299,13 +305,19 @@ impl Daemon {
             )
         };
         let vital = Failure::StopsTheDaemon;
-        self.doors.spawn("s3-door", vital, serving("s3").accept(Listener::Tcp(listeners.s3), s3_service));
+        self.doors.spawn("s3-door", vital, serving("s3").accept(Listener::Tcp(listeners.s3), s3_service, s3_when_full));
         let api = TowerToHyperService::new(router);
         if let Some(unix) = listeners.unix {
-            self.doors.spawn("unix-door", vital, serving("unix").accept(unix, api.clone()));
+            self.doors.spawn("unix-door", vital, serving("unix").accept(unix, api.clone(), api_when_full.clone()));
         }
-        self.doors.spawn("api-door", vital, serving("native").accept(Listener::Tcp(listeners.api), api));
+        self.doors.spawn("api-door", vital, serving("native").accept(Listener::Tcp(listeners.api), api, api_when_full));
         Ok(())
+    }
+
+    /// What each token of the native API may hold of the memory; a single one has nobody to leave any to.
+    fn token_shares(&self) -> Arc<[Share]> {
+        let (tokens, bytes) = (self.settings.auth.tokens.len(), self.settings.limits.key_memory_bytes);
+        (0..tokens).filter(|_| tokens > 1).map(|_| Share::new(bytes)).collect()
     }
 
     /// Where it listens.

@@ -9,12 +9,14 @@ pub mod descriptors;
 mod entropy;
 mod floor;
 mod leases;
+mod payer;
 mod tasks;
 
-pub use budget::{BudgetError, ByteBudget, PaidBytes};
+pub use budget::{BudgetError, Budgets, ByteBudget, PaidBytes};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
 pub use floor::{Ages, Floored};
 pub use leases::{Lease, Leases, Reading, Ticket};
+pub use payer::{Payer, Share};
 pub use tasks::{Failure, TaskGroup};

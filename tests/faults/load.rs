@@ -9,8 +9,8 @@ use esker::runtime::Clock;
 use crate::faults::{Fault, Rule, any};
 use crate::s3_server::S3Server;
 use crate::support::{
-    INLINE, Running, SOON, assert_exactly, create_job, eventually, metric, put, put_until_answered, server_and_daemon,
-    settings,
+    INLINE, Running, SOON, assert_exactly, assert_readable, create_job, eventually, metric, put, put_until_answered,
+    server_and_daemon, settings,
 };
 
 const LATENCY: Duration = Duration::from_millis(300);
@@ -73,6 +73,25 @@ async fn memory_stays_within_its_limit_while_a_slow_backend_is_flooded() {
     server.faults().set_latency(Duration::ZERO);
     assert_exactly(&server, &daemon, &written).await;
     assert_eq!(metric(&daemon.client, "esker_in_flight_bytes").await, 0.0, "memory was not given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waits_for_a_slow_backend_is_not_taken_for_a_slow_one() {
+    let (server, daemon) = server_and_daemon(&[
+        ("limits.rate-min", "1 mb"),
+        ("limits.rate-window", "500 ms"),
+        ("limits.head-timeout", "500 ms"),
+        ("limits.idle-timeout", "500 ms"),
+        ("store.part-size", "5 mb"),
+    ])
+    .await;
+    server.faults().set_latency(Duration::from_millis(1500));
+
+    // The second streams through: its body waits for each part before it.
+    let written = [put(&daemon.client, 1, 1000).await.unwrap(), put(&daemon.client, 2, 24 << 20).await.unwrap()];
+
+    assert_readable(&daemon.client, &written).await;
+    assert_eq!(metric(&daemon.client, "esker_rejected_total{reason=\"slow\"}").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

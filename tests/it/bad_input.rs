@@ -299,7 +299,9 @@ async fn without_memory_a_writer_is_told_when_to_come_back() {
     // A sixteenth of the memory is for buffers that wait for the next body.
     for kib in [512, 512, 512, 384] {
         let mut holder = Raw::connect(daemon.api()).await;
-        holder.send(format!("POST {target} HTTP/1.1\r\nhost: esker\r\ncontent-length: {}\r\n\r\n.", kib << 10)).await;
+        holder.send(format!("POST {target} HTTP/1.1\r\nhost: esker\r\ncontent-length: {}\r\n\r\n", kib << 10)).await;
+        // Who sends next to nothing holds nothing.
+        holder.send(vec![b'.'; 16 << 10]).await;
         holders.push(holder);
     }
     daemon.metric_becomes("esker_in_flight_bytes", f64::from(1920 << 10)).await;

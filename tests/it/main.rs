@@ -12,6 +12,7 @@ mod identity;
 mod keep_alive;
 mod large;
 mod native;
+mod peers;
 mod raw;
 mod rebuild;
 mod restore;

@@ -111,7 +111,8 @@ impl Raw {
         self.received.is_empty() && !self.more().await
     }
 
-    async fn more(&mut self) -> bool {
+    /// Waits for more bytes; false at the end.
+    pub async fn more(&mut self) -> bool {
         let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.received)).await;
         matches!(read.expect("there is neither an answer nor an end"), Ok(1..))
     }

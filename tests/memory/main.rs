@@ -2,6 +2,10 @@
 //!
 //! Every writer has a connection of its own and always a segment under way, so that twice the memory budget waits at the
 //! door, and several times more is offered than the store takes. One that is told 503 comes back after `Retry-After`.
+//!
+//! The same beside 700 readers that take nothing and 64 writers that send next to nothing: nobody honest is refused for
+//! ever, no answered byte is lost, and what the honest writers keep of their throughput is printed. Rounds with and
+//! without the others take turns, so that both see the same machine.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
@@ -24,11 +28,18 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStoreExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
 use process::{Process, Ready};
 
 const WRITERS: u64 = 1000;
 const LASTS: Duration = Duration::from_secs(20);
+/// Of each kind, where others stand beside the writers.
+const ROUNDS: usize = 3;
+const ROUND_LASTS: Duration = Duration::from_secs(10);
+const STALLED_READERS: usize = 700;
+const TRICKLING_WRITERS: usize = 64;
 /// Until then, every writer must have been served.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The default of `limits.memory`, and what comes on top of it.
@@ -42,6 +53,7 @@ struct Load {
     /// Every segment is a piece of this.
     bytes: Bytes,
     begun: Instant,
+    lasts: Duration,
     turned_away: AtomicU64,
     stored_bytes: AtomicU64,
 }
@@ -62,7 +74,7 @@ fn a_thousand_writers_stay_within_the_memory_budget() {
     let ready = daemon.wait_ready();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
 
-    let (load, answered) = runtime.block_on(write(ready));
+    let (load, answered) = runtime.block_on(write(ready, LASTS));
     let peak = peak_bytes(daemon.id());
     runtime.block_on(read_back(&load, &answered));
 
@@ -76,16 +88,84 @@ fn a_thousand_writers_stay_within_the_memory_budget() {
     assert!(daemon.terminate().success());
 }
 
+#[test]
+fn readers_that_stall_and_writers_that_trickle_leave_the_others_their_part() {
+    esker::runtime::descriptors::raise_limit();
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Process::spawn(folder.path(), &[]);
+    let ready = daemon.wait_ready();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+
+    let mut rates = [vec![], vec![]];
+    for round in 0..2 * ROUNDS {
+        let beside = round % 2 == 1;
+        let others = if beside { runtime.block_on(others(&ready)) } else { tokio::task::JoinSet::new() };
+        let (load, answered) = runtime.block_on(write(ready.clone(), ROUND_LASTS));
+        let mib = (load.stored_bytes.load(Ordering::Relaxed) >> 20) as f64;
+        let rate = mib / load.begun.elapsed().as_secs_f64();
+        let (begun, turned_away) = (others.len(), load.turned_away.load(Ordering::Relaxed));
+        println!("round {round}, beside {begun} others: {rate:.0} MiB/s, {turned_away} times told 503");
+        rates[usize::from(beside)].push(rate);
+        runtime.block_on(async {
+            drop(others);
+            read_back(&load, &answered).await;
+        });
+    }
+
+    let peak = peak_bytes(daemon.id());
+    let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len() as f64;
+    println!("beside others, writers keep {:.0} % of their throughput", mean(&rates[1]) / mean(&rates[0]) * 100.0);
+    println!("peak of {} MiB resident, at most {} MiB", peak >> 20, MEMORY_BYTES >> 20);
+    println!("the end of the log:\n{}", daemon.log());
+    assert!(peak <= MEMORY_BYTES, "{} MiB of memory were used", peak >> 20);
+    assert!(daemon.terminate().success());
+}
+
+/// Readers that take nothing of what they ask for, and writers that send one byte; those that are cut come again.
+async fn others(ready: &Ready) -> tokio::task::JoinSet<()> {
+    let client = Client::new(&ready.api, None).unwrap();
+    client.create_job("read").await.unwrap();
+    let params = PutParams { checkpoint: Some(1), ..PutParams::default() };
+    let segment = client.put("read", &params, None, support::pattern(2, 8 << 20).into()).await.unwrap().segment;
+    let get = format!("GET /v1/segments/{segment} HTTP/1.1\r\nhost: esker\r\n\r\n");
+    let put = "POST /v1/jobs/read/segments?checkpoint=1 HTTP/1.1\r\nhost: esker\r\ncontent-length: 8000000\r\n\r\na";
+    let readers = std::iter::repeat_n(get, STALLED_READERS);
+    let writers = std::iter::repeat_n(put.to_owned(), TRICKLING_WRITERS);
+    let address = ready.api.trim_start_matches("http://").parse().unwrap();
+    readers.chain(writers).map(|request| stand(address, request)).collect()
+}
+
+/// Sends the same again whenever the connection has ended; takes nothing but the end.
+async fn stand(address: std::net::SocketAddr, request: String) {
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        let Ok(mut stream) = socket.connect(address).await else { continue };
+        if stream.write_all(request.as_bytes()).await.is_ok() {
+            ended(&mut stream).await;
+        }
+    }
+}
+
+/// Takes a byte a second until the other side has closed.
+async fn ended(stream: &mut TcpStream) {
+    let mut byte = [0];
+    while stream.read(&mut byte).await.is_ok_and(|read| read > 0) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 fn client(load: &Load) -> Client {
     Client::new(&load.ready.api, None).unwrap()
 }
 
 /// Lets all writers loose until the time is over and each has been served.
-async fn write(ready: Ready) -> (Arc<Load>, Vec<Vec<Answered>>) {
+async fn write(ready: Ready, lasts: Duration) -> (Arc<Load>, Vec<Vec<Answered>>) {
     let load = Arc::new(Load {
         ready,
         bytes: support::pattern(1, 2 * LEN_MAX).into(),
         begun: Instant::now(),
+        lasts,
         turned_away: AtomicU64::new(0),
         stored_bytes: AtomicU64::new(0),
     });
@@ -162,7 +242,7 @@ impl Load {
     /// Whether a writer goes on: the time is not over, or it has not been served yet.
     fn goes_on(&self, answered: &[Answered], writer: u64) -> bool {
         assert!(!answered.is_empty() || self.begun.elapsed() < PATIENCE, "writer {writer} was never served");
-        answered.is_empty() || self.begun.elapsed() < LASTS
+        answered.is_empty() || self.begun.elapsed() < self.lasts
     }
 
     /// As many small pieces as large ones.

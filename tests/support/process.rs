@@ -75,11 +75,16 @@ impl Process {
         self.child.id()
     }
 
-    /// `kill -TERM`, and waits for the end.
-    pub fn terminate(mut self) -> ExitStatus {
-        let kill = format!("kill -TERM {}", self.id());
+    /// Sends a signal, by its name without `SIG`.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.id());
         let told = Command::new("sh").args(["-c", &kill]).status().expect("there is a shell");
         assert!(told.success(), "the daemon had ended before:\n{}", self.log());
+    }
+
+    /// `kill -TERM`, and waits for the end.
+    pub fn terminate(mut self) -> ExitStatus {
+        self.signal("TERM");
         self.child.wait().expect("the daemon is our child")
     }
 

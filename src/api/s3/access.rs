@@ -19,7 +19,7 @@ use super::errors::{OrS3, refuse};
 use super::gate::{Operation, SignedBy, XML_BYTES_MAX};
 use super::objects::bucket_source;
 use crate::config::{LimitsSettings, S3Key};
-use crate::runtime::ByteBudget;
+use crate::runtime::{ByteBudget, Payer, Share};
 
 /// Operations on a bucket whose prefix tells what they touch; it is looked at once it is parsed.
 const LISTINGS: [&str; 4] = ["ListObjects", "ListObjectsV2", "ListObjectVersions", "ListMultipartUploads"];
@@ -31,6 +31,8 @@ const STREAMING: [&str; 2] = ["PutObject", "UploadPart"];
 pub(super) struct Keys {
     keys: HashMap<String, (SecretKey, Grants)>,
     unknown: Grants,
+    /// What each may hold of the memory, where there are several.
+    shares: HashMap<String, Share>,
 }
 
 /// What an access key may touch.
@@ -44,7 +46,7 @@ pub(super) enum Grants {
 
 impl Keys {
     /// The configured keys. Without any, everybody may touch everything.
-    pub(super) fn new(keys: &[S3Key]) -> Self {
+    pub(super) fn new(keys: &[S3Key], memory_bytes: u64) -> Self {
         let grants = |key: &S3Key| match &key.prefixes[..] {
             [] => Grants::All,
             prefixes => Grants::Below(prefixes.iter().map(|prefix| whole_buckets(prefix)).collect()),
@@ -54,7 +56,9 @@ impl Keys {
             (key.access_key.clone(), (secret, grants(key)))
         };
         let unknown = if keys.is_empty() { Grants::All } else { Grants::None };
-        Self { keys: keys.iter().map(entry).collect(), unknown }
+        let share = |key: &S3Key| (key.access_key.clone(), Share::new(memory_bytes));
+        let shares = if keys.len() > 1 { keys.iter().map(share).collect() } else { HashMap::new() };
+        Self { keys: keys.iter().map(entry).collect(), unknown, shares }
     }
 
     /// Whether nobody has to sign anything.
@@ -152,6 +156,9 @@ impl S3Access for Guard {
         let grants = self.keys.grants_of(access_key.as_deref());
         if *grants == Grants::None {
             return Err(refuse(S3ErrorCode::AccessDenied, "the request is not signed"));
+        }
+        if let Some(share) = access_key.and_then(|key| self.keys.shares.get(&key)) {
+            Payer::also(share);
         }
         match cx.s3_path() {
             S3Path::Root => {}
@@ -252,17 +259,20 @@ mod tests {
     use crate::config::Secret;
 
     fn keys(prefixes: &[&str]) -> Keys {
-        Keys::new(&[S3Key {
-            access_key: "K".into(),
-            secret_key: Secret::new("S"),
-            prefixes: prefixes.iter().map(|prefix| (*prefix).to_owned()).collect(),
-        }])
+        Keys::new(
+            &[S3Key {
+                access_key: "K".into(),
+                secret_key: Secret::new("S"),
+                prefixes: prefixes.iter().map(|prefix| (*prefix).to_owned()).collect(),
+            }],
+            1,
+        )
     }
 
     #[test]
     fn without_keys_everybody_may_touch_everything() {
-        assert_eq!(*Keys::new(&[]).grants_of(None), Grants::All);
-        assert_eq!(*Keys::new(&[]).grants_of(Some("any")), Grants::All);
+        assert_eq!(*Keys::new(&[], 1).grants_of(None), Grants::All);
+        assert_eq!(*Keys::new(&[], 1).grants_of(Some("any")), Grants::All);
         assert_eq!(*keys(&[]).grants_of(None), Grants::None);
         assert_eq!(*keys(&[]).grants_of(Some("other")), Grants::None);
         assert_eq!(*keys(&[]).grants_of(Some("K")), Grants::All);

@@ -19,7 +19,7 @@ use crate::runtime::BudgetError;
 /// Seconds after which a refused client may come again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// The answer of a body that brought no byte for too long. Its text is how it is recognised inside other errors.
+/// The answer of a body that brought too little for too long. Its text is how it is recognised inside other errors.
 #[derive(Debug, thiserror::Error)]
 #[error("the request body stalled")]
 pub(super) struct BodyStalled;
@@ -157,7 +157,7 @@ pub(super) fn body(error: &StdError) -> S3Error {
     } else if is("Sha256Mismatch") {
         payload_hash_mismatch()
     } else if is(&BodyStalled.to_string()) {
-        refuse(S3ErrorCode::RequestTimeout, "the body brought no byte for too long")
+        refuse(S3ErrorCode::RequestTimeout, "the body brought nothing, or too little, for too long")
     } else {
         incomplete_body("the body broke off or is malformed")
     }

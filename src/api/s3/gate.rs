@@ -34,6 +34,8 @@ use super::chunked::{Framing, framed};
 use super::errors::{self, BodyStalled, incomplete_body, not_implemented, payload_hash_mismatch, refuse};
 use super::intake::Unchecked;
 use super::{signature, xml};
+use crate::api::peers::{Peers, Reason};
+use crate::api::unread::BodyError;
 use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 
@@ -74,9 +76,11 @@ pub(super) struct SignedBy(pub String);
 struct Fault(Arc<Mutex<Option<S3Error>>>);
 
 /// The S3 door as an HTTP service, for `hyper`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct S3Service {
     gate: Arc<Gate>,
+    /// Set when it turns everything away.
+    full: Option<Peers>,
 }
 
 #[derive(Debug)]
@@ -101,7 +105,12 @@ pub(super) enum Signatures {
 
 impl S3Service {
     pub(super) fn new(gate: Gate) -> Self {
-        Self { gate: Arc::new(gate) }
+        Self { gate: Arc::new(gate), full: None }
+    }
+
+    /// The same door when there is no place for a connection: everything is told to come back.
+    pub fn full(&self, peers: Peers) -> Self {
+        Self { gate: Arc::clone(&self.gate), full: Some(peers) }
     }
 }
 
@@ -116,6 +125,10 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let gate = Arc::clone(&self.gate);
+        if let Some(peers) = &self.full {
+            peers.count(Reason::Connections, None);
+            return Box::pin(async move { gate.turn_away() });
+        }
         Box::pin(async move { gate.answer(request).await })
     }
 }
@@ -150,6 +163,12 @@ impl Gate {
         let status = answer.status().as_u16();
         // S3A tells the operation, path and job of its user in the referer.
         tracing::debug!(id, operation = operation.name(), status, code, ?referer, seconds, "answered at the S3 door");
+        Ok(answer)
+    }
+
+    fn turn_away(&self) -> Result<HttpResponse, HttpError> {
+        let mut answer = http_answer(errors::slow_down("all connections are taken, repeat the request more slowly"))?;
+        xml::complete(&mut answer, &self.entropy.hex(8).to_uppercase(), "none");
         Ok(answer)
     }
 
@@ -265,6 +284,9 @@ impl Gate {
                     }
                     Ok(Some(Err(error))) => {
                         let error: StdError = error.into();
+                        if BodyError::is_slow(&*error) {
+                            return fail(&fault, errors::body(&BodyStalled.into()), &BodyStalled);
+                        }
                         return fail(&fault, incomplete_body("the body broke off"), &*error);
                     }
                     Ok(None) => {
@@ -398,7 +420,8 @@ fn reason(code: &str) -> Option<&'static str> {
         | "AuthorizationHeaderMalformed"
         | "AuthorizationQueryParametersError" => "not_allowed",
         "EntityTooLarge" | "KeyTooLongError" | "MetadataTooLarge" | "MaxMessageLengthExceeded" => "too_large",
-        "RequestTimeout" | "IncompleteBody" | "MissingContentLength" => "body",
+        "RequestTimeout" => "slow",
+        "IncompleteBody" | "MissingContentLength" => "body",
         "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "MalformedTrailerError" => "digest",
         "NotImplemented" => "not_implemented",
         "InternalError" => "internal",

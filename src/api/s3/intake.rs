@@ -1,5 +1,5 @@
-//! Receiving a body: its length is known and paid for before the first byte is asked for, and what the client said of
-//! it is compared before anything becomes visible.
+//! Receiving a body: its length is known and paid for before more than its first bytes are asked for, and what the client
+//! said of it is compared before anything becomes visible. See [`crate::api::body`] on the first bytes.
 //!
 //! A body up to `store.part-size` is received whole into one buffer of exactly its length. A larger one passes through
 //! in pieces of [`PIECE_BYTES`], so it is never held whole, whatever its size.
@@ -10,10 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::HeaderMap;
+use http::header::EXPECT;
 use parking_lot::Mutex;
 use s3s::dto::StreamingBlob;
 use s3s::{S3ErrorCode, S3Request, S3Result, TrailingHeaders};
 
+use super::super::body::FIRST_BYTES;
 use super::S3Door;
 use super::checksums::{Claims, Digests, EtagNeeds};
 use super::errors::{self, OrS3, incomplete_body, refuse};
@@ -37,6 +39,8 @@ pub(super) struct Unchecked {
 pub(super) struct Intake {
     body: Pin<Box<dyn Stream<Item = S3Result<Bytes>> + Send>>,
     len: u64,
+    /// How many bytes must have come before memory is taken.
+    first: u64,
     claims: Claims,
     trailers: Trailers,
 }
@@ -80,15 +84,16 @@ impl Intake {
             (None, None) => Trailers::None,
         };
         let body: Pin<Box<dyn Stream<Item = _> + Send>> = match body {
-            Some(body) => Box::pin(body.map(|chunk| chunk.map_err(|error| errors::body(&error)))),
+            Some(body) => Box::pin(body.map(|chunk| chunk.map_err(|error| errors::body(&error))).fuse()),
             None => Box::pin(futures::stream::empty()),
         };
-        Ok(Self { body, len, claims, trailers })
+        let first = if request.headers.contains_key(EXPECT) { 0 } else { len.min(FIRST_BYTES) };
+        Ok(Self { body, len, first, claims, trailers })
     }
 
     /// Bytes that come from storage.
     pub(super) fn of_stored(body: impl Stream<Item = S3Result<Bytes>> + Send + 'static, len: u64) -> Self {
-        Self { body: Box::pin(body), len, claims: Claims::default(), trailers: Trailers::None }
+        Self { body: Box::pin(body), len, first: 0, claims: Claims::default(), trailers: Trailers::None }
     }
 
     /// Bytes that were declared.
@@ -99,6 +104,21 @@ impl Intake {
     /// What is said of the body.
     pub(super) fn claims_mut(&mut self) -> &mut Claims {
         &mut self.claims
+    }
+
+    /// Waits for the first bytes, before memory is taken for all of them. What is wrong with them is told when they are
+    /// read.
+    pub(super) async fn await_first(&mut self) {
+        let (mut first, mut came) = (vec![], 0);
+        while came < self.first {
+            let Some(chunk) = self.body.next().await else { break };
+            came = chunk.as_ref().map_or(u64::MAX, |chunk| came + chunk.len() as u64);
+            first.push(chunk);
+        }
+        if !first.is_empty() {
+            let rest = std::mem::replace(&mut self.body, Box::pin(futures::stream::empty()));
+            self.body = Box::pin(futures::stream::iter(first).chain(rest));
+        }
     }
 
     /// Receives the body whole; its bytes must be paid for.
@@ -178,7 +198,7 @@ impl S3Door {
     pub(super) async fn store_body(
         &self,
         id: SegmentId,
-        intake: Intake,
+        mut intake: Intake,
         about: About,
         bind: impl FnOnce(&Received) -> Bind,
     ) -> S3Result<(Stored, Received)> {
@@ -189,6 +209,7 @@ impl S3Door {
             let stored = self.store_without_bytes(bind(&received)).await?;
             return Ok((stored, received));
         }
+        intake.await_first().await;
         if len <= self.settings.store.part_bytes {
             let paid = self.pay(len).await?;
             let Whole { data, crc, digests } = intake.whole(self.etag_needs()).await?;

@@ -3,8 +3,9 @@
 //! s3s routes, checks signatures and reads and writes XML. [`gate`] is the HTTP service around it. [`S3Door`] has the
 //! operations, a file for each subject; none of them lists storage or reads what it need not.
 //!
-//! - A body's length is known, its condition is looked at and its memory is paid for before the first byte is asked for
-//!   ([`intake`]); so a refused client that sent `Expect: 100-continue` never sends its body.
+//! - A body's length is known, its condition is looked at and its memory is paid for before more than its first bytes are
+//!   asked for, and before any is of a client that waits for `100 Continue` ([`intake`]); so such a client, when it is
+//!   refused, never sends its body.
 //! - A key tells whose state it is ([`layout`]), so that what dies together is packed together.
 //! - A multipart upload and its parts are durable before they are answered, but for those of Flink's state files, which
 //!   nobody resumes: most of these live in memory until they are completed, then cost one durable commit ([`uploads`]).
@@ -109,7 +110,7 @@ impl S3Door {
     /// A door whose uploads in progress are those that the catalog remembers.
     pub fn new(parts: S3DoorParts) -> Self {
         let S3DoorParts { catalog, merger, reader, budget, settings, metrics, entropy, clock } = parts;
-        let keys = Arc::new(Keys::new(&settings.auth.keys));
+        let keys = Arc::new(Keys::new(&settings.auth.keys, settings.limits.key_memory_bytes));
         let uploads = Arc::new(Uploads::new(&settings.limits));
         let merged = Arc::default();
         let door = Self { catalog, merger, reader, budget, settings, metrics, entropy, clock, keys, uploads, merged };

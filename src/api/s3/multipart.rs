@@ -196,10 +196,19 @@ impl S3Door {
         Ok(uploaded)
     }
 
-    async fn keep_part(&self, upload: &Upload, number: u16, intake: Intake, share: PaidBytes) -> S3Result<Uploaded> {
+    async fn keep_part(
+        &self,
+        upload: &Upload,
+        number: u16,
+        mut intake: Intake,
+        share: PaidBytes,
+    ) -> S3Result<Uploaded> {
         let len = intake.len();
-        let paid = if len > 0 { Some(self.pay(len).await?) } else { None };
+        intake.await_first().await;
+        let mut paid = if len > 0 { Some(self.pay(len).await?) } else { None };
         let Whole { data, crc, digests } = intake.whole(self.etag_needs()).await?;
+        // It waits for the completion of its upload, whatever becomes of the connection that brought it.
+        paid.iter_mut().for_each(PaidBytes::belongs_to_nobody);
         let etag = self.etag(None, &digests);
         let record = self.part_record(upload, None, len, &etag, &digests);
         if !self.uploads.put_part(&upload.id, number, MemoryPart { data, crc, record, _paid: paid, _share: share }) {

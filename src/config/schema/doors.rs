@@ -34,6 +34,14 @@ section! {
     LimitsConfig {
         /// Bytes in flight in the whole daemon, default 512 mb. A body waits until its bytes are paid for from it.
         memory: MemorySize = MemorySize::mib(512),
+        /// Part of `memory` that is kept for reads whatever writers take, default 0.125.
+        read_share: f64 = 0.125,
+        /// Part of `memory` that is kept for writes whatever readers take, default 0.5.
+        write_share: f64 = 0.5,
+        /// Part of `memory` that one connection holds at most, default 0.25.
+        connection_share: f64 = 0.25,
+        /// Part of `memory` that one access key or token holds at most, where there are several; default 0.5.
+        key_share: f64 = 0.5,
         /// Share of `memory` for parts of Flink's own multipart uploads that wait for their completion, default 128 mb.
         multipart_memory: MemorySize = MemorySize::mib(128),
         /// A part of such an upload up to this size may wait in memory, a larger one goes to storage at once; default 8 mb.
@@ -59,12 +67,20 @@ section! {
         header_bytes_max: MemorySize = MemorySize::kib(32),
         /// Segments in one native request, default 10000.
         segments_per_request_max: u32 = 10_000,
-        /// Connections over all doors, default 4096; more wait in the listen queue. Each needs a file descriptor.
+        /// Connections over all doors, default 4096. At the bound idle ones give way. Each needs a file descriptor.
         connections_max: u32 = 4096,
+        /// Places on top of them, default 16: health and metrics are answered there, everything else with 503.
+        connections_reserved: u32 = 16,
         /// Wait for bytes of `memory` before 503, default 5 s. Longer smooths bursts, shorter tells clients sooner.
         admission_timeout: Span = Span::seconds(5),
-        /// Time for the whole head of a request, default 10 s.
+        /// Time from a connection to the whole head of its first request, and for each further head, default 10 s.
         head_timeout: Span = Span::seconds(10),
+        /// A connection without a request for this long is closed, default 2 min.
+        idle_timeout: Span = Span::minutes(2),
+        /// Bytes a second that a client sends or takes at least, on average over `rate-window`; default 1 kb, 0 is off.
+        rate_min: MemorySize = MemorySize::kib(1),
+        /// How long a client may fall behind `rate-min`, default 1 min. Time in which it waits for the daemon is free.
+        rate_window: Span = Span::minutes(1),
         /// A body that brings no byte for this long is dropped, default 60 s.
         body_timeout: Span = Span::seconds(60),
         /// Time for one request from head to answer, default 1 h: a segment of 64 gb needs 20 MB/s.

@@ -205,6 +205,14 @@ pub struct CatalogSettings {
 pub struct LimitsSettings {
     /// Bytes in flight in the whole daemon: `limits.memory` without `kept_buffer_bytes` and what waits for a local copy.
     pub memory_bytes: u64,
+    /// Part of `memory_bytes` that writes leave to reads; writes have two parts of the store left all the same.
+    pub reads_kept_bytes: u64,
+    /// Part of `memory_bytes` that reads leave to writes; reads have a block left all the same.
+    pub writes_kept_bytes: u64,
+    /// Bytes of `memory_bytes` that one connection holds at most; enough for a segment that streams through.
+    pub connection_memory_bytes: u64,
+    /// The same for one access key or token, where there are several.
+    pub key_memory_bytes: u64,
     /// Bytes of buffers that wait for the next body.
     pub kept_buffer_bytes: u64,
     /// Part of `memory_bytes`, and smaller by a part at least.
@@ -231,12 +239,20 @@ pub struct LimitsSettings {
     pub header_bytes_max: u64,
     /// Segments in one request of the native API, at least 1.
     pub segments_per_request_max: usize,
-    /// Connections over all doors, at least 1. More wait to be accepted, as each needs a file descriptor.
+    /// Connections over all doors, at least 1. Each needs a file descriptor.
     pub connections_max: usize,
+    /// Places on top of them for health and metrics, at least 1.
+    pub connections_reserved: usize,
     /// Wait for memory before a request is refused.
     pub admission_timeout: Duration,
-    /// For the whole head of a request.
+    /// From a connection to the whole head of its first request, and for each further head.
     pub head_timeout: Duration,
+    /// Without a request, a connection is closed after this long.
+    pub idle_timeout: Duration,
+    /// Bytes a second that a client moves at least, on average over `rate_window`; 0 is no bound.
+    pub rate_bytes_min: u64,
+    /// How long a client may fall behind.
+    pub rate_window: Duration,
     /// Between two pieces of a body.
     pub body_timeout: Duration,
     /// From head to answer.
@@ -430,6 +446,10 @@ fn limits(config: &Config) -> LimitsSettings {
     let limits = &config.limits;
     LimitsSettings {
         memory_bytes: rules::memory_for_bodies(config),
+        reads_kept_bytes: rules::reads_kept_bytes(config),
+        writes_kept_bytes: rules::writes_kept_bytes(config),
+        connection_memory_bytes: rules::share_of_memory(config, limits.connection_share),
+        key_memory_bytes: rules::share_of_memory(config, limits.key_share),
         kept_buffer_bytes: rules::kept_buffer_bytes(limits.memory),
         multipart_memory_bytes: limits.multipart_memory.bytes(),
         multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),
@@ -444,8 +464,12 @@ fn limits(config: &Config) -> LimitsSettings {
         header_bytes_max: limits.header_bytes_max.bytes(),
         segments_per_request_max: count(limits.segments_per_request_max),
         connections_max: count(limits.connections_max),
+        connections_reserved: count(limits.connections_reserved),
         admission_timeout: limits.admission_timeout.duration(),
         head_timeout: limits.head_timeout.duration(),
+        idle_timeout: limits.idle_timeout.duration(),
+        rate_bytes_min: limits.rate_min.bytes(),
+        rate_window: limits.rate_window.duration(),
         body_timeout: limits.body_timeout.duration(),
         request_timeout: limits.request_timeout.duration(),
         read_lease: limits.read_lease.duration(),

@@ -10,6 +10,7 @@ use crate::config::keys;
 use crate::config::schema::Config;
 use crate::config::url::StoreUrl;
 use crate::config::values::MemorySize;
+use crate::model::BLOCK_BYTES;
 
 /// Parts of one multipart upload, by S3's rules.
 const PARTS_MAX: u64 = 10_000;
@@ -23,6 +24,8 @@ const PARTS_IN_MEMORY_MIN: u64 = 4;
 const MEMORY_MIN: MemorySize = MemorySize::mib(2);
 /// Two parts are paid for at once, and a payment from the memory budget is less than 4 GiB.
 const PART_MAX: MemorySize = MemorySize::gib(1);
+/// A segment that streams through arrives in pieces of so many bytes.
+const PIECE_BYTES: u64 = 1 << 20;
 const CACHE_MIN: MemorySize = MemorySize::mib(1);
 const UNFLUSHED_MIN: MemorySize = MemorySize::mib(8);
 const LOG_SEGMENT_MIN: MemorySize = MemorySize::kib(64);
@@ -106,6 +109,7 @@ fn check_not_zero(rules: &mut Rules) {
         ("limits.connections-max", limits.connections_max),
         ("limits.multipart-uploads-max", limits.multipart_uploads_max),
         ("limits.multipart-uploads-per-job-max", limits.multipart_uploads_per_job_max),
+        ("limits.connections-reserved", limits.connections_reserved),
         ("reclaim.delete-rate", config.reclaim.delete_rate),
         ("cluster.shards", config.cluster.shards),
     ] {
@@ -127,6 +131,8 @@ fn check_not_zero(rules: &mut Rules) {
         ("catalog.poll-interval", config.catalog.poll_interval),
         ("limits.multipart-expiry", limits.multipart_expiry),
         ("limits.head-timeout", limits.head_timeout),
+        ("limits.idle-timeout", limits.idle_timeout),
+        ("limits.rate-window", limits.rate_window),
         ("limits.body-timeout", limits.body_timeout),
         ("limits.request-timeout", limits.request_timeout),
         ("limits.read-lease", limits.read_lease),
@@ -158,6 +164,31 @@ pub(super) fn memory_for_bodies(config: &Config) -> u64 {
     memory.bytes() - kept_buffer_bytes(memory) - local_copy_bytes(config)
 }
 
+/// What a segment that streams through takes: two parts, and a piece on its way to them.
+fn streamed_bytes(config: &Config) -> u64 {
+    2 * config.store.part_size.bytes() + PIECE_BYTES
+}
+
+/// A share of the memory for bodies, but enough for a segment that is read from storage and streams through.
+pub(super) fn share_of_memory(config: &Config, share: f64) -> u64 {
+    let memory = memory_for_bodies(config);
+    ((memory as f64 * share) as u64).max(streamed_bytes(config) + 2 * BLOCK_BYTES).min(memory)
+}
+
+/// What of the memory for bodies writes leave to reads. In a small one, what writes need at least comes first.
+pub(super) fn reads_kept_bytes(config: &Config) -> u64 {
+    let memory = memory_for_bodies(config);
+    let kept = (memory as f64 * config.limits.read_share) as u64;
+    kept.min(memory.saturating_sub(streamed_bytes(config)))
+}
+
+/// What of the memory for bodies reads leave to writes. In a small one, a block to read comes first.
+pub(super) fn writes_kept_bytes(config: &Config) -> u64 {
+    let memory = memory_for_bodies(config);
+    let kept = (memory as f64 * config.limits.write_share) as u64;
+    kept.min(memory.saturating_sub(BLOCK_BYTES))
+}
+
 /// What has to fit into the memory budget.
 fn check_memory(rules: &mut Rules) {
     const MEMORY: &str = "limits.memory";
@@ -180,12 +211,13 @@ fn check_memory(rules: &mut Rules) {
     ] {
         rules.require(size <= limits.memory, &[key, MEMORY], "the first must fit into the second");
     }
-    let beside_multipart = for_bodies.saturating_sub(limits.multipart_memory.bytes());
+    let for_writes = for_bodies.saturating_sub(reads_kept_bytes(config));
+    let beside_multipart = for_writes.saturating_sub(limits.multipart_memory.bytes());
     rules.require(
         limits.multipart_memory > limits.memory || beside_multipart >= part.bytes(),
         &[MEMORY, "limits.multipart-memory", "store.part-size"],
-        "memory, less a sixteenth (two with a local copy), must hold at least one part besides the memory of multipart \
-         uploads",
+        "memory, less a sixteenth (two with a local copy) and what is kept for reads, must hold at least one part besides \
+         the memory of multipart uploads",
     );
     rules.require(
         limits.multipart_part_in_memory_max <= limits.multipart_memory,
@@ -315,6 +347,19 @@ fn check_limits(rules: &mut Rules) {
         limits.metadata_bytes_max <= limits.header_bytes_max,
         &["limits.metadata-bytes-max", "limits.header-bytes-max"],
         "metadata must fit into the headers that carry it",
+    );
+    for (key, share) in [
+        ("limits.read-share", limits.read_share),
+        ("limits.write-share", limits.write_share),
+        ("limits.connection-share", limits.connection_share),
+        ("limits.key-share", limits.key_share),
+    ] {
+        rules.require((0.0..=1.0).contains(&share), &[key], "must be a number from 0 to 1");
+    }
+    rules.require(
+        limits.read_share + limits.write_share <= 1.0,
+        &["limits.read-share", "limits.write-share"],
+        "together they must not be more than 1",
     );
     for (key, part) in
         [("limits.admission-timeout", limits.admission_timeout), ("limits.body-timeout", limits.body_timeout)]

@@ -67,6 +67,7 @@ fn what_must_not_be_zero_is_not() {
         "limits.connections-max",
         "limits.multipart-uploads-max",
         "limits.multipart-uploads-per-job-max",
+        "limits.connections-reserved",
         "cluster.shards",
     ] {
         refused(&[(key, "0")], &[key], "at least 1");
@@ -81,6 +82,8 @@ fn what_must_not_be_zero_is_not() {
         "catalog.poll-interval",
         "limits.multipart-expiry",
         "limits.head-timeout",
+        "limits.idle-timeout",
+        "limits.rate-window",
         "limits.body-timeout",
         "limits.read-lease",
         "reclaim.interval",
@@ -104,6 +107,9 @@ fn what_is_inside_the_memory_budget_fits() {
     let with = |more: &[(&'static str, &'static str)]| [small.as_slice(), more].concat();
     let limits = settings(&with(&[(memory, "32mb")])).limits;
     assert_eq!((limits.memory_bytes, limits.kept_buffer_bytes), (30 << 20, 2 << 20));
+    // Kept for reads, kept for writes; what streams through and is read from storage: two parts, and three pieces.
+    assert_eq!((limits.reads_kept_bytes, limits.writes_kept_bytes), ((30 << 20) / 8, 15 << 20));
+    assert_eq!((limits.connection_memory_bytes, limits.key_memory_bytes), (19 << 20, 19 << 20));
     refused(&with(&[(memory, "31mb")]), &[memory, "store.part-size"], "at least 4 parts");
     refused(
         &[("limits.multipart-memory", "475mb")],
@@ -118,6 +124,23 @@ fn what_is_inside_the_memory_budget_fits() {
     let part = "limits.multipart-part-in-memory-max";
     refused(&[(part, "129mb")], &[part, "limits.multipart-memory"], "must fit");
     refused(&[("store.max-bytes-in-flight", "7mb")], &["store.part-size", "store.max-bytes-in-flight"], "must fit");
+}
+
+#[test]
+fn the_least_memory_still_holds_a_block_to_read_and_a_segment_to_write() {
+    let limits = settings(&[
+        ("limits.memory", "2mb"),
+        ("limits.multipart-memory", "1mb"),
+        ("limits.multipart-part-in-memory-max", "256kb"),
+        ("store.part-size", "512kb"),
+        ("store.max-bytes-in-flight", "1mb"),
+        (FILE_SIZE, "1mb"),
+        ("merging.group-bytes-max", "1mb"),
+    ])
+    .limits;
+
+    assert_eq!((limits.reads_kept_bytes, limits.writes_kept_bytes), (0, limits.memory_bytes - (1 << 20)));
+    assert_eq!(limits.connection_memory_bytes, limits.memory_bytes);
 }
 
 #[test]
@@ -191,6 +214,11 @@ fn the_catalog_is_checked() {
 fn limits_are_checked() {
     refused(&[("limits.key-bytes-max", "1025")], &["limits.key-bytes-max"], "at most 1024");
     refused(&[("limits.header-bytes-max", "8191")], &["limits.header-bytes-max"], "at least 8 kb");
+    for key in ["limits.read-share", "limits.write-share", "limits.connection-share", "limits.key-share"] {
+        refused(&[(key, "-0.1")], &[key], "from 0 to 1");
+    }
+    let (reads, writes) = ("limits.read-share", "limits.write-share");
+    refused(&[(reads, "0.5"), (writes, "0.6")], &[reads, writes], "together");
     let metadata = "limits.metadata-bytes-max";
     refused(&[(metadata, "33kb")], &[metadata, "limits.header-bytes-max"], "must fit");
     for key in ["limits.admission-timeout", "limits.body-timeout"] {
