@@ -161,10 +161,7 @@ where
         let reject = |reason| admission.metrics.rejected.with_label_values(&[reason]).inc();
         match tokio::time::timeout(admission.silence_max, self.stream.next()).await {
             Ok(Some(Ok(piece))) => Ok(Some(piece)),
-            Ok(Some(Err(error))) if BodyError::is_slow(&error) => {
-                reject("slow");
-                Err(too_slow())
-            }
+            Ok(Some(Err(error))) if BodyError::is_slow(&error) => Err(too_slow(&admission.metrics)),
             Ok(Some(Err(_))) => {
                 reject("body");
                 Err(ApiError::invalid("body", "the body broke off"))
@@ -185,8 +182,9 @@ where
     }
 }
 
-/// 408: a body that comes in too slowly.
-pub(super) fn too_slow() -> ApiError {
+/// 408: a body that comes in too slowly, which counts.
+pub(super) fn too_slow(metrics: &Metrics) -> ApiError {
+    metrics.rejected.with_label_values(&["slow"]).inc();
     ApiError::invalid("body", "comes in at less than limits.rate-min").with_status(StatusCode::REQUEST_TIMEOUT)
 }
 

@@ -251,7 +251,7 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
     let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
     let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
     let body = body.map_err(|error| match BodyError::is_slow(&error) {
-        true => too_slow(),
+        true => too_slow(&native.metrics),
         false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
     })?;
     serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))

@@ -62,7 +62,7 @@ async fn stalled_get(daemon: &TestDaemon, info: &SegmentInfo) -> tokio::net::Tcp
 #[tokio::test]
 async fn sockets_that_say_nothing_keep_nobody_out_and_are_cut() {
     for preface in [&b""[..], H2_PREFACE, b"PRI * HTTP/2.0", b"GET /livez HTTP/1.1\r\nx: "] {
-        let daemon = TestDaemon::start(&[("limits.connections-max", "32"), ("limits.head-timeout", "2 s")]).await;
+        let daemon = TestDaemon::start(&[("limits.connections-max", "32"), ("limits.head-timeout", "1 s")]).await;
         let mut silent = vec![];
         for number in 0..32 {
             let mut raw = Raw::connect(if number % 2 == 0 { daemon.s3() } else { daemon.api() }).await;
@@ -102,12 +102,12 @@ async fn newcomers_take_the_places_of_silent_sockets_before_these_are_cut() {
 #[tokio::test]
 async fn while_every_place_is_busy_health_is_answered_and_the_rest_is_told_to_come_back() {
     let daemon = start(&[("limits.connections-max", "4")]).await;
-    // The place of the client that created the job.
+    // The client that created the job has the first place, until it gives way.
     let mut busy = vec![];
     for _ in 0..3 {
         busy.push(begun_put(&daemon, 9).await);
     }
-    let mut all_busy = || async {
+    let mut all_busy = async || {
         busy.push(begun_put(&daemon, 9).await);
         ask(daemon.s3(), "GET / HTTP/1.1\r\nhost: esker\r\n\r\n").await
     };
@@ -128,12 +128,15 @@ async fn while_every_place_is_busy_health_is_answered_and_the_rest_is_told_to_co
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
     assert_eq!(refused.error().0, "overloaded");
 
-    for raw in &mut busy {
+    for raw in &mut busy[..3] {
         raw.send(b"123456789").await;
-        let status = raw.answer().await.map(|answer| answer.status);
-        assert!(matches!(status, Some(201 | 503)), "those that had a place are served: {status:?}");
+        assert_eq!(raw.answer().await.unwrap().status, 201, "who had a place is served");
     }
-    assert_eq!(ask(daemon.api(), request("POST", PUT, "", b"123")).await.status, 201);
+    let begun = Instant::now();
+    while ask(daemon.api(), request("POST", PUT, "", b"123")).await.status != 201 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "those that are served are idle now, and give way");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]
@@ -210,13 +213,15 @@ async fn an_answer_that_nobody_takes_is_cut_and_a_slow_reader_gets_its_bytes() {
     assert!(got.len() < 8 << 20, "it was cut");
 
     let mut slow = stalled_get(&daemon, &info).await;
-    let (begun, mut got) = (Instant::now(), vec![0; 60 << 10]);
-    while begun.elapsed() < Duration::from_secs(6) {
-        slow.read_exact(&mut got[..60 << 10]).await.unwrap();
+    let (begun, mut got) = (Instant::now(), vec![]);
+    while begun.elapsed() < Duration::from_secs(8) {
+        let mut lump = vec![0; 60 << 10];
+        slow.read_exact(&mut lump).await.unwrap();
+        got.extend_from_slice(&lump);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    slow.read_to_end(&mut got).await.unwrap();
-    assert!(got.ends_with(&pattern(1, 8 << 20)[7 << 20..]), "the rest is whole");
+    let head_len = got.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    assert!(pattern(1, 8 << 20).starts_with(&got[head_len..]), "it got the bytes");
 }
 
 #[tokio::test]
@@ -264,7 +269,7 @@ async fn writers_that_send_next_to_nothing_hold_nothing() {
 
 #[tokio::test]
 async fn writers_that_stop_in_the_middle_give_way_to_others() {
-    let daemon = start(&LITTLE_MEMORY).await;
+    let daemon = start(&[&LITTLE_MEMORY[..], &[("limits.rate-window", "12 s")]].concat()).await;
     let mut stopped = vec![];
     for _ in 0..8 {
         let mut raw = begun_put(&daemon, 1 << 20).await;

@@ -66,7 +66,7 @@ fn a_connection_is_idle_between_requests_and_not_during_one() {
     read(&one, 5);
     peers.look(seconds(1));
     read(&one, 5);
-    peers.look(seconds(9));
+    peers.look(seconds(8));
     assert_eq!(ends(&one), (false, false));
     peers.look(seconds(2));
     assert_eq!(ends(&one), (false, true), "the next head was begun and not finished");
