@@ -124,7 +124,8 @@ struct Notes {
 #[derive(Default)]
 struct Tally {
     counts: BTreeMap<Reason, u64>,
-    example: Option<String>,
+    /// Where the first of them came from, if it has an address.
+    example: Option<SocketAddr>,
     told: Option<Instant>,
 }
 
@@ -206,9 +207,7 @@ impl Peers {
         }
         let mut tally = self.0.tally.lock();
         *tally.counts.entry(reason).or_default() += 1;
-        if tally.example.is_none() {
-            tally.example = Some(address.map_or_else(|| "a Unix socket".to_owned(), |address| address.to_string()));
-        }
+        tally.example = tally.example.or(address);
     }
 
     /// Looks at all connections until `stop`.
@@ -273,7 +272,7 @@ impl Peers {
                 return;
             }
             tally.told = Some(now);
-            (std::mem::take(&mut tally.counts), tally.example.take().unwrap_or_default())
+            (std::mem::take(&mut tally.counts), tally.example.take())
         };
         let of = |reason| counts.get(&reason).copied().unwrap_or_default();
         tracing::warn!(
@@ -281,7 +280,7 @@ impl Peers {
             slow_bodies = of(Reason::SlowBody),
             slow_readers = of(Reason::SlowReader),
             without_place = of(Reason::Connections),
-            example,
+            example = example.map(tracing::field::display),
             "clients that got nowhere, or found no place, were turned away"
         );
     }
