@@ -672,7 +672,7 @@ mod tests {
         assert_eq!(sample::<FileRecord>("0202050700090101016a00020301017501"), file);
         assert_eq!(sample::<JobRecord>("020400010206"), job);
         assert_eq!(sample::<CheckpointRecord>("020001000101016a"), checkpoint);
-        let slot = ObjectSlot { versions: vec![ObjectRecord { upload: None, ..object() }] };
+        let slot = ObjectSlot { versions: vec![Arc::new(ObjectRecord { upload: None, ..object() })] };
         let stored = StoredUpload { record: an_upload(), parts: vec![(2, part())] };
         for version in ["01", "02"] {
             let object = format!("{version}0101070501650900000000000000000105");
@@ -685,7 +685,7 @@ mod tests {
     /// Stored samples of version 3: a change here is a change of the format.
     #[test]
     fn version_3_of_the_records_reads_as_it_did() {
-        let slot = ObjectSlot { versions: vec![object()] };
+        let slot = ObjectSlot { versions: vec![Arc::new(object())] };
         let parts = PartSlot { versions: vec![part()] };
         let stored = StoredUpload { record: an_upload(), parts: vec![] };
 

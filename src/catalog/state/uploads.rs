@@ -171,7 +171,7 @@ mod tests {
             about: about(),
             location: Location::File(place),
             inline: None,
-            crc: SegmentCrc { whole: u32::MAX, blocks: vec![] },
+            crc: SegmentCrc { whole: u32::MAX, blocks: [].into() },
         };
         let lane = Lane { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All };
         let file = StoreFile { id: file, lane, len: 300, closes: true, upload: None };
@@ -249,7 +249,7 @@ mod tests {
         let states = crashes(&mut state, &journal, completion([1, 3].into_iter()));
 
         for (written, state) in states.iter().enumerate() {
-            let object = state.object("bucket", KEY).map(|found| found.record.upload.unwrap());
+            let object = state.object("bucket", KEY).map(|found| found.record.upload.clone().unwrap());
             if written == 0 {
                 assert_eq!((object, numbers(state), living(state)), (None, vec![1, 2, 3], vec![1, 2, 3]));
             } else {
@@ -317,7 +317,7 @@ mod tests {
         journal.write(&mutations);
         let state = journal.recover();
         assert_eq!(state.check(), Vec::<String>::new());
-        assert_eq!(state.object("bucket", KEY).unwrap().segments.len(), 10_000);
+        assert_eq!(state.object("bucket", KEY).unwrap().record.segments.len(), 10_000);
         assert_eq!(state.uploads().count(), 0);
     }
 

@@ -630,6 +630,7 @@ mod tests {
             headers: Default::default(),
             checksum: None,
             part_lens: vec![],
+            upload: None,
         };
         let many = ObjectView { record: Arc::new(record), ends: Some([10, 15, 16, 40].into()) };
         let few = ObjectView { ends: None, ..many.clone() };
