@@ -105,7 +105,7 @@ impl State {
         }
     }
 
-    fn forget_if_dead(&mut self, file: &PhysicalFileId, why: Forgotten, at: Millis) {
+    pub(super) fn forget_if_dead(&mut self, file: &PhysicalFileId, why: Forgotten, at: Millis) {
         let Some(entry) = self.files.get_mut(file) else { return };
         let why = if entry.record.moved_from && why == Forgotten::Died { Forgotten::Moved } else { why };
         if let FileState::Closed { len } = entry.record.state

@@ -159,6 +159,15 @@ impl State {
         self.recount_holders(at);
         self.end_completed_uploads(at);
         self.free_subsumed(at);
+        self.forget_dead_files(at);
+    }
+
+    /// What changes of more than is written at once have left: the last segment of a file was freed, and the file was not
+    /// forgotten.
+    fn forget_dead_files(&mut self, at: Millis) {
+        let dead = self.files.iter().filter(|(_, entry)| entry.live.is_empty());
+        let dead: Vec<PhysicalFileId> = dead.map(|(id, _)| id.clone()).collect();
+        dead.iter().for_each(|file| self.forget_if_dead(file, Forgotten::Died, at));
     }
 
     /// What a subsumption of more segments than are written at once has left.
