@@ -80,7 +80,7 @@ async fn memory_and_the_first_byte_of_a_read_do_not_depend_on_how_large_its_obje
     let mut daemon = Process::spawn(folder.path(), &[]);
     let ready = daemon.wait_ready();
     let store = ready.s3_builder(ClientOptions::new()).with_bucket_name(BUCKET).build().unwrap();
-    let _held = begin(&store, SMALL).await;
+    let small = begin(&store, SMALL).await;
     let before = resident_bytes(&daemon);
 
     for object in [LARGE, MANY] {
@@ -88,8 +88,8 @@ async fn memory_and_the_first_byte_of_a_read_do_not_depend_on_how_large_its_obje
         let held = begin(&store, object).await;
         let (took, grown) = (begun.elapsed(), resident_bytes(&daemon).saturating_sub(before));
         println!("{}: {READERS} reads begun in {took:?}, {} KiB more", object.key, grown >> 10);
-        // Their blocks and the buffers of their connections they have in any case.
-        assert!(grown <= READERS as u64 * 8 * MIB + NOISE_BYTES, "{}: {} MiB", object.key, grown / MIB);
+        // A block and what was found of 10,000 segments, each.
+        assert!(grown <= READERS as u64 * 4 * MIB + NOISE_BYTES, "{}: {} MiB", object.key, grown / MIB);
         assert!(took < Duration::from_secs(10), "{}: {took:?}", object.key);
         drop(held);
         for end in [object.len(), object.len() / 2 + 77] {
@@ -98,6 +98,8 @@ async fn memory_and_the_first_byte_of_a_read_do_not_depend_on_how_large_its_obje
             assert!(bytes.len() as u64 == MIB + 5 && bytes.iter().all(|byte| *byte == 0));
         }
     }
+    // The daemon would wait for its readers.
+    drop(small);
     assert!(daemon.terminate().success());
 }
 
@@ -259,7 +261,7 @@ async fn a_stalled_restore_keeps_no_file_longer_than_it_reads_it() {
     shrinks_to(&daemon, 0).await;
 
     let ended = read_on(&mut restore, &data).await.expect_err("a restore of freed segments ended well");
-    assert!(ended.to_string().contains("freed"), "{ended}");
+    assert!(matches!(ended, ClientError::BrokenOff { .. }), "{ended}");
     assert_eq!(daemon.metric("esker_corrupt_reads_total").await, 0.0);
 }
 
