@@ -146,7 +146,11 @@ async fn files_that_die_are_deleted_together_before_the_next_round() {
 
     daemon.client.subsume(JOB, 1).await.unwrap();
 
-    eventually("they are deleted", SOON, || async { data_files(&server).is_empty() }).await;
+    eventually("they are deleted", SOON, || async {
+        metric(&daemon.client, "esker_physical_files_deleted_total").await == 3.0
+    })
+    .await;
+    assert_eq!(data_files(&server).len(), 0);
     assert_eq!(server.faults().count(|logged| logged.was(Op::Delete, any, StatusCode::OK)), 1, "requests");
 }
 
