@@ -57,7 +57,11 @@ pub struct Budgets {
 
 /// Bytes that were paid for; dropping it gives them back.
 #[derive(Debug)]
-pub struct PaidBytes {
+pub struct PaidBytes(Box<Taken>);
+
+/// What a payment has taken. In a box: it goes from hand to hand with the bytes that it is for.
+#[derive(Debug)]
+struct Taken {
     permit: OwnedSemaphorePermit,
     whole: Option<OwnedSemaphorePermit>,
     /// Taken from what the payer may hold.
@@ -161,7 +165,7 @@ impl ByteBudget {
         shares: Vec<OwnedSemaphorePermit>,
     ) -> PaidBytes {
         self.in_flight.add(permit.num_permits() as i64);
-        PaidBytes { permit, whole, shares, in_flight: self.in_flight.clone() }
+        PaidBytes(Box::new(Taken { permit, whole, shares, in_flight: self.in_flight.clone() }))
     }
 }
 
@@ -189,7 +193,7 @@ fn permits(bytes: u64) -> Option<u32> {
 impl PaidBytes {
     /// Bytes paid for.
     pub fn len(&self) -> u64 {
-        self.permit.num_permits() as u64
+        self.0.permit.num_permits() as u64
     }
 
     /// Whether nothing was paid for.
@@ -199,30 +203,31 @@ impl PaidBytes {
 
     /// Takes over what `other` paid for.
     pub fn merge(&mut self, mut other: PaidBytes) {
-        let permits = other.permit.num_permits();
-        if let Some(taken) = other.permit.split(permits) {
-            self.permit.merge(taken);
+        let permits = other.0.permit.num_permits();
+        if let Some(taken) = other.0.permit.split(permits) {
+            self.0.permit.merge(taken);
         }
-        match (&mut self.whole, other.whole.take()) {
+        match (&mut self.0.whole, other.0.whole.take()) {
             (Some(whole), Some(taken)) => whole.merge(taken),
             (whole, taken) => *whole = whole.take().or(taken),
         }
-        self.shares.append(&mut other.shares);
+        self.0.shares.append(&mut other.0.shares);
     }
 
     /// From here on the bytes are the daemon's, not its caller's: they no longer count in what that one may hold.
     pub fn belongs_to_nobody(&mut self) {
-        self.shares.clear();
+        self.0.shares.clear();
     }
 
     /// Gives back all but `bytes`.
     pub fn shrink_to(&mut self, bytes: u64) {
-        let keep = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.permit.num_permits());
-        let surplus = self.permit.num_permits() - keep;
-        if self.permit.split(surplus).is_some() {
-            self.in_flight.sub(surplus as i64);
+        let keep = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.0.permit.num_permits());
+        let surplus = self.0.permit.num_permits() - keep;
+        if self.0.permit.split(surplus).is_some() {
+            self.0.in_flight.sub(surplus as i64);
         }
-        for taken in self.whole.iter_mut().chain(&mut self.shares) {
+        let Taken { whole, shares, .. } = &mut *self.0;
+        for taken in whole.iter_mut().chain(shares) {
             drop(taken.split(taken.num_permits().saturating_sub(keep)));
         }
     }
@@ -230,7 +235,7 @@ impl PaidBytes {
 
 impl Drop for PaidBytes {
     fn drop(&mut self) {
-        self.in_flight.sub(self.permit.num_permits() as i64);
+        self.0.in_flight.sub(self.0.permit.num_permits() as i64);
     }
 }
 
