@@ -18,7 +18,7 @@ use esker::model::{
     Writer,
 };
 use esker::runtime::{Clock, TaskGroup};
-use esker::store::Traffic;
+use esker::store::{DiskSpace, Traffic};
 use tokio_util::sync::CancellationToken;
 
 /// Commands of one run of the state.
@@ -81,7 +81,8 @@ fn commit(c: &mut Criterion) {
     let catalog = runtime.block_on(async {
         let metrics = Metrics::new();
         let traffic = Traffic::catalog(metrics.clone());
-        let placement = Placement::Local { folder: folder.path().join("catalog"), traffic };
+        let placement =
+            Placement::Local { folder: folder.path().join("catalog"), traffic, space: DiskSpace::default() };
         let mut state = State::default();
         let journal = Journal::open(placement, JournalSettings::local(), |key, value| state.load(&key, &value));
         let journal = journal.await.unwrap();

@@ -111,6 +111,10 @@ pub struct Families {
     pub store_lost: IntGauge,
     /// Bytes of files that wait to be deleted, by why (`readers`, `grace`, `rate`, `refused`).
     pub forgotten_bytes: IntGaugeVec,
+    /// Bytes free on the disk of `data` or `catalog`, those kept back among them.
+    pub disk_free_bytes: IntGaugeVec,
+    /// Bytes kept back there.
+    pub disk_reserve_bytes: IntGaugeVec,
     /// Commits to the catalog.
     pub commits: IntCounter,
     /// Seconds by which the machine's clock is behind what is on record.
@@ -258,6 +262,18 @@ impl Metrics {
                 "esker_forgotten_bytes",
                 "Bytes of physical files waiting to be deleted: being read, in their grace, next in turn, refused by storage",
                 &["why"],
+            ),
+            disk_free_bytes: gauges(
+                &r,
+                "esker_disk_free_bytes",
+                "Bytes free on the local disk of data or catalog, those kept back among them",
+                &["of"],
+            ),
+            disk_reserve_bytes: gauges(
+                &r,
+                "esker_disk_reserve_bytes",
+                "Bytes of that disk that are kept back: with less free, writes are refused",
+                &["of"],
             ),
             commits: counter(&r, "esker_catalog_commits_total", "Batches committed to the catalog"),
             clock_behind: float(

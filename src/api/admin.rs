@@ -15,6 +15,7 @@ use crate::catalog::Catalog;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::reclaim::watch::{Waiting, Watch};
+use crate::store::DiskSpace;
 
 /// What health and metrics are read from.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub struct Admin {
     pub watch: Watch,
     /// Whether requests are wanted.
     pub ready: Arc<AtomicBool>,
+    /// What local disks have room for.
+    pub space: DiskSpace,
 }
 
 impl Admin {
@@ -75,10 +78,16 @@ impl Admin {
 
 /// 200 when requests are wanted; else 503 with the reason.
 async fn ready(State(admin): State<Admin>) -> Response {
-    match admin.catalog.check() {
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
-        Ok(()) if admin.ready.load(Ordering::Acquire) => "ready\n".into_response(),
-        Ok(()) => (StatusCode::SERVICE_UNAVAILABLE, "starting or shutting down\n").into_response(),
+    let not_ready = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response();
+    if let Err(error) = admin.catalog.check() {
+        return not_ready(error.to_string());
+    }
+    if !admin.ready.load(Ordering::Acquire) {
+        return not_ready("starting or shutting down".to_owned());
+    }
+    match admin.space.check() {
+        Err(full) => not_ready(format!("no writes: {full}")),
+        Ok(()) => "ready\n".into_response(),
     }
 }
 

@@ -43,6 +43,7 @@ pub async fn put_segments(
     let job = job_of(&job)?;
     native.catalog.check()?;
     job_info(&native.catalog, &job)?;
+    native.merger.space().check_write()?;
     let (answers, lines) = mpsc::channel::<oneshot::Receiver<Answer>>(ANSWERS_MAX);
     let tasks = native.merger.tasks();
     let receiving = receive(native, job, request.into_body().into_data_stream(), answers);
@@ -145,6 +146,7 @@ where
     let head: BatchHead =
         serde_json::from_slice(&head.data).map_err(|error| ApiError::invalid("head", error.to_string()))?;
     check_len("len", head.len, native.settings.store.part_bytes)?;
+    native.merger.space().admit(head.len)?;
     source.await_first(&native.admission, head.len).await?;
     let body = native.admission.receive(source, head.len).await?;
     let result = check(native, job, &head, body.crc.whole).map(|(about, key)| (about, key, body));

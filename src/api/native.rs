@@ -350,6 +350,7 @@ async fn put_segment(
         source.await_first(&native.admission, len).await?;
     }
     let handle = if len <= native.settings.store.part_bytes {
+        native.merger.space().admit(len)?;
         let body = native.admission.receive(&mut source, len).await?;
         check_crc(crc.as_deref(), body.crc.whole)?;
         native.store(about, key, body).await?

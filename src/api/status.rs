@@ -14,6 +14,7 @@ use crate::merge::MergeError;
 use crate::model::{InvalidHandle, InvalidId};
 use crate::read::ReadError;
 use crate::runtime::BudgetError;
+use crate::store::DiskFull;
 
 /// After how long a client that was turned away should come back.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -126,6 +127,12 @@ impl From<MergeError> for ApiError {
             MergeError::Catalog(error) => error.into(),
             other => Self::of(other.kind(), other.to_string()),
         }
+    }
+}
+
+impl From<DiskFull> for ApiError {
+    fn from(full: DiskFull) -> Self {
+        Self::of(full.kind(), full.to_string())
     }
 }
 

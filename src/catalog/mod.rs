@@ -233,6 +233,11 @@ impl Catalog {
         self.shared.changes.subscribe()
     }
 
+    /// The same for a store whose bytes were cut off again: its file ends at `len`.
+    pub fn fail_at(&self, token: StoreToken, len: u64) {
+        self.shared.change(|state, now| state.fail_at(token, len, now));
+    }
+
     /// Workers should not reuse the segments of these files any more, and may reuse those of all others.
     pub fn advise_against(&self, files: &std::collections::BTreeSet<PhysicalFileId>) {
         self.shared.state.write().advise_against(files);

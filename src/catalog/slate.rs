@@ -18,9 +18,13 @@
 //! - On a local disk one process has the folder, by a lock taken before anything is touched. Without
 //!   it a second daemon would shut the first out even if it then fails to open.
 //!
+//! On a local disk that is full, what the journal writes takes what is kept back for it ([`DiskSpace`]), and waits when that
+//! is used up, too: it must not fail, because what was accepted is visible already.
+//!
 //! # Crash
 //! Everything that was durable is there, whole; a batch that was not durable may be there as well.
 
+mod disk;
 mod group;
 mod marker;
 mod room;
@@ -44,6 +48,7 @@ use slatedb::config::ScanOptions;
 use slatedb::{CloseReason, Db, DbReadOps, GarbageCollectorBuilder, WriteBatch, WriteHandle};
 use tokio_util::sync::CancellationToken;
 
+use self::disk::DiskObjects;
 use self::group::GroupCommit;
 use self::marker::Marker;
 pub use self::marker::Present;
@@ -55,7 +60,7 @@ use self::ticks::{OnRecord, Ticks, tick};
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
 use crate::store::append_file::sync_parent;
-use crate::store::{Counted, Traffic};
+use crate::store::{Counted, DiskSpace, Traffic};
 
 /// The catalog's records on storage.
 ///
@@ -95,6 +100,8 @@ pub enum Placement {
         folder: PathBuf,
         /// Counts what is written and read there.
         traffic: Traffic,
+        /// What its disk has room for.
+        space: DiskSpace,
     },
 }
 
@@ -242,7 +249,9 @@ impl Journal {
         }
         let journal = match placement {
             Placement::Object { store, prefix } => open_object(store, prefix, &settings, Opening::Whole).await?,
-            Placement::Local { folder, traffic } => open_local(folder, traffic, &settings, Opening::Whole).await?,
+            Placement::Local { folder, traffic, space } => {
+                open_local(folder, traffic, space, &settings, Opening::Whole).await?
+            }
         };
         match visit_all(&journal.db, visit).await {
             Ok(()) => Ok(journal),
@@ -279,7 +288,9 @@ impl Journal {
     pub async fn rebuild(placement: Placement, settings: &JournalSettings) -> Result<Self, JournalError> {
         match placement {
             Placement::Object { store, prefix } => open_object(store, prefix, settings, Opening::Rebuild).await,
-            Placement::Local { folder, traffic } => open_local(folder, traffic, settings, Opening::Rebuild).await,
+            Placement::Local { folder, traffic, space } => {
+                open_local(folder, traffic, space, settings, Opening::Rebuild).await
+            }
         }
     }
 
@@ -509,6 +520,7 @@ async fn build_on_object(
 async fn open_local(
     folder: PathBuf,
     traffic: Traffic,
+    space: DiskSpace,
     settings: &JournalSettings,
     opening: Opening,
 ) -> Result<Journal, JournalError> {
@@ -519,10 +531,11 @@ async fn open_local(
             .map_err(|error| JournalError::Internal(error.into()))??
     };
     let store: Arc<dyn ObjectStore> = Arc::new(Counted::new(Arc::new(store), traffic.clone()));
+    let store: Arc<dyn ObjectStore> = Arc::new(DiskObjects::new(store, space.clone()));
     let prefix = Path::from(LOCAL_DB);
     let marker = Marker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG);
     let epochs_before = opening.check(&marker).await?;
-    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic));
+    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic, space));
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     let ticks = Arc::new(Ticks(settings.clock.clone()));
     OnRecord::new(Arc::clone(&store), prefix.clone(), settings.clock.clone()).raise_to_tables().await?;

@@ -176,6 +176,7 @@ impl Daemon {
         // Before anything is made there: it may be the mount point of a volume that is not mounted.
         let standing = identity::look(&settings, &metrics).await?;
         let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
+        let space = opened.space.clone();
         let taker = Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
@@ -199,7 +200,8 @@ impl Daemon {
             entropy.clone(),
             metrics.clone(),
             work.clone(),
-        );
+        )
+        .with_space(space.clone());
         let merger = Merger::new(parts.clone());
         let reader = Reader::new(
             data,
@@ -231,6 +233,8 @@ impl Daemon {
         daemon.work.spawn("clock", Failure::StopsTheDaemon, clock::watch(clock.clone(), daemon.stop_work.clone()));
         let control = ReclaimControl::new(parts, reader.leases(), daemon.stop_work.clone());
         daemon.reclaim(&control);
+        let watching = space.run(daemon.stop_work.clone());
+        daemon.work.spawn("disk-space", Failure::StopsTheDaemon, watching);
         daemon.serve(listeners, reader, control, &budgets, entropy, clock)?;
         daemon.ready.store(true, Ordering::Release);
         Ok(daemon)
@@ -288,6 +292,7 @@ impl Daemon {
             metrics: self.metrics.clone(),
             watch,
             ready: Arc::clone(&self.ready),
+            space: self.merger.space().clone(),
         };
         let router = native.router().merge(admin.clone().router());
         let peers = Peers::new(limits.clone(), self.metrics.clone(), budgets);
@@ -390,7 +395,7 @@ async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Outpu
 
 /// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
 async fn load(opened: Opened, standing: Standing, taker: &Taker<'_>) -> Result<(State, Journal, Owned), StartError> {
-    let Opened { data, catalog } = opened;
+    let Opened { data, catalog, .. } = opened;
     let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
     let slot = catalog.identity_slot();
     let mut state = State::default();
@@ -411,8 +416,15 @@ async fn load(opened: Opened, standing: Standing, taker: &Taker<'_>) -> Result<(
 
 /// The journal's settings for where it lives.
 pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> JournalSettings {
+    let mut log_segment_bytes = settings.log_segment_bytes;
     let base = match placement {
-        Placement::Local { .. } => JournalSettings::local(),
+        Placement::Local { space, .. } => {
+            // What the catalog writes on a full disk must fit into what is kept back for it.
+            let reserve = space.catalog_reserve().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX);
+            log_segment_bytes = log_segment_bytes.min((reserve / 16).max(LOG_SEGMENT_BYTES_MIN));
+            let base = JournalSettings::local();
+            JournalSettings { l0_bytes: base.l0_bytes.min((reserve / 8).max(L0_BYTES_MIN)), ..base }
+        }
         Placement::Object { .. } => {
             JournalSettings { poll_interval: settings.poll_interval, ..JournalSettings::default() }
         }
@@ -420,10 +432,14 @@ pub fn journal_settings(placement: &Placement, settings: &CatalogSettings) -> Jo
     JournalSettings {
         block_cache_bytes: settings.cache_bytes,
         unflushed_bytes_max: settings.unflushed_bytes_max.max(2 * base.l0_bytes),
-        log_segment_bytes: settings.log_segment_bytes,
+        log_segment_bytes,
         ..base
     }
 }
+
+/// Smaller ones would make too many files, however little a disk keeps back.
+const LOG_SEGMENT_BYTES_MIN: u64 = 64 << 10;
+const L0_BYTES_MIN: u64 = 1 << 20;
 
 async fn ensure_bucket(catalog: &Catalog, bucket: &str) -> Result<(), CatalogError> {
     match catalog.execute(Command::CreateBucket(bucket.to_owned())).await {

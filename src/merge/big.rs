@@ -102,7 +102,8 @@ impl BigSegment {
         match (self.parts.store.clone(), paid) {
             (DataStore::Local(store), _) => {
                 name_upload(&self.parts, &self.file, &self.lane, None).await?;
-                self.sink = Some(Sink::Local(store.create(&self.file).await?));
+                let created = store.create(&self.file).await;
+                self.sink = Some(Sink::Local(created.map_err(|error| self.failed(error))?));
             }
             (DataStore::Object(_), None) => return Err(MergeError::ShuttingDown),
             (DataStore::Object(store), Some(paid)) => {
@@ -123,7 +124,7 @@ impl BigSegment {
     /// Takes the next bytes. Returns when there is room for more; on an append store they are written then.
     ///
     /// # Errors
-    /// [`MergeError::Length`] if these are more bytes than were announced; [`MergeError::Store`].
+    /// [`MergeError::Length`] if these are more bytes than were announced; [`MergeError::Full`]; [`MergeError::Store`].
     ///
     /// # Cancel safety
     /// Not cancel safe: drop the segment with the call.
@@ -132,13 +133,21 @@ impl BigSegment {
         if self.written > self.announced {
             return Err(MergeError::Length { announced: self.announced, sent: self.written });
         }
+        self.parts.space.admit(bytes.len() as u64)?;
         self.hasher.update(&bytes);
         self.push(bytes).await
     }
 
+    fn failed(&self, error: StoreError) -> MergeError {
+        MergeError::of_store(error, &self.parts.space)
+    }
+
     async fn push(&mut self, bytes: Bytes) -> Result<(), MergeError> {
         match &mut self.sink {
-            Some(Sink::Local(file)) => file.append_unsynced(vec![bytes]).await.map(|_| ())?,
+            Some(Sink::Local(file)) => {
+                let appended = file.append_unsynced(vec![bytes]).await;
+                appended.map_err(|error| self.failed(error))?;
+            }
             Some(Sink::Object(sink)) => sink.push(bytes).await?,
             None => return Err(MergeError::ShuttingDown),
         }
@@ -162,7 +171,10 @@ impl BigSegment {
         let end = format::encode_end(&[entry], data_len, self.ulid);
         let len = data_len + end.len() as u64;
         match self.sink.take() {
-            Some(Sink::Local(mut file)) => file.append(vec![tail, end]).await.map(|_| ())?,
+            Some(Sink::Local(mut file)) => {
+                let appended = file.append(vec![tail, end]).await;
+                appended.map_err(|error| self.failed(error))?;
+            }
             Some(Sink::Object(mut sink)) => {
                 let completed = sink.complete([tail, end]).await;
                 if let Err(error) = completed {

@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::model::{CheckpointId, JobId, SegmentId};
 use crate::runtime::{ByteBudget, Entropy, Failure, TaskGroup};
-use crate::store::DataStore;
+use crate::store::{DataStore, DiskSpace};
 
 /// Stores segments. Clones share everything.
 #[derive(Clone)]
@@ -43,6 +43,8 @@ pub struct MergerParts {
     pub pools: Arc<Pools>,
     /// How fast the backend is.
     pub pace: Arc<Pace>,
+    /// What local disks have room for.
+    pub space: DiskSpace,
 }
 
 impl MergerParts {
@@ -57,7 +59,13 @@ impl MergerParts {
         tasks: TaskGroup,
     ) -> Self {
         let pools = Arc::new(Pools::new(settings.merging.clone()));
-        Self { settings, store, catalog, budget, entropy, metrics, tasks, pools, pace: Arc::default() }
+        let (pace, space) = (Arc::default(), DiskSpace::default());
+        Self { settings, store, catalog, budget, entropy, metrics, tasks, pools, pace, space }
+    }
+
+    /// The same with local disks that may be full.
+    pub fn with_space(self, space: DiskSpace) -> Self {
+        Self { space, ..self }
     }
 
     /// Which open files may take a segment.
@@ -87,6 +95,11 @@ impl Merger {
         SegmentId::of_part(self.parts.entropy.ulid(), upload, number)
     }
 
+    /// What local disks have room for. Whoever receives a body has it admitted first.
+    pub fn space(&self) -> &DiskSpace {
+        &self.parts.space
+    }
+
     /// Stores the segments of a parcel. Resolves once they are durable, in the catalog, and visible.
     ///
     /// # Errors
@@ -100,6 +113,7 @@ impl Merger {
     /// FLIP-306; `createCheckpointStateOutputStream` of Flink's `FileMergingSnapshotManager`.
     pub async fn store(&self, parcel: Parcel) -> Result<Stored, MergeError> {
         self.parts.catalog.check()?;
+        self.parts.space.check_write()?;
         let Some(first) = parcel.pieces.first() else { return Err(MergeError::Length { announced: 1, sent: 0 }) };
         let lane = self.parts.lane_of(&first.about);
         let (reply, answer) = oneshot::channel();
@@ -135,6 +149,7 @@ impl Merger {
     /// # Errors
     /// [`MergeError`]; nothing is left behind then.
     pub async fn begin(&self, id: SegmentId, about: About, len: u64) -> Result<BigSegment, MergeError> {
+        self.parts.space.would_admit(len)?;
         BigSegment::begin(self.parts.clone(), id, about, len).await
     }
 

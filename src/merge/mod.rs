@@ -15,6 +15,7 @@
 //! # Invariants
 //! - A physical file has one writer, its owner task. Its segments never overlap.
 //! - Nobody is answered before the bytes and the commit are durable.
+//! - A group for which the disk has no room leaves nothing behind: its file is closed with what it had before.
 //! - A group that fails closes its file. What was answered in it before stays valid; the next taker gets a new file. So does
 //!   an owner that panics.
 //!
@@ -44,7 +45,7 @@ use crate::catalog::command::{About, Bind, Refusal, Stored};
 use crate::error::ErrorKind;
 use crate::model::{SegmentCrc, SegmentId};
 use crate::runtime::{BudgetError, PaidBytes};
-use crate::store::StoreError;
+use crate::store::{DiskFull, DiskSpace, StoreError};
 
 /// A whole segment in memory.
 #[derive(Debug)]
@@ -103,6 +104,9 @@ pub enum MergeError {
     /// There is no memory for the parts of a streamed segment.
     #[error(transparent)]
     Memory(#[from] BudgetError),
+    /// The disk has no room.
+    #[error(transparent)]
+    Full(#[from] DiskFull),
     /// Storage did not take the bytes.
     #[error("the group could not be written: {0}")]
     Store(Arc<StoreError>),
@@ -129,6 +133,7 @@ impl MergeError {
             Self::Refused(refusal) => refusal.kind(),
             Self::Catalog(error) => error.kind(),
             Self::NoFile(_) | Self::Memory(_) => ErrorKind::Overloaded,
+            Self::Full(full) => full.kind(),
             Self::Store(_) | Self::Abandoned => ErrorKind::Unavailable,
             Self::Length { .. } => ErrorKind::Invalid,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
@@ -139,6 +144,13 @@ impl MergeError {
 impl From<StoreError> for MergeError {
     fn from(error: StoreError) -> Self {
         Self::Store(Arc::new(error))
+    }
+}
+
+impl MergeError {
+    /// Why `space` or what is beside it did not take bytes: from a full disk on, no writes are admitted.
+    fn of_store(error: StoreError, space: &DiskSpace) -> Self {
+        if error.is_full() { Self::Full(space.data_met_the_end()) } else { error.into() }
     }
 }
 

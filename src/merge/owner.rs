@@ -3,6 +3,9 @@
 //! On an append store it writes group after group into a file that grows: what arrives while a group is synced is the
 //! next group. On an object store it lets one group collect, closes the file, and puts it whole.
 //!
+//! A group for which the disk has no room is cut off again, the file is closed with what it had before, and the next group
+//! gets another one, once there is room.
+//!
 //! Either way the group's commit to the catalog runs beside the write, and both must be durable before anybody is
 //! answered. If the write fails, the catalog forgets the group and the file takes nothing more. The same happens when the
 //! owner panics: guards see to it.
@@ -110,7 +113,7 @@ impl Drop for Owned {
     fn drop(&mut self) {
         // First of all, so that nothing is put into the file any more when what it holds is refused.
         self.parts.pools.ended(&self.open);
-        refuse(self.parts.pools.take_group(&self.open));
+        refuse(&self.parts, self.parts.pools.take_group(&self.open));
         if let Some(Growing { id, len, .. }) = self.file.take()
             && let Err(error) = self.parts.catalog.note(Command::CloseFile(id.clone(), len))
         {
@@ -167,7 +170,8 @@ async fn write_group(owned: &mut Owned, store: &LocalStore, parcels: Vec<Pending
         None => match begin(parts, store, open).await {
             Ok(growing) => file.insert(growing),
             Err(error) => {
-                answer_all(parcels.into_iter().map(|pending| pending.reply), &error.into());
+                let failed = MergeError::of_store(error, &parts.space);
+                answer_all(parcels.into_iter().map(|pending| pending.reply), &failed);
                 return false;
             }
         },
@@ -180,12 +184,20 @@ async fn write_group(owned: &mut Owned, store: &LocalStore, parcels: Vec<Pending
     let store_file = StoreFile { id: growing.id.clone(), lane, len, closes: false, upload: None };
     let commit = commit(parts, Some(store_file), std::mem::take(&mut packed.items));
     let write = growing.file.append(std::mem::take(&mut packed.parts));
-    let (written, committed) = tokio::join!(write, commit);
-    growing.frames += packed.segments as u32;
-    growing.len = len;
-    growing.entries.append(&mut packed.entries);
+    let (written, mut committed) = tokio::join!(write, commit);
     parts.metrics.group_segments.with_label_values(&["append"]).observe(packed.segments as f64);
-    settle(written, committed, packed.replies)
+    if written.is_ok() {
+        growing.frames += packed.segments as u32;
+        growing.len = len;
+        growing.entries.append(&mut packed.entries);
+    } else if growing.file.is_usable()
+        && let Some(mut growing) = file.take()
+        && let Ok((unsettled, _)) = &mut committed
+    {
+        // In one batch with taking the group back: no crash may leave its segments in a closed file.
+        unsettled.fail_at(end(&mut growing).await);
+    }
+    settle(parts, written, committed, packed.replies)
 }
 
 async fn begin(parts: &MergerParts, store: &LocalStore, open: &OpenFile) -> Result<Growing, StoreError> {
@@ -199,18 +211,28 @@ async fn begin(parts: &MergerParts, store: &LocalStore, open: &OpenFile) -> Resu
 
 /// Writes the end of a file and tells the catalog. Whatever fails here, the next start does it.
 async fn close(parts: &MergerParts, mut growing: Growing) {
-    let end = format::encode_end(&growing.entries, growing.len, growing.ulid);
-    let len = growing.len + end.len() as u64;
-    let written = growing.file.append(vec![end]).await;
-    let closed = match written {
-        Ok(_) => parts.catalog.execute(Command::CloseFile(growing.id.clone(), len)).await.map(|_| ()),
-        Err(error) => {
-            tracing::warn!(file = %growing.id, error = crate::error::chain(&error), "the end of a file could not be written");
-            parts.catalog.execute(Command::CloseFile(growing.id.clone(), growing.len)).await.map(|_| ())
-        }
-    };
+    let len = end(&mut growing).await;
+    let closed = parts.catalog.execute(Command::CloseFile(growing.id.clone(), len)).await;
     if let Err(error) = closed {
         tracing::debug!(file = %growing.id, %error, "a file could not be closed in the catalog");
+    }
+}
+
+/// Writes the end of a file, as far as that is possible. Returns its length.
+async fn end(growing: &mut Growing) -> u64 {
+    if growing.len == 0 {
+        return 0;
+    }
+    let end = format::encode_end(&growing.entries, growing.len, growing.ulid);
+    let len = growing.len + end.len() as u64;
+    match growing.file.append(vec![end]).await {
+        Ok(_) => len,
+        Err(error) => {
+            if !error.is_full() {
+                tracing::warn!(file = %growing.id, error = crate::error::chain(&error), "the end of a file could not be written");
+            }
+            growing.len
+        }
     }
 }
 
@@ -299,7 +321,7 @@ async fn put_group(parts: &MergerParts, store: &ObjectFiles, open: &OpenFile, pa
         committed = Err(error);
     }
     parts.metrics.group_segments.with_label_values(&["object"]).observe(packed.segments as f64);
-    settle(put, committed, packed.replies);
+    settle(parts, put, committed, packed.replies);
 }
 
 /// Whether a put that took so long may have arrived after a successor took the name, dropped the segments, and deleted
@@ -428,6 +450,13 @@ impl Unsettled {
             self.catalog.confirm(token);
         }
     }
+
+    /// The bytes were cut off again; their file ends at `len`.
+    fn fail_at(&mut self, len: u64) {
+        if let Some(token) = self.token.take() {
+            self.catalog.fail_at(token, len);
+        }
+    }
 }
 
 impl Drop for Unsettled {
@@ -451,7 +480,12 @@ pub(super) async fn commit(parts: &MergerParts, file: Option<StoreFile>, items: 
 }
 
 /// Both halves of a group are over: confirms and answers, or takes it all back. Returns whether the write succeeded.
-fn settle<T>(written: Result<T, StoreError>, committed: Committed, replies: Vec<oneshot::Sender<Answer>>) -> bool {
+fn settle<T>(
+    parts: &MergerParts,
+    written: Result<T, StoreError>,
+    committed: Committed,
+    replies: Vec<oneshot::Sender<Answer>>,
+) -> bool {
     match (written, committed) {
         (Ok(_), Ok((unsettled, answers))) => {
             unsettled.confirm();
@@ -463,9 +497,12 @@ fn settle<T>(written: Result<T, StoreError>, committed: Committed, replies: Vec<
             false
         }
         (Err(error), committed) => {
-            tracing::error!(error = crate::error::chain(&error), "a group could not be written");
+            // That the disk is full is logged once, not for each group.
+            if !error.is_full() {
+                tracing::error!(error = crate::error::chain(&error), "a group could not be written");
+            }
             drop(committed);
-            answer_all(replies.into_iter(), &error.into());
+            answer_all(replies.into_iter(), &MergeError::of_store(error, &parts.space));
             false
         }
     }
@@ -483,12 +520,16 @@ fn answer_all(replies: impl Iterator<Item = oneshot::Sender<Answer>>, error: &Me
 }
 
 /// Tells those whose parcels were in a file that failed.
-fn refuse(group: Group) {
-    let failed = MergeError::Store(Arc::new(StoreError::Failed {
+fn refuse(parts: &MergerParts, group: Group) {
+    if group.parcels.is_empty() {
+        return;
+    }
+    let earlier = || StoreError::Failed {
         operation: "append",
         path: "the physical file".to_owned(),
         source: "an earlier group of the file failed: repeat the request".into(),
-    }));
+    };
+    let failed = parts.space.check_write().map_or_else(MergeError::Full, |()| earlier().into());
     answer_all(group.parcels.into_iter().map(|pending| pending.reply), &failed);
 }
 

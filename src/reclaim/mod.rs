@@ -14,6 +14,8 @@
 //! - [`guard`]: when something is off, and nothing is destroyed.
 //! - [`watch`](mod@watch): what operators see of it.
 //!
+//! On a full disk nothing is copied: what is dead as a whole is deleted, other dead ranges are punched, whatever the limit.
+//!
 //! # Invariants
 //! - Nothing is destroyed before the store was seen to be the one that the catalog belongs to ([`crate::store::StoreGuard`]).
 //! - Nothing is destroyed before a durable commit says that nobody needs it.
@@ -57,9 +59,10 @@ use crate::config::{ReclaimMode, ReclaimSettings, Settings};
 use crate::merge::{MergeError, MergerParts};
 use crate::model::PhysicalFileId;
 use crate::runtime::{Ages, Clock, Leases};
+use crate::store::space::is_full;
 use crate::store::{DataStore, StoreError};
 use delete::Deleter;
-use plan::{Plan, plan};
+use plan::{Limits, Plan, plan};
 use pressure::Pressure;
 use survey::Punched;
 use sweep::Sweeper;
@@ -285,7 +288,8 @@ impl Reclaimer {
         let interval = self.parts.settings.reclaim.interval;
         // Since when a job is above its limit does not depend on what can be done about it.
         self.jobs_above();
-        if self.pressure.is_high() {
+        // On a full disk nothing is copied, and what costs nothing must not wait for anybody.
+        if self.pressure.is_high() && !self.parts.space.is_full() {
             self.parts.metrics.reclaim_paused.inc();
             tracing::debug!("reclaiming waits: the backend or the writers are under pressure");
             return interval;
@@ -296,7 +300,11 @@ impl Reclaimer {
                 self.look * REST_PER_LOOK
             }
             Err(error) => {
-                tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later");
+                if is_full(&error) {
+                    self.parts.space.meets_the_end();
+                } else {
+                    tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later");
+                }
                 interval
             }
         }
@@ -321,13 +329,15 @@ impl Reclaimer {
             }
             ReclaimMode::Server => {}
         }
+        let full = self.parts.space.is_full();
+        let planned = if full { self.plan_on_a_full_disk() } else { planned };
         for file in &planned.close {
             round.closed += usize::from(self.parts.pools.close_file(file));
         }
         self.punch(&planned.punch, stop, &mut round).await?;
         // What punching did not give back has to be copied.
-        let planned = if planned.punch.is_empty() { planned } else { self.plan() };
-        let rewritten = self.rewrite(&planned, stop, &mut round).await;
+        let planned = if planned.punch.is_empty() || full { planned } else { self.plan() };
+        let rewritten = if full { Ok(()) } else { self.rewrite(&planned, stop, &mut round).await };
         round.jobs_above = self.jobs_above();
         self.parts.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(round.punched_bytes);
         rewritten.map(|()| round)
@@ -335,11 +345,23 @@ impl Reclaimer {
 
     /// What the next round would do.
     pub fn plan(&self) -> Plan {
+        self.plan_with(&survey::limits(&self.parts.settings))
+    }
+
+    /// Gives back in place whatever is dead: copies need room first.
+    fn plan_on_a_full_disk(&self) -> Plan {
+        let limits = survey::limits(&self.parts.settings);
+        let space_amplification_max = limits.space_amplification_max.map(|_| 1.0);
+        let planned = self.plan_with(&Limits { space_amplification_max, ..limits });
+        Plan { close: planned.close, punch: planned.punch, jobs_above: planned.jobs_above, ..Plan::default() }
+    }
+
+    fn plan_with(&self, limits: &Limits) -> Plan {
         let local = matches!(self.parts.store, DataStore::Local(_));
         let catalog = &self.parts.catalog;
         let mut candidates = survey::candidates(&catalog.view(), self.punched.as_ref(), catalog.clock().ages());
         candidates.retain(|candidate| !self.damaged.contains(&candidate.file));
-        plan(&candidates, &survey::limits(&self.parts.settings), &survey::prices(local))
+        plan(&candidates, limits, &survey::prices(local))
     }
 
     /// Logs what was done, at most once an interval: there is something to do all the time.

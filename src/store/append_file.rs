@@ -9,6 +9,7 @@
 //! - After any failed write or sync the file is *poisoned*: every later call fails. A kernel may
 //!   drop the dirty pages of a failed `fdatasync` and report success on the next one, so a second
 //!   try proves nothing.
+//! - A write for which the disk has no room is the exception: what it left is cut off, and the file is as before.
 //!
 //! # Crash
 //! The name survives from [`AppendFile::create`] on, the bytes from the [`AppendFile::sync`] that
@@ -19,6 +20,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::space::is_full;
 
 /// A new file that is appended to and synced, and refuses everything after its first failure.
 #[derive(Debug)]
@@ -47,8 +50,8 @@ impl AppendFile {
     /// The bytes are durable after the next [`AppendFile::sync`], not before.
     ///
     /// # Errors
-    /// What the operating system says, `StorageFull` for one. Some bytes may have been written; the
-    /// file is poisoned.
+    /// What the operating system says. If the disk has no room, nothing was appended; otherwise some bytes may have been
+    /// written, and the file is poisoned.
     pub fn append(&mut self, parts: &[IoSlice<'_>]) -> io::Result<u64> {
         self.check()?;
         let offset = self.len;
@@ -58,9 +61,19 @@ impl AppendFile {
                 Ok(offset)
             }
             Err(error) => {
-                self.poison();
+                self.undo(self.len, &error);
                 Err(error)
             }
+        }
+    }
+
+    /// After `error`: cuts the file back to `len` if all that is wrong is that the disk has no room, else poisons it.
+    pub(super) fn undo(&mut self, len: u64, error: &io::Error) {
+        // Nothing behind `len` was synced, so there is nothing that a sync has failed for.
+        if self.is_poisoned() || !is_full(error) || self.file.set_len(len).is_err() {
+            self.poison();
+        } else {
+            self.len = len;
         }
     }
 
@@ -186,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_poisons_the_file() {
+    fn a_file_that_cannot_be_cut_back_after_a_full_disk_is_poisoned() {
         let full = Path::new("/dev/full");
         let Ok(device) = OpenOptions::new().write(true).open(full) else {
             return; // not a Linux machine

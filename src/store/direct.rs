@@ -83,8 +83,14 @@ impl DirectWriter {
     /// Appends `parts` to `file`, the blocks in their middle directly. Returns the offset of the first byte.
     ///
     /// # Errors
-    /// What the operating system says; `file` is poisoned then.
-    pub fn append(&self, file: &mut AppendFile, mut parts: Vec<Bytes>) -> io::Result<u64> {
+    /// What the operating system says. As after [`AppendFile::append`], `file` is as before if the disk has no room, and
+    /// otherwise poisoned.
+    pub fn append(&self, file: &mut AppendFile, parts: Vec<Bytes>) -> io::Result<u64> {
+        let offset = file.len();
+        self.append_in_three(file, parts).inspect_err(|error| file.undo(offset, error))
+    }
+
+    fn append_in_three(&self, file: &mut AppendFile, mut parts: Vec<Bytes>) -> io::Result<u64> {
         let offset = file.len();
         let total: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let head = (offset.next_multiple_of(BLOCK as u64) - offset).min(total);
@@ -94,7 +100,7 @@ impl DirectWriter {
         }
         append_all(file, &take(&mut parts, head))?;
         let begin = file.len();
-        self.write_blocks(begin, take(&mut parts, middle)).inspect_err(|_| file.poison())?;
+        self.write_blocks(begin, take(&mut parts, middle))?;
         file.grown_by(middle)?;
         append_all(file, &parts)?;
         Ok(offset)

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::append_file::{AppendFile, sync_parent};
 use super::direct::{DirectBuffers, DirectWriter};
+use super::space::{Content, DiskSpace, is_full};
 use super::{StoreError, StoreGuard, Traffic};
 use crate::config::DirectIo;
 use crate::merge::format::{self, Frame, ReadAt};
@@ -35,8 +36,9 @@ pub struct LocalStore {
     root: Arc<Path>,
     /// Folders whose names this process has made durable.
     folders: Arc<Mutex<HashSet<PathBuf>>>,
-    /// Where direct writes work and are wanted.
-    direct: Option<DirectBuffers>,
+    /// Where direct writes work and are wanted. Not settled while the disk has no room for the trial.
+    direct: Arc<OnceLock<Option<DirectBuffers>>>,
+    space: DiskSpace,
     /// Looks whether this is the store; none for whoever only reads.
     guard: Option<StoreGuard>,
     traffic: Traffic,
@@ -71,7 +73,14 @@ impl Growing {
 impl LocalStore {
     /// Files below `root`, which exists.
     pub fn new(root: PathBuf, traffic: Traffic) -> Self {
-        Self { root: root.into(), folders: Arc::default(), direct: None, guard: None, traffic }
+        let (folders, space) = (Arc::default(), DiskSpace::default());
+        Self { root: root.into(), folders, direct: Arc::new(OnceLock::from(None)), space, guard: None, traffic }
+    }
+
+    /// Tells `space` what it finds of its disk.
+    pub fn with_space(mut self, space: DiskSpace) -> Self {
+        self.space = space;
+        self
     }
 
     pub(super) fn guarded(self, guard: StoreGuard) -> Self {
@@ -105,13 +114,15 @@ impl LocalStore {
     /// Writes large groups past the page cache where `wanted` says so. `name` names the file of the trial.
     ///
     /// # Errors
-    /// What the operating system says, if direct writes are demanded and do not work.
+    /// What the operating system says, if direct writes are demanded and do not work. On a full disk nobody can tell: it
+    /// is tried again with the first file that is created.
     pub fn with_direct_io(mut self, wanted: DirectIo, name: &str) -> io::Result<Self> {
-        self.direct = match wanted {
-            DirectIo::Off => None,
-            DirectIo::On => Some(DirectWriter::probe(&self.root, name).map(|()| DirectBuffers::default())?),
-            DirectIo::Auto => DirectWriter::probe(&self.root, name).ok().map(|()| DirectBuffers::default()),
-        };
+        self.direct = Arc::default();
+        match wanted {
+            DirectIo::Off => drop(self.direct.set(None)),
+            DirectIo::On => try_direct(&self.direct, &self.root, name)?,
+            DirectIo::Auto => drop(try_direct(&self.direct, &self.root, name)),
+        }
         Ok(self)
     }
 
@@ -125,7 +136,7 @@ impl LocalStore {
     /// [`StoreError::Failed`], also when the name is taken.
     pub async fn create(&self, file: &PhysicalFileId) -> Result<LocalFile, StoreError> {
         let (path, root, folders) = (self.path(file), Arc::clone(&self.root), Arc::clone(&self.folders));
-        let (buffers, look) = (self.direct.clone(), self.look_first());
+        let (direct, look) = (Arc::clone(&self.direct), self.look_first());
         let name = file.to_string();
         let created = blocking("create", &name, move || {
             look()?;
@@ -135,7 +146,14 @@ impl LocalStore {
                 create_folders(&root, folder)?;
                 folders.lock().insert(folder.to_owned());
             }
+            if direct.get().is_none() {
+                let trial = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if let Err(error) = try_direct(&direct, &root, &trial) {
+                    tracing::warn!(%error, "the disk takes no direct writes, files are written through the page cache");
+                }
+            }
             let file = AppendFile::create(&path)?;
+            let buffers = direct.get().cloned().flatten();
             let direct = buffers.and_then(|buffers| DirectWriter::open(&path, buffers));
             Ok(Growing { file, direct })
         });
@@ -209,7 +227,8 @@ impl LocalStore {
     }
 
     /// Ends a file of `len` bytes that a crash left open: writes the bytes of `unsure` once more, appends `end`, and syncs
-    /// it. Returns its length. Nothing is cut off: what the catalog does not know may be known to a newer one.
+    /// it. Returns its length: on a full disk, where the reserve is used up as well, the file goes without its end. Nothing
+    /// is cut off: what the catalog does not know may be known to a newer one.
     ///
     /// After a `fdatasync` that failed the kernel may show bytes that are not on the disk, and call the next sync a success:
     /// only bytes that are written again are written.
@@ -223,15 +242,16 @@ impl LocalStore {
         len: u64,
         end: Bytes,
     ) -> Result<u64, StoreError> {
-        let (path, look, name) = (self.path(file), self.look_first(), file.to_string());
+        let (path, look, name, space) = (self.path(file), self.look_first(), file.to_string(), self.space.clone());
         let sealed = blocking("append", file.as_str(), move || {
             look()?;
             let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
             write_again(&file, unsure)?;
             file.sync_all()?;
-            match write_end(&file, len, &end) {
+            // A start must succeed on a full disk, so this may use what is kept back.
+            match space.insist(Content::Data, || write_end(&file, len, &end)) {
                 // What lives in it is safe, and it reads without its end.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     tracing::warn!(file = name, "the disk is full: a file is closed without its footer");
                     Ok(len)
                 }
@@ -341,7 +361,8 @@ impl LocalFile {
     /// Appends `parts` and waits until they are durable. Returns the offset of their first byte.
     ///
     /// # Errors
-    /// [`StoreError::Failed`]; the file takes nothing more then, and what of `parts` is there is not known.
+    /// [`StoreError::Failed`]. If the disk had no room for `parts`, the file is as before ([`Self::is_usable`]); after any other
+    /// failure it takes nothing more, and what of `parts` is there is not known.
     pub async fn append(&mut self, parts: Vec<Bytes>) -> Result<u64, StoreError> {
         let file = Arc::clone(&self.file);
         let appended = blocking("append", &self.path, move || {
@@ -361,6 +382,11 @@ impl LocalFile {
         let file = Arc::clone(&self.file);
         let appended = blocking("append", &self.path, move || file.lock().append(parts));
         self.traffic.time("multipart_part", appended).await
+    }
+
+    /// Whether it takes more: no write or sync has failed, but for want of room.
+    pub fn is_usable(&self) -> bool {
+        !self.file.lock().file.is_poisoned()
     }
 
     /// Bytes appended so far.
@@ -385,6 +411,20 @@ where
         Ok(Err(error)) => Err(StoreError::failed(operation, path, error)),
         Err(error) => Err(StoreError::failed(operation, path, error)),
     }
+}
+
+/// Finds out whether files in `folder` take direct writes, unless the disk has no room for the trial.
+///
+/// # Errors
+/// What the operating system says, if they do not.
+fn try_direct(direct: &OnceLock<Option<DirectBuffers>>, folder: &Path, name: &str) -> io::Result<()> {
+    let tried = DirectWriter::probe(folder, name);
+    if tried.as_ref().is_err_and(|error| is_full(error)) {
+        return Ok(());
+    }
+    // Another file may have settled it meanwhile, in the same way.
+    drop(direct.set(tried.is_ok().then(DirectBuffers::default)));
+    tried
 }
 
 /// Creates `folder` below `root`, and makes each new name durable in the folder above it.

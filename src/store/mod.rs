@@ -8,6 +8,8 @@
 //!
 //! Of an object store a bounded copy may be kept on local disk ([`LocalCopy`]), which is read first.
 //!
+//! What local disks have room for is watched by [`DiskSpace`], and a part of it kept back.
+//!
 //! Every request is counted by operation, and by whether it is for data or for the catalog ([`Counted`]). Retries live
 //! here, for operations that are safe to repeat: names are never reused, so a repeated put looks at what is there.
 
@@ -20,6 +22,7 @@ mod local_copy;
 mod object;
 mod open;
 mod probe;
+pub mod space;
 
 use std::ops::Range;
 
@@ -32,6 +35,7 @@ pub use local_copy::LocalCopy;
 pub use object::{ObjectFiles, TOMBSTONE, Upload};
 pub use open::{OpenError, Opened, open, open_data, place_of_catalog};
 pub use probe::{ProbeError, probe};
+pub use space::{DiskFull, DiskSpace};
 
 use crate::error::ErrorKind;
 use crate::model::PhysicalFileId;
@@ -83,6 +87,11 @@ impl StoreError {
                 ErrorKind::Unavailable
             }
         }
+    }
+
+    /// Whether the disk has no room.
+    pub fn is_full(&self) -> bool {
+        space::is_full(self)
     }
 
     fn failed<E>(operation: &'static str, path: &str, source: E) -> Self

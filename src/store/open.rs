@@ -1,6 +1,6 @@
 //! From a URL to a store that was tried.
 
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
@@ -10,7 +10,7 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use super::{Counted, DataStore, LocalCopy, LocalStore, Multipart, ObjectFiles, ProbeError, Traffic, probe};
+use super::{Counted, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, ProbeError, Traffic, probe};
 use crate::catalog::slate::Placement;
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
@@ -23,6 +23,8 @@ pub struct Opened {
     pub data: DataStore,
     /// Where the catalog goes.
     pub catalog: Placement,
+    /// What the local disks of both have room for.
+    pub space: DiskSpace,
 }
 
 /// Why a store cannot be used.
@@ -77,9 +79,15 @@ pub async fn open(
     entropy: &Entropy,
 ) -> Result<Opened, OpenError> {
     let place = Place::make(&settings.url, settings)?;
+    let catalog_place = match catalog_url {
+        Some(url) if *url != settings.url => Some((url, Place::make(url, settings)?)),
+        _ => None,
+    };
+    let catalog_folder = catalog_place.as_ref().map_or(&place, |(_, place)| place).folder().map(catalog_in);
+    let space = disk_space(place.folder(), catalog_folder.as_deref(), settings, metrics)?;
     let data = match &place {
         Place::Folder(folder) => {
-            let store = LocalStore::new(folder.clone(), Traffic::data(metrics.clone()));
+            let store = LocalStore::new(folder.clone(), Traffic::data(metrics.clone())).with_space(space.clone());
             let store = store.with_direct_io(settings.direct_io, &entropy.hex(8));
             DataStore::Local(store.map_err(|source| OpenError::Direct { folder: folder.clone(), source })?)
         }
@@ -92,14 +100,13 @@ pub async fn open(
             DataStore::Object(ObjectFiles::new(counted, multipart, prefix.clone(), settings).with_copy(copy))
         }
     };
-    let (url, place) = match catalog_url {
-        Some(url) if *url != settings.url => (url, Place::make(url, settings)?),
-        _ => (&settings.url, place),
-    };
+    let (url, place) = catalog_place.unwrap_or((&settings.url, place));
     let catalog = match place {
-        Place::Folder(folder) => {
-            Placement::Local { folder: folder.join("catalog"), traffic: Traffic::catalog(metrics.clone()) }
-        }
+        Place::Folder(folder) => Placement::Local {
+            folder: catalog_in(&folder),
+            traffic: Traffic::catalog(metrics.clone()),
+            space: space.clone(),
+        },
         Place::Store(store, _, prefix) => {
             let counted = Counted::new(store, Traffic::catalog(metrics.clone()));
             let key = prefix.clone().join("probe").join(entropy.hex(16));
@@ -108,7 +115,23 @@ pub async fn open(
             Placement::Object { store: Arc::new(counted), prefix: prefix.join("catalog") }
         }
     };
-    Ok(Opened { data, catalog })
+    Ok(Opened { data, catalog, space })
+}
+
+fn catalog_in(folder: impl AsRef<FilePath>) -> PathBuf {
+    folder.as_ref().join("catalog")
+}
+
+fn disk_space(
+    data: Option<&PathBuf>,
+    catalog: Option<&FilePath>,
+    settings: &StoreSettings,
+    metrics: &Metrics,
+) -> Result<DiskSpace, OpenError> {
+    DiskSpace::open(data.map(PathBuf::as_path), catalog, settings.reserve_bytes, metrics).map_err(|source| {
+        let folder = data.map(PathBuf::as_path).or(catalog).unwrap_or(FilePath::new("."));
+        OpenError::Folder { folder: folder.to_owned(), source }
+    })
 }
 
 /// The data of a store, for looking at it: nothing is tried, made or kept beside it.
@@ -146,14 +169,27 @@ pub fn place_of_catalog(
     if let StoreUrl::File(folder) = url {
         let absolute = std::path::absolute(folder);
         let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
-        return Ok(Placement::Local { folder: folder.join("catalog"), traffic });
+        return local_catalog(&folder, traffic, settings, metrics);
     }
     Ok(match Place::make(url, settings)? {
-        Place::Folder(folder) => Placement::Local { folder: folder.join("catalog"), traffic },
+        Place::Folder(folder) => return local_catalog(&folder, traffic, settings, metrics),
         Place::Store(store, _, prefix) => {
             Placement::Object { store: Arc::new(Counted::new(store, traffic)), prefix: prefix.join("catalog") }
         }
     })
+}
+
+/// A look has to write as well, and may need what is kept back for that.
+fn local_catalog(
+    folder: &FilePath,
+    traffic: Traffic,
+    settings: &StoreSettings,
+    metrics: &Metrics,
+) -> Result<Placement, OpenError> {
+    let folder = catalog_in(folder);
+    let space =
+        if folder.exists() { disk_space(None, Some(&folder), settings, metrics)? } else { DiskSpace::default() };
+    Ok(Placement::Local { folder, traffic, space })
 }
 
 async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<LocalCopy> {
@@ -170,6 +206,13 @@ enum Place {
 }
 
 impl Place {
+    fn folder(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Store(..) => None,
+        }
+    }
+
     fn make(url: &StoreUrl, settings: &StoreSettings) -> Result<Self, OpenError> {
         match url {
             StoreUrl::File(folder) => {

@@ -13,7 +13,7 @@ use esker::daemon::rebuild::{RebuildOptions, Step, rebuild};
 use esker::merge::format::{self, Entry, Header};
 use esker::metrics::Metrics;
 use esker::model::{CheckpointId, Millis, PhysicalFileId, SegmentId, StateScope, Writer, crc32c};
-use esker::store::Traffic;
+use esker::store::{DiskSpace, Traffic};
 use futures::TryStreamExt;
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt};
@@ -358,8 +358,11 @@ async fn a_rebuild_that_is_cut_short_at_any_step_is_done_again() {
         });
         assert!(cut_short.await.unwrap_err().is_panic());
         // Whatever is there now: the old catalog, whole, or nothing that a daemon would open.
-        let place =
-            Placement::Local { folder: world.data().join("catalog"), traffic: Traffic::catalog(Metrics::new()) };
+        let place = Placement::Local {
+            folder: world.data().join("catalog"),
+            traffic: Traffic::catalog(Metrics::new()),
+            space: DiskSpace::default(),
+        };
         let left = Journal::present(&place).await.unwrap();
         let (code, report) = world.json(if left == Present::Journal { &["--replace"] } else { &[] });
         assert_eq!(code, Some(0), "after step {last}, which left {left:?}: {report}");

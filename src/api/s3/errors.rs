@@ -15,6 +15,7 @@ use crate::error::{ErrorKind, chain};
 use crate::merge::MergeError;
 use crate::read::ReadError;
 use crate::runtime::BudgetError;
+use crate::store::DiskFull;
 
 /// Seconds after which a refused client may come again.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -62,6 +63,23 @@ pub(super) fn slow_down(message: impl Into<Cow<'static, str>>) -> S3Error {
 /// 503: not now.
 pub(super) fn unavailable(message: impl Into<Cow<'static, str>>) -> S3Error {
     retry_later(S3ErrorCode::ServiceUnavailable, message)
+}
+
+/// 503 of a refusal that is counted where it was decided.
+const COUNTED: &str = "x-esker-reason";
+
+/// 503: the disk has no room.
+pub(super) fn disk_full(full: &DiskFull) -> S3Error {
+    let mut error = unavailable(full.to_string());
+    let mut headers = error.headers().cloned().unwrap_or_default();
+    headers.insert(COUNTED, HeaderValue::from_static("disk"));
+    error.set_headers(headers);
+    error
+}
+
+/// Whether an answer is a refusal that is counted already.
+pub(super) fn is_counted(headers: &HeaderMap) -> bool {
+    headers.contains_key(COUNTED)
 }
 
 fn retry_later(code: S3ErrorCode, message: impl Into<Cow<'static, str>>) -> S3Error {
@@ -128,6 +146,7 @@ pub(super) fn merge(error: &MergeError) -> S3Error {
     match error {
         MergeError::Refused(why) => refusal(why),
         MergeError::Catalog(error) => catalog(error),
+        MergeError::Full(full) => disk_full(full),
         other => by_kind(other.kind(), other),
     }
 }
@@ -195,6 +214,7 @@ or_s3! {
     MergeError => merge,
     ReadError => read,
     BudgetError => budget,
+    DiskFull => disk_full,
 }
 
 #[cfg(test)]

@@ -155,7 +155,9 @@ impl Gate {
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
         let code = xml::complete(&mut answer, &id, operation.name());
-        if let Some(reason) = code.as_deref().and_then(reason) {
+        if let Some(reason) = code.as_deref().and_then(reason)
+            && !errors::is_counted(answer.headers())
+        {
             self.metrics.rejected.with_label_values(&[reason]).inc();
         }
         let seconds = started.elapsed().as_secs_f64();

@@ -211,6 +211,7 @@ impl S3Door {
         }
         intake.await_first().await;
         if len <= self.settings.store.part_bytes {
+            self.merger.space().admit(len).or_s3()?;
             let paid = self.pay(len).await?;
             let Whole { data, crc, digests } = intake.whole(self.etag_needs()).await?;
             let received = self.received(Some(id), len, digests);

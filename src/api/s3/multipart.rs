@@ -204,6 +204,7 @@ impl S3Door {
         share: PaidBytes,
     ) -> S3Result<Uploaded> {
         let len = intake.len();
+        self.merger.space().admit(len).or_s3()?;
         intake.await_first().await;
         let mut paid = if len > 0 { Some(self.pay(len).await?) } else { None };
         let Whole { data, crc, digests } = intake.whole(self.etag_needs()).await?;

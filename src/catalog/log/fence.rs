@@ -9,8 +9,9 @@
 //!    from before it reads FENCE until its sync returned, so no old frame can land any more. FENCE
 //!    is written before DATA is taken, otherwise a busy writer could starve us.
 //! 4. Read the segments behind the replay point, keeping them open because a collector may delete
-//!    names at any time. Cut the torn tail of the last, and sync all: a whole frame may so far be
-//!    in the page cache only, and replaying it calls it durable.
+//!    names at any time. Cut the torn tail of the last. Replaying a frame calls it durable, but a whole one may so far
+//!    be in the page cache only, and a sync that failed before makes the next one succeed without it: frames that no
+//!    later frame knows to be durable are written again, as they are and where they are. Then all is synced.
 //! 5. Continue the ids behind the last frame.
 //!
 //! # Source
@@ -28,9 +29,11 @@ use slatedb::wal::{WalError, WalIterator, WalRows, WriterInit, WriterInitResult,
 
 use super::Log;
 use super::format::{Frame, Malformed, SEGMENT_HEADER_LEN, SegmentHeader, crc32c};
-use super::scan::{ScanEnd, scan};
+use super::scan::{ScanEnd, scan, uncertain_from};
 use super::writer::LogWriter;
+use crate::store::DiskSpace;
 use crate::store::append_file::sync_parent;
+use crate::store::space::Content;
 
 /// Opens a [`Log`] for SlateDB.
 pub struct LogInit {
@@ -61,7 +64,7 @@ struct TakenOver {
 
 fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, WalError> {
     let fence = FenceFiles::open(&log.folder).map_err(unavailable)?;
-    let _turn = fence.raise(epoch)?;
+    let _turn = fence.raise(epoch, &log.space)?;
     let segments = list_segments(&log.folder).map_err(unavailable)?;
     let bytes = segments.iter().map(|(_, len)| len).sum();
     log.usage.reset(segments.len() as u64, bytes);
@@ -72,7 +75,7 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
     Ok(TakenOver { replay, writer })
 }
 
-/// Opens, checks and syncs the segments that have frames beyond `replay_after`.
+/// Opens and checks the segments that have frames beyond `replay_after`, and makes all of them durable.
 fn open_segments(
     log: &Log,
     segments: &[SegmentHeader],
@@ -80,6 +83,8 @@ fn open_segments(
 ) -> Result<(u64, Vec<OpenSegment>), WalError> {
     // An id below the first of the last segment may have been used, even if that one is empty.
     let mut last_id = replay_after;
+    // Up to the replay point everything is in tables.
+    let mut durable_id = replay_after;
     let mut opened = Vec::new();
     for (index, header) in segments.iter().enumerate() {
         let next = segments.get(index + 1);
@@ -88,6 +93,7 @@ fn open_segments(
         }
         last_id = last_id.max(header.first_id.saturating_sub(1));
         let Some((segment, last_in_segment)) = open_segment(log, *header, next.is_none())? else { continue };
+        durable_id = durable_id.max(segment.durable_id);
         // Of a segment without a frame, the next owner has used the first id again.
         let used = last_in_segment.unwrap_or(header.first_id.saturating_sub(1));
         if next.is_some_and(|next| next.first_id <= used) {
@@ -95,6 +101,9 @@ fn open_segments(
         }
         last_id = last_id.max(used);
         opened.push(segment);
+    }
+    for segment in &opened {
+        segment.make_durable(log, durable_id)?;
     }
     Ok((last_id, opened))
 }
@@ -125,8 +134,8 @@ fn open_segment(
         }
         ScanEnd::Torn(error) | ScanEnd::Damaged(error) => return Err(damaged(header, error)),
     }
-    file.sync_all().map_err(unavailable)?;
-    let segment = OpenSegment { header, file, good_len: scan.good_len as u64 };
+    let good_len = scan.good_len as u64;
+    let segment = OpenSegment { header, file, good_len, last_id: scan.last_id, durable_id: scan.durable_id };
     Ok(Some((segment, scan.last_id)))
 }
 
@@ -135,6 +144,9 @@ struct OpenSegment {
     header: SegmentHeader,
     file: File,
     good_len: u64,
+    last_id: Option<u64>,
+    /// What its frames know to be durable.
+    durable_id: u64,
 }
 
 /// Hands out all frames beyond the replay point, reading one segment at a time.
@@ -168,6 +180,19 @@ impl WalIterator for Replay {
 }
 
 impl OpenSegment {
+    /// Makes the frames durable; up to `durable_id` they are.
+    fn make_durable(&self, log: &Log, durable_id: u64) -> Result<(), WalError> {
+        if self.last_id.is_some_and(|last| last > durable_id) {
+            let bytes = read_up_to(&self.file, Some(self.good_len)).map_err(unavailable)?;
+            let from = uncertain_from(&bytes, durable_id).map_err(|error| damaged(self.header, error))?;
+            let write = || self.file.write_all_at(&bytes[from..], from as u64);
+            log.space.insist(Content::Catalog, write).map_err(unavailable)?;
+            let written_again = bytes.len() - from;
+            tracing::debug!(segment = self.header.file_name(), from, written_again, "wrote frames of the log again");
+        }
+        self.file.sync_all().map_err(unavailable)
+    }
+
     fn read_frames(self) -> Result<Bytes, WalError> {
         let bytes = read_up_to(&self.file, Some(self.good_len)).map_err(unavailable)?;
         if (bytes.len() as u64) < self.good_len {
@@ -203,7 +228,7 @@ impl FenceFiles {
     ///
     /// Blocks while another opener has its turn, and while an older owner finishes its flush; a
     /// process that was stopped during its flush has to go on or die first.
-    fn raise(&self, epoch: u64) -> Result<Turn, WalError> {
+    fn raise(&self, epoch: u64, space: &DiskSpace) -> Result<Turn, WalError> {
         let turn = self.turn.try_clone().map_err(unavailable)?;
         turn.lock().map_err(unavailable)?;
         let turn = Turn(turn);
@@ -214,8 +239,9 @@ impl FenceFiles {
         let mut bytes = [0; FENCE_LEN];
         bytes[..8].copy_from_slice(&epoch.to_le_bytes());
         bytes[8..].copy_from_slice(&crc32c(&[&epoch.to_le_bytes()]).to_le_bytes());
-        self.fence
-            .write_all_at(&bytes, 0)
+        // Some file systems need room even where there was something before.
+        space
+            .insist(Content::Catalog, || self.fence.write_all_at(&bytes, 0))
             .and_then(|()| self.fence.sync_data())
             .and_then(|()| self.data.lock())
             .and_then(|()| self.data.unlock())
@@ -353,7 +379,7 @@ mod tests {
     use crate::store::Traffic;
 
     fn log_in(folder: &Path) -> Arc<Log> {
-        Log::new(folder.to_owned(), 1 << 20, Traffic::catalog(Metrics::new()))
+        Log::new(folder.to_owned(), 1 << 20, Traffic::catalog(Metrics::new()), DiskSpace::default())
     }
 
     /// Writes a segment with these frames.
@@ -410,16 +436,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let older = FenceFiles::open(folder.path()).unwrap();
         let newer = FenceFiles::open(folder.path()).unwrap();
-        drop(older.raise(4).unwrap());
+        drop(older.raise(4, &DiskSpace::default()).unwrap());
         drop(older.enter(4).unwrap());
 
-        drop(newer.raise(5).unwrap());
+        drop(newer.raise(5, &DiskSpace::default()).unwrap());
 
         assert!(matches!(older.enter(4), Err(WalError::Fenced)));
         assert!(newer.enter(5).is_ok());
-        assert!(matches!(older.raise(4), Err(WalError::Fenced)));
-        assert!(matches!(newer.raise(5), Err(WalError::Fenced)));
-        assert!(newer.raise(6).is_ok());
+        assert!(matches!(older.raise(4, &DiskSpace::default()), Err(WalError::Fenced)));
+        assert!(matches!(newer.raise(5, &DiskSpace::default()), Err(WalError::Fenced)));
+        assert!(newer.raise(6, &DiskSpace::default()).is_ok());
     }
 
     #[test]
@@ -427,13 +453,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let older = FenceFiles::open(folder.path()).unwrap();
         let newer = FenceFiles::open(folder.path()).unwrap();
-        drop(older.raise(1).unwrap());
+        drop(older.raise(1, &DiskSpace::default()).unwrap());
         let permit = older.enter(1).unwrap();
         let (raised_tx, raised) = mpsc::channel();
 
         thread::scope(|scope| {
             scope.spawn(move || {
-                drop(newer.raise(2).unwrap());
+                drop(newer.raise(2, &DiskSpace::default()).unwrap());
                 raised_tx.send(()).unwrap();
             });
             while older.read().unwrap() != Some(2) {
@@ -454,7 +480,7 @@ mod tests {
         files.fence.write_all_at(&[0xff; FENCE_LEN], 0).unwrap();
 
         assert!(matches!(files.enter(1), Err(WalError::Fenced)));
-        drop(files.raise(2).unwrap());
+        drop(files.raise(2, &DiskSpace::default()).unwrap());
         assert!(files.enter(2).is_ok());
     }
 }

@@ -27,6 +27,10 @@
 //! - While epoch `e` is in FENCE, no frame of an epoch below `e` reaches a segment.
 //! - Only the last segment may have a torn tail: a new one is begun after the old one was synced,
 //!   or after a fencer cut and synced it.
+//! - A write for which the disk has no room is taken back and repeated in what is kept back for the catalog
+//!   ([`DiskSpace`]). With nothing left it waits.
+//! - What is not known to be durable at an open is written anew before it is replayed: after a failed sync the pages of a
+//!   file may be what was written while the disk has something else, and the next sync says nothing of it.
 //! - A segment is deleted when the latest manifest needs none of its frames, and never the newest.
 //!
 //! # Crash
@@ -35,7 +39,7 @@
 //! | --- | --- | --- |
 //! | creating a segment | a file without a frame, perhaps without a whole header | deleting it |
 //! | writing a frame | a torn tail, never answered | cutting it, `fdatasync` |
-//! | `fdatasync` | a whole frame in the page cache | `fdatasync` before it is replayed |
+//! | `fdatasync`, or after it failed | a whole frame in the page cache | writing it again, `fdatasync`, before it is replayed |
 //! | answering | a durable frame | replay: it counts |
 //! | fencing, after FENCE | a FENCE without a segment | the next opener has a higher epoch |
 //! | fencing, after the cut | a clean log | nothing to do |
@@ -54,7 +58,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use crate::store::Traffic;
+use crate::store::{DiskSpace, Traffic};
 
 pub use fence::LogInit;
 pub use gc::LogGc;
@@ -66,17 +70,19 @@ pub struct Log {
     /// A segment that is longer than this is followed by a new one.
     segment_bytes: u64,
     traffic: Traffic,
+    space: DiskSpace,
     usage: Usage,
     abort: writer::AbortHandle,
 }
 
 impl Log {
     /// A log in `folder`, which is created when the log is opened.
-    pub fn new(folder: PathBuf, segment_bytes: u64, traffic: Traffic) -> Arc<Self> {
+    pub fn new(folder: PathBuf, segment_bytes: u64, traffic: Traffic, space: DiskSpace) -> Arc<Self> {
         Arc::new(Self {
             folder,
             segment_bytes,
             traffic,
+            space,
             usage: Usage::default(),
             abort: writer::AbortHandle::default(),
         })
@@ -107,10 +113,16 @@ impl Log {
         self.abort.abort();
     }
 
-    /// Makes the next write fail as on a full disk.
+    /// Makes the next write fail.
     #[cfg(test)]
     pub fn fail_next_write(&self) {
         self.usage.fail_next.store(true, Ordering::Release);
+    }
+
+    /// Makes so many writes find the disk full.
+    #[cfg(test)]
+    pub fn find_the_disk_full(&self, writes: u64) {
+        self.usage.full_writes.store(writes, Ordering::Release);
     }
 }
 
@@ -122,6 +134,8 @@ struct Usage {
     newest_tick: AtomicI64,
     #[cfg(test)]
     fail_next: std::sync::atomic::AtomicBool,
+    #[cfg(test)]
+    full_writes: AtomicU64,
 }
 
 impl Usage {

@@ -10,6 +10,8 @@ use super::format::{FRAME_HEADER_LEN, Frame, Malformed, SEGMENT_HEADER_LEN, Segm
 pub struct Scan {
     /// The id of the last good frame.
     pub last_id: Option<u64>,
+    /// The last frame that the good ones know to be durable, zero without any.
+    pub durable_id: u64,
     /// Bytes up to the end of the last good frame.
     pub good_len: usize,
     /// What follows.
@@ -34,7 +36,7 @@ pub enum ScanEnd {
 /// # Errors
 /// The header is whole, but not what `expected` says or not of a version known here.
 pub fn scan(bytes: &[u8], expected: SegmentHeader) -> Result<Scan, Malformed> {
-    let mut scan = Scan { last_id: None, good_len: 0, end: ScanEnd::Clean };
+    let mut scan = Scan { last_id: None, durable_id: 0, good_len: 0, end: ScanEnd::Clean };
     match SegmentHeader::decode(bytes) {
         Ok(header) if header == expected => scan.good_len = SEGMENT_HEADER_LEN,
         Ok(_) => return Err(Malformed::Field("epoch or id in a segment header")),
@@ -50,6 +52,7 @@ pub fn scan(bytes: &[u8], expected: SegmentHeader) -> Result<Scan, Malformed> {
             Ok(frame) => {
                 scan.good_len += frame.len;
                 scan.last_id = Some(frame.wal_id);
+                scan.durable_id = scan.durable_id.max(frame.durable_id);
             }
             Err(error) => {
                 let tail = &bytes[scan.good_len..];
@@ -59,6 +62,23 @@ pub fn scan(bytes: &[u8], expected: SegmentHeader) -> Result<Scan, Malformed> {
         }
     }
     Ok(scan)
+}
+
+/// Where the frames begin that were not known to be durable, in the good bytes of a segment: frame `durable_id` was. If the
+/// first frame was not, the header may not be either.
+///
+/// # Errors
+/// What is wrong, although the bytes were good.
+pub fn uncertain_from(bytes: &[u8], durable_id: u64) -> Result<usize, Malformed> {
+    let mut at = SEGMENT_HEADER_LEN;
+    while at < bytes.len() {
+        let frame = Frame::decode(&bytes[at..])?;
+        if frame.wal_id > durable_id {
+            return Ok(if at == SEGMENT_HEADER_LEN { 0 } else { at });
+        }
+        at += frame.len;
+    }
+    Ok(bytes.len())
 }
 
 fn next_frame(bytes: &[u8], epoch: u64, id_min: u64) -> Result<Frame, Malformed> {
@@ -121,6 +141,19 @@ mod tests {
 
         assert_eq!(scan.last_id, Some(15));
         assert_eq!((scan.good_len, scan.end), (bytes.len(), ScanEnd::Clean));
+    }
+
+    #[test]
+    fn what_no_frame_knows_to_be_durable_is_uncertain() {
+        let frames = [frame(10, 9), frame(11, 10), frame(12, 10)];
+        let bytes = segment(&frames);
+        let scan = scan(&bytes, HEADER).unwrap();
+        assert_eq!(scan.durable_id, 10);
+
+        assert_eq!(uncertain_from(&bytes, scan.durable_id), Ok(SEGMENT_HEADER_LEN + frames[0].len()));
+        assert_eq!(uncertain_from(&bytes, 12), Ok(bytes.len()));
+        assert_eq!(uncertain_from(&bytes, 9), Ok(0), "a header is as durable as the first frame");
+        assert_eq!(uncertain_from(&segment(&[]), 9), Ok(SEGMENT_HEADER_LEN));
     }
 
     #[test]

@@ -4,14 +4,20 @@
 //! thread. The flusher takes everything that has gathered, writes it with one call, syncs once,
 //! tells SlateDB and starts over. Nothing waits for a timer and nothing polls.
 //!
+//! A full disk does not end it: the frames are written again in what is kept back for the catalog, and when that is used
+//! up, it waits for room. A failed sync ends it for good.
+//!
 //! # Invariants
 //! - The listener and the waiters are called without the lock held, since they may ask for the status.
 //! - However the flusher ends, by request, error or panic, the log is closed with a reason, SlateDB
 //!   hears of it and no waiter is left behind.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+#[cfg(test)]
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use async_trait::async_trait;
@@ -25,6 +31,7 @@ use super::Log;
 use super::fence::FenceFiles;
 use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, SegmentHeader, row_len};
 use crate::store::append_file::AppendFile;
+use crate::store::space::{Content, ROOM_PAUSE, is_full};
 
 /// A frame that has grown to this is followed by a new one, which may still share its sync.
 const FRAME_BYTES_TARGET: usize = 8 << 20;
@@ -384,20 +391,52 @@ impl Flusher {
         let (last_id, last_seq) = (*last_id, last.last_seq());
         let parts: Vec<_> =
             frames.iter_mut().map(|(id, frame)| IoSlice::new(frame.seal(*id, self.epoch, durable_id))).collect();
-        let permit = self.fence.enter(self.epoch)?;
-        let segment =
-            begin_segment_if_full(&mut self.segment, &self.log, self.epoch, first_id).and_then(|(segment, is_new)| {
-                append(&self.log, segment, &parts)?;
-                Ok(is_new)
-            });
-        drop(permit);
-        let is_new = segment.map_err(|error| WalError::Unavailable(Arc::new(error)))?;
+        let mut is_new = false;
+        let mut waits = false;
+        loop {
+            let permit = self.fence.enter(self.epoch)?;
+            let written = begin_segment_if_full(&mut self.segment, &self.log, self.epoch, first_id).and_then(
+                |(segment, begun)| {
+                    is_new |= begun;
+                    append(&self.log, segment, &parts)
+                },
+            );
+            // Not held while this waits for room: a successor must not wait for the same.
+            drop(permit);
+            match written {
+                Ok(()) => break,
+                Err(error) if is_full(&error) && !self.segment.as_ref().is_some_and(AppendFile::is_poisoned) => {
+                    if !self.log.space.give_up(Content::Catalog) {
+                        self.wait_for_room(error, &mut waits)?;
+                    }
+                }
+                Err(error) => return Err(WalError::Unavailable(Arc::new(error))),
+            }
+        }
         Ok(Written {
             last_id,
             last_seq,
             segment_first_id: is_new.then_some(first_id),
             buffer: frames.pop_back().map(|(_, frame)| frame.into_buffer()),
         })
+    }
+
+    /// Waits a moment. `waits` is whether it has been waiting.
+    ///
+    /// # Errors
+    /// `Unavailable` if the log is to end: nobody was told that what it cannot write is durable.
+    fn wait_for_room(&self, error: io::Error, waits: &mut bool) -> Result<(), WalError> {
+        if !std::mem::replace(waits, true) {
+            tracing::warn!(folder = %self.log.folder.display(), %error, "the catalog's log waits for room on its disk");
+        }
+        let mut state = self.shared.state.lock();
+        if state.stop == Stop::No {
+            self.shared.wake.wait_for(&mut state, ROOM_PAUSE);
+        }
+        match state.stop {
+            Stop::No => Ok(()),
+            Stop::WhenDurable | Stop::Now => Err(WalError::Unavailable(Arc::new(error))),
+        }
     }
 
     /// Tells everyone that the frames are durable.
@@ -453,9 +492,17 @@ fn begin_segment_if_full<'a>(
         Some(segment) => Ok((segment, false)),
         None => {
             let header = SegmentHeader { epoch, first_id };
-            let mut new = AppendFile::create(log.folder.join(header.file_name()))?;
+            let path = log.folder.join(header.file_name());
             let header = header.encode();
-            new.append(&[IoSlice::new(&header)])?;
+            let begun = AppendFile::create(&path)
+                .and_then(|mut new| new.append(&[IoSlice::new(&header)]).map(|_| new))
+                .inspect_err(|error| {
+                    // It holds nothing, and the name is needed for the next try. If it stays, that try fails for good.
+                    if is_full(error) {
+                        drop(fs::remove_file(&path));
+                    }
+                });
+            let new = begun?;
             log.usage.add_segment();
             log.usage.add_bytes(header.len() as u64);
             tracing::debug!(epoch, first_id, full, "catalog log begins a segment");
@@ -466,8 +513,12 @@ fn begin_segment_if_full<'a>(
 
 fn append(log: &Log, segment: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Result<()> {
     #[cfg(test)]
-    if log.usage.fail_next.load(std::sync::atomic::Ordering::Acquire) {
+    if log.usage.fail_next.load(Ordering::Acquire) {
         segment.poison();
+    }
+    #[cfg(test)]
+    if log.usage.full_writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
+        return Err(io::ErrorKind::StorageFull.into());
     }
     let offset = log.traffic.time_blocking("append", || {
         let offset = segment.append(parts)?;

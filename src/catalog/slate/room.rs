@@ -1,5 +1,6 @@
 //! Makes room for a journal where another one is: the old one is moved aside, never deleted.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path as FilePath, PathBuf};
@@ -14,6 +15,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use super::marker::Marker;
 use super::{Journal, JournalError, JournalSettings, OBJECTS_LOG, Placement, Present};
 use crate::store::append_file::sync_parent;
+use crate::store::space::RESERVE_FILE;
 
 /// Objects that are copied at a time.
 const COPIES_AT_ONCE: usize = 4;
@@ -84,6 +86,11 @@ fn make_room_in_folder(folder: &FilePath, suffix: &str, present: Present) -> Res
             Ok(None)
         }
         Present::Nothing | Present::Journal => {
+            // What it keeps back is for a journal that is used.
+            match fs::remove_file(folder.join(RESERVE_FILE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unavailable(error)),
+                _ => {}
+            }
             let mut name = folder.file_name().unwrap_or_default().to_owned();
             name.push(format!(".old-{suffix}"));
             let old: PathBuf = folder.with_file_name(name);
@@ -93,7 +100,7 @@ fn make_room_in_folder(folder: &FilePath, suffix: &str, present: Present) -> Res
     }
 }
 
-/// Whether there are files but a lock.
+/// Whether there are files but a lock and a reserve.
 fn holds_anything(folder: &FilePath) -> io::Result<bool> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -102,12 +109,16 @@ fn holds_anything(folder: &FilePath) -> io::Result<bool> {
     for entry in entries {
         let entry = entry?;
         let holds =
-            if entry.file_type()?.is_dir() { holds_anything(&entry.path())? } else { entry.file_name() != "LOCK" };
+            if entry.file_type()?.is_dir() { holds_anything(&entry.path())? } else { !is_apart(&entry.file_name()) };
         if holds {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn is_apart(name: &OsStr) -> bool {
+    name == "LOCK" || name == RESERVE_FILE
 }
 
 /// Shuts out a daemon that still runs, and gives it time to notice. A journal that cannot be opened has none.

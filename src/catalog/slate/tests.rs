@@ -21,7 +21,11 @@ mod requests;
 type Records = BTreeMap<Bytes, Bytes>;
 
 fn local(folder: &TempDir) -> Placement {
-    Placement::Local { folder: folder.path().join("journal"), traffic: Traffic::catalog(Metrics::new()) }
+    Placement::Local {
+        folder: folder.path().join("journal"),
+        traffic: Traffic::catalog(Metrics::new()),
+        space: DiskSpace::default(),
+    }
 }
 
 fn object(store: &Arc<dyn ObjectStore>) -> Placement {
@@ -464,6 +468,26 @@ async fn a_failed_write_closes_the_journal_for_good() {
 }
 
 #[tokio::test]
+async fn a_full_disk_delays_commits_and_fails_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = open(local(&folder)).await.unwrap();
+    commit(&journal, vec![put("a", 1)]).await.unwrap();
+    let Backend::Local { log, .. } = &journal.backend else { unreachable!() };
+
+    log.0.find_the_disk_full(3);
+    commit(&journal, vec![put("b", 2)]).await.unwrap();
+    log.0.find_the_disk_full(u64::MAX);
+    let waits = journal.write(vec![put("c", 3)], Haste::Now).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(300), waits.durable()).await.is_err());
+    log.0.find_the_disk_full(0);
+    waits.durable().await.unwrap();
+
+    journal.close().await.unwrap();
+    let (_, records) = open(local(&folder)).await.unwrap();
+    assert_eq!(records, Records::from([record("a", "1"), record("b", "2"), record("c", "3")]));
+}
+
+#[tokio::test]
 async fn waiters_hear_of_a_dropped_journal() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, _) = open(local(&folder)).await.unwrap();
@@ -582,7 +606,7 @@ async fn child_that_commits_until_killed() {
         return;
     };
     let folder = FilePath::new(&folder).join("journal");
-    let placement = Placement::Local { folder, traffic: Traffic::catalog(Metrics::new()) };
+    let placement = Placement::Local { folder, traffic: Traffic::catalog(Metrics::new()), space: DiskSpace::default() };
     let settings = JournalSettings {
         log_segment_bytes: 64 << 10,
         l0_bytes: 128 << 10,

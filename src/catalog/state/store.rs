@@ -135,6 +135,14 @@ impl State {
         }
     }
 
+    /// The same as [`Self::fail`] for a store whose file has `len` bytes: what the store brought was cut off again.
+    pub fn fail_at(&mut self, token: StoreToken, len: u64, at: Millis) {
+        if let Some(file) = self.in_flight.get_mut(&token).and_then(|in_flight| in_flight.file.as_mut()) {
+            file.len = len;
+        }
+        self.fail(token, at);
+    }
+
     /// The bytes of a store did not arrive, or nobody knows: what it brought is dropped, its file takes no more.
     ///
     /// Nothing happens for a token that was settled.

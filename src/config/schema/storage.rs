@@ -31,6 +31,9 @@ section! {
         max_bytes_in_flight: MemorySize = MemorySize::mib(256),
         /// Local disk: write past the page cache, default `auto`. Buffered is several times slower to sync.
         direct_io: DirectIo = DirectIo::Auto,
+        /// Local disk: bytes kept back for the catalog, for deletes and for the next start; with less free, writes are
+        /// refused. Not set: 2 % of the disk, 64 mb to 1 gb, at most a quarter of it. `0` keeps nothing back.
+        reserve: Option<MemorySize> = None,
         /// A segment larger than this streams through in parts of this size, default 8 mb; on S3 5 mb to 5 gb.
         /// Larger means fewer requests and more memory per stream.
         part_size: MemorySize = MemorySize::mib(8),

@@ -93,6 +93,8 @@ pub struct StoreSettings {
     pub in_flight_bytes_max: u64,
     /// Whether files on local disk are written past the page cache. S3 ignores it.
     pub direct_io: DirectIo,
+    /// Bytes of a local disk that are kept back. `None`: a share of the disk. S3 ignores it.
+    pub reserve_bytes: Option<u64>,
     /// Segments above this are streamed, in parts of this size.
     pub part_bytes: u64,
     /// `None`: nothing of S3 is kept on local disk. There is none of a local disk.
@@ -386,6 +388,7 @@ fn store(config: &Config) -> StoreSettings {
         concurrent_requests_max: count(store.max_concurrent_requests),
         in_flight_bytes_max: store.max_bytes_in_flight.bytes(),
         direct_io: store.direct_io,
+        reserve_bytes: store.reserve.map(|reserve| reserve.bytes()),
         part_bytes: store.part_size.bytes(),
         local_copy: local_copy(config),
     }

@@ -1,0 +1,256 @@
+//! The database's objects on a local disk that may be full.
+//!
+//! What must be written takes a piece of what is kept back, and is repeated; with nothing left it waits, since a database
+//! whose write fails closes for good. Compactions only save reads and space later: they wait until there is room beside
+//! what is kept back. A streamed object that met the end of the disk cannot be repeated here; the database begins it anew.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Extensions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+use slatedb::object_store_tag::{ObjectStoreCallTag, TableStoreKind};
+
+use crate::store::DiskSpace;
+use crate::store::space::{Content, LOOK_EVERY, ROOM_PAUSE, is_full};
+
+/// Objects of a database on a local disk.
+#[derive(Debug)]
+pub(super) struct DiskObjects {
+    inner: Arc<dyn ObjectStore>,
+    space: DiskSpace,
+}
+
+impl DiskObjects {
+    /// Those in `inner`, on the disk of the catalog.
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace) -> Self {
+        Self { inner, space }
+    }
+}
+
+/// Whether a write can wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// The database stands still without it.
+    Now,
+    /// A compaction.
+    Later,
+}
+
+impl Need {
+    fn of(extensions: &Extensions) -> Self {
+        match ObjectStoreCallTag::from_extensions(extensions) {
+            Some(tag) if tag.kind == TableStoreKind::Compactor => Self::Later,
+            _ => Self::Now,
+        }
+    }
+}
+
+/// Waits while a write that can wait should.
+async fn wait_for_room(space: &DiskSpace, need: Need) {
+    while need == Need::Later && space.is_full() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Gives up a piece of what is kept back. False if nothing is left.
+async fn give_up(space: &DiskSpace) -> bool {
+    let space = space.clone();
+    tokio::task::spawn_blocking(move || space.give_up(Content::Catalog)).await.unwrap_or(false)
+}
+
+impl fmt::Display for DiskObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DiskObjects {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let need = Need::of(&opts.extensions);
+        let mut waits = false;
+        loop {
+            wait_for_room(&self.space, need).await;
+            match self.inner.put_opts(location, payload.clone(), opts.clone()).await {
+                // Nothing of it is there: objects are written under another name first.
+                Err(error) if is_full(&error) && (need == Need::Later || !give_up(&self.space).await) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        tracing::warn!(object = %location, %error, "the catalog waits for room on its disk");
+                    }
+                    tokio::time::sleep(ROOM_PAUSE).await;
+                }
+                Err(error) if is_full(&error) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let need = Need::of(&opts.extensions);
+        wait_for_room(&self.space, need).await;
+        let inner = self.inner.put_multipart_opts(location, opts).await;
+        let upload = DiskUpload { inner: noted(&self.space, need, inner).await?, space: self.space.clone(), need };
+        Ok(Box::new(upload))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// Makes room for the next try of something that met the end of the disk.
+async fn noted<T>(space: &DiskSpace, need: Need, done: Result<T>) -> Result<T> {
+    if need == Need::Now && done.as_ref().is_err_and(|error| is_full(error)) {
+        give_up(space).await;
+    }
+    done
+}
+
+#[derive(Debug)]
+struct DiskUpload {
+    inner: Box<dyn MultipartUpload>,
+    space: DiskSpace,
+    need: Need,
+}
+
+#[async_trait]
+impl MultipartUpload for DiskUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (part, space, need) = (self.inner.put_part(data), self.space.clone(), self.need);
+        async move {
+            wait_for_room(&space, need).await;
+            noted(&space, need, part.await).await
+        }
+        .boxed()
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let completed = self.inner.complete().await;
+        noted(&self.space, self.need, completed).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use object_store::memory::InMemory;
+    use object_store::{Error, ObjectStoreExt};
+
+    use super::*;
+
+    /// Says that the disk is full to so many puts.
+    #[derive(Debug)]
+    struct Full(InMemory, AtomicUsize);
+
+    impl fmt::Display for Full {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Full {
+        async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+            if self.1.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+                let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                return Err(Error::Generic { store: "full", source: Box::new(source) });
+            }
+            self.0.put_opts(location, payload, opts).await
+        }
+
+        async fn put_multipart_opts(&self, at: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(at, opts).await
+        }
+
+        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(location, options).await
+        }
+
+        fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(locations)
+        }
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_written_waits_for_room_when_nothing_is_left_to_be_given_up() {
+        let objects = DiskObjects::new(Arc::new(Full(InMemory::new(), 5.into())), DiskSpace::default());
+        let at = Path::from("manifest/1");
+
+        let put = objects.put(&at, PutPayload::from_static(b"x"));
+        tokio::time::timeout(Duration::from_secs(60), put).await.unwrap().unwrap();
+
+        assert_eq!(objects.get(&at).await.unwrap().bytes().await.unwrap(), "x");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_compaction_waits_until_there_is_room_beside_what_is_kept_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let space = DiskSpace::open(None, Some(folder.path()), Some(0), &crate::metrics::Metrics::new()).unwrap();
+        let objects = DiskObjects::new(Arc::new(InMemory::new()), space.clone());
+        space.give_up(Content::Catalog);
+        let put = |kind| {
+            let tag = ObjectStoreCallTag::new(kind, slatedb::object_store_tag::SstType::Compacted);
+            let opts = PutOptions { extensions: tag.into(), ..PutOptions::default() };
+            let objects = &objects;
+            async move {
+                let at = Path::from("compacted/1");
+                let put = objects.put_opts(&at, PutPayload::from_static(b"x"), opts);
+                tokio::time::timeout(Duration::from_secs(60), put).await.is_ok()
+            }
+        };
+
+        assert!(!put(TableStoreKind::Compactor).await);
+        assert!(put(TableStoreKind::Main).await);
+    }
+}

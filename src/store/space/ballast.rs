@@ -1,0 +1,133 @@
+//! A file without content that holds room for the catalog, and gets shorter when the catalog needs it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+/// Its name in the folder of the catalog.
+pub const RESERVE_FILE: &str = "RESERVE";
+/// Of the reserve, the half that other programs cannot take, up to so much: the catalog itself is small.
+const SHARE: u64 = 2;
+const BYTES_MAX: u64 = 64 << 20;
+/// It is given up in so many pieces, none smaller than this.
+const PIECES: u64 = 16;
+const PIECE_BYTES_MIN: u64 = 256 << 10;
+
+/// The file, once there is one.
+#[derive(Debug)]
+pub(super) struct Ballast {
+    path: PathBuf,
+    bytes_max: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    file: Option<File>,
+    /// The file system cannot allocate what is not written.
+    unsupported: bool,
+}
+
+impl Ballast {
+    /// In `folder`, which is made by whoever opens the catalog. Nothing is allocated yet.
+    pub(super) fn new(folder: &Path, reserve_bytes: u64) -> Self {
+        let path = folder.join(RESERVE_FILE);
+        let file = OpenOptions::new().write(true).open(&path).ok();
+        let state = Mutex::new(State { file, unsupported: false });
+        Self { path, bytes_max: (reserve_bytes / SHARE).min(BYTES_MAX), state }
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn held(&self) -> u64 {
+        self.state.lock().held()
+    }
+
+    /// Makes it shorter by a piece. False if nothing is left.
+    pub(super) fn give_up(&self) -> bool {
+        let state = self.state.lock();
+        let held = state.held();
+        let Some(file) = state.file.as_ref().filter(|_| held > 0) else { return false };
+        let piece = (self.bytes_max / PIECES).max(PIECE_BYTES_MIN);
+        // Some file systems hand freed blocks out again only once that they are free is on disk.
+        let shorter = file.set_len(held.saturating_sub(piece)).and_then(|()| file.sync_all());
+        if let Err(error) = &shorter {
+            tracing::warn!(path = %self.path.display(), %error, "the reserve of the catalog could not be given up");
+        }
+        shorter.is_ok()
+    }
+
+    /// Lets it grow by up to `room` bytes.
+    pub(super) fn fill(&self, room: u64) {
+        let mut state = self.state.lock();
+        let held = state.held();
+        let wanted = held.saturating_add(room).min(self.bytes_max);
+        let grown = match held.cmp(&self.bytes_max) {
+            // It was made with a larger reserve.
+            std::cmp::Ordering::Greater => state.set_len(self.bytes_max),
+            std::cmp::Ordering::Less if wanted > held && !state.unsupported => state.grow(&self.path, held, wanted),
+            _ => Ok(()),
+        };
+        if let Err(error) = grown {
+            tracing::debug!(path = %self.path.display(), %error, "the reserve of the catalog could not be filled");
+        }
+    }
+}
+
+impl State {
+    fn held(&self) -> u64 {
+        // Its length, not a count: another program of ours may look after it, too.
+        self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), |file| file.set_len(len))
+    }
+
+    fn grow(&mut self, path: &Path, held: u64, wanted: u64) -> io::Result<()> {
+        if self.file.is_none() {
+            self.file = Some(OpenOptions::new().write(true).create(true).truncate(false).open(path)?);
+        }
+        let Some(file) = &self.file else { return Ok(()) };
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), held, wanted - held) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                self.unsupported = true;
+                tracing::info!(path = %path.display(), "the file system holds no room back for the catalog");
+                Ok(())
+            }
+            // It may have grown by a part.
+            Err(error) => self.set_len(held).and(Err(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_grows_as_there_is_room_and_is_given_up_piece_by_piece() {
+        let folder = tempfile::tempdir().unwrap();
+        let ballast = Ballast::new(folder.path(), 16 << 20);
+        assert!(!ballast.give_up());
+
+        ballast.fill(1 << 20);
+        assert_eq!(ballast.held(), 1 << 20);
+        ballast.fill(u64::MAX);
+        assert_eq!(ballast.held(), 8 << 20);
+        assert!(ballast.give_up());
+        assert_eq!(ballast.held(), (8 << 20) - (512 << 10));
+
+        let again = Ballast::new(folder.path(), 16 << 20);
+        assert_eq!(again.held(), ballast.held(), "a start finds what was left");
+        let pieces = std::iter::from_fn(|| again.give_up().then_some(())).count();
+        assert_eq!((pieces, again.held()), (15, 0));
+        let smaller = Ballast::new(folder.path(), 2 << 20);
+        smaller.fill(u64::MAX);
+        assert_eq!(smaller.held(), 1 << 20);
+    }
+}
