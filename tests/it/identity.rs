@@ -11,7 +11,7 @@ use esker::catalog::record::RecordKey;
 use esker::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
 use esker::client::Client;
 use esker::metrics::Metrics;
-use esker::store::Traffic;
+use esker::store::{DiskSpace, Traffic};
 use http::StatusCode;
 use tempfile::TempDir;
 
@@ -298,7 +298,11 @@ async fn a_volume_that_goes_away_while_the_daemon_runs_is_noticed_and_nothing_is
 
 /// Makes a folder look as an older version left it.
 async fn as_an_older_version(root: &Path) {
-    let place = Placement::Local { folder: root.join("catalog"), traffic: Traffic::catalog(Metrics::new()) };
+    let place = Placement::Local {
+        folder: root.join("catalog"),
+        traffic: Traffic::catalog(Metrics::new()),
+        space: DiskSpace::default(),
+    };
     let journal = Journal::open(place, JournalSettings::local(), |_, _| Ok::<_, JournalError>(())).await.unwrap();
     let deleted = journal.write(vec![RecordKey::Owner.delete()], esker::catalog::slate::Haste::Now).await.unwrap();
     deleted.durable().await.unwrap();

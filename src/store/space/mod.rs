@@ -331,16 +331,17 @@ impl Disk {
     }
 
     fn admit(&self, bytes: u64) -> Result<(), DiskFull> {
+        if self.is_full() {
+            return Err(self.refusal());
+        }
         let taken = self.taken_by(bytes);
-        if !self.is_full() && self.left.fetch_sub(taken, Ordering::Relaxed) >= taken {
+        if self.left.fetch_sub(taken, Ordering::Relaxed) >= taken {
             return Ok(());
         }
-        if !self.is_full() {
-            self.left.fetch_add(taken, Ordering::Relaxed);
-            // A large body is refused for itself; with a small one, the reserve is reached.
-            if taken <= signed(self.resume_bytes() - self.reserve_bytes) {
-                self.becomes_full();
-            }
+        self.left.fetch_add(taken, Ordering::Relaxed);
+        // A large body is refused for itself; with a small one, the reserve is reached.
+        if taken <= signed(self.resume_bytes() - self.reserve_bytes) {
+            self.becomes_full();
         }
         Err(self.refusal())
     }
@@ -369,8 +370,7 @@ impl Disk {
     /// Asks the operating system how much is free; none if it does not say.
     fn measure(&self) -> Option<u64> {
         let stat = rustix::fs::statvfs(&self.folder);
-        let refused =
-            |error| tracing::debug!(disk = %self.folder.display(), %error, "it is not known how much is free");
+        let refused = |error: rustix::io::Errno| tracing::debug!(disk = %self.folder.display(), %error, "it is not known how much is free");
         let stat = stat.map_err(refused).ok()?;
         let held = self.ballast.as_ref().map_or(0, Ballast::held);
         let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(held);
