@@ -86,6 +86,8 @@ impl Grace {
             Forgotten::Died => Duration::ZERO,
             // Nothing arrives late on a disk of one's own.
             Forgotten::GivenUp if self.local => Duration::ZERO,
+            // Nobody was told the places there, and the catalog says so with a time before all.
+            Forgotten::Moved if since == Millis(0) => Duration::ZERO,
             // As watched by this process: had the machine's clock been set, the grace would not have passed for others.
             Forgotten::GivenUp | Forgotten::Moved => self.grace.saturating_sub(ages.watched(since)),
         }
