@@ -269,7 +269,7 @@ async fn writers_that_send_next_to_nothing_hold_nothing() {
 
 #[tokio::test]
 async fn writers_that_stop_in_the_middle_give_way_to_others() {
-    let daemon = start(&[&LITTLE_MEMORY[..], &[("limits.rate-window", "12 s")]].concat()).await;
+    let daemon = start(&[&LITTLE_MEMORY[..], &[("limits.rate-window", "4 s")]].concat()).await;
     let mut stopped = vec![];
     for _ in 0..8 {
         let mut raw = begun_put(&daemon, 1 << 20).await;

@@ -48,11 +48,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const IDLE_BEFORE_GIVING_WAY: Duration = Duration::from_secs(1);
 /// Life of a connection on a reserved place.
 const RESERVED_LIFE: Duration = Duration::from_secs(5);
-/// When memory is short, bodies that get nowhere give way after this part of `limits.rate-window`. No sooner: memory is
-/// short when everybody is busy, and then a client that means well may not get to send for seconds.
-const SHORT_OF_WRITES: u32 = 6;
-/// The same for answers. Their readers may be at work with what they have, and are not told to come back.
-const SHORT_OF_READS: u32 = 4;
+/// When memory is short, who holds some and gets nowhere gives way after this part of `limits.rate-window`. No sooner:
+/// memory is short when everybody is busy, and then a client that means well may not get to send for many seconds.
+const WHEN_SHORT: u32 = 2;
 /// Who holds less frees nothing by giving way.
 const HELD_BYTES_MIN: u64 = 64 << 10;
 /// Between two lines in the log.
@@ -234,8 +232,8 @@ impl Peers {
     fn look(&self, passed: Duration) {
         let limits = &self.0.limits;
         let pace = Pace { bytes_per_second: limits.rate_bytes_min, window: limits.rate_window, passed, short: None };
-        let bodies = Pace { short: self.0.writes.is_short().then_some(limits.rate_window / SHORT_OF_WRITES), ..pace };
-        let answers = Pace { short: self.0.reads.is_short().then_some(limits.rate_window / SHORT_OF_READS), ..pace };
+        let bodies = Pace { short: self.0.writes.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
+        let answers = Pace { short: self.0.reads.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
         let (mut ends, mut slow) = (vec![], vec![]);
         for Seated { peer, notes } in self.0.open.lock().peers.values_mut() {
             slow.extend(peer.slow_bodies(&bodies).map(|flow| (flow, peer.address)));
