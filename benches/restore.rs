@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use esker::api::body::Admission;
 use esker::api::native::Native;
+use esker::api::peers::Peers;
 use esker::api::server::{Listener, Serving};
 use esker::api::wire::{BatchAnswer, BatchHead, RestoreRequest};
 use esker::catalog::Catalog;
@@ -27,14 +28,13 @@ use esker::merge::{Merger, MergerParts};
 use esker::metrics::Metrics;
 use esker::read::Reader;
 use esker::reclaim::ReclaimControl;
-use esker::runtime::{ByteBudget, Clock, Entropy, TaskGroup};
+use esker::runtime::{Budgets, Clock, Entropy, TaskGroup};
 use esker::store::{Counted, DataStore, Multipart, ObjectFiles, Traffic};
 use futures::StreamExt;
 use hyper_util::service::TowerToHyperService;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 const JOB: &str = "job";
@@ -191,12 +191,12 @@ impl Parts {
     /// A native API whose reader has this much memory.
     async fn door(&self, memory: u64) -> Client {
         let Self { settings, data, catalog, entropy, metrics, tasks } = self;
-        let budget = ByteBudget::new(memory, metrics.in_flight_bytes.clone());
+        let budgets = Budgets::new(memory, 0, 0, metrics.in_flight_bytes.clone());
         let parts = MergerParts::new(
             Arc::clone(settings),
             data.clone(),
             catalog.clone(),
-            budget.clone(),
+            budgets.writes.clone(),
             entropy.clone(),
             metrics.clone(),
             tasks.clone(),
@@ -206,7 +206,7 @@ impl Parts {
         let reader = Reader::new(
             data.clone(),
             catalog.clone(),
-            budget.clone(),
+            budgets.reads.clone(),
             patience,
             metrics.clone(),
             tasks.clone(),
@@ -220,21 +220,23 @@ impl Parts {
             merger,
             reader,
             reclaim,
-            admission: Admission { budget, patience, silence_max, metrics: metrics.clone() },
+            admission: Admission { budget: budgets.writes.clone(), patience, silence_max, metrics: metrics.clone() },
             settings: Arc::clone(settings),
             metrics: metrics.clone(),
+            shares: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = Serving::new(
             settings.limits.clone(),
-            Arc::new(Semaphore::new(settings.limits.connections_max)),
+            Peers::new(settings.limits.clone(), metrics.clone(), &budgets),
             metrics.connections.with_label_values(&["native"]),
             tasks.clone(),
             CancellationToken::new(),
             CancellationToken::new(),
         );
-        tokio::spawn(serving.accept(Listener::Tcp(listener), TowerToHyperService::new(native.router())));
+        let service = TowerToHyperService::new(native.router());
+        tokio::spawn(serving.accept(Listener::Tcp(listener), service.clone(), service));
         Client::new(&format!("http://{address}"), None).unwrap()
     }
 }

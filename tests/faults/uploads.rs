@@ -231,10 +231,10 @@ async fn abandoned_uploads_give_way_to_new_ones_and_leave_nothing() {
 }
 
 /// Puts parts `numbers` of a few bytes each, and returns what the catalog wrote for them.
-async fn committed_bytes(daemon: &Running, client: &AmazonS3, id: &String, numbers: std::ops::Range<usize>) -> f64 {
+async fn committed_bytes(daemon: &Running, client: &AmazonS3, id: &str, numbers: std::ops::Range<usize>) -> f64 {
     let before = metric(&daemon.client, "esker_catalog_committed_bytes_total").await;
     let puts = futures::stream::iter(numbers.map(|number| {
-        let (client, id) = (client.clone(), id.clone());
+        let (client, id) = (client.clone(), id.to_owned());
         async move { put(&client, &sink(0), &id, number, bytes_of(number as u64, 10)).await.unwrap() }
     }));
     drop(futures::StreamExt::collect::<Vec<_>>(futures::StreamExt::buffer_unordered(puts, 32)).await);
