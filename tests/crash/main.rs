@@ -3,8 +3,10 @@
 //!
 //! All rounds work on one folder. A round starts the daemon, compares what is there with what the writers of the
 //! rounds before know, lets writers loose, and ends the daemon: mostly by `kill -9`, sometimes already while it
-//! starts, sometimes by SIGTERM, and its clock may be minutes off. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same
-//! requests and the same moments, as far as two processes ever do the same twice.
+//! starts, sometimes by SIGTERM. Its surroundings are hostile: its clock is minutes off in some rounds, it is started on
+//! an empty volume and without room on the disk, stopped for a while in the middle (SIGSTOP), and asked by readers that
+//! then take nothing. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same requests and
+//! the same moments, as far as two processes ever do the same twice.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
@@ -30,7 +32,7 @@ use rand::{Rng, SeedableRng};
 
 use native::Job;
 use objects::Keys;
-use plan::{End, Plan};
+use plan::{Before, End, Plan};
 use process::{Process, Ready, esker};
 
 const JOBS: u64 = 2;
@@ -140,7 +142,14 @@ impl World {
             });
         }
 
+        let _stalled = if plan.stalled_reader { objects::ask_and_take_nothing(round).await } else { None };
         tokio::time::sleep(plan.lives).await;
+        if let Some(pause) = plan.stands_still {
+            daemon.signal("STOP");
+            tokio::time::sleep(pause).await;
+            daemon.signal("CONT");
+            tokio::time::sleep(plan.lives / 2).await;
+        }
         round.ending.store(true, Ordering::SeqCst);
         let end = plan.end;
         tokio::task::spawn_blocking(move || end_of(daemon, end)).await.unwrap();
@@ -206,10 +215,15 @@ fn from_env(name: &str) -> Option<u64> {
 
 async fn run_round(world: &mut World, folder: &Path, number: u32) {
     let plan = Plan::draw(&mut world.rng);
-    if let Some(lives) = plan.dies_at_start {
-        let daemon = Process::spawn(folder, &plan.environment);
-        tokio::time::sleep(lives).await;
-        drop(daemon);
+    match plan.before {
+        Before::Nothing => {}
+        Before::KilledStart(lives) => {
+            let daemon = Process::spawn(folder, &plan.environment);
+            tokio::time::sleep(lives).await;
+            drop(daemon);
+        }
+        Before::EmptyVolume => is_refused_on_an_empty_volume(folder, &plan),
+        Before::FullDisk => writes_nothing_on_a_full_disk(folder, &plan, number).await,
     }
     let (daemon, round) = start(folder, &plan.environment, number).await;
     world.check(&round, Look::Sample).await;
@@ -219,6 +233,36 @@ async fn run_round(world: &mut World, folder: &Path, number: u32) {
         End::Killed if number % 10 == 9 => drop(verified(folder)),
         End::Killed => {}
     }
+}
+
+/// The data is not there for one start, as of a volume that was not mounted; the catalog is.
+fn is_refused_on_an_empty_volume(folder: &Path, plan: &Plan) {
+    let (root, aside) = (folder.join("data"), folder.join("aside"));
+    let there: Vec<&str> = ["data", "owners", "ESKER"].into_iter().filter(|name| root.join(name).exists()).collect();
+    // The first start of all may have been killed before there was a store.
+    if !there.contains(&"ESKER") || !there.contains(&"owners") {
+        return;
+    }
+    std::fs::create_dir(&aside).unwrap();
+    there.iter().for_each(|name| std::fs::rename(root.join(name), aside.join(name)).unwrap());
+
+    let (status, log) = Process::spawn(folder, &plan.environment).wait_end();
+
+    assert_eq!(status.code(), Some(2), "{log}");
+    for name in there {
+        assert!(!root.join(name).exists(), "{name} was made on the empty volume:\n{log}");
+        std::fs::rename(aside.join(name), root.join(name)).unwrap();
+    }
+    std::fs::remove_dir(aside).unwrap();
+}
+
+/// No disk has so much room: what is new is refused, and what is there is not.
+async fn writes_nothing_on_a_full_disk(folder: &Path, plan: &Plan, number: u32) {
+    let mut environment = plan.environment.clone();
+    environment.push(("ESKER__STORE__RESERVE", "1000 tb".to_owned()));
+    let (daemon, round) = start(folder, &environment, number).await;
+    native::is_refused_for_want_of_room(&round).await;
+    drop(daemon);
 }
 
 /// Everything that was ever answered, one last time.
@@ -257,7 +301,7 @@ fn nothing_is_left_over(folder: &Path) {
         let name = path.strip_prefix(folder.join("data")).unwrap().to_string_lossy().into_owned();
         let folders = ["data/", "catalog/db/", "catalog/log/", "owners/", "lost+found/data/"];
         let known = folders.iter().any(|folder| name.starts_with(folder));
-        let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE"].contains(&name.as_str());
+        let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE", "catalog/RESERVE"].contains(&name.as_str());
         if !known || name.contains('#') {
             strange.push(name);
         }

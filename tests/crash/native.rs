@@ -384,6 +384,17 @@ impl Job {
     }
 }
 
+/// The daemon says that there is no room; what is there is told.
+pub async fn is_refused_for_want_of_room(round: &Round) {
+    let client = client(round);
+    let job = job_id(0);
+    client.create_job(&job).await.unwrap();
+    let params = PutParams { checkpoint: Some(1 << 40), name: Some("no-room".to_owned()), ..PutParams::default() };
+    let answer = client.put(&job, &params, None, pattern(1, 64 << 10).into()).await;
+    assert_eq!(answer.unwrap_err().status(), Some(StatusCode::SERVICE_UNAVAILABLE));
+    client.jobs().await.unwrap();
+}
+
 fn job_id(number: u64) -> String {
     format!("crash-{number}")
 }

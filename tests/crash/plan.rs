@@ -18,11 +18,27 @@ pub enum End {
 #[derive(Debug)]
 pub struct Plan {
     pub environment: Vec<(&'static str, String)>,
-    /// A start before the round's own is killed after this long.
-    pub dies_at_start: Option<Duration>,
+    /// What stands before the round's own start.
+    pub before: Before,
+    /// Whether a reader asks for an object and then takes nothing of it.
+    pub stalled_reader: bool,
     /// How long the writers have.
     pub lives: Duration,
+    /// The daemon stands still for so long in the middle of it.
+    pub stands_still: Option<Duration>,
     pub end: End,
+}
+
+/// What happens before a round's own start.
+#[derive(Debug, Clone, Copy)]
+pub enum Before {
+    Nothing,
+    /// A start that is killed after this long.
+    KilledStart(Duration),
+    /// A start on an empty volume, which must be refused.
+    EmptyVolume,
+    /// A start without room for what is new, which reads and refuses to write.
+    FullDisk,
 }
 
 impl Plan {
@@ -41,9 +57,22 @@ impl Plan {
             .extend(clock::wrong_by(pick(rng, &["+0", "+0", "-60s", "+60s", "-10m", "+10m"])).into_iter().flatten());
         Self {
             environment,
-            dies_at_start: rng.random_bool(0.15).then(|| millis(rng.random_range(0..250))),
+            before: Before::draw(rng),
+            stalled_reader: rng.random_bool(0.2),
             lives: millis(rng.random_range(5..400)),
+            stands_still: rng.random_bool(0.1).then(|| millis(rng.random_range(50..500))),
             end: if rng.random_bool(0.1) { End::Terminated } else { End::Killed },
+        }
+    }
+}
+
+impl Before {
+    fn draw(rng: &mut StdRng) -> Self {
+        match rng.random_range(0..100) {
+            0..15 => Self::KilledStart(millis(rng.random_range(0..250))),
+            15..25 => Self::EmptyVolume,
+            25..35 => Self::FullDisk,
+            _ => Self::Nothing,
         }
     }
 }

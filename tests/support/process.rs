@@ -83,9 +83,21 @@ impl Process {
     }
 
     /// `kill -TERM`, and waits for the end.
-    pub fn terminate(mut self) -> ExitStatus {
+    pub fn terminate(self) -> ExitStatus {
         self.signal("TERM");
-        self.child.wait().expect("the daemon is our child")
+        self.wait_end().0
+    }
+
+    /// Waits until it ends by itself. Returns how, and the last lines of its log.
+    pub fn wait_end(mut self) -> (ExitStatus, String) {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the daemon is our child") {
+                return (status, self.log());
+            }
+            assert!(begun.elapsed() < Duration::from_secs(120), "the daemon does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The last lines of its log.
