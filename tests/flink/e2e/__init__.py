@@ -5,7 +5,12 @@ processes   child processes with a log each, deadlines, and an end for all of th
 s3          just enough of S3 to make a bucket and to list one
 storage     where Flink writes to: versitygw itself, or Esker on a local disk or on versitygw
 cluster     a Flink cluster, its jobs, and what its REST interface says about them
+proxy       holds a request between Flink and Esker at the moment at which the test kills
 expected    what the job must have counted
-scenario    the story that the test tells
 report      what a checkpoint cost
+timeline    space over time, as Esker says
+story       what all stories do with a job
+scenario    exact state while everything under it is killed
+sink        every record in the output once, whatever part of an upload Esker dies in
+space       what `du` says while a job with many small checkpoints runs
 """

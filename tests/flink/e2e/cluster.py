@@ -32,10 +32,11 @@ appender.console.layout.pattern = %d{HH:mm:ss,SSS} %-5p %-40.40c{1} %m%n
 
 
 class Cluster:
-    """One job manager and as many task managers as the job needs."""
+    """One job manager and as many task managers as the job needs; `config` goes before what is set here."""
 
-    def __init__(self, processes, tools, storage, folder, name):
+    def __init__(self, processes, tools, storage, folder, name, parallelism=PARALLELISM, slots=SLOTS, config=()):
         self.processes, self.tools, self.storage, self.name = processes, tools, storage, name
+        self.parallelism, self.slots, self.config = parallelism, slots, dict(config)
         self.folder = folder / name
         self.temp = self.folder / "tmp"
         self.temp.mkdir(parents=True)
@@ -48,9 +49,9 @@ class Cluster:
     def start(self):
         (self.folder / "log4j2.properties").write_text(LOGGING)
         (self.folder / "config.yaml").write_text(
-            "".join(f"{key}: {value}\n" for key, value in self._config().items()))
+            "".join(f"{key}: {value}\n" for key, value in {**self._config(), **self.config}.items()))
         self.job_manager = self._java("jm", ["-Xmx320m"], JOB_MANAGER)
-        for _ in range(PARALLELISM // SLOTS):
+        for _ in range(self.parallelism // self.slots):
             self.add_task_manager()
         self.processes.until("the task managers to register", START_SECONDS, self._all_slots_free)
 
@@ -81,10 +82,12 @@ class Cluster:
             "taskmanager.memory.jvm-metaspace.size": "128 mb",
             "taskmanager.memory.jvm-overhead.min": "64 mb",
             "taskmanager.memory.jvm-overhead.max": "64 mb",
-            "taskmanager.numberOfTaskSlots": SLOTS,
-            "parallelism.default": PARALLELISM,
+            "taskmanager.numberOfTaskSlots": self.slots,
+            "parallelism.default": self.parallelism,
             # A task manager that starts before the job manager would otherwise wait for ten seconds.
             "cluster.registration.error-delay": "500 ms",
+            # Task managers that start on a busy machine would give up after ten seconds.
+            "pekko.startup-timeout": "60 s",
             # A killed task manager is noticed by its closed connections; this bounds the wait otherwise.
             "heartbeat.interval": "2 s",
             "heartbeat.timeout": "20 s",
@@ -130,11 +133,11 @@ class Cluster:
         for process in [*self.task_managers, self.job_manager]:
             self.processes.kill(process)
 
-    def submit(self, jar, arguments, savepoint=None, claim_mode=None):
-        """Starts the job through Flink's own client."""
+    def submit(self, main, jar, arguments, savepoint=None, claim_mode=None):
+        """Starts the job with this main class through Flink's own client."""
         restore = ["-s", savepoint, "-claim", claim_mode] if savepoint else []
         command = self._java_command(
-            ["-Xmx128m"], CLIENT, "run", "-d", *restore, "-c", "esker.flink.TallyJob", jar, *arguments)
+            ["-Xmx128m"], CLIENT, "run", "-d", *restore, "-c", main, jar, *arguments)
         try:
             done = subprocess.run(
                 [str(part) for part in command], env=self.env, timeout=SUBMIT_SECONDS,
@@ -156,7 +159,7 @@ class Cluster:
 
     def _all_slots_free(self):
         overview = self.rest("/overview")
-        return overview and overview["slots-available"] >= PARALLELISM
+        return overview and overview["slots-available"] >= self.parallelism
 
 
 class Job:
@@ -164,6 +167,8 @@ class Job:
 
     def __init__(self, cluster, job_id):
         self.cluster, self.id = cluster, job_id
+        # Whether it may come to the end of its input yet.
+        self.may_finish = False
 
     def state(self):
         answer = self.cluster.rest(f"/jobs/{self.id}")

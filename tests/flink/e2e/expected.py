@@ -36,7 +36,7 @@ def _right(count, key_of):
         total = totals[key_of(number)]
         total[0] += 1
         total[1] += number
-        total[2] += _mix(number)
+        total[2] += mix(number)
     return {
         key: (n, total, digest & _MASK, min(n, BALLAST_ENTRIES))
         for key, (n, total, digest) in totals.items()
@@ -57,7 +57,7 @@ def _read(folder, name):
     return found, seen
 
 
-def _mix(number):
+def mix(number):
     """The finalizer of SplitMix64."""
     mixed = (number + 0x9E3779B97F4A7C15) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -47,6 +47,9 @@ class Report:
     def as_json(self):
         return asdict(self)
 
+    def check(self):
+        """The story has failed before if anything was wrong."""
+
     def table(self):
         """One row for each figure, one column for each measurement."""
         columns = self.measurements
@@ -71,7 +74,7 @@ class Report:
             ["  files of the backend", *(str(column.held_files) for column in columns)],
             ["  bytes of the backend", *(f"{column.held_bytes:,}" for column in columns)],
         ]
-        return _aligned(rows) + self._timeline_table()
+        return aligned(rows) + self._timeline_table()
 
     def _timeline_table(self):
         """Space over time, in about twenty rows."""
@@ -84,7 +87,7 @@ class Report:
             live, held, waiting, freed, copied = (f"{number:,}" for number in numbers)
             rows.append([str(row["seconds"]), str(row["segments"]), str(row["files"]), live, held, amplification, waiting,
                          freed, copied])
-        return "\n\n" + _aligned(rows)
+        return "\n\n" + aligned(rows)
 
 
 def _per_checkpoint(columns, number_of):
@@ -95,7 +98,7 @@ def _per_checkpoint(columns, number_of):
     ]
 
 
-def _aligned(rows):
+def aligned(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()

@@ -1,4 +1,4 @@
-"""Just enough of an S3 client to make a bucket and to list one."""
+"""Just enough of an S3 client to make a bucket, to list one, and to read objects."""
 
 import datetime
 import hashlib
@@ -33,6 +33,14 @@ class Client:
             if not token:
                 return found
             query["continuation-token"] = token
+
+    def read(self, bucket, key):
+        return self._send("GET", f"/{bucket}/{urllib.parse.quote(key, safe='/-_.~')}", {})
+
+    def uploads(self, bucket, prefix=""):
+        """The keys of multipart uploads that were begun and neither completed nor aborted: a thousand at most."""
+        page = ElementTree.fromstring(self._send("GET", f"/{bucket}", {"uploads": "", "prefix": prefix}))
+        return [entry.findtext("{*}Key") for entry in page.iterfind("{*}Upload")]
 
     def _send(self, method, path, query):
         host = urllib.parse.urlsplit(self.endpoint).netloc

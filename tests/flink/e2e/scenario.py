@@ -5,9 +5,9 @@ import statistics
 import time
 
 from . import expected
-from .cluster import Cluster
 from .processes import Failed
 from .report import Measurement
+from .story import CHECKPOINTS_AFTER_A_KILL, CHECKPOINTS_SECONDS, Story
 from .timeline import Timeline
 
 NUMBERS_PER_SECOND = 2000
@@ -17,18 +17,20 @@ KEYS = 5000
 
 WARM_UP_CHECKPOINTS = 5
 MEASURED_CHECKPOINTS = 12
-CHECKPOINTS_AFTER_A_KILL = 3
 # How long a killed storage stays away, in turn: within the patience of Flink's client, and beyond it.
 DOWN_SECONDS = [0.3, 4]
-# How long n checkpoints may take on a machine that is busy with other things.
-CHECKPOINTS_SECONDS = 180
-FINISH_SECONDS = 600
 
 
-class Scenario:
+def tally(count, per_second, results):
+    """The main class and the arguments of the job that counts."""
+    return "esker.flink.TallyJob", [
+        "--count", count, "--per-second", per_second, "--keys", KEYS, "--results", results]
+
+
+class Scenario(Story):
     def __init__(self, processes, tools, jar, folder, seconds, claim_mode, say):
-        self.processes, self.tools, self.jar, self.folder = processes, tools, jar, folder
-        self.seconds, self.claim_mode, self.say = seconds, claim_mode, say
+        super().__init__(processes, tools, jar, folder, claim_mode, say)
+        self.seconds = seconds
         self.results = folder / "results"
         self.results.mkdir()
         # More than the first job can count in its time: it is always cancelled in the middle.
@@ -38,7 +40,7 @@ class Scenario:
         """Measures undisturbed checkpoints on `storage` and leaves it stopped."""
         storage.start()
         cluster = self._start_cluster(storage, "alone")
-        job = self._submit(cluster, NUMBERS_PER_SECOND)
+        job = self._submit(cluster, *tally(self.count, NUMBERS_PER_SECOND, self.results))
         measurement = self._measure(storage, job)
         self._cancel(job)
         cluster.stop()
@@ -59,7 +61,7 @@ class Scenario:
 
     def _tell(self, storage, report, ends):
         cluster = self._start_cluster(storage, "first")
-        job = self._submit(cluster, NUMBERS_PER_SECOND)
+        job = self._submit(cluster, *tally(self.count, NUMBERS_PER_SECOND, self.results))
         report.measurements.append(self._measure(storage, job))
         self._kill_for_a_while(storage, cluster, job, ends, report)
         retained = self._cancel(job)
@@ -71,8 +73,9 @@ class Scenario:
         storage.verify()
         storage.start()
         cluster = self._start_cluster(storage, "second")
-        job = self._submit(cluster, NUMBERS_PER_SECOND_RESUMED, savepoint=retained)
-        self._finish(job, retained)
+        job = self._submit(cluster, *tally(self.count, NUMBERS_PER_SECOND_RESUMED, self.results), savepoint=retained)
+        self._await_resumed(job, retained)
+        self._await_finished(job)
         self._await_cleanup(storage, job)
         report.keys_compared = expected.check(self.results, self.count, KEYS)
         report.numbers = self.count
@@ -88,18 +91,6 @@ class Scenario:
                  f"in {report.held_files} files of {report.held_bytes:,} bytes")
         storage.close()
         storage.verify()
-
-    def _start_cluster(self, storage, name):
-        cluster = Cluster(self.processes, self.tools, storage, self.folder, name)
-        cluster.start()
-        self.say(f"the {name} cluster is up")
-        return cluster
-
-    def _submit(self, cluster, per_second, savepoint=None):
-        arguments = ["--count", self.count, "--per-second", per_second, "--keys", KEYS, "--results", self.results]
-        job = cluster.submit(self.jar, arguments, savepoint, self.claim_mode)
-        self.say(f"submitted job {job.id}")
-        return job
 
     def _measure(self, storage, job):
         self._await_checkpoints(job, WARM_UP_CHECKPOINTS)
@@ -162,74 +153,3 @@ class Scenario:
             return next((number for number in checkpoints.in_progress() if number > seen), None)
 
         return self.processes.until("a checkpoint to begin", CHECKPOINTS_SECONDS, fresh, every=0.02)
-
-    def _kill_task_manager(self, cluster, job):
-        """Kills a task manager, replaces it, and has the job restore its newest checkpoint."""
-        before = self._checkpoints(job)
-        newest = before.completed()[-1]["id"]
-        cluster.kill_task_manager()
-        cluster.add_task_manager()
-        self.processes.until(
-            "the job to be restored", CHECKPOINTS_SECONDS,
-            lambda: self._checkpoints(job).counts["restored"] > before.counts["restored"])
-        self.processes.until("all tasks to run again", CHECKPOINTS_SECONDS, job.all_tasks_run)
-        self._await_checkpoints(job, CHECKPOINTS_AFTER_A_KILL)
-        restored = self._checkpoints(job).restored["id"]
-        if restored < newest:
-            raise Failed(f"checkpoint {restored} was restored although {newest} was complete")
-        self.say(f"killed a task manager; checkpoint {restored} was restored")
-        return {"killed": "task manager", "checkpoint": newest, "restored": restored}
-
-    def _cancel(self, job):
-        """Cancels the job and returns where its last checkpoint is."""
-        job.cancel()
-        self.processes.until("the job to be cancelled", CHECKPOINTS_SECONDS, lambda: job.state() == "CANCELED")
-        last = job.checkpoints().completed()[-1]
-        self.say(f"cancelled the job after checkpoint {last['id']}")
-        return last["external_path"]
-
-    def _finish(self, job, retained):
-        restored = self.processes.until(
-            "the job to be resumed", CHECKPOINTS_SECONDS, lambda: self._checkpoints(job).restored)
-        if not retained.endswith(restored["external_path"].removeprefix("s3:")):
-            raise Failed(f"{restored['external_path']} was restored instead of {retained}")
-
-        def finished():
-            state = job.state()
-            if state in ("FAILED", "CANCELED"):
-                raise Failed(f"the resumed job is {state}:\n{job.why_it_failed()}")
-            return state == "FINISHED"
-
-        self.processes.until("the job to finish", FINISH_SECONDS, finished)
-        completed = self._checkpoints(job).counts["completed"]
-        self.say(f"the resumed job has finished, with {completed} more checkpoints")
-
-    def _await_cleanup(self, storage, job):
-        """A finished job keeps no checkpoint, so Flink deletes every object that the job has written.
-
-        S3A leaves its markers of directories, objects without bytes.
-        """
-        def is_gone():
-            keys = storage.client.sizes(storage.bucket)
-            return not any(job.id in key and not key.endswith("/") for key in keys)
-
-        self.processes.until("Flink to delete what the finished job has written", 60, is_gone)
-
-    def _await_checkpoints(self, job, number):
-        """Waits for checkpoints that begin from now on."""
-        newest = self._checkpoints(job).newest_id()
-        self.processes.until(
-            f"{number} checkpoints after {newest}", CHECKPOINTS_SECONDS,
-            lambda: len(self._checkpoints(job).completed(after=newest)) >= number)
-
-    def _newest_completed(self, job):
-        return self._checkpoints(job).completed()[-1]["id"]
-
-    def _checkpoints(self, job):
-        """The checkpoints of a job that has to be alive."""
-        state = job.state()
-        if state in ("FAILED", "CANCELED"):
-            raise Failed(f"the job is {state}:\n{job.why_it_failed()}")
-        if state == "FINISHED" and job.cluster.name != "second":
-            raise Failed("the job ran out of numbers before the end of the story: try a larger --seconds")
-        return self.processes.until("the job's checkpoints", 30, job.checkpoints)

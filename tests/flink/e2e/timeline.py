@@ -35,8 +35,7 @@ class Timeline:
                 continue  # It was killed, and is started again before long.
 
     def _ask(self):
-        with urllib.request.urlopen(f"{self.storage.api}/v1/space", timeout=5) as response:
-            space = json.load(response)["total"]
+        space = space_of(self.storage)
         with urllib.request.urlopen(f"{self.storage.api}/metrics", timeout=5) as response:
             metrics = response.read().decode()
         # What was never counted is not there.
@@ -53,6 +52,12 @@ class Timeline:
             "freed_bytes": round(reclaimed["freed"]),
             "copied_bytes": round(reclaimed["written"]),
         }
+
+
+def space_of(storage):
+    """What Esker says that it holds."""
+    with urllib.request.urlopen(f"{storage.api}/v1/space", timeout=5) as response:
+        return json.load(response)["total"]
 
 
 class Counted:

@@ -1,5 +1,6 @@
 """What the test needs besides itself: looks for it, and installs it into a cache folder."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -37,7 +38,9 @@ class Tools:
 
 def prepare(cache, plugin, esker, needs_versitygw, say):
     """Installs what is not in `cache` yet. A second run with the same cache needs no network."""
-    home = cache / f"flink-{FLINK_VERSION}-{plugin}"
+    # What the cache holds is what the file listed when it was filled.
+    listed = hashlib.sha256((HERE / "flink-home.xml").read_bytes()).hexdigest()[:8]
+    home = cache / f"flink-{FLINK_VERSION}-{plugin}-{listed}"
     versitygw = cache / "bin" / f"versitygw-{VERSITYGW_VERSION}" if needs_versitygw else None
     wanted = ["java", "javac", "jar"]
     wanted += ["mvn"] if not home.exists() else []

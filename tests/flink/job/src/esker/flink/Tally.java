@@ -116,7 +116,7 @@ final class Tally extends KeyedProcessFunction<Long, Long, Long> implements Chec
     }
 
     /** The finalizer of SplitMix64; the test computes the same. */
-    private static long mix(long number) {
+    static long mix(long number) {
         long mixed = number + 0x9E3779B97F4A7C15L;
         mixed = (mixed ^ (mixed >>> 30)) * 0xBF58476D1CE4E5B9L;
         mixed = (mixed ^ (mixed >>> 27)) * 0x94D049BB133111EBL;
