@@ -134,7 +134,8 @@ fn puts_fill_the_disk_up_to_the_reserve_and_go_on_once_objects_are_deleted() {
         assert_eq!(metric(&ready, r#"esker_rejected_total{reason="disk"}"#).await, 101.0);
         assert_eq!(metric(&ready, r#"esker_rejected_total{reason="unavailable"}"#).await, 0.0);
         let reserve = metric(&ready, r#"esker_disk_reserve_bytes{of="data"}"#).await;
-        assert!(metric(&ready, r#"esker_disk_free_bytes{of="catalog"}"#).await < 1.25 * reserve && reserve > 2e7);
+        let free = metric(&ready, r#"esker_disk_free_bytes{of="catalog"}"#).await;
+        assert!(free < 1.25 * reserve && reserve > 2e7, "{free} bytes are free, {reserve} are kept back");
         assert_eq!(warnings(folder), warnings_before + 1, "one line for all of it");
         answered.assert_readable(&s3).await;
         native.complete(JOB, 1).await.unwrap();
