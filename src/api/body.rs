@@ -23,7 +23,7 @@ use crate::runtime::{Buffer, ByteBudget, PaidBytes};
 pub const CRC_HEADER: &str = "x-esker-crc32c";
 
 /// First bytes of a body that are waited for before memory is taken for it; no more than HTTP reads ahead.
-pub(super) const FIRST_BYTES: u64 = 16 << 10;
+pub(super) const FIRST_BYTES: u64 = 4 << 10;
 
 /// What limits the bodies of a door.
 #[derive(Clone)]
