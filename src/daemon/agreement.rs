@@ -63,7 +63,7 @@ pub(super) struct LostFile {
 impl fmt::Display for LostFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.there {
-            Some(there) => write!(f, "{} has {there} bytes, the catalog says {}", self.id, self.needed),
+            Some(there) => write!(f, "{} has {there} bytes, what lives in it ends at {}", self.id, self.needed),
             None => write!(f, "{} does not exist", self.id),
         }
     }
@@ -83,7 +83,8 @@ pub(super) fn check_durable(
     let on_disk = matches!(store, DataStore::Local(_));
     let lost = state.files().filter(|view| view.live_segments > 0).filter_map(|view| {
         let needed = match view.state {
-            FileState::Closed { len } => len,
+            // Not its length: its end may not have been written, and older versions recorded what was only to be written.
+            FileState::Closed { .. } => state.living_end(&view.id),
             // It was made before the commit that says that something is in it.
             FileState::Open { durable_len, .. } if on_disk => durable_len,
             FileState::Open { .. } | FileState::Forgotten { .. } => return None,
@@ -98,6 +99,19 @@ pub(super) fn check_durable(
     }
     let segments = lost.iter().map(|lost| lost.segments).sum();
     Err(RecoverError::Lost { files: lost.len(), segments, named: names(&lost) })
+}
+
+/// The recorded lengths of closed files of which less is there, and all that lives in them, are set right. Returns them.
+pub(super) fn shorten(state: &mut State, listed: &[(String, u64)], at: Millis) -> Vec<PhysicalFileId> {
+    let lens: HashMap<&str, u64> = listed.iter().map(|(name, len)| (name.as_str(), *len)).collect();
+    let shorter = state.files().filter_map(|view| {
+        let FileState::Closed { len } = view.state else { return None };
+        let there = *lens.get(view.id.as_str())?;
+        (there < len && state.living_end(&view.id) <= there).then_some((view.id, there))
+    });
+    let shorter: Vec<(PhysicalFileId, u64)> = shorter.collect();
+    shorter.iter().for_each(|(id, there)| state.settle_file(id, *there, *there, at));
+    shorter.into_iter().map(|(id, _)| id).collect()
 }
 
 /// The first of them, for a message.

@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 
 use futures::{StreamExt, stream};
 
-use super::agreement::{check_durable, check_not_missing, drop_lost, names};
+use super::agreement::{check_durable, check_not_missing, drop_lost, names, shorten};
 use crate::catalog::state::{State, UncertainFile};
 use crate::merge::entry_of_record;
 use crate::merge::format::{self, Entry, FormatError};
@@ -146,6 +146,13 @@ pub async fn recover(
         recovered.brought_back = bring_back(state, store, &mut listed).await?;
     }
     let lost = check_durable(state, store, &listed, missing)?;
+    if missing != Missing::Keep {
+        let shorter = shorten(state, &listed, at);
+        if !shorter.is_empty() {
+            let (files, named) = (shorter.len(), names(&shorter));
+            tracing::warn!(files, named, "files are shorter than recorded, all that lives in them is there");
+        }
+    }
     if let DataStore::Local(store) = store {
         recovered.set_aside = set_aside_unnamed(state, store, epoch, listed).await;
     }
@@ -498,5 +505,29 @@ mod tests {
         assert_eq!((kept.lost_segments, state.all_segments().count()), (0, 3));
         let dropped = recover(&mut state, &all, 2, Millis(2), Missing::Drop).await.unwrap();
         assert_eq!((dropped.dropped.len(), state.all_segments().count()), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_closed_file_that_is_shorter_than_recorded_is_taken_as_it_is_if_all_that_lives_in_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path().to_owned(), Traffic::data(Metrics::new()));
+        let (mut state, file, offsets) = left_open(&store).await;
+        let there = offsets[2] + LEN;
+        state.settle_file(&file, u64::MAX, there + 5000, Millis(1));
+        let closed_at = |state: &State| match state.file(&file).unwrap().state {
+            FileState::Closed { len } => len,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(closed_at(&state), there + 5000);
+        let all = DataStore::Local(store);
+
+        recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await.unwrap();
+
+        assert_eq!((closed_at(&state), state.all_segments().count()), (there, 3));
+        assert_eq!(state.space().physical_bytes, there);
+        let path = folder.path().join(file.as_str());
+        std::fs::File::options().write(true).open(path).unwrap().set_len(there - 1).unwrap();
+        let refused = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await;
+        assert!(matches!(refused, Err(RecoverError::Lost { files: 1, segments: 3, .. })), "{refused:?}");
     }
 }

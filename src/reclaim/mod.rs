@@ -46,7 +46,7 @@ pub mod survey;
 pub mod sweep;
 pub mod watch;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -253,6 +253,8 @@ pub struct Reclaimer {
     punched: Option<Punched>,
     /// Files that cannot be read whole; a copy would lose what is left of them.
     damaged: HashSet<PhysicalFileId>,
+    /// Files that storage refused to work on, and when: they are not tried again before an interval is over.
+    put_off: HashMap<PhysicalFileId, Instant>,
     watch: Watch,
     /// How long the last look at all files took.
     look: Duration,
@@ -275,6 +277,7 @@ impl Reclaimer {
             pressure,
             punched,
             damaged: HashSet::new(),
+            put_off: HashMap::new(),
             watch,
             look: Duration::ZERO,
             untold: Round::default(),
@@ -302,6 +305,9 @@ impl Reclaimer {
             Err(error) => {
                 if is_full(&error) {
                     self.parts.space.meets_the_end();
+                } else if self.parts.store.is_lost() {
+                    // That it is gone has been told, once.
+                    tracing::debug!(error = crate::error::chain(&error), "reclaiming waits for the store");
                 } else {
                     tracing::warn!(error = crate::error::chain(&error), "reclaiming goes on later");
                 }
@@ -331,6 +337,10 @@ impl Reclaimer {
         }
         let full = self.parts.space.is_full();
         let planned = if full { self.plan_on_a_full_disk() } else { planned };
+        if planned.works_on_files() {
+            // What is wrong with files of a store that is not there is not wrong with them.
+            self.parts.store.look().await?;
+        }
         for file in &planned.close {
             round.closed += usize::from(self.parts.pools.close_file(file));
         }
@@ -360,7 +370,9 @@ impl Reclaimer {
         let local = matches!(self.parts.store, DataStore::Local(_));
         let catalog = &self.parts.catalog;
         let mut candidates = survey::candidates(&catalog.view(), self.punched.as_ref(), catalog.clock().ages());
-        candidates.retain(|candidate| !self.damaged.contains(&candidate.file));
+        let interval = self.parts.settings.reclaim.interval;
+        let waits = |file: &PhysicalFileId| self.put_off.get(file).is_some_and(|at| at.elapsed() < interval);
+        candidates.retain(|candidate| !self.damaged.contains(&candidate.file) && !waits(&candidate.file));
         plan(&candidates, limits, &survey::prices(local))
     }
 

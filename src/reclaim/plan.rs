@@ -113,6 +113,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether files that are closed are read or changed for it.
+    pub fn works_on_files(&self) -> bool {
+        !(self.punch.is_empty() && self.copy.is_empty() && self.pack.is_empty())
+    }
+}
+
+impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.close.is_empty() && self.punch.is_empty() && self.copy.is_empty() && self.pack.is_empty()

@@ -12,7 +12,7 @@ use super::{ReclaimError, Reclaimer, Round};
 use crate::catalog::command::Command;
 use crate::catalog::record::FileState;
 use crate::model::PhysicalFileId;
-use crate::runtime::Ticket;
+use crate::runtime::{Clock, Ticket};
 use crate::store::{DataStore, LocalStore, StoreError};
 
 /// Files that are punched at a time: each waits for the disk.
@@ -44,6 +44,7 @@ impl Reclaimer {
             }
         });
         let mut done: Vec<(Work, u64)> = vec![];
+        let mut failed = None;
         for (work, punched) in stream::iter(punching).buffered(FILES_AT_ONCE).collect::<Vec<_>>().await {
             match punched {
                 Ok(holes) => done.push((work, holes)),
@@ -52,8 +53,7 @@ impl Reclaimer {
                     self.punched = None;
                     return Ok(());
                 }
-                // Whatever is wrong with one file, the others are not kept from their turn.
-                Err(error) => self.leave_alone(&work.file, &error),
+                Err(error) => failed = self.put_off(work.file, &error).await.err().or(failed),
             }
         }
         let holes = done.iter().map(|(work, holes)| (work.file.clone(), *holes)).collect();
@@ -64,6 +64,17 @@ impl Reclaimer {
             let state = self.parts.catalog.view();
             punched.retain(|file, _| state.file(file).is_some());
         }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// A file that could not be punched waits for a later round: nothing says that it is damaged. Whatever is wrong with one
+    /// file, the others are not kept from their turn, unless the store is gone.
+    async fn put_off(&mut self, file: PhysicalFileId, error: &StoreError) -> Result<(), ReclaimError> {
+        self.parts.store.look().await?;
+        tracing::warn!(%file, error = crate::error::chain(error), "a file could not be punched, it will be tried again");
+        let interval = self.parts.settings.reclaim.interval;
+        self.put_off.retain(|_, at| at.elapsed() < interval);
+        self.put_off.insert(file, Clock::instant());
         Ok(())
     }
 

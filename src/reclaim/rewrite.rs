@@ -116,10 +116,14 @@ impl Reclaimer {
                     round.read_bytes += written.read_bytes;
                     round.written_bytes += written.written_bytes;
                 }
-                Some(Err(ReclaimError::Corrupt { segment, file })) => {
-                    self.parts.metrics.corrupt_reads.inc();
-                    self.leave_alone(&file.clone(), &ReclaimError::Corrupt { segment, file });
-                }
+                Some(Err(ReclaimError::Corrupt { segment, file })) => match self.parts.store.look().await {
+                    Ok(()) => {
+                        self.parts.metrics.corrupt_reads.inc();
+                        self.leave_alone(&file.clone(), &ReclaimError::Corrupt { segment, file });
+                    }
+                    // Whatever was read, it was not of this store.
+                    Err(error) => failed = failed.or(Some(error.into())),
+                },
                 // What is running is seen through: it is not written in vain.
                 Some(Err(error)) => failed = failed.or(Some(error)),
             }
@@ -364,7 +368,7 @@ async fn read<'a>(
         return Ok(found);
     };
     let mut bytes = match parts.store.read(&place.file, place.offset..place.end()).await {
-        // What was looked up under a lease is there, or lost.
+        // What was looked up under a lease is there, or lost: the store itself is there.
         Err(StoreError::NotFound(_) | StoreError::Short { .. }) => {
             return Err(ReclaimError::Corrupt { segment: run[0].id, file: place.file });
         }

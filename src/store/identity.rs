@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::append_file::sync_parent;
+use super::space::{Content, DiskSpace};
 use super::{DataStore, StoreError};
 use crate::metrics::Metrics;
 use crate::model::Millis;
@@ -165,10 +166,15 @@ impl Slot {
     /// # Errors
     /// [`StoreError::Failed`]; it can be repeated.
     pub async fn create(&self, text: &str) -> Result<String, StoreError> {
+        self.create_in(text, DiskSpace::default()).await
+    }
+
+    /// The same beside the data, for what a start cannot do without: on a full disk it takes of what is kept back there.
+    async fn create_in(&self, text: &str, space: DiskSpace) -> Result<String, StoreError> {
         let created = match self {
             Self::File(path) => {
                 let (path, text) = (path.clone(), text.to_owned());
-                self.blocking("put", move || create_file(&path, &text)).await?
+                self.blocking("put", move || space.insist(Content::Data, || create_file(&path, &text))).await?
             }
             Self::Object { store, path } => {
                 let put = store.put_opts(path, text.to_owned().into(), PutOptions::from(PutMode::Create)).await;
@@ -228,8 +234,12 @@ fn create_file(path: &FilePath, text: &str) -> io::Result<bool> {
     let folder = path.parent().unwrap_or(FilePath::new("."));
     fs::create_dir_all(folder)?;
     let staged = tempfile_beside(path);
-    fs::write(&staged, text)?;
-    fs::File::open(&staged)?.sync_all()?;
+    let written = fs::write(&staged, text).and_then(|()| fs::File::open(&staged)?.sync_all());
+    if let Err(error) = written {
+        // On a full disk nothing may be left behind.
+        drop(fs::remove_file(&staged));
+        return Err(error);
+    }
     let linked = fs::hard_link(&staged, path);
     fs::remove_file(&staged)?;
     match linked {
@@ -325,7 +335,11 @@ impl DataStore {
     /// # Errors
     /// [`StoreError::Failed`]; it can be repeated.
     pub async fn leave_owner(&self, owner: &StoreOwner) -> Result<StoreOwner, StoreError> {
-        let there = self.owner_slot(owner.epoch).create(&format!("{}\n", owner.incarnation)).await?;
+        let space = match self {
+            Self::Local(store) => store.space().clone(),
+            Self::Object(_) => DiskSpace::default(),
+        };
+        let there = self.owner_slot(owner.epoch).create_in(&format!("{}\n", owner.incarnation), space).await?;
         let there = StoreOwner { epoch: owner.epoch, incarnation: there.trim().to_owned() };
         if there == *owner {
             // Only those below its own: whatever a stale daemon removes, the newest one's stays.

@@ -91,6 +91,10 @@ impl LocalStore {
         &self.root
     }
 
+    pub(super) fn space(&self) -> &DiskSpace {
+        &self.space
+    }
+
     pub(super) fn guard(&self) -> Option<&StoreGuard> {
         self.guard.as_ref()
     }

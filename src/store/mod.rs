@@ -133,18 +133,37 @@ impl DataStore {
 
     /// Whether the last look found another store, or none. Nothing is deleted then.
     pub fn is_lost(&self) -> bool {
-        let guard = match self {
-            Self::Local(store) => store.guard(),
-            Self::Object(store) => store.guard(),
-        };
-        guard.is_some_and(StoreGuard::is_lost)
+        self.guard().is_some_and(StoreGuard::is_lost)
     }
 
-    /// Reads a range of a file.
+    fn is_guarded(&self) -> bool {
+        self.guard().is_some()
+    }
+
+    fn guard(&self) -> Option<&StoreGuard> {
+        match self {
+            Self::Local(store) => store.guard(),
+            Self::Object(store) => store.guard(),
+        }
+    }
+
+    /// Reads a range of a file. That a file, or its end, is missing is only said of the store itself: where that is not
+    /// there at the moment, so is everything in it.
     ///
     /// # Errors
     /// [`StoreError`]; never fewer bytes than asked for.
     pub async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
+        match self.read_once(file, range.clone()).await {
+            Err(StoreError::NotFound(_) | StoreError::Short { .. }) if self.is_guarded() => {
+                self.look().await?;
+                // It may have come back just before the look.
+                self.read_once(file, range).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_once(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
         match self {
             Self::Local(store) => store.read(file, range).await,
             Self::Object(store) => store.read(file, range).await,

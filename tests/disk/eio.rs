@@ -9,7 +9,7 @@ use tempfile::tempdir;
 
 use super::eventually;
 use super::shim::Shim;
-use crate::process::{Process, Ready};
+use crate::process::{Process, Ready, esker};
 use crate::support::pattern;
 
 const JOB: &str = "job";
@@ -90,4 +90,28 @@ async fn a_data_file_whose_sync_failed_takes_nothing_more_and_its_group_is_store
     let client = Client::new(&daemon.wait_ready().api, None).unwrap();
     assert_eq!(client.get(&first.segment).await.unwrap(), data(1));
     assert_eq!(client.get(&second.segment).await.unwrap(), data(2));
+}
+
+#[tokio::test]
+async fn a_data_file_of_which_a_write_failed_ends_with_what_was_answered_and_the_next_start_finds_it_whole() {
+    let folder = tempdir().unwrap();
+    let Some(shim) = Shim::build(folder.path(), "/data/data/") else { return };
+    let mut daemon = Process::spawn(folder.path(), &shim.environment());
+    let client = create_job(&daemon.wait_ready()).await;
+    let first = client.put(JOB, &params(), Some("first"), data(1)).await.unwrap();
+
+    shim.refuse();
+    let refused = client.put(JOB, &params(), Some("second"), data(2)).await.unwrap_err();
+    let ClientError::Refused { status, .. } = &refused else { panic!("{refused}") };
+    assert!(*status == 503 && refused.is_transient(), "{refused}");
+    assert!(daemon.terminate().success());
+
+    let mut daemon = Process::spawn(folder.path(), &[]);
+    let client = Client::new(&daemon.wait_ready().api, None).unwrap();
+    assert_eq!(client.get(&first.segment).await.unwrap(), data(1));
+    let second = client.put(JOB, &params(), Some("second"), data(2)).await.unwrap();
+    assert_eq!(client.get(&second.segment).await.unwrap(), data(2));
+    assert!(daemon.terminate().success());
+    let verify = esker().args(["verify", "--data-dir"]).arg(folder.path().join("data")).output().unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
 }

@@ -194,3 +194,37 @@ fn a_daemon_on_a_disk_that_another_program_filled_starts_reads_deletes_and_recov
         },
     );
 }
+
+#[test]
+fn a_daemon_whose_catalog_is_elsewhere_starts_on_a_full_disk_of_data() {
+    on_a_small_disk("full::a_daemon_whose_catalog_is_elsewhere_starts_on_a_full_disk_of_data", async |folder| {
+        let start = || {
+            let catalog = format!("file:{}", folder.join("elsewhere").display());
+            let mut daemon = Process::spawn(folder, &[("ESKER__CATALOG__URL", catalog)]);
+            let ready = daemon.wait_ready();
+            (daemon, ready)
+        };
+        let (mut daemon, mut ready) = start();
+        let mut answered = Answered::default();
+        for n in 0..5 {
+            answered.put(&s3(&ready), n, OBJECT_BYTES).await.unwrap();
+        }
+        let reserve = folder.join("data/RESERVE");
+        eventually("the ballast is there", async || fs::metadata(&reserve).is_ok_and(|file| file.len() == 4 << 20))
+            .await;
+
+        for _ in 0..3 {
+            // Whatever was given up by the last start is taken, too.
+            Filler::fill(folder);
+            drop(daemon); // kill -9
+            (daemon, ready) = start();
+            answered.assert_readable(&s3(&ready)).await;
+            assert_says_why(&answered.put(&s3(&ready), 1000, OBJECT_BYTES).await.unwrap_err());
+            assert_eq!(fs::read_dir(folder.join("data/owners")).unwrap().count(), 1, "something was left behind");
+        }
+        fs::remove_file(folder.join("data/filler")).unwrap();
+
+        writes_go_on(&mut answered, &s3(&ready), 2000).await;
+        assert!(daemon.terminate().success());
+    });
+}

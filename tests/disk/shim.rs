@@ -1,4 +1,4 @@
-//! A library in front of libc whose syncs fail when they are told to, and that writes down what is written in place.
+//! A library in front of libc whose syncs, or writes, fail when they are told to, and that writes down what is written in place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ const SOURCE: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static int ours(int fd, char *path, size_t room) {
@@ -45,8 +46,27 @@ static int sync_with(const char *name, int fd) {
 int fdatasync(int fd) { return sync_with("fdatasync", fd); }
 int fsync(int fd) { return sync_with("fsync", fd); }
 
+static int refuses(int fd) {
+    char path[4096];
+    const char *when = getenv("SHIM_REFUSE_WHILE");
+    return when && access(when, F_OK) == 0 && ours(fd, path, sizeof path);
+}
+
+ssize_t write(int fd, const void *bytes, size_t len) {
+    ssize_t (*real)(int, const void *, size_t) = dlsym(RTLD_NEXT, "write");
+    if (refuses(fd)) { errno = EIO; return -1; }
+    return real(fd, bytes, len);
+}
+
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    ssize_t (*real)(int, const struct iovec *, int) = dlsym(RTLD_NEXT, "writev");
+    if (refuses(fd)) { errno = EIO; return -1; }
+    return real(fd, parts, count);
+}
+
 ssize_t pwrite64(int fd, const void *bytes, size_t len, off_t offset) {
     char path[4096];
+    if (refuses(fd)) { errno = EIO; return -1; }
     ssize_t (*real)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, "pwrite64");
     ssize_t done = real(fd, bytes, len, offset);
     if (ours(fd, path, sizeof path)) report("write", path, offset, done);
@@ -58,6 +78,7 @@ ssize_t pwrite64(int fd, const void *bytes, size_t len, off_t offset) {
 pub struct Shim {
     library: PathBuf,
     fails: PathBuf,
+    refuses: PathBuf,
     report: PathBuf,
     files: &'static str,
 }
@@ -73,7 +94,13 @@ impl Shim {
             eprintln!("skipped: cc does not build the library whose syncs fail");
             return None;
         }
-        Some(Self { library, fails: folder.join("fails"), report: folder.join("report"), files })
+        Some(Self {
+            library,
+            fails: folder.join("fails"),
+            refuses: folder.join("refuses"),
+            report: folder.join("report"),
+            files,
+        })
     }
 
     pub fn environment(&self) -> Vec<(&'static str, String)> {
@@ -82,10 +109,17 @@ impl Shim {
             ("LD_PRELOAD", path(&self.library)),
             ("SHIM_FILES", self.files.to_owned()),
             ("SHIM_FAIL_WHILE", path(&self.fails)),
+            ("SHIM_REFUSE_WHILE", path(&self.refuses)),
             ("SHIM_REPORT", path(&self.report)),
         ]
     }
 
+    /// Writes fail from now on, before a byte is written.
+    pub fn refuse(&self) {
+        fs::write(&self.refuses, "").unwrap();
+    }
+
+    /// Syncs fail from now on.
     pub fn fail(&self) {
         fs::write(&self.fails, "").unwrap();
     }

@@ -98,6 +98,31 @@ async fn dead_ranges_are_given_back_where_they_are_and_nothing_is_copied() {
 }
 
 #[tokio::test]
+async fn files_of_a_volume_that_was_gone_for_a_moment_are_reclaimed_once_it_is_back() {
+    for punch_holes in ["true", "false"] {
+        let daemon = TestDaemon::start(&[&WHEN_TOLD[..], &[("reclaim.punch-holes", punch_holes)]].concat()).await;
+        let living = mostly_dead(&daemon).await;
+        let away = tempfile::tempdir().unwrap();
+        let move_all = |from: &Path, to: &Path| {
+            ["ESKER", "data"].iter().for_each(|name| std::fs::rename(from.join(name), to.join(name)).unwrap());
+        };
+        move_all(daemon.folder(), away.path());
+
+        let refused = daemon.client.get(&living[0].0.segment).await.unwrap_err();
+        assert!(refused.status().is_some_and(|status| status == 503) && refused.is_transient(), "{refused}");
+        daemon.client.reclaim().await.unwrap_err();
+        assert_eq!(daemon.metric("esker_store_lost").await, 1.0);
+        move_all(away.path(), daemon.folder());
+
+        let round = daemon.client.reclaim().await.unwrap();
+        let given_back = if punch_holes == "true" { round.punched_bytes } else { round.freed_bytes };
+        assert!(given_back > 10 * SEGMENT_BYTES as u64, "punch-holes = {punch_holes}: {round:?}");
+        assert_eq!(daemon.metric("esker_corrupt_reads_total").await, 0.0);
+        assert_living(&daemon, &living).await;
+    }
+}
+
+#[tokio::test]
 async fn holes_that_a_crash_left_uncounted_are_counted_by_the_next_round() {
     let daemon = TestDaemon::start(&WHEN_TOLD).await;
     let living = mostly_dead(&daemon).await;

@@ -1,8 +1,8 @@
 //! Storing: a group of segments is accepted, then confirmed when its bytes are durable, or failed.
 
 use super::{InFlight, State};
-use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreToken, Stored};
-use crate::catalog::record::{Forgotten, Holder, Mutation, RecordKey, SegmentRecord};
+use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreFile, StoreToken, Stored};
+use crate::catalog::record::{FileState, Forgotten, Holder, Mutation, RecordKey, SegmentRecord};
 use crate::model::{CheckpointId, Handle, IdempotencyKey, Millis, SegmentId};
 
 impl State {
@@ -137,16 +137,17 @@ impl State {
 
     /// The same as [`Self::fail`] for a store whose file has `len` bytes: what the store brought was cut off again.
     pub fn fail_at(&mut self, token: StoreToken, len: u64, at: Millis) {
-        if let Some(file) = self.in_flight.get_mut(&token).and_then(|in_flight| in_flight.file.as_mut()) {
-            file.len = len;
-        }
-        self.fail(token, at);
+        self.take_back(token, Some(len), at);
     }
 
     /// The bytes of a store did not arrive, or nobody knows: what it brought is dropped, its file takes no more.
     ///
     /// Nothing happens for a token that was settled.
     pub fn fail(&mut self, token: StoreToken, at: Millis) {
+        self.take_back(token, None, at);
+    }
+
+    fn take_back(&mut self, token: StoreToken, len: Option<u64>, at: Millis) {
         let Some(in_flight) = self.in_flight.remove(&token) else { return };
         for (bucket, key) in &in_flight.objects {
             self.demote_object(bucket, key, token, at);
@@ -158,7 +159,17 @@ impl State {
             self.free_segment(id, at);
         }
         if let Some(file) = in_flight.file {
-            self.close_file(&file.id, file.len, Forgotten::GivenUp, at);
+            let len = len.unwrap_or_else(|| self.len_without(&file));
+            self.close_file(&file.id, len, Forgotten::GivenUp, at);
+        }
+    }
+
+    /// How long a file is at least if what was to be stored up to `file.len` did not arrive: what was to come is not
+    /// counted as there. A file that comes whole is there or not, and is counted until it is deleted.
+    fn len_without(&self, file: &StoreFile) -> u64 {
+        match self.files.get(&file.id).map(|entry| entry.record.state) {
+            Some(FileState::Open { durable_len, .. }) if !file.closes => durable_len,
+            _ => file.len,
         }
     }
 }
@@ -170,4 +181,34 @@ fn handle_of(segment: &NewSegment) -> Handle {
 /// The new segments of an item by identity, for those who look them up.
 pub(super) fn is_new(segments: &[NewSegment], id: SegmentId) -> bool {
     segments.iter().any(|segment| segment.id == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Lane, LaneOf, PhysicalFileId, StateScope};
+
+    const NOW: Millis = Millis(1);
+
+    fn file_state(closes: bool, take_back: impl FnOnce(&mut State, StoreToken)) -> (Option<FileState>, u64) {
+        let mut state = State::default();
+        let id = PhysicalFileId::new(None, 1, 42);
+        let lane = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
+        let grows = |len, closes| StoreFile { id: id.clone(), lane: lane.clone(), len, closes, upload: None };
+        let (first, _) = state.store(Store { file: Some(grows(100, false)), items: vec![] }, NOW);
+        state.confirm(first, NOW);
+        let (second, _) = state.store(Store { file: Some(grows(300, closes)), items: vec![] }, NOW);
+        take_back(&mut state, second);
+        assert_eq!(state.check(), Vec::<String>::new());
+        (state.file(&id).map(|view| view.state), state.space().physical_bytes)
+    }
+
+    #[test]
+    fn a_file_whose_last_group_failed_ends_where_what_was_confirmed_ends() {
+        let ended = |len| (Some(FileState::Forgotten { len, since: NOW, why: Forgotten::GivenUp }), len);
+
+        assert_eq!(file_state(false, |state, token| state.fail(token, NOW)), ended(100));
+        assert_eq!(file_state(false, |state, token| state.fail_at(token, 120, NOW)), ended(120));
+        assert_eq!(file_state(true, |state, token| state.fail(token, NOW)), ended(300), "it may have arrived");
+    }
 }

@@ -424,6 +424,11 @@ impl State {
         living.filter_map(|id| self.segments.get(id).map(|entry| &entry.record))
     }
 
+    /// Where the last of what lives in a file ends.
+    pub fn living_end(&self, file: &PhysicalFileId) -> u64 {
+        self.living_in(file).filter_map(|record| record.location.segment()).map(Segment::end).max().unwrap_or(0)
+    }
+
     /// The visible segments inside the catalog.
     pub fn inline_segments(&self) -> impl Iterator<Item = SegmentView> + '_ {
         let inline = self.segments.iter().filter(|(_, entry)| matches!(entry.record.location, Location::Inline { .. }));

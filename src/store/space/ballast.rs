@@ -1,4 +1,5 @@
-//! A file without content that holds room for the catalog, and gets shorter when the catalog needs it.
+//! A file without content that holds room for the catalog, and gets shorter when the catalog needs it. On a disk of data
+//! alone it holds room for the next start.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -8,11 +9,13 @@ use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// Its name in the folder of the catalog.
+/// Its name in the folder of the catalog, or beside data that is on another disk.
 pub const RESERVE_FILE: &str = "RESERVE";
 /// Of the reserve, the half that other programs cannot take, up to so much: the catalog itself is small.
 const SHARE: u64 = 2;
 const BYTES_MAX: u64 = 64 << 20;
+/// A start writes a few blocks beside the data.
+const BYTES_MAX_BESIDE_DATA: u64 = 4 << 20;
 /// It is given up in so many pieces, none smaller than this.
 const PIECES: u64 = 16;
 const PIECE_BYTES_MIN: u64 = 256 << 10;
@@ -35,10 +38,19 @@ struct State {
 impl Ballast {
     /// In `folder`, which is made by whoever opens the catalog. Nothing is allocated yet.
     pub(super) fn new(folder: &Path, reserve_bytes: u64) -> Self {
+        Self::up_to(folder, (reserve_bytes / SHARE).min(BYTES_MAX))
+    }
+
+    /// The same in the folder of data whose catalog is elsewhere.
+    pub(super) fn beside_data(folder: &Path, reserve_bytes: u64) -> Self {
+        Self::up_to(folder, (reserve_bytes / SHARE).min(BYTES_MAX_BESIDE_DATA))
+    }
+
+    fn up_to(folder: &Path, bytes_max: u64) -> Self {
         let path = folder.join(RESERVE_FILE);
         let file = OpenOptions::new().write(true).open(&path).ok();
         let state = Mutex::new(State { file, unsupported: false });
-        Self { path, bytes_max: (reserve_bytes / SHARE).min(BYTES_MAX), state }
+        Self { path, bytes_max, state }
     }
 
     /// Bytes that it holds.
@@ -55,7 +67,7 @@ impl Ballast {
         // Some file systems hand freed blocks out again only once that they are free is on disk.
         let shorter = file.set_len(held.saturating_sub(piece)).and_then(|()| file.sync_all());
         if let Err(error) = &shorter {
-            tracing::warn!(path = %self.path.display(), %error, "the reserve of the catalog could not be given up");
+            tracing::warn!(path = %self.path.display(), %error, "the reserve could not be given up");
         }
         shorter.is_ok()
     }
@@ -72,7 +84,7 @@ impl Ballast {
             _ => Ok(()),
         };
         if let Err(error) = grown {
-            tracing::debug!(path = %self.path.display(), %error, "the reserve of the catalog could not be filled");
+            tracing::debug!(path = %self.path.display(), %error, "the reserve could not be filled");
         }
     }
 }
@@ -96,7 +108,7 @@ impl State {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 self.unsupported = true;
-                tracing::info!(path = %path.display(), "the file system holds no room back for the catalog");
+                tracing::info!(path = %path.display(), "the file system holds no room back");
                 Ok(())
             }
             // It may have grown by a part.

@@ -3,14 +3,15 @@
 //! `store.reserve` bytes of a disk are for the catalog, for deletes and for the next start. Below that, bodies are refused
 //! before they are read; reads, deletes and reclaiming go on, and when there is room again, so do writes. A part of the
 //! reserve is a file, the [`ballast`], so that other programs on the disk cannot take it: whatever of the catalog meets the
-//! end of the disk gives up a piece of it and is done again.
+//! end of the disk gives up a piece of it and is done again. A disk that has data alone keeps a smaller one, for the little
+//! that a start writes there.
 //!
 //! One task looks at the disks, every [`LOOK_EVERY`]. In between each admitted body is taken off what the last look found,
 //! so a request costs no system call, unless that seems used up.
 //!
 //! # Invariants
 //! - A disk that is full stays so until [`Disk::resume_bytes`] are free: writes do not flap.
-//! - Only the catalog is given pieces of the ballast.
+//! - Only the catalog is given pieces of the ballast, and what a start writes beside the data.
 //!
 //! # Crash
 //! What is left of the ballast is a file of its length; it grows again with the first look that finds room.
@@ -127,7 +128,7 @@ struct Disk {
     folder: PathBuf,
     contents: Vec<Content>,
     reserve_bytes: u64,
-    /// Where the catalog is.
+    /// None where nothing is kept back.
     ballast: Option<Ballast>,
     /// Bytes that may still be admitted before the next look.
     left: AtomicI64,
@@ -166,9 +167,11 @@ impl DiskSpace {
             };
             let disk = &mut all[index].1;
             disk.contents.push(content);
-            if content == Content::Catalog {
-                disk.ballast = Some(Ballast::new(folder, disk.reserve_bytes));
-            }
+            // The catalog's comes last, and is the one of a disk that both share.
+            disk.ballast = Some(match content {
+                Content::Data => Ballast::beside_data(folder, disk.reserve_bytes),
+                Content::Catalog => Ballast::new(folder, disk.reserve_bytes),
+            });
         }
         if all.is_empty() {
             return Ok(Self::default());
