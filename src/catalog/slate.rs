@@ -52,6 +52,7 @@ use self::disk::DiskObjects;
 use self::group::GroupCommit;
 use self::marker::Marker;
 pub use self::marker::Present;
+pub use self::room::Hold;
 pub use self::settings::JournalSettings;
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;

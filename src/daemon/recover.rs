@@ -105,7 +105,7 @@ impl RecoverError {
 pub enum Missing {
     /// Nothing goes on.
     Refuse,
-    /// Their records stay, and the file stays as it is.
+    /// Their records stay, and the file stays as it is. Nothing else is freed meanwhile.
     Keep,
     /// They go, and with them the objects made of them.
     Drop,
@@ -174,7 +174,12 @@ pub async fn recover(
             found.tell(&id, state, at);
         }
     }
-    state.finish_recovery(at);
+    if left_alone.is_empty() || missing == Missing::Drop {
+        state.finish_recovery(at);
+    } else {
+        // What is lost still counts as there, and would free what stands behind it. The next owner comes back to all of it.
+        tracing::warn!("what else the last daemon left is not brought in order while files are missing or too short");
+    }
     recovered.lost_segments = before.saturating_sub(state.all_segments().count());
     Ok(recovered)
 }
@@ -204,6 +209,18 @@ pub async fn imagine(state: &mut State, store: &DataStore, at: Millis) -> Result
     }
     state.finish_recovery(at);
     Ok(())
+}
+
+/// Takes the names of files that a daemon may still be uploading, of which `state` was the catalog: what it was still to
+/// answer arrives before this, or never. On a local disk it is not at work any more.
+///
+/// # Errors
+/// [`RecoverError`] if storage does not answer.
+pub(super) async fn take_names(state: &State, store: &DataStore) -> Result<(), RecoverError> {
+    let DataStore::Object(store) = store else { return Ok(()) };
+    let settling = state.uncertain_files().into_iter().map(|file| async move { settle_object(store, &file).await });
+    let settled: Vec<_> = stream::iter(settling).buffered(FILES_AT_ONCE).collect().await;
+    settled.into_iter().try_for_each(|settled| settled.map(|_| ()))
 }
 
 /// What the footer of each open file has to say.
@@ -412,8 +429,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::catalog::command::{About, Bind, Command, Item, NewSegment, Store, StoreFile};
-    use crate::catalog::record::{FileState, Mutation};
+    use crate::catalog::command::{
+        About, Bind, Command, Condition, Item, NewSegment, ObjectContent, Outcome, PutObject, Store, StoreFile,
+    };
+    use crate::catalog::record::{FileState, Mutation, ObjectHeaders};
     use crate::merge::format::{FRAME_BYTES, Header};
     use crate::metrics::Metrics;
     use crate::model::{Lane, LaneOf, Segment, SegmentHasher, StateScope, Writer};
@@ -529,5 +548,63 @@ mod tests {
         std::fs::File::options().write(true).open(path).unwrap().set_len(there - 1).unwrap();
         let refused = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await;
         assert!(matches!(refused, Err(RecoverError::Lost { files: 1, segments: 3, .. })), "{refused:?}");
+    }
+
+    /// A put of an object with one segment in a file of its own.
+    fn put(file: &PhysicalFileId, id: u128) -> Command {
+        let job: crate::model::JobId = "bucket/sink".parse().unwrap();
+        let (scope, writer) = (StateScope::Exclusive, Writer::default());
+        let about = About { job: job.clone(), scope, writer, checkpoint: None, name: None };
+        let location = Location::File(Segment { file: file.clone(), offset: 0, len: LEN });
+        let crc = SegmentHasher::default().finish();
+        let segment = NewSegment { id: SegmentId(id), about, location, inline: None, crc };
+        let content = ObjectContent::Segments {
+            len: LEN,
+            part_lens: vec![],
+            segments: vec![SegmentId(id)],
+            etag: format!("e-{id}"),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            upload: None,
+        };
+        let (bucket, key) = ("bucket".into(), "k".into());
+        let object = PutObject { bucket, key, condition: Condition::None, content, modified: Millis(1) };
+        let items = vec![Item { segments: vec![segment], bind: Bind::Object(Box::new(object)) }];
+        let lane = Lane { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All };
+        let file = StoreFile { id: file.clone(), lane, len: LEN, closes: true, upload: None };
+        Command::Store(Store { file: Some(file), items })
+    }
+
+    #[tokio::test]
+    async fn what_stands_behind_a_version_in_a_lost_file_stays_until_that_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path().to_owned(), Traffic::data(Metrics::new()));
+        let [whole, lost] = [1, 2].map(|ulid| PhysicalFileId::new(None, 1, ulid));
+        store.create(&whole).await.unwrap().append(vec![vec![1; LEN as usize].into()]).await.unwrap();
+        let mut running = State::default();
+        running.apply(Command::CreateBucket("bucket".into()), Millis(1)).unwrap();
+        let Outcome::Stored(token, _) = running.apply(put(&whole, 1), Millis(1)).unwrap() else { panic!("not stored") };
+        running.confirm(token, Millis(1));
+        running.apply(put(&lost, 2), Millis(1)).unwrap();
+        let mut records = std::collections::BTreeMap::new();
+        for mutation in running.take_mutations() {
+            match mutation {
+                Mutation::Put { key, value } => drop(records.insert(key, value)),
+                Mutation::Delete { key } => drop(records.remove(&key)),
+            }
+        }
+        let mut state = State::default();
+        records.iter().for_each(|(key, value)| state.load(key, value).unwrap());
+        let all = DataStore::Local(store);
+
+        for _ in 0..2 {
+            recover(&mut state, &all, 2, Millis(2), Missing::Keep).await.unwrap();
+            assert_eq!(state.all_segments().count(), 2);
+        }
+        let dropped = recover(&mut state, &all, 2, Millis(2), Missing::Drop).await.unwrap();
+
+        assert_eq!(dropped.dropped.len(), 1, "{dropped:?}");
+        assert_eq!(state.object("bucket", "k").unwrap().record.segments, [SegmentId(1)]);
+        assert_eq!(state.check(), Vec::<String>::new());
     }
 }

@@ -1,16 +1,22 @@
 //! A catalog on an object store is lost, and made anew from the files.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use esker::daemon::rebuild::{RebuildError, RebuildOptions, Step, rebuild};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
-use crate::faults::{Op, data};
+use crate::crashes::put_held;
+use crate::faults::{Fault, Gate, Op, data};
 use crate::s3_server::S3Server;
 use crate::support::{
-    PREFIX, Running, SIGNED, SOON, Threads, Written, assert_exactly, bytes_of, eventually, put, server_and_daemon,
-    settings,
+    PREFIX, Running, SIGNED, SOON, Threads, Written, assert_exactly, assert_readable, assert_sound, bytes_of,
+    eventually, put, server_and_daemon, settings,
 };
 
 const SMALL_PARTS: [(&str, &str); 2] = [("store.part-size", "5 mb"), ("catalog.poll-interval", "1 s")];
@@ -138,6 +144,121 @@ async fn a_daemon_that_still_runs_is_shut_out_first() {
     assert!(!server.objects().keys(&rebuilt.moved_aside.unwrap()).is_empty());
     let daemon = Running::start(settings(&server, &changed())).await;
     assert_exactly(&server, &daemon, &written).await;
+}
+
+const REPLACE: RebuildOptions = RebuildOptions { replace: true, read_data: false };
+
+/// Does something when the files have been listed.
+fn once_listed<F: Future<Output = ()>>(then: impl Fn() -> F + Send + Sync) -> impl Fn(Step) + Send + Sync {
+    let runtime = Handle::current();
+    move |step| {
+        if matches!(step, Step::Listed(_)) {
+            tokio::task::block_in_place(|| runtime.block_on(then()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_daemon_answers_while_its_catalog_is_rebuilt_is_in_the_new_one() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+    let (stop, answered) = (CancellationToken::new(), Arc::new(AtomicUsize::new(0)));
+    let writers: Vec<_> = (0..3)
+        .map(|writer| {
+            let (client, stop, answered) = (daemon.new_client(), stop.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                let mut written = vec![];
+                for seed in (writer * 1_000_000).. {
+                    if stop.is_cancelled() {
+                        break;
+                    }
+                    match put(&client, seed, 20_000).await {
+                        Ok(one) => written.push(one),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    }
+                    answered.store(answered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                }
+                written
+            })
+        })
+        .collect();
+    eventually("they write", SOON, || async { answered.load(Ordering::Relaxed) > 5 }).await;
+    // In the listing there is all that was answered, and nothing is answered any more.
+    let refuses = once_listed(|| async {
+        put(&daemon.new_client(), 999_999_999, 1000).await.unwrap_err();
+    });
+
+    rebuild(&settings(&server, &changed()), REPLACE, &refuses).await.unwrap();
+
+    stop.cancel();
+    let mut written = vec![];
+    for writer in writers {
+        written.extend(writer.await.unwrap());
+    }
+    put(&daemon.client, 999_999_998, 1000).await.unwrap_err();
+    daemon.kill().await;
+    let daemon = Running::start(settings(&server, &changed())).await;
+    assert!(!written.is_empty());
+    assert_readable(&daemon.client, &written).await;
+    assert_sound(&server, &daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_is_on_its_way_is_in_the_new_catalog_or_never_answered() {
+    for fault in [Fault::Held as fn(Gate) -> Fault, Fault::AnswerHeld] {
+        let (server, daemon) = server_and_daemon(&changed()).await;
+        let kept = put(&daemon.client, 1, 1000).await.unwrap();
+        let (gate, late) = put_held(&server, &daemon, 2, 1, fault).await;
+        let late = Mutex::new((late, None));
+        let arrives = once_listed(|| async {
+            gate.open();
+            let mut late = late.lock().await;
+            let answer = (&mut late.0).await.unwrap();
+            late.1 = Some(answer);
+        });
+
+        rebuild(&settings(&server, &changed()), REPLACE, &arrives).await.unwrap();
+
+        daemon.kill().await;
+        drop(arrives);
+        let daemon = Running::start(settings(&server, &changed())).await;
+        let written: Vec<_> = [Some(kept), late.into_inner().1.unwrap().ok()].into_iter().flatten().collect();
+        assert_readable(&daemon.client, &written).await;
+        assert_sound(&server, &daemon).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_started_during_a_rebuild_keeps_its_catalog() {
+    let (server, old) = server_and_daemon(&changed()).await;
+    let kept = put(&old.client, 1, 1000).await.unwrap();
+    let started = Mutex::new(None);
+    let starts = once_listed(|| async {
+        let new = Running::start(settings(&server, &changed())).await;
+        let later = put(&new.client, 2, 1000).await.unwrap();
+        *started.lock().await = Some((new, later));
+    });
+
+    let refused = rebuild(&settings(&server, &changed()), REPLACE, &starts).await;
+
+    assert!(matches!(refused, Err(RebuildError::Started)), "{refused:?}");
+    drop(starts);
+    let (new, later) = started.into_inner().unwrap();
+    let last = put(&new.client, 3, 1000).await.unwrap();
+    new.kill().await;
+    old.kill().await;
+    let new = Running::start(settings(&server, &changed())).await;
+    assert_exactly(&server, &new, &[kept, later, last]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_shut_out_where_there_is_nothing_to_make_a_catalog_from() {
+    let (server, daemon) = server_and_daemon(&changed()).await;
+
+    let refused = rebuild(&settings(&server, &changed()), REPLACE, &|_| {}).await;
+
+    assert!(matches!(refused, Err(RebuildError::NoFiles)), "{refused:?}");
+    let written = put(&daemon.client, 1, 1000).await.unwrap();
+    assert_exactly(&server, &daemon, &[written]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

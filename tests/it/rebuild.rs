@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use esker::api::wire::PutParams;
-use esker::catalog::slate::{Journal, Placement, Present};
+use esker::catalog::slate::{Journal, JournalError, Placement, Present};
 use esker::client::Client;
 use esker::config::{Config, Settings};
-use esker::daemon::rebuild::{RebuildOptions, Step, rebuild};
+use esker::daemon::identity::IdentityError;
+use esker::daemon::rebuild::{RebuildError, RebuildOptions, Step, rebuild};
 use esker::merge::format::{self, Entry, Header};
 use esker::metrics::Metrics;
 use esker::model::{CheckpointId, Millis, PhysicalFileId, SegmentId, StateScope, Writer, crc32c};
@@ -377,6 +378,41 @@ async fn a_rebuild_that_is_cut_short_at_any_step_is_done_again() {
     let (process, ready) = world.start(&[]);
     world.check(&ready).await;
     assert!(process.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_and_a_rebuild_keep_each_other_off_from_the_first_look_on() {
+    let world = World::new();
+    let (process, ready) = world.start(&[]);
+    let client = Client::new(&ready.api, None).unwrap();
+    client.create_job("words").await.unwrap();
+    let put = async |seed| client.put("words", &PutParams::default(), None, pattern(seed, SMALL).into()).await.unwrap();
+    put(1).await;
+    let replace = RebuildOptions { replace: true, ..RebuildOptions::default() };
+
+    let refused = rebuild(&settings(&world), replace, &|at| panic!("it went on to {at:?}")).await;
+
+    assert!(matches!(refused, Err(RebuildError::Journal(JournalError::Locked { .. }))), "{refused:?}");
+    put(2).await;
+    // Its catalog is gone, and it has the data all the same.
+    std::fs::rename(world.data().join("catalog"), world.folder.path().join("away")).unwrap();
+    let refused = rebuild(&settings(&world), replace, &|at| panic!("it went on to {at:?}")).await;
+    assert!(matches!(refused, Err(RebuildError::Identity(IdentityError::InUse(_)))), "{refused:?}");
+    std::fs::rename(world.folder.path().join("away"), world.data().join("catalog")).unwrap();
+    assert!(process.terminate().success());
+
+    let (start, world_data) = (AtomicUsize::new(0), world.data());
+    let starts = |at: Step| {
+        if matches!(at, Step::Listed(_) | Step::RoomMade(_) | Step::Begun | Step::Written) {
+            let mut esker = Command::new(env!("CARGO_BIN_EXE_esker"));
+            esker.args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"]).arg(&world_data);
+            let output = esker.output().unwrap();
+            assert!(!output.status.success(), "it started at {at:?}");
+            start.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let rebuilt = rebuild(&settings(&world), replace, &starts).await.unwrap();
+    assert_eq!((rebuilt.segments, start.into_inner()), (2, 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ impl Marker {
         format!("esker journal being rebuilt, log {} 1\n", self.log)
     }
 
-    async fn read(&self) -> Result<Option<String>, JournalError> {
+    pub(super) async fn read(&self) -> Result<Option<String>, JournalError> {
         match self.store.get(&self.path()).await {
             Ok(found) => Ok(Some(String::from_utf8_lossy(&found.bytes().await?).into_owned())),
             Err(Error::NotFound { .. }) => Ok(None),
@@ -142,6 +142,12 @@ impl Marker {
     /// What is left of the database is of no use.
     pub(super) async fn shut(&self) -> Result<(), JournalError> {
         self.store.put(&self.path(), self.unfinished().into()).await?;
+        Ok(())
+    }
+
+    /// It is of use after all, and has the marker that it had.
+    pub(super) async fn put_back(&self, text: String) -> Result<(), JournalError> {
+        self.store.put(&self.path(), text.into()).await?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Makes room for a journal where another one is: the old one is moved aside, never deleted.
+//! Makes room for a journal where another one is: its daemon is kept off, and it is moved aside, never deleted.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
@@ -13,43 +13,117 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::marker::Marker;
-use super::{Journal, JournalError, JournalSettings, OBJECTS_LOG, Placement, Present};
+use super::{
+    Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, Opening, Placement, Present, open_object, visit_all,
+};
 use crate::store::append_file::sync_parent;
 use crate::store::space::RESERVE_FILE;
 
 /// Objects that are copied at a time.
 const COPIES_AT_ONCE: usize = 4;
 
+/// A place for a journal that no daemon uses for as long as this lives, and that another journal may be made at.
+pub struct Hold {
+    placement: Placement,
+    present: Present,
+    /// The lock of a folder.
+    lock: Option<File>,
+    /// The last owner of the journal on an object store; it is closed.
+    owner: Option<Journal>,
+    unread: Option<JournalError>,
+}
+
 impl Journal {
-    /// Moves what is at a place to `<place>.old-<suffix>`; what a rebuild that was cut short has left is deleted. Returns
+    /// Keeps daemons off a place. In a folder it is the lock of the journal; on an object store the journal gets a new
+    /// owner, so that the one before it can commit nothing any more, and has the time to notice. What the journal there
+    /// holds then is handed to `visit`.
+    ///
+    /// # Errors
+    /// `Locked` if a daemon has the folder, or had it after `present` was told; `Fenced` if a daemon started meanwhile. A
+    /// journal on an object store that cannot be opened or read is no error: see [`Hold::unread`].
+    ///
+    /// # Crash
+    /// The journal is what it was, and the next owner goes on with it.
+    pub async fn hold<E: Into<Cause>>(
+        placement: Placement,
+        present: Present,
+        settings: &JournalSettings,
+        visit: impl FnMut(Bytes, Bytes) -> Result<(), E> + Send,
+    ) -> Result<Hold, JournalError> {
+        let mut hold = Hold { placement: placement.clone(), present, lock: None, owner: None, unread: None };
+        match &placement {
+            Placement::Local { folder, .. } => {
+                let locking = folder.clone();
+                let locked = tokio::task::spawn_blocking(move || lock_what_is_there(&locking));
+                hold.lock = locked.await.map_err(|error| JournalError::Internal(error.into()))??;
+                if Self::present(&placement).await? != present {
+                    return Err(JournalError::Locked { folder: folder.clone() });
+                }
+            }
+            Placement::Object { store, prefix } if present == Present::Journal => {
+                match open_object(Arc::clone(store), prefix.clone(), settings, Opening::Whole).await {
+                    Ok(journal) => {
+                        hold.unread = visit_all(&journal.db, visit).await.err();
+                        if let Err(error) = journal.close().await {
+                            tracing::debug!(%error, "closing the old catalog");
+                        }
+                        hold.owner = Some(journal);
+                    }
+                    Err(error @ JournalError::Fenced) => return Err(error),
+                    Err(error) => hold.unread = Some(error),
+                }
+                if let Some(error) = &hold.unread {
+                    tracing::warn!(error = crate::error::chain(error), "the old catalog cannot be read");
+                }
+                tokio::time::sleep(settings.poll_interval + Duration::from_secs(1)).await;
+                hold.check().await?;
+            }
+            Placement::Object { .. } => {}
+        }
+        Ok(hold)
+    }
+}
+
+impl Hold {
+    /// Why the journal could not be read. A daemon that still uses it may then go on for a while.
+    pub fn unread(&self) -> Option<&JournalError> {
+        self.unread.as_ref()
+    }
+
+    async fn check(&self) -> Result<(), JournalError> {
+        match &self.owner {
+            Some(owner) => owner.check_owner().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Moves what is at the place to `<place>.old-<suffix>`; what a rebuild that was cut short has left is deleted. Returns
     /// where the old journal is.
     ///
     /// # Errors
-    /// `Locked` if a daemon has the folder. On an object store a daemon that still runs is shut out first.
+    /// `Fenced` if a daemon was started since on an object store; it has the journal then.
     ///
     /// # Crash
     /// In a folder it is one rename. On an object store all copies are there before the first original is deleted; a repeat
     /// goes on.
-    pub async fn make_room(
-        placement: &Placement,
-        settings: &JournalSettings,
-        suffix: &str,
-    ) -> Result<Option<String>, JournalError> {
-        let present = Self::present(placement).await?;
-        match placement {
+    pub async fn make_room(&mut self, suffix: &str) -> Result<Option<String>, JournalError> {
+        match &self.placement {
             Placement::Local { folder, .. } => {
-                let (folder, suffix) = (folder.clone(), suffix.to_owned());
+                let (folder, suffix, present) = (folder.clone(), suffix.to_owned(), self.present);
                 let moved = tokio::task::spawn_blocking(move || make_room_in_folder(&folder, &suffix, present));
-                moved.await.map_err(|error| JournalError::Internal(error.into()))?
+                let moved = moved.await.map_err(|error| JournalError::Internal(error.into()))??;
+                if moved.is_none() {
+                    // The new journal takes the same file. One that was moved is kept: somebody may have opened it before.
+                    self.lock = None;
+                }
+                Ok(moved)
             }
             Placement::Object { store, prefix } => {
-                if present == Present::Journal {
-                    shut_out(placement.clone(), settings).await;
-                }
-                if present != Present::Unfinished && !keys(store, prefix).await?.is_empty() {
+                if self.present != Present::Unfinished && !keys(store, prefix).await?.is_empty() {
                     let old = Path::from(format!("{prefix}.old-{suffix}"));
+                    self.check().await?;
                     copy_all(store, prefix, &old).await?;
-                    Marker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG).shut().await?;
+                    self.shut(&Marker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG)).await?;
                     delete_all(store, prefix).await?;
                     return Ok(Some(old.to_string()));
                 }
@@ -58,21 +132,38 @@ impl Journal {
             }
         }
     }
+
+    /// Nobody opens the journal any more. If somebody did while it was copied, it stays.
+    async fn shut(&self, marker: &Marker) -> Result<(), JournalError> {
+        let before = marker.read().await?;
+        marker.shut().await?;
+        if let Err(error) = self.check().await {
+            if let Some(before) = before {
+                marker.put_back(before).await?;
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+}
+
+/// Locks a folder, if there is one.
+fn lock_what_is_there(folder: &FilePath) -> Result<Option<File>, JournalError> {
+    let unavailable = |error: io::Error| JournalError::Unavailable(error.into());
+    let lock = match File::options().write(true).create(true).truncate(false).open(folder.join("LOCK")) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unavailable(error)),
+    };
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => JournalError::Locked { folder: folder.to_owned() },
+        TryLockError::Error(error) => unavailable(error),
+    })?;
+    Ok(Some(lock))
 }
 
 fn make_room_in_folder(folder: &FilePath, suffix: &str, present: Present) -> Result<Option<String>, JournalError> {
     let unavailable = |error: io::Error| JournalError::Unavailable(error.into());
-    let lock = match File::options().write(true).open(folder.join("LOCK")) {
-        Ok(lock) => Some(lock),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(unavailable(error)),
-    };
-    if let Some(lock) = &lock {
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => JournalError::Locked { folder: folder.to_owned() },
-            TryLockError::Error(error) => unavailable(error),
-        })?;
-    }
     match present {
         Present::Nothing if !holds_anything(folder).map_err(unavailable)? => Ok(None),
         Present::Unfinished => {
@@ -119,19 +210,6 @@ fn holds_anything(folder: &FilePath) -> io::Result<bool> {
 
 fn is_apart(name: &OsStr) -> bool {
     name == "LOCK" || name == RESERVE_FILE
-}
-
-/// Shuts out a daemon that still runs, and gives it time to notice. A journal that cannot be opened has none.
-async fn shut_out(placement: Placement, settings: &JournalSettings) {
-    match Journal::open(placement, settings.clone(), |_, _| Ok::<_, JournalError>(())).await {
-        Ok(journal) => {
-            if let Err(error) = journal.close().await {
-                tracing::debug!(%error, "closing the old catalog");
-            }
-            tokio::time::sleep(settings.poll_interval + Duration::from_secs(1)).await;
-        }
-        Err(error) => tracing::warn!(error = crate::error::chain(&error), "the old catalog cannot be opened"),
-    }
 }
 
 async fn keys(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Vec<Path>, JournalError> {

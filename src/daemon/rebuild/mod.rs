@@ -29,9 +29,16 @@
 //! The new journal's epochs begin after the latest that any file's name or any owner has, so that names stay unused and the
 //! sweep knows its catalog. The store keeps its identity.
 //!
+//! # A daemon that still runs
+//! Nothing is listed before a catalog that is there can have no new answer: on a local disk its lock and that of the data
+//! are taken and held to the end; on an object store its daemon is shut out, as a daemon that takes over does it, and the
+//! names of files that may be on their way are taken. A daemon that is started in between has the catalog: the rebuild
+//! ends with nothing changed. A daemon whose catalog is gone or unreadable has to be stopped by hand.
+//!
 //! # Crash
 //! Nobody opens the new journal before its last record is durable ([`Journal::finish_rebuild`]). What a rebuild that was
-//! cut short has left is deleted by the next one. The old catalog is moved aside whole, and physical files are only read.
+//! cut short has left is deleted by the next one. The old catalog is moved aside whole, and physical files are only read;
+//! until then a daemon that is started goes on with the old one.
 
 mod assemble;
 pub(super) mod survey;
@@ -46,15 +53,16 @@ use assemble::{Assembly, Living, Teller};
 use survey::{Bytewise, Content, Found, Wanted, at_once};
 
 use super::identity::{self, IdentityError};
+use super::recover::{RecoverError, take_names};
 use super::{journal_settings, write_with};
 use crate::catalog::record::FileState;
-use crate::catalog::slate::{Journal, JournalError, Placement, Present};
+use crate::catalog::slate::{Hold, Journal, JournalError, Placement, Present};
 use crate::catalog::state::State;
 use crate::config::{EtagKind, Settings};
 use crate::metrics::Metrics;
 use crate::model::{Millis, PhysicalFileId, Segment};
 use crate::runtime::{Clock, Entropy};
-use crate::store::{DataStore, OpenError, StoreError, StoreIdentity, open, open_data, place_of_catalog};
+use crate::store::{DataStore, OpenError, StoreError, StoreIdentity, StoreLock, open, open_data, place_of_catalog};
 
 /// Why there is no new catalog.
 #[derive(Debug, thiserror::Error)]
@@ -71,12 +79,24 @@ pub enum RebuildError {
     /// There is one.
     #[error("there is a catalog: --replace moves it aside and makes a new one")]
     CatalogThere,
+    /// A daemon has it now.
+    #[error("a daemon was started meanwhile and has the catalog, nothing was changed: stop it, and run this again")]
+    Started,
+    /// It cannot be told whether all that the old daemon is to answer is there.
+    #[error("what the daemon of the old catalog left cannot be settled")]
+    Left(#[from] RecoverError),
     /// There is nothing to make one from.
     #[error("there are no physical files")]
     NoFiles,
     /// The journal cannot be written.
     #[error("the catalog cannot be written")]
-    Journal(#[from] JournalError),
+    Journal(#[source] JournalError),
+}
+
+impl From<JournalError> for RebuildError {
+    fn from(error: JournalError) -> Self {
+        if matches!(error, JournalError::Fenced) { Self::Started } else { Self::Journal(error) }
+    }
 }
 
 /// How to rebuild.
@@ -154,15 +174,20 @@ pub async fn rebuild(
     let metrics = Metrics::new();
     let entropy = Entropy::from_os(clock.clone());
     let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
-    if Journal::present(&catalog).await? == Present::Journal && !options.replace {
+    let present = Journal::present(&catalog).await?;
+    if present == Present::Journal && !options.replace {
         return Err(RebuildError::CatalogThere);
     }
     let mut rebuilt = Rebuilt::default();
+    let data = open_data(&settings.store, &metrics)?;
+    // Before the first file is listed: what is answered after that would be missing.
+    let mut kept = keep_off(settings, catalog, present, &data, &mut rebuilt).await?;
     // Looked at before the store is tried: nothing is made where no file is.
-    let (found, latest_file) = look(&open_data(&settings.store, &metrics)?, &mut rebuilt, on).await?;
+    let (found, latest_file) = look(&data, &mut rebuilt, on).await?;
     let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
     let new = || StoreIdentity::new(&entropy, clock.now(), &settings.store.url.to_string());
     let (identity, owner) = identity::of_data(&opened.data, new).await?;
+    lock_data(settings, &data, &mut kept.data).await?;
     let epochs_before = latest_file.max(owner.epoch);
     let mut assembly = assemble::segments(&found);
     assembly.copies = assembly.copies.saturating_sub(drop_given_back(&opened.data, &mut assembly, &mut rebuilt).await);
@@ -188,8 +213,54 @@ pub async fn rebuild(
     // It knows of all owners that the files have seen.
     state.set_owner(owner);
     let now = clock.now();
-    rebuilt.moved_aside = write(opened.catalog, state, settings, &identity, (epochs_before, now), on).await?;
+    let catalog = (&mut kept.catalog, opened.catalog);
+    rebuilt.moved_aside = write(catalog, state, settings, &identity, (epochs_before, now), on).await?;
     Ok(rebuilt)
+}
+
+/// Daemons are kept off for as long as it lives.
+struct Kept {
+    catalog: Hold,
+    data: Option<StoreLock>,
+}
+
+/// Keeps daemons off. What they answered is on storage then, and they answer nothing more.
+async fn keep_off(
+    settings: &Settings,
+    catalog: Placement,
+    present: Present,
+    data: &DataStore,
+    rebuilt: &mut Rebuilt,
+) -> Result<Kept, RebuildError> {
+    let mut data_lock = None;
+    if matches!(catalog, Placement::Object { .. }) && present == Present::Journal {
+        // Nobody is shut out in vain.
+        lock_data(settings, data, &mut data_lock).await?;
+        if data.list().await?.is_empty() {
+            return Err(RebuildError::NoFiles);
+        }
+    }
+    let mut state = State::default();
+    let journal_settings = journal_settings(&catalog, &settings.catalog);
+    let hold = Journal::hold(catalog, present, &journal_settings, |key, value| state.load(&key, &value)).await?;
+    lock_data(settings, data, &mut data_lock).await?;
+    if let Some(error) = hold.unread() {
+        rebuilt.notes.push(format!(
+            "the old catalog cannot be read ({}): if a daemon was still running on it, stop it, and run this again",
+            crate::error::chain(error)
+        ));
+    }
+    take_names(&state, data).await?;
+    Ok(Kept { catalog: hold, data: data_lock })
+}
+
+/// Locks the data, once it has what is locked.
+async fn lock_data(settings: &Settings, data: &DataStore, lock: &mut Option<StoreLock>) -> Result<(), RebuildError> {
+    if lock.is_none() && data.identity_slot().read().await?.is_some() {
+        let in_use = || IdentityError::InUse(settings.store.url.to_string());
+        *lock = Some(StoreLock::take(data).await?.ok_or_else(in_use)?);
+    }
+    Ok(())
 }
 
 /// Looks at every file. Returns them with the latest epoch that a name has.
@@ -313,7 +384,7 @@ fn count(state: &State, assembly: &Assembly, rebuilt: &mut Rebuilt) {
 
 /// Writes a state to a new journal. Returns where the old one is.
 async fn write(
-    placement: Placement,
+    (hold, placement): (&mut Hold, Placement),
     mut state: State,
     settings: &Settings,
     identity: &StoreIdentity,
@@ -321,7 +392,7 @@ async fn write(
     on: &(dyn Fn(Step) + Send + Sync),
 ) -> Result<Option<String>, RebuildError> {
     let journal_settings = journal_settings(&placement, &settings.catalog);
-    let moved = Journal::make_room(&placement, &journal_settings, &now.0.to_string()).await?;
+    let moved = hold.make_room(&now.0.to_string()).await?;
     on(Step::RoomMade(moved.clone()));
     // Before the journal, as at a first start: a catalog that is whole says whose it is.
     placement.identity_slot().create(&identity.text()).await?;
