@@ -84,7 +84,7 @@ pub(super) fn check_durable(
     let lost = state.files().filter(|view| view.live_segments > 0).filter_map(|view| {
         let needed = match view.state {
             // Not its length: its end may not have been written, and older versions recorded what was only to be written.
-            FileState::Closed { .. } => state.living_end(&view.id),
+            FileState::Closed { len } => len.min(state.living_end(&view.id)),
             // It was made before the commit that says that something is in it.
             FileState::Open { durable_len, .. } if on_disk => durable_len,
             FileState::Open { .. } | FileState::Forgotten { .. } => return None,

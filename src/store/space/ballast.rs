@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::store::identity::DATA_SIDE;
+
 /// Its name in the folder of the catalog, or beside data that is on another disk.
 pub const RESERVE_FILE: &str = "RESERVE";
 /// Of the reserve, the half that other programs cannot take, up to so much: the catalog itself is small.
@@ -24,6 +26,8 @@ const PIECE_BYTES_MIN: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Ballast {
     path: PathBuf,
+    /// It is not made where this is not: a volume may be gone.
+    beside: Option<PathBuf>,
     bytes_max: u64,
     state: Mutex<State>,
 }
@@ -38,19 +42,19 @@ struct State {
 impl Ballast {
     /// In `folder`, which is made by whoever opens the catalog. Nothing is allocated yet.
     pub(super) fn new(folder: &Path, reserve_bytes: u64) -> Self {
-        Self::up_to(folder, (reserve_bytes / SHARE).min(BYTES_MAX))
+        Self::up_to(folder, None, (reserve_bytes / SHARE).min(BYTES_MAX))
     }
 
     /// The same in the folder of data whose catalog is elsewhere.
     pub(super) fn beside_data(folder: &Path, reserve_bytes: u64) -> Self {
-        Self::up_to(folder, (reserve_bytes / SHARE).min(BYTES_MAX_BESIDE_DATA))
+        Self::up_to(folder, Some(folder.join(DATA_SIDE)), (reserve_bytes / SHARE).min(BYTES_MAX_BESIDE_DATA))
     }
 
-    fn up_to(folder: &Path, bytes_max: u64) -> Self {
+    fn up_to(folder: &Path, beside: Option<PathBuf>, bytes_max: u64) -> Self {
         let path = folder.join(RESERVE_FILE);
         let file = OpenOptions::new().write(true).open(&path).ok();
         let state = Mutex::new(State { file, unsupported: false });
-        Self { path, bytes_max, state }
+        Self { path, beside, bytes_max, state }
     }
 
     /// Bytes that it holds.
@@ -75,6 +79,9 @@ impl Ballast {
     /// Lets it grow by up to `room` bytes.
     pub(super) fn fill(&self, room: u64) {
         let mut state = self.state.lock();
+        if state.file.is_none() && self.beside.as_ref().is_some_and(|beside| !beside.exists()) {
+            return;
+        }
         let held = state.held();
         let wanted = held.saturating_add(room).min(self.bytes_max);
         let grown = match held.cmp(&self.bytes_max) {
