@@ -195,6 +195,7 @@ async fn what_a_daemon_answers_while_its_catalog_is_rebuilt_is_in_the_new_one() 
         written.extend(writer.await.unwrap());
     }
     put(&daemon.client, 999_999_998, 1000).await.unwrap_err();
+    drop(refuses);
     daemon.kill().await;
     let daemon = Running::start(settings(&server, &changed())).await;
     assert!(!written.is_empty());

@@ -386,7 +386,8 @@ async fn a_daemon_and_a_rebuild_keep_each_other_off_from_the_first_look_on() {
     let (process, ready) = world.start(&[]);
     let client = Client::new(&ready.api, None).unwrap();
     client.create_job("words").await.unwrap();
-    let put = async |seed| client.put("words", &PutParams::default(), None, pattern(seed, SMALL).into()).await.unwrap();
+    let params = PutParams { checkpoint: Some(1), ..PutParams::default() };
+    let put = async |seed| client.put("words", &params, None, pattern(seed, SMALL).into()).await.unwrap();
     put(1).await;
     let replace = RebuildOptions { replace: true, ..RebuildOptions::default() };
 
