@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::catalog::state::{ForgottenFile, SpaceUsage};
+use crate::catalog::state::{ForgottenFile, SpaceUsage, State};
 use crate::model::PhysicalFileId;
 use crate::reclaim::Round;
 use crate::reclaim::plan::Plan;
@@ -177,7 +177,8 @@ impl From<&Round> for ReclaimRound {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct GcParams {
-    /// Whether the next sweep deletes what the catalog does not name even if that is most of what is there.
+    /// Whether the next sweep deletes what the catalog does not name even if that is most of what is there, and files are
+    /// no longer kept for data in them that it does not know.
     pub force: Option<bool>,
 }
 
@@ -192,6 +193,9 @@ pub struct GcReport {
     pub waiting: WaitingBytes,
     /// Files below `data/` that the catalog does not name: deleted after `reclaim.sweep-grace`.
     pub unnamed: Vec<String>,
+    /// Files that hold data of which the catalog knows nothing: nothing of them is given back for `reclaim.sweep-grace`.
+    #[serde(default)]
+    pub kept: Vec<String>,
     /// Names below `data/` that no daemon gives; never deleted.
     pub foreign: Vec<String>,
     /// Why nothing would be swept, if something is off.
@@ -209,10 +213,16 @@ impl GcReport {
             forgotten_bytes: forgotten.iter().map(|file| file.occupied).sum(),
             waiting: waiting.into(),
             unnamed: swept.unnamed.iter().map(ToString::to_string).collect(),
+            kept: vec![],
             foreign: swept.foreign.clone(),
             refused: refused.map(|refused| refused.to_string()),
             deleted: 0,
         }
+    }
+
+    /// The same with the files that the start of the owner of `epoch` keeps open.
+    pub fn with_kept(self, state: &State, epoch: u64) -> Self {
+        Self { kept: state.kept_files(epoch).map(|(file, _)| file.to_string()).collect(), ..self }
     }
 }
 

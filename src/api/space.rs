@@ -82,12 +82,10 @@ pub async fn show_gc(State(native): State<Native>) -> Result<Json<GcReport>, Api
     native.catalog.check()?;
     let swept = look(&native.catalog, native.reader.store()).await;
     let swept = swept.map_err(|error| ApiError::of(ErrorKind::Unavailable, crate::error::chain(&error)))?;
-    let (forgotten, waiting) = {
-        let state = native.catalog.view();
-        let waiting = native.reclaim.watch.waiting(&state, native.catalog.clock().ages());
-        (state.forgotten_files(|_, _| true, usize::MAX), waiting)
-    };
-    Ok(Json(GcReport::of(&forgotten, waiting, &swept, native.catalog.epoch())))
+    let (state, epoch) = (native.catalog.view(), native.catalog.epoch());
+    let waiting = native.reclaim.watch.waiting(&state, native.catalog.clock().ages());
+    let forgotten = state.forgotten_files(|_, _| true, usize::MAX);
+    Ok(Json(GcReport::of(&forgotten, waiting, &swept, epoch).with_kept(&state, epoch)))
 }
 
 /// Deletes what is due now instead of at the next interval, and tells what is left.

@@ -57,7 +57,8 @@ pub(super) struct GcArgs {
     /// Prints what is waiting to be deleted, and deletes nothing
     #[arg(long)]
     dry_run: bool,
-    /// The next sweep deletes what the catalog does not name even if that is most of what is there
+    /// The next sweep deletes what the catalog does not name even if that is most of what is there, and files are no longer
+    /// kept for data in them that it does not know
     #[arg(long, conflicts_with = "dry_run")]
     force: bool,
 }
@@ -178,6 +179,7 @@ pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
     };
     print(args.at.json, &report, || {
         report.unnamed.iter().for_each(|file| println!("not in the catalog  {file}"));
+        report.kept.iter().for_each(|file| println!("has unknown data    {file}"));
         report.foreign.iter().for_each(|name| println!("not of esker        {name}"));
         report.refused.iter().for_each(|why| println!("warning: {why}"));
         if !args.dry_run {
@@ -200,7 +202,8 @@ async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
     let forgotten = folder.state.forgotten_files(|_, _| true, usize::MAX);
     let local = matches!(folder.data, DataStore::Local(_));
     let waiting = Watch::new(settings, local).waiting(&folder.state, Clock::System.ages());
-    let report = GcReport::of(&forgotten, waiting, &swept, folder.catalog.epoch());
+    let epoch = folder.catalog.epoch();
+    let report = GcReport::of(&forgotten, waiting, &swept, epoch).with_kept(&folder.state, epoch + 1);
     folder.close().await?;
     Ok(report)
 }

@@ -5,15 +5,22 @@
 //! | a file that holds what is durable is missing or too short | the start is refused; nothing was changed |
 //! | such a file is in `lost+found/` on a local disk | it is moved back |
 //! | a file the catalog calls open, on a local disk | each segment beyond what was confirmed is checked by its own CRC; the right ones are written once more, the file gets a footer behind all that is there, and is closed |
+//! | the same, with data behind all that the catalog knows | the same, but it stays open in the catalog for `reclaim.sweep-grace`, so that nothing of it is given back |
 //! | the same on an object store, and it is there | it counts, closed |
 //! | the same, and it is not there | its name is taken, so that it cannot arrive any more; its segments are dropped |
 //! | the same, and it came as a multipart upload | first of all the upload is aborted, which deletes its parts |
 //! | a file on a local disk that the catalog does not name | moved to `lost+found/`; the sweep deletes it there after `reclaim.sweep-grace` |
 //!
 //! What was confirmed is never contradicted by what is seen now: a segment up to a file's `durable_len` stays, and a read
-//! tells if it is damaged. Beyond that, a segment that is not what was written was torn by the crash, and nobody was answered
-//! for it; one torn segment says nothing about the next. A damaged header says nothing about the segments. Nothing is cut off:
-//! should a newer catalog come back, what it knows of the file is still there.
+//! tells if it is damaged. Beyond that, a segment of which something was never written was torn by the crash, and nobody was
+//! answered for it; one torn segment says nothing about the next. One that was written as a whole and is damaged may have been
+//! answered: it stays, and a read tells. A damaged header says nothing about the segments. Nothing is cut off: should a newer
+//! catalog come back, what it knows of the file is still there.
+//!
+//! Data behind all that the catalog knows is a last group that nobody was answered for, or all that was written since an older
+//! copy of the catalog was made, and nothing tells the two apart. Such a file stays open in the catalog, though nobody writes
+//! it: so it is neither punched nor copied nor deleted, and the next start finds it as this one did. The deleter closes it
+//! once this daemon has run for `reclaim.sweep-grace` ([`crate::reclaim::delete`]).
 //!
 //! On a disk a file is made, with its name durable, before a commit says that something is in it. So there a file that is
 //! missing was never "never written", not even one of which nothing was confirmed yet. On an object store put and commit run
@@ -24,6 +31,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::agreement::{check_durable, check_not_missing, drop_lost, names, shorten};
@@ -122,6 +130,8 @@ pub struct Recovered {
     pub set_aside: usize,
     /// Files that came back from there.
     pub brought_back: usize,
+    /// Files that hold data of which the catalog knows nothing.
+    pub kept: usize,
     /// Segments that were dropped because their file is missing or too short, a line for each file.
     pub dropped: Vec<String>,
 }
@@ -168,12 +178,18 @@ pub async fn recover(
     });
     // All of them end before an error counts: nothing is under way any more when the next start looks.
     let settled: Vec<_> = stream::iter(settling).buffered(FILES_AT_ONCE).collect().await;
+    let mut kept = vec![];
     for settled in settled {
         recovered.open_files += 1;
         if let (id, Some(found)) = settled? {
+            if matches!(found, Found::Local { unknown_from: Some(_), .. }) {
+                kept.push(id.clone());
+            }
             found.tell(&id, state, at);
         }
     }
+    tell_kept(&kept);
+    recovered.kept = kept.len();
     if left_alone.is_empty() || missing == Missing::Drop {
         state.finish_recovery(at);
     } else {
@@ -194,7 +210,10 @@ pub async fn imagine(state: &mut State, store: &DataStore, at: Millis) -> Result
         let entries = entries.remove(&file.id).unwrap_or_default();
         let found = match store {
             DataStore::Local(store) => match judge(store, &file, entries).await? {
-                Some(judged) => Some(Found::Local { torn: judged.torn, len: judged.len }),
+                Some(judged) => {
+                    let unknown_from = judged.unknown_from();
+                    Some(Found::Local { torn: judged.torn, len: judged.len, unknown_from })
+                }
                 None if file.len > 0 => None,
                 None => Some(Found::Object { data_len: 0, len: 0 }),
             },
@@ -240,8 +259,8 @@ fn entries_by_file(state: &State) -> HashMap<PhysicalFileId, Vec<Entry>> {
 
 /// What was found of an open file.
 enum Found {
-    /// Without these segments all that is committed is there.
-    Local { torn: Vec<SegmentId>, len: u64 },
+    /// Without these segments all that is committed is there. From `unknown_from` on there is more.
+    Local { torn: Vec<SegmentId>, len: u64, unknown_from: Option<u64> },
     /// It is there up to here, which is all or nothing.
     Object { data_len: u64, len: u64 },
 }
@@ -249,9 +268,12 @@ enum Found {
 impl Found {
     fn tell(self, file: &PhysicalFileId, state: &mut State, at: Millis) {
         match self {
-            Self::Local { torn, len } => {
+            Self::Local { torn, len, unknown_from } => {
                 state.drop_torn(&torn, at);
-                state.settle_file(file, u64::MAX, len, at);
+                match unknown_from {
+                    Some(from) => state.keep_open(file, from.min(len), len),
+                    None => state.settle_file(file, u64::MAX, len, at),
+                }
             }
             Self::Object { data_len, len } => state.settle_file(file, data_len, len, at),
         }
@@ -276,28 +298,49 @@ struct Judged {
     whole_end: u64,
     /// The segments that are.
     whole: Vec<Entry>,
+    /// Those of them whose bytes are damaged.
+    damaged: Vec<SegmentId>,
     /// Those that are not.
     torn: Vec<SegmentId>,
+    /// The end of all that the catalog knows.
+    known_end: u64,
+    /// Whether there is data behind it.
+    has_unknown: bool,
+    /// Whether an earlier start has written the file's end.
+    has_end: bool,
+}
+
+impl Judged {
+    fn unknown_from(&self) -> Option<u64> {
+        self.has_unknown.then_some(self.known_end)
+    }
 }
 
 async fn settle_local(store: &LocalStore, file: &UncertainFile, entries: Vec<Entry>) -> Result<Found, RecoverError> {
     let Some(mut judged) = judge(store, file, entries).await? else {
         // Named before it was made, and nothing is in it.
-        return Ok(Found::Local { torn: vec![], len: 0 });
+        return Ok(Found::Local { torn: vec![], len: 0, unknown_from: None });
     };
+    let unknown_from = judged.unknown_from();
     if !judged.torn.is_empty() {
         let (torn, whole) = (judged.torn.len(), judged.whole.len());
         tracing::warn!(file = %file.id, torn, whole, "segments that were not confirmed are not whole, they are dropped");
     }
+    if !judged.damaged.is_empty() {
+        tracing::warn!(file = %file.id, segments = names(&judged.damaged), "segments that were written as a whole are damaged, they are kept");
+    }
     if judged.whole.is_empty() {
         // It is deleted like any file that nobody needs, and left as it is until then.
-        return Ok(Found::Local { torn: judged.torn, len: judged.len });
+        return Ok(Found::Local { torn: judged.torn, len: judged.len, unknown_from });
     }
     judged.whole.sort_by_key(|entry| entry.offset);
-    let end = format::encode_end(&judged.whole, judged.len, file.id.ulid());
+    let end = match judged.has_end {
+        true => Bytes::new(),
+        false => format::encode_end(&judged.whole, judged.len, file.id.ulid()),
+    };
     let unsure = file.durable_len.min(judged.whole_end)..judged.whole_end;
     let len = store.seal(&file.id, unsure, judged.len, end).await?;
-    Ok(Found::Local { torn: judged.torn, len })
+    Ok(Found::Local { torn: judged.torn, len, unknown_from })
 }
 
 /// Looks at the segments that were not confirmed. None if there is no such file.
@@ -324,13 +367,27 @@ fn judge_blocking(
         other => other?,
     };
     let len = open.metadata()?.len();
-    let mut judged = Judged { len, whole_end: file.durable_len.min(len), whole: vec![], torn: vec![] };
+    let mut judged = Judged {
+        len,
+        whole_end: file.durable_len.min(len),
+        whole: vec![],
+        damaged: vec![],
+        torn: vec![],
+        known_end: file.durable_len,
+        has_unknown: false,
+        has_end: false,
+    };
     for entry in entries {
-        let end = if entry.offset + entry.len <= file.durable_len {
-            Some(entry.offset + entry.len)
-        } else {
-            format::frame_end(&open, &entry, len)?
+        let data_end = entry.offset + entry.len;
+        let mut end = match data_end <= file.durable_len {
+            true => Some(data_end),
+            false => format::frame_end(&open, &entry, len)?,
         };
+        if end.is_none() {
+            end = format::damaged_end(&open, &entry, len)?;
+            judged.damaged.extend(end.map(|_| entry.id));
+        }
+        judged.known_end = judged.known_end.max(end.unwrap_or(data_end));
         match end {
             Some(end) => {
                 judged.whole_end = judged.whole_end.max(end);
@@ -339,7 +396,23 @@ fn judge_blocking(
             None => judged.torn.push(entry.id),
         }
     }
+    judged.has_unknown = format::holds_data_from(&open, judged.known_end, len)?;
+    if let Ok((_, listed)) = format::read_end(&open, len) {
+        let listed: HashSet<SegmentId> = listed.iter().map(|entry| entry.id).collect();
+        judged.has_end = judged.whole.iter().all(|entry| listed.contains(&entry.id));
+    }
     Ok(Some(judged))
+}
+
+fn tell_kept(kept: &[PhysicalFileId]) {
+    if !kept.is_empty() {
+        tracing::warn!(
+            files = kept.len(),
+            names = names(kept),
+            "files hold data that the catalog does not know: nobody was answered for it, or the catalog is older than its data; \
+             they are kept as they are for reclaim.sweep-grace"
+        );
+    }
 }
 
 /// The length of a file's whole frames and its length; none if it has to be looked at again by the next start.
@@ -413,12 +486,13 @@ async fn set_aside_unnamed(state: &State, store: &LocalStore, epoch: u64, listed
 /// Logs what a start found, if anything.
 pub fn log(recovered: &Recovered) {
     if *recovered != Recovered::default() {
-        let Recovered { open_files, lost_segments, set_aside, brought_back, .. } = recovered;
+        let Recovered { open_files, lost_segments, set_aside, brought_back, kept, .. } = recovered;
         tracing::info!(
             open_files,
             lost_segments,
             set_aside,
             brought_back,
+            kept,
             "took over what the daemon before this one left open"
         );
     }
@@ -426,8 +500,6 @@ pub fn log(recovered: &Recovered) {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::catalog::command::{
         About, Bind, Command, Condition, Item, NewSegment, ObjectContent, Outcome, PutObject, Store, StoreFile,
@@ -484,6 +556,11 @@ mod tests {
         std::fs::write(path, bytes).unwrap();
     }
 
+    fn overwrite(folder: &std::path::Path, file: &PhysicalFileId, at: u64, bytes: &[u8]) {
+        let file = std::fs::File::options().write(true).open(folder.join(file.as_str())).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).unwrap();
+    }
+
     #[tokio::test]
     async fn segments_that_were_not_confirmed_are_judged_each_by_its_own_crc() {
         let folder = tempfile::tempdir().unwrap();
@@ -491,13 +568,14 @@ mod tests {
         let (mut state, file, offsets) = left_open(&store).await;
         flip(folder.path(), &file, 3); // the header of the file
         flip(folder.path(), &file, offsets[0] - FRAME_BYTES + 5); // the header of a frame
-        flip(folder.path(), &file, offsets[1] + 7); // the bytes of a segment
+        overwrite(folder.path(), &file, offsets[1], &[0; LEN as usize]); // a segment that was never written
+        flip(folder.path(), &file, offsets[2] + 7); // the bytes of one that was
         let before = std::fs::metadata(folder.path().join(file.as_str())).unwrap().len();
 
         let all = DataStore::Local(store.clone());
         let recovered = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await.unwrap();
 
-        assert_eq!((recovered.open_files, recovered.lost_segments), (1, 1));
+        assert_eq!((recovered.open_files, recovered.lost_segments, recovered.kept), (1, 1, 0));
         let left: Vec<SegmentId> = state.segments_in(&file).iter().map(|view| view.id).collect();
         assert_eq!(left, [SegmentId(0), SegmentId(2)]);
         let bytes = std::fs::read(folder.path().join(file.as_str())).unwrap();
@@ -507,6 +585,39 @@ mod tests {
         let len = bytes.len() as u64;
         assert!(matches!(state.file(&file).unwrap().state, FileState::Closed { len: closed } if closed == len));
         assert_eq!(state.check(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_file_with_data_that_the_catalog_does_not_know_stays_open_at_each_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::new(folder.path().to_owned(), Traffic::data(Metrics::new()));
+        let (mut state, file, _) = left_open(&store).await;
+        let path = folder.path().join(file.as_str());
+        let known = std::fs::metadata(&path).unwrap().len();
+        let mut data = SegmentHasher::default();
+        data.update(&[9; LEN as usize]);
+        let mut unknown = format::encode_frame(3, LEN, data.finish().whole).to_vec();
+        unknown.extend([9; LEN as usize]);
+        overwrite(folder.path(), &file, known, &unknown);
+
+        let all = DataStore::Local(store.clone());
+        let mut lens = vec![];
+        for _ in 0..2 {
+            let recovered = recover(&mut state, &all, 2, Millis(2), Missing::Refuse).await.unwrap();
+            assert_eq!((recovered.open_files, recovered.lost_segments, recovered.kept), (1, 0, 1));
+            let len = std::fs::metadata(&path).unwrap().len();
+            assert_eq!(state.file(&file).unwrap().state, FileState::Open { durable_len: known, len });
+            assert_eq!(state.check(), Vec::<String>::new());
+            lens.push(len);
+        }
+
+        assert_eq!(lens[0], lens[1], "an end was written twice");
+        assert_eq!(state.kept_files(2).collect::<Vec<_>>(), [(file.clone(), lens[0])]);
+        state.drop_torn(&[0, 1, 2].map(SegmentId), Millis(3));
+        recover(&mut state, &all, 2, Millis(3), Missing::Refuse).await.unwrap();
+        assert!(matches!(state.file(&file).unwrap().state, FileState::Open { .. }), "though all that is known is dead");
+        state.apply(Command::CloseFile(file.clone(), lens[0]), Millis(4)).unwrap();
+        assert!(matches!(state.file(&file).unwrap().state, FileState::Forgotten { .. }));
     }
 
     #[tokio::test]

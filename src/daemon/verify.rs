@@ -246,8 +246,12 @@ pub async fn repair(
     if recovered.brought_back > 0 {
         actions.push(format!("moved {} files back from lost+found", recovered.brought_back));
     }
-    if recovered.open_files > 0 {
-        actions.push(format!("settled {} files that had not been closed", recovered.open_files));
+    if recovered.open_files > recovered.kept {
+        let settled = recovered.open_files - recovered.kept;
+        actions.push(format!("settled {settled} files that had not been closed"));
+    }
+    if recovered.kept > 0 {
+        actions.push(format!("kept {} files open that hold data which is not in the catalog", recovered.kept));
     }
     if recovered.lost_segments > 0 {
         actions.push(format!("freed {} segments that nobody was answered for or holds", recovered.lost_segments));

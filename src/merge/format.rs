@@ -51,6 +51,8 @@ pub const FRAME_BYTES: u64 = 32;
 pub const FRAME_TAIL_BYTES: u64 = 16;
 /// Bytes of the trailer.
 pub const TRAILER_BYTES: u64 = 64;
+/// What file systems write at once.
+const PAGE_BYTES: u64 = 4096;
 
 const HEADER_MAGIC: &[u8; 8] = b"ESKERPF1";
 const FRAME_MAGIC: &[u8; 4] = b"EFRM";
@@ -482,6 +484,49 @@ pub fn frame_end<R: ReadAt + ?Sized>(file: &R, entry: &Entry, len: u64) -> Resul
     let Some(at) = entry.offset.checked_sub(FRAME_BYTES) else { return Ok(Some(entry.offset + entry.len)) };
     let frame = read_frame_header(file, at, len)?.filter(|(frame, _)| frame.len == entry.len);
     Ok(Some(frame.map_or(entry.offset + entry.len, |(_, end)| end)))
+}
+
+/// Where the frame of a segment ends that was written as a whole and whose bytes are not what they were; none if they may
+/// never have been written. What a crash keeps from a disk is missing by pages, which the file then shows as zeros.
+///
+/// # Errors
+/// [`FormatError::Read`] if the bytes cannot be read.
+pub fn damaged_end<R: ReadAt + ?Sized>(file: &R, entry: &Entry, len: u64) -> Result<Option<u64>, FormatError> {
+    let Some(at) = entry.offset.checked_sub(FRAME_BYTES) else { return Ok(None) };
+    let Some((frame, end)) = read_frame_header(file, at, len)? else { return Ok(None) };
+    let is_it = frame.len == entry.len && frame.crc32c == entry.crc32c;
+    Ok((is_it && !has_zero_page(file, frame.offset, frame.len)?).then_some(end))
+}
+
+/// Whether a file of `len` bytes holds data at `from` or behind: a frame begins there, or its footer names one.
+///
+/// # Errors
+/// [`FormatError::Read`] if the bytes cannot be read.
+pub fn holds_data_from<R: ReadAt + ?Sized>(file: &R, from: u64, len: u64) -> Result<bool, FormatError> {
+    if read_frame_header(file, from.max(HEADER_BYTES), len)?.is_some() {
+        return Ok(true);
+    }
+    match read_end(file, len) {
+        Ok((_, entries)) => Ok(entries.iter().any(|entry| entry.offset >= from)),
+        Err(error @ FormatError::Read(_)) => Err(error),
+        Err(FormatError::Damaged(_) | FormatError::Version(_)) => Ok(false),
+    }
+}
+
+/// Whether what these bytes have of some page is zero.
+fn has_zero_page<R: ReadAt + ?Sized>(file: &R, offset: u64, len: u64) -> Result<bool, FormatError> {
+    let (mut at, end) = (offset, offset + len);
+    let mut page = [0; PAGE_BYTES as usize];
+    while at < end {
+        let want = (PAGE_BYTES - at % PAGE_BYTES).min(end - at);
+        let page = &mut page[..want as usize];
+        let read = file.read_at(at, page)?;
+        if read < page.len() || page.iter().all(|byte| *byte == 0) {
+            return Ok(true);
+        }
+        at += want;
+    }
+    Ok(false)
 }
 
 /// What the header of the frame at `at` says, and its tail if it was streamed.

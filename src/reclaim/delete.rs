@@ -9,6 +9,9 @@
 //! The catalog wakes the deleter when files are forgotten. A moment later it takes all that have been, so that what dies
 //! with one checkpoint is deleted by one request to an object store. A file that waits for its grace, for readers, or for
 //! storage that refused is looked at again when its time comes.
+//!
+//! On a local disk a file that holds data of which the catalog knows nothing was left open by the start. Once this daemon has
+//! run for `reclaim.sweep-grace`, or by `esker gc --force`, it is closed, and from then on it is a file like any other.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -47,6 +50,9 @@ pub struct Deleter {
     /// When that is tried again.
     retry_at: Option<Instant>,
     told: Told,
+    begun: Instant,
+    /// Whether the files that the start left open may be there.
+    has_kept: bool,
 }
 
 /// What was deleted since the log last told of it. Files die all the time; a line for each moment tells nobody anything.
@@ -67,6 +73,7 @@ impl Deleter {
         watch: Watch,
         sweeper: Sweeper,
     ) -> Self {
+        let has_kept = matches!(store, DataStore::Local(_));
         Self {
             catalog,
             store,
@@ -79,6 +86,8 @@ impl Deleter {
             refused: HashSet::new(),
             retry_at: None,
             told: Told::default(),
+            begun: Clock::instant(),
+            has_kept,
         }
     }
 
@@ -89,6 +98,10 @@ impl Deleter {
         {
             tracing::debug!(error = crate::error::chain(&error), "deleting waits for the store");
             return Pause { longest: self.settings.interval, rest: self.settings.interval };
+        }
+        let sweeps = self.settings.sweep_interval.is_some();
+        if sweeps && self.begun.elapsed() >= self.settings.sweep_grace {
+            self.let_go();
         }
         match self.delete_due(stop).await {
             Ok(deleted) => self.told.deleted += deleted,
@@ -132,9 +145,25 @@ impl Deleter {
         Pause { longest, rest: collect }
     }
 
-    /// The next sweep deletes what it found twice, though it be most of what is there.
+    /// The next sweep deletes what it found twice, though it be most of what is there, and no file is kept any longer for
+    /// data that the catalog does not know.
     pub fn force_sweep(&mut self) {
         self.sweeper.force();
+        self.let_go();
+    }
+
+    /// Closes the files that the start left open.
+    fn let_go(&mut self) {
+        if !std::mem::take(&mut self.has_kept) {
+            return;
+        }
+        let kept: Vec<(PhysicalFileId, u64)> = self.catalog.view().kept_files(self.catalog.epoch()).collect();
+        for (file, len) in kept {
+            tracing::warn!(%file, "data in it that the catalog does not know is not kept any longer");
+            if let Err(error) = self.catalog.note(Command::CloseFile(file, len)) {
+                tracing::warn!(error = crate::error::chain(&error), "a file could not be closed");
+            }
+        }
     }
 
     /// Deletes every file whose time has come, what storage refused before among them. Returns how many were deleted.

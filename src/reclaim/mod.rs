@@ -372,7 +372,12 @@ impl Reclaimer {
         let mut candidates = survey::candidates(&catalog.view(), self.punched.as_ref(), catalog.clock().ages());
         let interval = self.parts.settings.reclaim.interval;
         let waits = |file: &PhysicalFileId| self.put_off.get(file).is_some_and(|at| at.elapsed() < interval);
-        candidates.retain(|candidate| !self.damaged.contains(&candidate.file) && !waits(&candidate.file));
+        // Nobody can close what an earlier owner left open; the deleter does when its grace is over.
+        let kept = |candidate: &plan::Candidate| {
+            candidate.state == plan::CandidateState::Open && candidate.file.epoch() < catalog.epoch()
+        };
+        candidates
+            .retain(|candidate| !self.damaged.contains(&candidate.file) && !waits(&candidate.file) && !kept(candidate));
         plan(&candidates, limits, &survey::prices(local))
     }
 
@@ -402,7 +407,9 @@ fn punches(settings: &Settings, local: bool) -> bool {
 /// What the next round of a daemon with these settings would do to `state`, for `--dry-run`.
 pub fn preview(state: &crate::catalog::state::State, settings: &Settings, local: bool, ages: Ages) -> Plan {
     let punched = Punched::default();
-    let candidates = survey::candidates(state, punches(settings, local).then_some(&punched), ages);
+    let mut candidates = survey::candidates(state, punches(settings, local).then_some(&punched), ages);
+    // Only what the next start keeps open is open without a daemon.
+    candidates.retain(|candidate| candidate.state != plan::CandidateState::Open);
     plan(&candidates, &survey::limits(settings), &survey::prices(local))
 }
 

@@ -77,12 +77,14 @@ impl Before {
     }
 }
 
-/// What every round sets: files are deleted soon, so that deleting is killed, too.
+/// What every round sets: files are deleted soon, so that deleting is killed, too, and what a kill left is not kept for all
+/// of the run.
 pub fn environment() -> Vec<(&'static str, String)> {
     let pairs = [
         ("ESKER__STORE__REQUEST_TIMEOUT", "500 ms"),
         ("ESKER__STORE__RETRY_TIMEOUT", "500 ms"),
         ("ESKER__RECLAIM__DELETE_GRACE", "1 s"),
+        ("ESKER__RECLAIM__SWEEP_GRACE", "500 ms"),
         ("ESKER__RECLAIM__INTERVAL", "50 ms"),
         ("ESKER__MERGING__GROUP_BYTES_MAX", "1mb"),
         ("ESKER__CATALOG__LOG_SEGMENT_SIZE", "64kb"),

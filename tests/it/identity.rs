@@ -10,9 +10,12 @@ use esker::api::wire::SegmentInfo;
 use esker::catalog::record::RecordKey;
 use esker::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
 use esker::client::Client;
+use esker::merge::format::encode_frame;
 use esker::metrics::Metrics;
+use esker::model::SegmentHasher;
 use esker::store::{DiskSpace, Traffic};
 use http::StatusCode;
+use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
 use tempfile::TempDir;
 
 use crate::daemon::{TestDaemon, checkpoint, files};
@@ -235,14 +238,31 @@ async fn what_a_catalog_that_was_copied_at_work_does_not_know_is_kept_for_the_ne
     world.put(&ready, "later", 5).await;
     drop(process);
     let before = physical(&world.data());
-    let mut older = Process::spawn(world.folder.path(), &world.environment("old"));
-    let older_ready = older.wait_ready();
-    let client = Client::new(&older_ready.api, None).unwrap();
-    for (info, seed) in &world.answered[..3] {
-        assert!(client.get(&info.segment).await.unwrap() == pattern(*seed, LEN));
+    let shared: Vec<&String> = world.answered[..8].iter().filter_map(|(info, _)| info.file.as_ref()).collect();
+    assert!(shared.iter().all(|file| *file == shared[0]), "the newer segments are in a file of their own");
+    let mut environment = world.environment("old");
+    environment.push(("ESKER__RECLAIM__INTERVAL", "20 ms".to_owned()));
+    environment.push(("ESKER__RECLAIM__DELETE_GRACE", "0".to_owned()));
+    // The grace begins anew with each start.
+    for round in 0..2 {
+        let mut older = Process::spawn(world.folder.path(), &environment);
+        let older_ready = older.wait_ready();
+        let client = Client::new(&older_ready.api, None).unwrap();
+        assert_eq!(client.gc_report().await.unwrap().kept, [shared[0].clone()]);
+        if round == 0 {
+            for (info, seed) in &world.answered[..3] {
+                assert!(client.get(&info.segment).await.unwrap() == pattern(*seed, LEN));
+            }
+            let log = older.log();
+            assert!(log.contains("moved files that the catalog does not name"), "{log}");
+            assert!(log.contains("files hold data that the catalog does not know"), "{log}");
+            client.reclaim().await.unwrap();
+            // All that the older one knows of the file dies.
+            client.subsume("j", 1).await.unwrap();
+        }
+        client.reclaim().await.unwrap();
+        client.gc(false).await.unwrap();
     }
-    assert!(older.log().contains("moved files that the catalog does not name"), "{}", older.log());
-    drop(older);
     let aside = files(&world.data().join("lost+found"));
     assert_eq!(aside.len() + physical(&world.data()).len(), before.len(), "a file is gone");
 
@@ -253,6 +273,67 @@ async fn what_a_catalog_that_was_copied_at_work_does_not_know_is_kept_for_the_ne
     world.assert_readable(&ready).await;
     assert_eq!(physical(&world.data()).len(), before.len());
     assert!(files(&world.data().join("lost+found")).is_empty());
+}
+
+#[tokio::test]
+async fn what_nobody_was_answered_for_is_given_back_after_the_grace() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 2).await;
+    drop(process);
+    let [(path, _)] = &physical(&world.data())[..] else { panic!("one file") };
+    let mut bytes = fs::read(path).unwrap();
+    let mut hasher = SegmentHasher::default();
+    hasher.update(&pattern(7, LEN));
+    bytes.extend(encode_frame(2, LEN as u64, hasher.finish().whole));
+    bytes.extend(pattern(7, LEN));
+    fs::write(path, bytes).unwrap();
+    let mut environment = world.environment("elsewhere");
+    environment.push(("ESKER__RECLAIM__INTERVAL", "20 ms".to_owned()));
+    environment.push(("ESKER__RECLAIM__SWEEP_GRACE", "100 ms".to_owned()));
+
+    let mut process = Process::spawn(world.folder.path(), &environment);
+    let ready = process.wait_ready();
+    world.assert_readable(&ready).await;
+    Client::new(&ready.api, None).unwrap().subsume("j", 1).await.unwrap();
+
+    let begun = Instant::now();
+    while !physical(&world.data()).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it is still there:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(process.log().contains("is not kept any longer"), "{}", process.log());
+}
+
+#[tokio::test]
+async fn a_damaged_object_does_not_give_way_to_the_one_before_it() {
+    let world = World::new();
+    let (process, ready) = world.start();
+    let store = ready.s3_builder(ClientOptions::new()).build().unwrap();
+    let key = object_store::path::Path::from("key");
+    for seed in [1, 2] {
+        store.put(&key, pattern(seed, LEN).into()).await.unwrap();
+    }
+    drop(process);
+    let newer = &pattern(2, LEN)[..1000];
+    let mut damaged = 0;
+    for (path, _) in physical(&world.data()) {
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(newer.len()).position(|window| window == newer) {
+            bytes[at + 500] ^= 4;
+            fs::write(path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 1);
+
+    let (process, ready) = world.start();
+    let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let store = ready.s3_builder(ClientOptions::new()).with_retry(retry).build().unwrap();
+    assert_eq!(store.head(&key).await.unwrap().size, LEN as u64);
+    let read = async { store.get(&key).await?.bytes().await };
+    assert!(read.await.is_err(), "an older or a damaged object was read");
+    assert!(process.log().contains("segments that were written as a whole are damaged"), "{}", process.log());
 }
 
 #[tokio::test]

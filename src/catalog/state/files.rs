@@ -88,6 +88,9 @@ impl State {
             *durable_len = file.len;
             if file.closes {
                 self.close_file(&file.id, file.len, Forgotten::Died, at);
+            } else {
+                // With whatever is committed next: from then on a start does not doubt what was answered.
+                self.mutations.push(RecordKey::File(file.id.to_string()).put(&entry.record));
             }
         }
     }

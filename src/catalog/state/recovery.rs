@@ -139,6 +139,25 @@ impl State {
         self.shorten_file(file, len);
     }
 
+    /// What was found on storage: the file has `len` bytes, all that is known of it lies before `durable_len`, and there is
+    /// more. It is left as it is until somebody closes it.
+    pub fn keep_open(&mut self, file: &PhysicalFileId, durable_len: u64, len: u64) {
+        let Some(entry) = self.files.get_mut(file) else { return };
+        let before = entry.record.occupied();
+        entry.record.state = FileState::Open { durable_len, len };
+        entry.record.upload = None;
+        self.space.physical_bytes = self.space.physical_bytes + entry.record.occupied() - before;
+        self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
+    }
+
+    /// Files that an owner before the one of `epoch` left open and that were kept so, with their lengths.
+    pub fn kept_files(&self, epoch: u64) -> impl Iterator<Item = (PhysicalFileId, u64)> {
+        self.files.iter().filter_map(move |(id, entry)| match entry.record.state {
+            FileState::Open { len, .. } if id.epoch() < epoch => Some((id.clone(), len)),
+            _ => None,
+        })
+    }
+
     /// A closed file has fewer bytes than it had.
     fn shorten_file(&mut self, file: &PhysicalFileId, there: u64) {
         if let Some(entry) = self.files.get_mut(file)
