@@ -23,6 +23,7 @@
 //! answer reads of what was there. Whoever makes something durable without a commit after it has to ask
 //! [`Catalog::check_owner`] if the successor may have given it up meanwhile.
 
+pub mod anchor;
 pub mod command;
 pub mod log;
 pub mod record;
@@ -314,7 +315,7 @@ impl Catalog {
     pub async fn check_owner(&self) -> Result<(), CatalogError> {
         match self.shared.journal.check_owner().await {
             Ok(()) => self.check(),
-            Err(error @ JournalError::Fenced) => Err(self.shared.lose(error)),
+            Err(error @ (JournalError::Fenced | JournalError::Moved { .. })) => Err(self.shared.lose(error)),
             Err(error) => Err(CatalogError::Lost(Arc::new(error))),
         }
     }

@@ -58,6 +58,7 @@ use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;
 use self::successor::Successor;
 use self::ticks::{OnRecord, Ticks, tick};
+use super::anchor::Anchor;
 use super::log::{Log, LogGc, LogInit};
 use super::record::Mutation;
 use crate::store::append_file::sync_parent;
@@ -70,9 +71,42 @@ pub struct Journal {
     db: Db,
     epoch: u64,
     backend: Backend,
-    /// Cancelled when a newer owner was found.
-    shut_out: CancellationToken,
+    shut_out: ShutOut,
     marker: Marker,
+}
+
+/// What ends the use of a journal from outside.
+#[derive(Debug, Clone)]
+enum ShutOut {
+    /// A newer owner, once this is cancelled.
+    Successor(CancellationToken),
+    /// Another folder in the place of its own.
+    Moved(Anchor),
+}
+
+impl ShutOut {
+    /// Why the journal must not be used any more; none if it may be.
+    fn reason(&self) -> Option<JournalError> {
+        match self {
+            Self::Successor(found) => found.is_cancelled().then_some(JournalError::Fenced),
+            Self::Moved(anchor) => {
+                anchor.moved().is_cancelled().then(|| JournalError::Moved { folder: anchor.folder().to_owned() })
+            }
+        }
+    }
+
+    /// Resolves when there is a reason.
+    async fn watch(&self) {
+        match self {
+            Self::Successor(found) => found.cancelled().await,
+            Self::Moved(anchor) => anchor.watch().await,
+        }
+    }
+
+    /// A database that was closed for such a reason says only that it is closed.
+    fn explain(&self, error: slatedb::Error) -> JournalError {
+        self.reason().unwrap_or_else(|| error.into())
+    }
 }
 
 enum Backend {
@@ -95,7 +129,7 @@ pub enum Placement {
         prefix: Path,
     },
     /// In a folder on a local disk, which is created if need be: the database in `db`, the log in
-    /// `log`, the lock in `LOCK`.
+    /// `log`, the lock in `LOCK`, what was cut off the log in `lost+found`.
     Local {
         /// The folder.
         folder: PathBuf,
@@ -139,6 +173,12 @@ pub enum JournalError {
     #[error("folder {} is in use by another daemon", folder.display())]
     Locked {
         /// The folder.
+        folder: PathBuf,
+    },
+    /// Its folder is not where it was, and what is there is another one. Nothing was written to that.
+    #[error("the catalog's folder {} was moved or replaced while the daemon was running", folder.display())]
+    Moved {
+        /// Where it was.
         folder: PathBuf,
     },
     /// Storage failed. The outcome of writes that were not durable is unknown until the next open.
@@ -206,20 +246,20 @@ pub enum Haste {
 #[derive(Debug, Clone)]
 pub struct Commit {
     handle: WriteHandle,
-    shut_out: CancellationToken,
+    shut_out: ShutOut,
 }
 
 impl Commit {
     /// Resolves when the batch, and with it every earlier one, is durable.
     ///
     /// # Errors
-    /// Why the journal closed first: `Fenced`, `Unavailable`, `Closed`, `Corrupt` or `Internal`. The
+    /// Why the journal closed first: `Fenced`, `Moved`, `Unavailable`, `Closed`, `Corrupt` or `Internal`. The
     /// batch may then be there or not; the next open shows.
     ///
     /// # Cancel safety
     /// Cancel safe, and can be called by many and again.
     pub async fn durable(&self) -> Result<(), JournalError> {
-        self.handle.await_durable().await.map_err(|error| explain(error, &self.shut_out))
+        self.handle.await_durable().await.map_err(|error| self.shut_out.explain(error))
     }
 
     /// The batch's place in the order of all batches ever written.
@@ -301,7 +341,7 @@ impl Journal {
     /// # Errors
     /// As [`Self::close`]; it is not whole then.
     pub async fn finish_rebuild(self, epochs_before: u64) -> Result<(), JournalError> {
-        self.db.close().await.map_err(|error| explain(error, &self.shut_out))?;
+        self.db.close().await.map_err(|error| self.shut_out.explain(error))?;
         self.marker.finish_rebuild(epochs_before).await
     }
 
@@ -318,7 +358,7 @@ impl Journal {
     /// Not cancel safe: a dropped call may still apply the batch.
     pub async fn write(&self, batch: Vec<Mutation>, haste: Haste) -> Result<Commit, JournalError> {
         let written = self.db.write(write_batch(batch)?).await;
-        let handle = written.map_err(|error| explain(error, &self.shut_out))?;
+        let handle = written.map_err(|error| self.shut_out.explain(error))?;
         if let Backend::Object(group_commit) = &self.backend {
             group_commit.wake(haste);
         }
@@ -329,27 +369,33 @@ impl Journal {
     /// on storage before the call.
     ///
     /// # Errors
-    /// `Fenced` if there is a newer owner; `Unavailable` or `Corrupt` if storage does not tell.
+    /// `Fenced` if there is a newer owner, `Moved` if the folder is not its own any more; `Unavailable` or `Corrupt` if
+    /// storage does not tell.
     pub async fn check_owner(&self) -> Result<(), JournalError> {
-        match &self.backend {
-            Backend::Object(group_commit) => group_commit.successor().look().await,
-            Backend::Local { .. } => Ok(()), // it has the lock
+        match (&self.backend, &self.shut_out) {
+            (Backend::Object(group_commit), _) => group_commit.successor().look().await,
+            // It has the lock of the folder that it opened.
+            (Backend::Local { .. }, ShutOut::Moved(anchor)) => {
+                let looked = anchor.look_aside().await;
+                looked.map_err(|error| self.shut_out.reason().unwrap_or(JournalError::Unavailable(error.into())))
+            }
+            (Backend::Local { .. }, ShutOut::Successor(_)) => Ok(()),
         }
     }
 
     /// Resolves when the journal is found to be of no more use, whether or not anybody writes: a newer owner is noticed
-    /// within `poll_interval`. Resolves to none when it was closed or dropped.
+    /// within `poll_interval`, another folder in a second. Resolves to none when it was closed or dropped.
     pub fn ended(&self) -> impl Future<Output = Option<JournalError>> + Send + 'static {
         let mut status = self.db.subscribe();
         let shut_out = self.shut_out.clone();
         async move {
             let reason = tokio::select! {
                 closed = status.wait_for(|status| status.close_reason.is_some()) => closed.ok()?.close_reason,
-                () = shut_out.cancelled() => Some(CloseReason::Fenced),
+                () = shut_out.watch() => None,
             };
             match reason {
+                _ if shut_out.reason().is_some() => shut_out.reason(),
                 Some(CloseReason::Fenced) => Some(JournalError::Fenced),
-                _ if shut_out.is_cancelled() => Some(JournalError::Fenced),
                 Some(CloseReason::Clean) | None => None,
                 Some(_) => Some(JournalError::Internal("a task of the database panicked".into())),
             }
@@ -371,7 +417,7 @@ impl Journal {
         if let Backend::Local { lock, .. } = &self.backend {
             lock.lock().take();
         }
-        closed.map_err(|error| explain(error, &self.shut_out))
+        closed.map_err(|error| self.shut_out.explain(error))
     }
 
     /// The value under `key`, durable or not.
@@ -413,11 +459,6 @@ impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal").field("kind", &self.kind()).field("epoch", &self.epoch).finish_non_exhaustive()
     }
-}
-
-/// A database that was closed because of a newer owner says only that it is closed.
-fn explain(error: slatedb::Error, shut_out: &CancellationToken) -> JournalError {
-    if shut_out.is_cancelled() { JournalError::Fenced } else { error.into() }
 }
 
 const KEY_BYTES_MAX: usize = u16::MAX as usize;
@@ -484,7 +525,7 @@ async fn open_object(
     let db = build_on_object(&store, &prefix, settings).await?;
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
-    let shut_out = successor.found().clone();
+    let shut_out = ShutOut::Successor(successor.found().clone());
     let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
     Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker })
 }
@@ -525,18 +566,19 @@ async fn open_local(
     settings: &JournalSettings,
     opening: Opening,
 ) -> Result<Journal, JournalError> {
-    let (lock, store) = {
+    let (lock, anchor, store) = {
         let folder = folder.clone();
         tokio::task::spawn_blocking(move || lock_folder(&folder))
             .await
             .map_err(|error| JournalError::Internal(error.into()))??
     };
     let store: Arc<dyn ObjectStore> = Arc::new(Counted::new(Arc::new(store), traffic.clone()));
-    let store: Arc<dyn ObjectStore> = Arc::new(DiskObjects::new(store, space.clone()));
+    let store: Arc<dyn ObjectStore> = Arc::new(DiskObjects::new(store, space.clone(), anchor.clone()));
     let prefix = Path::from(LOCAL_DB);
     let marker = Marker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG);
     let epochs_before = opening.check(&marker).await?;
-    let log = AbortOnDrop(Log::new(folder.join("log"), settings.log_segment_bytes, traffic, space));
+    let log = Log::new(folder.join("log"), anchor.clone(), settings.log_segment_bytes, traffic, space);
+    let log = AbortOnDrop(log);
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     let ticks = Arc::new(Ticks(settings.clock.clone()));
     OnRecord::new(Arc::clone(&store), prefix.clone(), settings.clock.clone()).raise_to_tables().await?;
@@ -545,26 +587,32 @@ async fn open_local(
         .with_options(gc_options(settings, Updates::Unconditional))
         .with_system_clock(ticks.clone())
         .with_wal_gc(Arc::new(LogGc::new(log.0.clone())));
-    let db = Db::builder(prefix, store)
+    let shut_out = ShutOut::Moved(anchor);
+    let building = Db::builder(prefix, store)
         .with_settings(slate_settings)
         .with_db_cache(block_cache(settings), 0)
         .with_system_clock(ticks)
         .with_wal_writer(Box::new(LogInit::new(log.0.clone())))
         .with_gc_builder(gc)
-        .build()
-        .await?;
+        .build();
+    let built = tokio::select! {
+        built = building => built,
+        // The database repeats for ever what fails.
+        () = shut_out.watch() => Err(JournalError::Moved { folder: folder.clone() })?,
+    };
+    let db = built.map_err(|error| shut_out.explain(error))?;
     settings.clock.raise(tick(log.0.newest_tick()));
     Ok(Journal {
         epoch: epochs_before + db.manifest().writer_epoch(),
         backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },
-        shut_out: CancellationToken::new(),
+        shut_out,
         db,
         marker,
     })
 }
 
 /// Creates the folder and locks it for as long as the returned file is open.
-fn lock_folder(folder: &FilePath) -> Result<(File, LocalFileSystem), JournalError> {
+fn lock_folder(folder: &FilePath) -> Result<(File, Anchor, LocalFileSystem), JournalError> {
     let unavailable = |error: io::Error| JournalError::Unavailable(error.into());
     std::fs::create_dir_all(folder.join("db")).map_err(unavailable)?;
     let lock =
@@ -574,9 +622,10 @@ fn lock_folder(folder: &FilePath) -> Result<(File, LocalFileSystem), JournalErro
         TryLockError::Error(error) => unavailable(error),
     })?;
     sync_parent(&folder.join("LOCK")).and_then(|()| sync_parent(folder)).map_err(unavailable)?;
+    let anchor = Anchor::new(folder.join("LOCK"), &lock).map_err(unavailable)?;
     remove_staged(&folder.join("db")).map_err(unavailable)?;
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
-    Ok((lock, store))
+    Ok((lock, anchor, store))
 }
 
 /// Removes what a crash left of objects that were being written: `object_store` writes `NAME#N` first, and renames it.

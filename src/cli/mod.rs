@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, Loaded, Settings};
-use crate::daemon::StartError;
+use crate::daemon::{StartError, StopError};
 
 /// Packs the small state files of stream workers into large physical files on S3 or local disk.
 #[derive(Debug, Parser)]
@@ -132,7 +132,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("esker: {}", crate::error::chain(&*error));
-            let wrong_place = error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal);
+            let wrong_place = error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
+                || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal);
             ExitCode::from(if wrong_place || error.is::<ConfigErrors>() { 2 } else { 1 })
         }
     }

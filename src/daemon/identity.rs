@@ -327,7 +327,7 @@ impl Taker<'_> {
             Some(lock) => lock,
             None => StoreLock::take(&data).await?.ok_or_else(in_use)?,
         };
-        let guard = StoreGuard::new(identity, epoch, self.metrics.clone());
+        let guard = StoreGuard::new(identity, epoch, &lock, self.metrics.clone())?;
         let data = data.guarded(guard);
         data.look().await?;
         let there = data.leave_owner(&owner).await?;

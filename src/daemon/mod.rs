@@ -106,6 +106,13 @@ pub enum StopError {
     Task(String),
 }
 
+impl StopError {
+    /// Whether it ended because what is in its place is not its own.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Catalog(CatalogError::Lost(error)) if matches!(**error, JournalError::Moved { .. }))
+    }
+}
+
 /// Where a daemon listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {

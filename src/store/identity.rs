@@ -18,7 +18,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append_file::sync_parent;
 use super::space::{Content, DiskSpace};
-use super::{DataStore, StoreError};
+use super::{DataStore, Inode, StoreError};
 use crate::metrics::Metrics;
 use crate::model::Millis;
 use crate::runtime::{Clock, Entropy};
@@ -101,6 +101,17 @@ pub enum NotTheStore {
     /// Nothing says which store it is.
     #[error("{place} does not exist: {expected} was there, and is not now. Is its volume mounted?")]
     Missing {
+        /// The object that tells.
+        place: String,
+        /// The store that was there.
+        expected: Box<StoreIdentity>,
+    },
+    /// It is a copy, or the volume is another one.
+    #[error(
+        "{place} is not the file that was opened at the start: the folder of {expected} was moved or replaced while the \
+         daemon was running"
+    )]
+    Replaced {
         /// The object that tells.
         place: String,
         /// The store that was there.
@@ -222,8 +233,18 @@ impl fmt::Display for Slot {
 }
 
 fn read_file(path: &FilePath) -> io::Result<Option<String>> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+    Ok(read_file_and_inode(path)?.map(|(text, _)| text))
+}
+
+/// What is there, and which file that is.
+fn read_file_and_inode(path: &FilePath) -> io::Result<Option<(String, Inode)>> {
+    let read = fs::File::open(path).and_then(|mut file| {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok((String::from_utf8_lossy(&bytes).into_owned(), Inode::from(&file.metadata()?)))
+    });
+    match read {
+        Ok(read) => Ok(Some(read)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
     }
@@ -384,6 +405,8 @@ pub struct StoreGuard(Arc<Guarded>);
 struct Guarded {
     expected: StoreIdentity,
     epoch: u64,
+    /// In a folder: the file that is locked.
+    inode: Option<Inode>,
     /// When a look at an object store went well.
     looked: Mutex<Option<Instant>>,
     lost: AtomicBool,
@@ -391,9 +414,14 @@ struct Guarded {
 }
 
 impl StoreGuard {
-    /// For the owner of `epoch`.
-    pub fn new(expected: StoreIdentity, epoch: u64, metrics: Metrics) -> Self {
-        Self(Arc::new(Guarded { expected, epoch, looked: Mutex::default(), lost: AtomicBool::new(false), metrics }))
+    /// For the owner of `epoch`, which holds `lock`.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if the operating system does not tell which file that is.
+    pub fn new(expected: StoreIdentity, epoch: u64, lock: &StoreLock, metrics: Metrics) -> Result<Self, StoreError> {
+        let inode = lock.inode().map_err(|error| StoreError::failed("get", DATA_SIDE, error))?;
+        let (looked, lost) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self(Arc::new(Guarded { expected, epoch, inode, looked, lost, metrics })))
     }
 
     /// Whether the last look found another store, or none.
@@ -404,7 +432,13 @@ impl StoreGuard {
     /// Looks at a folder. Blocks; never cached, because a volume can go away at any time.
     pub(super) fn look_at_folder(&self, root: &FilePath) -> io::Result<()> {
         let path = root.join(DATA_SIDE);
-        let found = self.judge(read_file(&path)?, &path.display().to_string());
+        let place = path.display().to_string();
+        let (text, inode) = read_file_and_inode(&path)?.unzip();
+        let found = self.judge(text, &place).and_then(|()| match inode == self.0.inode {
+            true => Ok(()),
+            // A copy has the same text. What is written to it, the next start on the other one does not find.
+            false => Err(NotTheStore::Replaced { place, expected: self.0.expected.clone().into() }),
+        });
         self.settle(found).map_err(io::Error::other)
     }
 
@@ -456,7 +490,7 @@ impl StoreGuard {
 
 /// Keeps other daemons off a folder for as long as it lives; nothing to keep on an object store, where each step asks.
 #[derive(Debug)]
-pub struct StoreLock(#[expect(dead_code, reason = "held for its lock")] Option<fs::File>);
+pub struct StoreLock(Option<fs::File>);
 
 impl StoreLock {
     /// Locks the store for this process. None if another one has it, with whatever catalog.
@@ -476,6 +510,11 @@ impl StoreLock {
             }
         });
         locked.await
+    }
+
+    /// Which file is locked.
+    fn inode(&self) -> io::Result<Option<Inode>> {
+        self.0.as_ref().map(|file| file.metadata().map(|metadata| Inode::from(&metadata))).transpose()
     }
 }
 

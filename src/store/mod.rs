@@ -17,6 +17,7 @@ pub mod append_file;
 mod counted;
 mod direct;
 mod identity;
+mod inode;
 mod local;
 mod local_copy;
 mod object;
@@ -30,6 +31,7 @@ use bytes::Bytes;
 
 pub use counted::{Counted, Multipart, Traffic};
 pub use identity::{CATALOG_SIDE, DATA_SIDE, NotTheStore, Slot, StoreGuard, StoreIdentity, StoreLock, StoreOwner};
+pub use inode::Inode;
 pub use local::{LocalFile, LocalStore};
 pub use local_copy::LocalCopy;
 pub use object::{ObjectFiles, TOMBSTONE, Upload};

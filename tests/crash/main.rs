@@ -299,7 +299,7 @@ fn nothing_is_left_over(folder: &Path) {
     let mut strange = vec![];
     walk(&folder.join("data"), &mut |path| {
         let name = path.strip_prefix(folder.join("data")).unwrap().to_string_lossy().into_owned();
-        let folders = ["data/", "catalog/db/", "catalog/log/", "owners/", "lost+found/data/"];
+        let folders = ["data/", "catalog/db/", "catalog/log/", "catalog/lost+found/", "owners/", "lost+found/data/"];
         let known = folders.iter().any(|folder| name.starts_with(folder));
         let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE", "catalog/RESERVE"].contains(&name.as_str());
         if !known || name.contains('#') {

@@ -368,13 +368,80 @@ async fn a_volume_that_goes_away_while_the_daemon_runs_is_noticed_and_nothing_is
     assert_eq!(files(&away.join("data")).len(), before, "a file was deleted");
     assert_eq!(daemon.metric("esker_physical_files_deleted_total").await, 0.0);
 
+    // A copy says that it is the same store, and is not.
     fs::remove_dir(&root).unwrap();
+    copy(&away, &root);
+    let copied = physical(&root);
+    let put = client.put("new", &checkpoint(1), None, pattern(3, LEN).into()).await.unwrap_err();
+    assert_eq!(put.status(), Some(StatusCode::SERVICE_UNAVAILABLE), "{put}");
+    assert_eq!(physical(&root), copied, "something was written to the copy, or deleted there");
+
+    fs::remove_dir_all(&root).unwrap();
     fs::rename(&away, &root).unwrap();
 
     daemon.metric_becomes("esker_store_lost", 0.0).await;
     daemon.metric_becomes("esker_physical_files_deleted_total", 1.0).await;
     assert!(client.get(&kept.segment).await.unwrap() == pattern(1, LEN));
     client.put("new", &checkpoint(1), None, pattern(3, LEN).into()).await.unwrap();
+}
+
+/// Names and lengths of all files.
+fn all(folder: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found: Vec<_> =
+        files(folder).into_iter().map(|path| (path.clone(), fs::metadata(path).unwrap().len())).collect();
+    found.sort();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_a_copy_replaces_under_load_ends_the_daemon_and_all_that_was_answered_is_in_the_moved_one() {
+    let root = tempfile::tempdir().unwrap();
+    let (data, away) = (root.path().join("data"), root.path().join("away"));
+    let small = [
+        ("ESKER__CATALOG__LOG_SEGMENT_SIZE", "64 kb".to_owned()),
+        ("ESKER__CATALOG__UNFLUSHED_MAX", "8 mb".to_owned()),
+    ];
+    let mut process = Process::spawn(root.path(), &small);
+    let ready = process.wait_ready();
+    let client = Client::new(&ready.api, None).unwrap();
+    client.create_job("j").await.unwrap();
+    let (answered_tx, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let putting = tokio::spawn(async move {
+        for seed in 0.. {
+            // Every other one is kept inside the catalog.
+            let len = if seed % 2 == 0 { LEN } else { 900 };
+            match client.put("j", &checkpoint(1), None, pattern(seed, len).into()).await {
+                Ok(info) => answered_tx.send((info, seed, len)).unwrap(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    let mut answered = vec![];
+    while answered.len() < 30 {
+        answered.push(answers.recv().await.unwrap());
+    }
+
+    fs::rename(&data, &away).unwrap();
+    assert!(std::process::Command::new("cp").arg("-a").args([&away, &data]).status().unwrap().success());
+    let copied = all(&data);
+    let (status, log) = tokio::task::spawn_blocking(|| process.wait_end()).await.unwrap();
+
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.contains("was moved or replaced while the daemon was running"), "{log}");
+    assert_eq!(all(&data), copied, "something was written to the copy:\n{log}");
+    putting.abort();
+    drop(putting.await);
+    while let Some(answer) = answers.recv().await {
+        answered.push(answer);
+    }
+    fs::rename(&data, root.path().join("copy")).unwrap();
+    fs::rename(&away, &data).unwrap();
+    let mut process = Process::spawn(root.path(), &small);
+    let ready = process.wait_ready();
+    let client = Client::new(&ready.api, None).unwrap();
+    for (info, seed, len) in answered {
+        assert!(client.get(&info.segment).await.unwrap() == pattern(seed, len), "segment {seed}");
+    }
 }
 
 /// Makes a folder look as an older version left it.

@@ -29,11 +29,12 @@ use slatedb::wal::{WalError, WalIterator, WalRows, WriterInit, WriterInitResult,
 
 use super::Log;
 use super::format::{Frame, Malformed, SEGMENT_HEADER_LEN, SegmentHeader, crc32c};
+use super::kept::keep;
 use super::scan::{ScanEnd, scan, uncertain_from};
 use super::writer::LogWriter;
 use crate::store::DiskSpace;
 use crate::store::append_file::sync_parent;
-use crate::store::space::Content;
+use crate::store::space::{Content, is_full};
 
 /// Opens a [`Log`] for SlateDB.
 pub struct LogInit {
@@ -120,6 +121,11 @@ fn open_segment(
     let bytes = read_up_to(&file, None).map_err(unavailable)?;
     let scan = scan(&bytes, header).map_err(|error| damaged(header, error))?;
     if is_last && scan.last_id.is_none() && !matches!(scan.end, ScanEnd::Damaged(_)) {
+        if let ScanEnd::Torn(error) = scan.end
+            && bytes.len() > SEGMENT_HEADER_LEN
+        {
+            keep_tail(log, header, &bytes, 0, error)?;
+        }
         fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(unavailable)?;
         log.usage.remove_segment(bytes.len() as u64);
         return Ok(None);
@@ -127,16 +133,37 @@ fn open_segment(
     match scan.end {
         ScanEnd::Clean => {}
         ScanEnd::Torn(error) if is_last => {
-            let cut_bytes = bytes.len() - scan.good_len;
-            tracing::warn!(path = %path.display(), cut_bytes, %error, "cutting a torn tail");
+            keep_tail(log, header, &bytes, scan.good_len, error)?;
             file.set_len(scan.good_len as u64).map_err(unavailable)?;
-            log.usage.remove_bytes(cut_bytes as u64);
+            log.usage.remove_bytes((bytes.len() - scan.good_len) as u64);
         }
         ScanEnd::Torn(error) | ScanEnd::Damaged(error) => return Err(damaged(header, error)),
     }
     let good_len = scan.good_len as u64;
     let segment = OpenSegment { header, file, good_len, last_id: scan.last_id, durable_id: scan.durable_id };
     Ok(Some((segment, scan.last_id)))
+}
+
+/// Copies aside what is about to be cut off a segment, and says so.
+///
+/// # Errors
+/// `Unavailable` if it cannot be kept. What is plainly torn may be cut all the same for want of room: it was never durable.
+fn keep_tail(log: &Log, header: SegmentHeader, bytes: &[u8], from: usize, error: Malformed) -> Result<(), WalError> {
+    let (segment, cut_bytes) = (header.file_name(), bytes.len() - from);
+    let frame = &bytes[from.max(SEGMENT_HEADER_LEN)..];
+    let is_whole = Frame::peek(frame).is_ok_and(|last| last.len == frame.len());
+    match keep(log, header, from, &bytes[from..]) {
+        Ok(kept) if is_whole => tracing::warn!(
+            segment, cut_bytes, %error, kept = %kept.display(),
+            "cutting the last frame, which has its full length: it was either never synced or damaged"
+        ),
+        Ok(kept) => tracing::warn!(segment, cut_bytes, %error, kept = %kept.display(), "cutting a torn tail"),
+        Err(full) if is_full(&full) && !is_whole => {
+            tracing::warn!(segment, cut_bytes, %error, %full, "cutting a torn tail, with no room to keep it");
+        }
+        Err(failed) => return Err(unavailable(failed)),
+    }
+    Ok(())
 }
 
 /// A segment that stays readable when its name is deleted.
@@ -375,11 +402,14 @@ mod tests {
 
     use super::super::format::FrameBuilder;
     use super::*;
+    use crate::catalog::anchor::Anchor;
     use crate::metrics::Metrics;
     use crate::store::Traffic;
 
     fn log_in(folder: &Path) -> Arc<Log> {
-        Log::new(folder.to_owned(), 1 << 20, Traffic::catalog(Metrics::new()), DiskSpace::default())
+        let lock = folder.join("LOCK");
+        let anchor = Anchor::new(lock.clone(), &File::create(lock).unwrap()).unwrap();
+        Log::new(folder.to_owned(), anchor, 1 << 20, Traffic::catalog(Metrics::new()), DiskSpace::default())
     }
 
     /// Writes a segment with these frames.
@@ -429,6 +459,38 @@ mod tests {
 
         write_segment(folder.path(), 4, 3, &[3]);
         assert!(matches!(open_all(folder.path()), Err(WalError::DataError(_))));
+    }
+
+    #[test]
+    fn what_is_cut_is_kept_beside_the_log() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("log");
+        fs::create_dir(&folder).unwrap();
+        let kept = |header: SegmentHeader, at: usize| {
+            fs::read(root.path().join(format!("lost+found/{}-{at:020}", header.file_name()))).unwrap()
+        };
+        let first = write_segment(&folder, 1, 1, &[1, 2]);
+        let path = folder.join(first.file_name());
+        let mut bytes = fs::read(&path).unwrap();
+        let at = SEGMENT_HEADER_LEN + (bytes.len() - SEGMENT_HEADER_LEN) / 2;
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+
+        assert_eq!(open_all(&folder).unwrap(), 1);
+        assert_eq!(fs::read(&path).unwrap(), bytes[..at]);
+        assert_eq!(kept(first, at), bytes[at..]);
+
+        // Its only frame is damaged, and the segment goes.
+        let second = write_segment(&folder, 2, 2, &[2]);
+        let path = folder.join(second.file_name());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[SEGMENT_HEADER_LEN + 40] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+
+        assert_eq!(open_all(&folder).unwrap(), 1);
+        assert!(!path.exists());
+        assert_eq!(kept(second, 0), bytes);
+        assert_eq!(fs::read_dir(root.path().join("lost+found")).unwrap().count(), 2);
     }
 
     #[test]

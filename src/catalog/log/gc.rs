@@ -53,6 +53,7 @@ impl WalGc for LogGc {
 }
 
 fn collect(log: &Log, needed_from: u64, dry_run: bool) -> io::Result<()> {
+    log.anchor.look()?;
     let segments = list_segments(&log.folder)?;
     let headers: Vec<_> = segments.iter().map(|(header, _)| *header).collect();
     for (header, len) in segments.iter().take(unneeded(&headers, needed_from)) {
@@ -61,6 +62,7 @@ fn collect(log: &Log, needed_from: u64, dry_run: bool) -> io::Result<()> {
         if dry_run {
             continue;
         }
+        log.anchor.look()?;
         match fs::remove_file(log.folder.join(name)) {
             Ok(()) => log.usage.remove_segment(*len),
             // An older owner's collector may run at the same time.

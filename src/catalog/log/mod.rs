@@ -38,7 +38,7 @@
 //! | crash during | leaves | healed at the next open by |
 //! | --- | --- | --- |
 //! | creating a segment | a file without a frame, perhaps without a whole header | deleting it |
-//! | writing a frame | a torn tail, never answered | cutting it, `fdatasync` |
+//! | writing a frame | a torn tail, never answered | copying it to `lost+found`, cutting it, `fdatasync` |
 //! | `fdatasync`, or after it failed | a whole frame in the page cache | writing it again, `fdatasync`, before it is replayed |
 //! | answering | a durable frame | replay: it counts |
 //! | fencing, after FENCE | a FENCE without a segment | the next opener has a higher epoch |
@@ -46,11 +46,13 @@
 //! | deleting | segments that nobody needs | the next collection |
 //!
 //! A bad frame that a later frame calls durable is damage, not a tail: the log is then not opened,
-//! so that nothing acknowledged is cut.
+//! so that nothing acknowledged is cut. Nothing tells a last frame that was damaged from one that was never synced: what is
+//! cut is kept in `lost+found` beside the log, see `kept.rs`.
 
 mod fence;
 mod format;
 mod gc;
+mod kept;
 mod scan;
 mod writer;
 
@@ -58,6 +60,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use super::anchor::Anchor;
 use crate::store::{DiskSpace, Traffic};
 
 pub use fence::LogInit;
@@ -67,6 +70,8 @@ pub use gc::LogGc;
 #[derive(Debug)]
 pub struct Log {
     folder: PathBuf,
+    /// Of the folder that it is in.
+    anchor: Anchor,
     /// A segment that is longer than this is followed by a new one.
     segment_bytes: u64,
     traffic: Traffic,
@@ -76,10 +81,12 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log in `folder`, which is created when the log is opened.
-    pub fn new(folder: PathBuf, segment_bytes: u64, traffic: Traffic, space: DiskSpace) -> Arc<Self> {
+    /// A log in `folder`, which is created when the log is opened. Where `anchor` finds that all this was moved, no
+    /// segment is begun or deleted any more.
+    pub fn new(folder: PathBuf, anchor: Anchor, segment_bytes: u64, traffic: Traffic, space: DiskSpace) -> Arc<Self> {
         Arc::new(Self {
             folder,
+            anchor,
             segment_bytes,
             traffic,
             space,

@@ -494,6 +494,7 @@ fn begin_segment_if_full<'a>(
             let header = SegmentHeader { epoch, first_id };
             let path = log.folder.join(header.file_name());
             let header = header.encode();
+            log.anchor.look()?;
             let begun = AppendFile::create(&path)
                 .and_then(|mut new| new.append(&[IoSlice::new(&header)]).map(|_| new))
                 .inspect_err(|error| {
@@ -503,6 +504,8 @@ fn begin_segment_if_full<'a>(
                     }
                 });
             let new = begun?;
+            // Moved in between, it may be where it must not be. Wherever this path leads, nothing is in it yet.
+            log.anchor.look().inspect_err(|_| drop(fs::remove_file(&path)))?;
             log.usage.add_segment();
             log.usage.add_bytes(header.len() as u64);
             tracing::debug!(epoch, first_id, full, "catalog log begins a segment");

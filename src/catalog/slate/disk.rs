@@ -3,6 +3,8 @@
 //! What must be written takes a piece of what is kept back, and is repeated; with nothing left it waits, since a database
 //! whose write fails closes for good. Compactions only save reads and space later: they wait until there is room beside
 //! what is kept back. A streamed object that met the end of the disk cannot be repeated here; the database begins it anew.
+//!
+//! Nothing is written or deleted where the folder of the catalog is not the one that was locked: see `anchor.rs`.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,6 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Extensions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -19,6 +22,7 @@ use object_store::{
 };
 use slatedb::object_store_tag::{ObjectStoreCallTag, TableStoreKind};
 
+use crate::catalog::anchor::Anchor;
 use crate::store::DiskSpace;
 use crate::store::space::{Content, LOOK_EVERY, ROOM_PAUSE, is_full};
 
@@ -27,13 +31,20 @@ use crate::store::space::{Content, LOOK_EVERY, ROOM_PAUSE, is_full};
 pub(super) struct DiskObjects {
     inner: Arc<dyn ObjectStore>,
     space: DiskSpace,
+    anchor: Anchor,
 }
 
 impl DiskObjects {
-    /// Those in `inner`, on the disk of the catalog.
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace) -> Self {
-        Self { inner, space }
+    /// Those in `inner`, on the disk of the catalog and in its folder.
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace, anchor: Anchor) -> Self {
+        Self { inner, space, anchor }
     }
+}
+
+/// Looks whether the folder is the one that was locked.
+async fn look(anchor: &Anchor) -> Result<()> {
+    let looked = anchor.look_aside().await;
+    looked.map_err(|error| object_store::Error::Generic { store: "catalog", source: error.into() })
 }
 
 /// Whether a write can wait.
@@ -80,6 +91,7 @@ impl ObjectStore for DiskObjects {
         let mut waits = false;
         loop {
             wait_for_room(&self.space, need).await;
+            look(&self.anchor).await?;
             match self.inner.put_opts(location, payload.clone(), opts.clone()).await {
                 // Nothing of it is there: objects are written under another name first.
                 Err(error) if is_full(&error) && (need == Need::Later || !give_up(&self.space).await) => {
@@ -89,7 +101,9 @@ impl ObjectStore for DiskObjects {
                     tokio::time::sleep(ROOM_PAUSE).await;
                 }
                 Err(error) if is_full(&error) => {}
-                answer => return answer,
+                // Moved in between, it may be elsewhere.
+                Ok(put) => return look(&self.anchor).await.map(|()| put),
+                failed => return failed,
             }
         }
     }
@@ -97,8 +111,10 @@ impl ObjectStore for DiskObjects {
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         let need = Need::of(&opts.extensions);
         wait_for_room(&self.space, need).await;
+        look(&self.anchor).await?;
         let inner = self.inner.put_multipart_opts(location, opts).await;
-        let upload = DiskUpload { inner: noted(&self.space, need, inner).await?, space: self.space.clone(), need };
+        let inner = noted(&self.space, need, inner).await?;
+        let upload = DiskUpload { inner, space: self.space.clone(), anchor: self.anchor.clone(), need };
         Ok(Box::new(upload))
     }
 
@@ -111,7 +127,12 @@ impl ObjectStore for DiskObjects {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let anchor = self.anchor.clone();
+        let looked_for = locations.and_then(move |location| {
+            let anchor = anchor.clone();
+            async move { look(&anchor).await.map(|()| location) }
+        });
+        self.inner.delete_stream(looked_for.boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -127,6 +148,7 @@ impl ObjectStore for DiskObjects {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        look(&self.anchor).await?;
         self.inner.copy_opts(from, to, options).await
     }
 }
@@ -143,6 +165,7 @@ async fn noted<T>(space: &DiskSpace, need: Need, done: Result<T>) -> Result<T> {
 struct DiskUpload {
     inner: Box<dyn MultipartUpload>,
     space: DiskSpace,
+    anchor: Anchor,
     need: Need,
 }
 
@@ -158,11 +181,13 @@ impl MultipartUpload for DiskUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let completed = self.inner.complete().await;
-        noted(&self.space, self.need, completed).await
+        look(&self.anchor).await?;
+        let completed = noted(&self.space, self.need, self.inner.complete().await).await?;
+        look(&self.anchor).await.map(|()| completed)
     }
 
     async fn abort(&mut self) -> Result<()> {
+        look(&self.anchor).await?;
         self.inner.abort().await
     }
 }
@@ -222,9 +247,35 @@ mod tests {
         }
     }
 
+    fn anchor_in(folder: &std::path::Path) -> Anchor {
+        let lock = folder.join("LOCK");
+        Anchor::new(lock.clone(), &std::fs::File::create(lock).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_or_deleted_where_the_folder_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let objects = DiskObjects::new(Arc::clone(&memory), DiskSpace::default(), anchor_in(folder.path()));
+        let (first, second) = (Path::from("manifest/1"), Path::from("manifest/2"));
+        objects.put(&first, PutPayload::from_static(b"x")).await.unwrap();
+        let mut upload = objects.put_multipart(&second).await.unwrap();
+
+        std::fs::rename(folder.path().join("LOCK"), folder.path().join("moved")).unwrap();
+
+        objects.put(&second, PutPayload::from_static(b"x")).await.unwrap_err();
+        objects.delete(&first).await.unwrap_err();
+        objects.copy(&first, &second).await.unwrap_err();
+        upload.complete().await.unwrap_err();
+        memory.head(&first).await.unwrap();
+        memory.head(&second).await.unwrap_err();
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_must_be_written_waits_for_room_when_nothing_is_left_to_be_given_up() {
-        let objects = DiskObjects::new(Arc::new(Full(InMemory::new(), 5.into())), DiskSpace::default());
+        let folder = tempfile::tempdir().unwrap();
+        let full = Arc::new(Full(InMemory::new(), 5.into()));
+        let objects = DiskObjects::new(full, DiskSpace::default(), anchor_in(folder.path()));
         let at = Path::from("manifest/1");
 
         let put = objects.put(&at, PutPayload::from_static(b"x"));
@@ -237,7 +288,7 @@ mod tests {
     async fn a_compaction_waits_until_there_is_room_beside_what_is_kept_back() {
         let folder = tempfile::tempdir().unwrap();
         let space = DiskSpace::open(None, Some(folder.path()), Some(0), &crate::metrics::Metrics::new()).unwrap();
-        let objects = DiskObjects::new(Arc::new(InMemory::new()), space.clone());
+        let objects = DiskObjects::new(Arc::new(InMemory::new()), space.clone(), anchor_in(folder.path()));
         space.give_up(Content::Catalog);
         let put = |kind| {
             let tag = ObjectStoreCallTag::new(kind, slatedb::object_store_tag::SstType::Compacted);

@@ -336,7 +336,8 @@ async fn without_the_lock_a_newer_owner_of_the_folder_still_fences_the_older() {
         let (committed, (newer, records)) = futures::join!(committing, opening);
 
         for (acked, error) in committed {
-            assert!(matches!(error, JournalError::Fenced), "{error:?}");
+            // Without the file that it has locked the folder counts as another one, if it gets to look.
+            assert!(matches!(error, JournalError::Fenced | JournalError::Moved { .. }), "{error:?}");
             assert!(!acked.is_empty());
             assert!(acked.iter().all(|key| records.contains_key(key)));
         }
