@@ -15,7 +15,7 @@ use crate::catalog::Catalog;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::reclaim::watch::{Waiting, Watch};
-use crate::store::DiskSpace;
+use crate::store::{DataStore, DiskSpace};
 
 /// What health and metrics are read from.
 #[derive(Clone)]
@@ -30,6 +30,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// What local disks have room for.
     pub space: DiskSpace,
+    /// The data, which may not be there.
+    pub data: DataStore,
 }
 
 impl Admin {
@@ -84,6 +86,9 @@ async fn ready(State(admin): State<Admin>) -> Response {
     }
     if !admin.ready.load(Ordering::Acquire) {
         return not_ready("starting or shutting down".to_owned());
+    }
+    if let Some(why) = admin.data.lost() {
+        return not_ready(format!("no writes: the store is not there: {why}"));
     }
     match admin.space.check() {
         Err(full) => not_ready(format!("no writes: {full}")),

@@ -48,7 +48,7 @@ use slatedb::config::ScanOptions;
 use slatedb::{CloseReason, Db, DbReadOps, GarbageCollectorBuilder, WriteBatch, WriteHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::disk::DiskObjects;
+use self::disk::{Damaged, DiskObjects};
 use self::group::GroupCommit;
 use self::marker::Marker;
 pub use self::marker::Present;
@@ -115,6 +115,8 @@ enum Backend {
         log: AbortOnDrop,
         /// Held as long as the journal is open.
         lock: Mutex<Option<File>>,
+        /// It is being opened until everything was read.
+        opens: disk::Opening,
     },
 }
 
@@ -138,6 +140,15 @@ pub enum Placement {
         /// What its disk has room for.
         space: DiskSpace,
     },
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object { prefix, .. } => write!(f, "{prefix}"),
+            Self::Local { folder, .. } => write!(f, "{}", folder.display()),
+        }
+    }
 }
 
 /// The two kinds of [`Placement`], for metrics.
@@ -185,11 +196,21 @@ pub enum JournalError {
     #[error("the storage of the journal failed")]
     Unavailable(#[source] Cause),
     /// What is on storage is not what was written.
-    #[error("the journal is damaged")]
+    #[error(
+        "the catalog is damaged or was written by another version (`esker rebuild --replace` makes a new one from the files)"
+    )]
     Corrupt(#[source] Cause),
+    /// The log was used by a later owner than the manifests know.
+    #[error(
+        "manifests of the catalog are missing or damaged: its log was used by a later owner than they know of, and no other \
+         daemon has it. Put {0}/manifest back as it was, or make a new catalog from the files with `esker rebuild --replace`"
+    )]
+    ManifestsMissing(String),
     /// The database was written with another log, or by a later version.
-    #[error("the journal was written as {found:?} and cannot be opened as {expected:?}")]
+    #[error("{}", wrong_format(place, found, expected))]
     WrongFormat {
+        /// The marker.
+        place: String,
         /// What the marker says; empty if there is a database without one.
         found: String,
         /// What it would have to say.
@@ -213,6 +234,36 @@ pub enum JournalError {
     /// SlateDB ended in a way it should not.
     #[error("the journal failed by a bug")]
     Internal(#[source] Cause),
+}
+
+fn wrong_format(place: &str, found: &str, expected: &str) -> String {
+    let found: String = found.trim().chars().take(100).collect();
+    let what = match found.as_str() {
+        "" => format!("{place} is missing or empty, but a catalog is there"),
+        _ => format!("{place} says {found:?} and not {expected:?}: it is damaged, or of another kind or version"),
+    };
+    format!("{what}. Put it back as it was, or make a new catalog from the files with `esker rebuild --replace`")
+}
+
+impl JournalError {
+    /// Whether what is on storage has to be mended first: trying again changes nothing.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt(_) | Self::ManifestsMissing(_) | Self::WrongFormat { .. } | Self::Unfinished => true,
+            Self::Fenced | Self::Moved { .. } | Self::Locked { .. } | Self::Unavailable(_) => false,
+            Self::Nothing | Self::Closed => false,
+            Self::Invalid(_) | Self::Visit(_) | Self::Internal(_) => false,
+        }
+    }
+
+    /// An error of a database that is being opened: what it makes no sense of then is on storage.
+    fn at_open(error: slatedb::Error) -> Self {
+        match error.kind() {
+            slatedb::ErrorKind::Invalid | slatedb::ErrorKind::Internal => Self::Corrupt(error.into()),
+            _ if Damaged::is_in(&error) => Self::Corrupt(error.into()),
+            _ => error.into(),
+        }
+    }
 }
 
 impl From<slatedb::Error> for JournalError {
@@ -295,7 +346,12 @@ impl Journal {
             }
         };
         match visit_all(&journal.db, visit).await {
-            Ok(()) => Ok(journal),
+            Ok(()) => {
+                if let Backend::Local { opens, .. } = &journal.backend {
+                    opens.done();
+                }
+                Ok(journal)
+            }
             Err(error) => {
                 if let Err(error) = journal.close().await {
                     tracing::warn!(%error, "closing a journal that could not be read");
@@ -317,7 +373,7 @@ impl Journal {
             Placement::Local { folder, .. } if !folder.is_dir() => Ok(Present::Nothing),
             Placement::Local { folder, .. } => {
                 let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
-                Marker::new(store, Path::from(LOCAL_DB), LOCAL_LOG).present().await
+                Marker::new(store, Path::from(LOCAL_DB), LOCAL_LOG).in_folder(folder).present().await
             }
         }
     }
@@ -550,7 +606,7 @@ async fn build_on_object(
             // An owner with a clock ahead of ours added a table meanwhile. It is shut out, so that happens once.
             Err(error) => match on_record.raise_to_tables().await {
                 Ok(true) => tracing::info!(%error, "opening the catalog again, with the clock of its last owner"),
-                _ => return Err(error.into()),
+                _ => return Err(JournalError::at_open(error)),
             },
         }
     };
@@ -573,9 +629,11 @@ async fn open_local(
             .map_err(|error| JournalError::Internal(error.into()))??
     };
     let store: Arc<dyn ObjectStore> = Arc::new(Counted::new(Arc::new(store), traffic.clone()));
-    let store: Arc<dyn ObjectStore> = Arc::new(DiskObjects::new(store, space.clone(), anchor.clone()));
+    let opens = disk::Opening::begin();
+    let objects = DiskObjects::new(store, space.clone(), anchor.clone(), opens.clone());
+    let store: Arc<dyn ObjectStore> = Arc::new(objects);
     let prefix = Path::from(LOCAL_DB);
-    let marker = Marker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG);
+    let marker = Marker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG).in_folder(&folder);
     let epochs_before = opening.check(&marker).await?;
     let log = Log::new(folder.join("log"), anchor.clone(), settings.log_segment_bytes, traffic, space);
     let log = AbortOnDrop(log);
@@ -600,11 +658,15 @@ async fn open_local(
         // The database repeats for ever what fails.
         () = shut_out.watch() => Err(JournalError::Moved { folder: folder.clone() })?,
     };
-    let db = built.map_err(|error| shut_out.explain(error))?;
+    let db = built.map_err(|error| match shut_out.reason().unwrap_or_else(|| JournalError::at_open(error)) {
+        // Nobody else can have come in between: this one has the lock.
+        JournalError::Fenced => JournalError::ManifestsMissing(folder.join(LOCAL_DB).display().to_string()),
+        error => error,
+    })?;
     settings.clock.raise(tick(log.0.newest_tick()));
     Ok(Journal {
         epoch: epochs_before + db.manifest().writer_epoch(),
-        backend: Backend::Local { log, lock: Mutex::new(Some(lock)) },
+        backend: Backend::Local { log, lock: Mutex::new(Some(lock)), opens },
         shut_out,
         db,
         marker,
@@ -655,9 +717,9 @@ async fn visit_all<E: Into<Cause>>(
     // By default every block is a request of its own.
     let options =
         ScanOptions { read_ahead_bytes: 1 << 20, max_fetch_tasks: 4, cache_blocks: false, ..ScanOptions::default() };
-    let mut records = db.scan_with_options(.., &options).await?;
+    let mut records = db.scan_with_options(.., &options).await.map_err(JournalError::at_open)?;
     let mut visits = 0;
-    while let Some(record) = records.next().await? {
+    while let Some(record) = records.next().await.map_err(JournalError::at_open)? {
         visit(record.key, record.value).map_err(|error| JournalError::Visit(error.into()))?;
         visits += 1;
         if visits % VISITS_PER_TURN == 0 {

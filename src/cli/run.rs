@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{DevArgs, ServeArgs, load};
@@ -71,10 +71,26 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow:
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     fit_descriptors(&mut settings);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
-    runtime.block_on(async {
+    let started = runtime.block_on(async {
         // Before the start, so that a signal during it is not lost.
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
-        let daemon = Daemon::start(settings.clone()).await?;
+        let mut signals = Signals::listen()?;
+        // On a thread of its own: it may wait for a disk that does not answer.
+        let starting = tokio::spawn(Daemon::start(settings.clone()));
+        let daemon = tokio::select! {
+            started = starting => started.context("the start failed by a bug")??,
+            why = signals.next() => anyhow::bail!("{why} during the start: nothing was answered yet"),
+        };
+        anyhow::Ok((daemon, signals))
+    });
+    let (daemon, mut signals) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            // What still waits for a disk or a store must not keep the process: it is as after a crash.
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
+    runtime.block_on(async {
         let addresses = *daemon.addresses();
         let client = ClientSettings::new(&settings, addresses);
         tracing::info!(s3 = %addresses.s3, api = %addresses.api, store = %settings.store.url, "ready");
@@ -88,8 +104,7 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow:
         let lost = daemon.lost();
         let failed = daemon.failed();
         let why = tokio::select! {
-            _ = tokio::signal::ctrl_c() => "interrupted",
-            _ = terminate.recv() => "terminated",
+            why = signals.next() => why,
             () = lost.cancelled() => "the catalog is lost",
             () = failed.cancelled() => "a part of the daemon failed",
         };
@@ -98,6 +113,29 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow:
         println!("{}", farewell(&summary));
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// What ends a daemon from outside.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?,
+            terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?,
+        })
+    }
+
+    /// What the next one does.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "terminated",
+        }
+    }
 }
 
 fn start_logging(settings: &TelemetrySettings) {

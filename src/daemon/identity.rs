@@ -88,6 +88,13 @@ pub enum IdentityError {
         /// Where owners leave their objects.
         owners: &'static str,
     },
+    /// What the last owner left cannot be read, so it does not tell whether this catalog was the last one in use.
+    #[error(
+        "{0} below the data is empty or damaged: it does not tell whether this catalog was used last with the data. Nothing \
+         was changed. If no other catalog was used with it, and this one was not restored from an older copy, remove {0} and \
+         start again; else make a new catalog from the files with `esker rebuild --replace`"
+    )]
+    OwnerUnreadable(String),
     /// A daemon with another catalog is at work there.
     #[error("the data in {0} is in use by another daemon, with another catalog")]
     InUse(String),
@@ -107,7 +114,7 @@ pub enum IdentityError {
         source: Box<IdentityError>,
     },
     /// Storage does not answer.
-    #[error("storage does not tell which store it is")]
+    #[error("{}", did_not(.0))]
     Store(#[from] StoreError),
     /// There is no client for the storage.
     #[error(transparent)]
@@ -121,10 +128,19 @@ impl IdentityError {
     /// Whether a place was found not to be the right one: trying again changes nothing.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::WrongData { .. } | Self::CatalogGone { .. } | Self::CatalogOlder { .. } | Self::Unreadable(_) => true,
+            Self::WrongData { .. } | Self::CatalogGone { .. } | Self::CatalogOlder { .. } => true,
+            Self::OwnerUnreadable(_) | Self::Unreadable(_) => true,
             Self::Disagree(error) => error.is_refusal(),
-            Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) | Self::Open(_) | Self::Journal(_) => false,
+            Self::Journal(error) => error.is_damage(),
+            Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) | Self::Open(_) => false,
         }
+    }
+}
+
+fn did_not(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Failed { operation: "put", .. } => "what says which store it is, and who has it, cannot be written",
+        _ => "storage does not tell which store it is",
     }
 }
 
@@ -358,6 +374,9 @@ fn check_owner(state: &State, newest: Option<StoreOwner>) -> Result<(), Identity
     if newest.epoch < known || newest.epoch == known && same {
         return Ok(());
     }
+    if newest.epoch == known && !newest.is_readable() {
+        return Err(IdentityError::OwnerUnreadable(newest.name()));
+    }
     Err(IdentityError::CatalogOlder { there: newest.epoch, known, owners: OWNERS })
 }
 
@@ -402,6 +421,10 @@ mod tests {
             [(known(5, "a"), newest(6, "b")), (known(5, "a"), newest(5, "b")), (State::default(), newest(1, "a"))]
         {
             assert!(matches!(check_owner(&state, newest), Err(IdentityError::CatalogOlder { .. })));
+        }
+        for damaged in ["", "\u{fffd}x"] {
+            let said = check_owner(&known(5, "a"), newest(5, damaged)).unwrap_err();
+            assert!(said.is_refusal() && said.to_string().starts_with("owners/00000000000000000005 "), "{said}");
         }
     }
 }

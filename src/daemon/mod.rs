@@ -46,7 +46,7 @@ use crate::metrics::Metrics;
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
 use crate::runtime::{Budgets, Buffer, Clock, Entropy, Failure, Share, TaskGroup};
-use crate::store::{LocalCopy, OpenError, Opened, StoreLock, open};
+use crate::store::{DataStore, LocalCopy, OpenError, Opened, StoreLock, open};
 
 /// Why the daemon did not start. Nothing was answered.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,8 @@ impl StartError {
         match self {
             Self::Identity(error) => error.is_refusal(),
             Self::Recover(error) => error.is_refusal(),
-            Self::Bind { .. } | Self::Store(_) | Self::Journal(_) | Self::Catalog(_) => false,
+            Self::Journal(error) => error.is_damage(),
+            Self::Bind { .. } | Self::Store(_) | Self::Catalog(_) => false,
         }
     }
 }
@@ -181,8 +182,10 @@ impl Daemon {
         let (doors, work, catalog_tasks, local_copy_tasks) = (group(), group(), group(), group());
 
         // Before anything is made there: it may be the mount point of a volume that is not mounted.
-        let standing = identity::look(&settings, &metrics).await?;
-        let opened = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy).await?;
+        let url = settings.store.url.to_string();
+        let standing = told("looking which store is", &url, identity::look(&settings, &metrics)).await?;
+        let opening = open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy);
+        let opened = told("opening the store", &url, opening).await?;
         let space = opened.space.clone();
         let taker = Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
@@ -211,7 +214,7 @@ impl Daemon {
         .with_space(space.clone());
         let merger = Merger::new(parts.clone());
         let reader = Reader::new(
-            data,
+            data.clone(),
             catalog.clone(),
             budgets.reads.clone(),
             limits.admission_timeout,
@@ -242,7 +245,7 @@ impl Daemon {
         daemon.reclaim(&control);
         let watching = space.run(daemon.stop_work.clone());
         daemon.work.spawn("disk-space", Failure::StopsTheDaemon, watching);
-        daemon.serve(listeners, reader, control, &budgets, entropy, clock)?;
+        daemon.serve(listeners, reader, control, &budgets, (data, entropy, clock))?;
         daemon.ready.store(true, Ordering::Release);
         Ok(daemon)
     }
@@ -260,8 +263,7 @@ impl Daemon {
         reader: Reader,
         reclaim: ReclaimControl,
         budgets: &Budgets,
-        entropy: Entropy,
-        clock: Clock,
+        (data, entropy, clock): (DataStore, Entropy, Clock),
     ) -> Result<(), StartError> {
         let limits = &self.settings.limits;
         let dropping = reader.clone().run_ahead(self.stop_work.clone());
@@ -300,6 +302,7 @@ impl Daemon {
             watch,
             ready: Arc::clone(&self.ready),
             space: self.merger.space().clone(),
+            data,
         };
         let router = native.router().merge(admin.clone().router());
         let peers = Peers::new(limits.clone(), self.metrics.clone(), budgets);
@@ -400,6 +403,24 @@ async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Outpu
     done
 }
 
+/// After so long a step of the start is told of, and then after ever longer times.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+const TELL_EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// Waits for one step of the start, and says what is being waited for.
+async fn told<T>(step: &str, place: &str, done: impl Future<Output = T>) -> T {
+    let begun = Clock::instant();
+    let mut done = std::pin::pin!(done);
+    let mut pause = TELL_AFTER;
+    loop {
+        match tokio::time::timeout(pause, &mut done).await {
+            Ok(done) => return done,
+            Err(_) => tracing::warn!(seconds = begun.elapsed().as_secs(), "still {step} at {place}"),
+        }
+        pause = (pause * 4).min(TELL_EVERY_MAX);
+    }
+}
+
 /// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
 async fn load(opened: Opened, standing: Standing, taker: &Taker<'_>) -> Result<(State, Journal, Owned), StartError> {
     let Opened { data, catalog, .. } = opened;
@@ -408,9 +429,12 @@ async fn load(opened: Opened, standing: Standing, taker: &Taker<'_>) -> Result<(
     let mut state = State::default();
     let journal_settings =
         JournalSettings { clock: taker.clock.clone(), ..journal_settings(&catalog, &taker.settings.catalog) };
-    let journal = Journal::open(catalog, journal_settings, |key, value| state.load(&key, &value)).await?;
-    let owned = taker.take(identity, &mut state, &journal, data, &slot).await?;
-    let recovered = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse).await?;
+    let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());
+    let opening = Journal::open(catalog, journal_settings, |key, value| state.load(&key, &value));
+    let journal = told("opening the catalog", &place, opening).await?;
+    let owned = told("taking over the store", &url, taker.take(identity, &mut state, &journal, data, &slot)).await?;
+    let recovering = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse);
+    let recovered = told("settling what was left open", &url, recovering).await?;
     taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
     recover::log(&recovered);
     write(&journal, state.take_mutations()).await?;

@@ -109,7 +109,7 @@ pub enum MergeError {
     Full(#[from] DiskFull),
     /// Storage did not take the bytes.
     #[error("the group could not be written: {0}")]
-    Store(Arc<StoreError>),
+    Store(#[source] Arc<StoreError>),
     /// A streamed segment has another length than was announced.
     #[error("the segment was announced with {announced} bytes and has {sent}")]
     Length {

@@ -21,7 +21,6 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
@@ -47,6 +46,18 @@ const OWNERS: &str = "owners";
 const FORMAT: u32 = 1;
 /// On an object store a look that went well counts for so long: looking costs requests.
 const LOOK_COUNTS: Duration = Duration::from_secs(10);
+
+/// An identity and an owner are far shorter: more is not read.
+const READ_BYTES_MAX: u64 = 64 << 10;
+/// What stands in the place of one of them where no file is.
+const NOT_A_FILE: &str = "(not a regular file)";
+/// Of what cannot be understood, so much is shown.
+const SHOWN_CHARS_MAX: usize = 100;
+
+/// Text from storage for a message: it may be anything.
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect()
+}
 
 /// Which store this is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,14 +95,14 @@ impl StoreIdentity {
         let known = read.filter(|identity| identity.format == FORMAT && !identity.id.is_empty());
         known.ok_or_else(|| NotTheStore::Unreadable {
             place: place.to_owned(),
-            found: text.trim().chars().take(200).collect(),
+            found: text.trim().chars().take(SHOWN_CHARS_MAX).collect(),
         })
     }
 }
 
 impl fmt::Display for StoreIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "store {} (made {} at {})", self.id, self.made, self.url)
+        write!(f, "store {} (made {} at {})", shown(&self.id), shown(&self.made), shown(&self.url))
     }
 }
 
@@ -99,7 +110,7 @@ impl fmt::Display for StoreIdentity {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTheStore {
     /// Nothing says which store it is.
-    #[error("{place} does not exist: {expected} was there, and is not now. Is its volume mounted?")]
+    #[error("{place} does not exist, but {expected} was there: its volume may not be mounted")]
     Missing {
         /// The object that tells.
         place: String,
@@ -238,12 +249,19 @@ fn read_file(path: &FilePath) -> io::Result<Option<String>> {
 
 /// What is there, and which file that is.
 fn read_file_and_inode(path: &FilePath) -> io::Result<Option<(String, Inode)>> {
-    let read = fs::File::open(path).and_then(|mut file| {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok((String::from_utf8_lossy(&bytes).into_owned(), Inode::from(&file.metadata()?)))
-    });
-    match read {
+    let read = || -> io::Result<(String, Inode)> {
+        // Before it is opened: a named pipe would never answer.
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
+            return Ok((NOT_A_FILE.to_owned(), Inode::from(&metadata)));
+        }
+        let file = fs::File::open(path)?;
+        let inode = Inode::from(&file.metadata()?);
+        let mut bytes = vec![];
+        file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
+        Ok((String::from_utf8_lossy(&bytes).into_owned(), inode))
+    };
+    match read() {
         Ok(read) => Ok(Some(read)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error),
@@ -299,6 +317,22 @@ pub struct StoreOwner {
     pub incarnation: String,
 }
 
+impl StoreOwner {
+    /// Whether what stands there can be the number of an owner.
+    pub fn is_readable(&self) -> bool {
+        !self.incarnation.is_empty() && self.incarnation.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+
+    /// The object that it left, below the data.
+    pub fn name(&self) -> String {
+        owner_name(self.epoch)
+    }
+}
+
+fn owner_name(epoch: u64) -> String {
+    format!("{OWNERS}/{epoch:020}")
+}
+
 impl DataStore {
     /// What stands under a name beside the data.
     fn slot(&self, name: &str) -> Slot {
@@ -318,7 +352,7 @@ impl DataStore {
     }
 
     fn owner_slot(&self, epoch: u64) -> Slot {
-        self.slot(&format!("{OWNERS}/{epoch:020}"))
+        self.slot(&owner_name(epoch))
     }
 
     /// The epochs of those who left their object, in order.
@@ -409,7 +443,8 @@ struct Guarded {
     inode: Option<Inode>,
     /// When a look at an object store went well.
     looked: Mutex<Option<Instant>>,
-    lost: AtomicBool,
+    /// What the last look found instead of the store.
+    lost: Mutex<Option<NotTheStore>>,
     metrics: Metrics,
 }
 
@@ -420,13 +455,18 @@ impl StoreGuard {
     /// [`StoreError::Failed`] if the operating system does not tell which file that is.
     pub fn new(expected: StoreIdentity, epoch: u64, lock: &StoreLock, metrics: Metrics) -> Result<Self, StoreError> {
         let inode = lock.inode().map_err(|error| StoreError::failed("get", DATA_SIDE, error))?;
-        let (looked, lost) = (Mutex::default(), AtomicBool::new(false));
+        let (looked, lost) = (Mutex::default(), Mutex::default());
         Ok(Self(Arc::new(Guarded { expected, epoch, inode, looked, lost, metrics })))
     }
 
     /// Whether the last look found another store, or none.
     pub(super) fn is_lost(&self) -> bool {
-        self.0.lost.load(Ordering::Acquire)
+        self.0.lost.lock().is_some()
+    }
+
+    /// What the last look found instead, in words.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.0.lost.lock().as_ref().map(ToString::to_string)
     }
 
     /// Looks at a folder. Blocks; never cached, because a volume can go away at any time.
@@ -475,7 +515,7 @@ impl StoreGuard {
 
     /// Tells once when the store is lost, and once when it is back.
     fn settle(&self, found: Result<(), NotTheStore>) -> Result<(), NotTheStore> {
-        let was_lost = self.0.lost.swap(found.is_err(), Ordering::AcqRel);
+        let was_lost = std::mem::replace(&mut *self.0.lost.lock(), found.clone().err()).is_some();
         self.0.metrics.store_lost.set(i64::from(found.is_err()));
         match (&found, was_lost) {
             (Err(error), false) => {

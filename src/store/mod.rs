@@ -149,6 +149,11 @@ impl DataStore {
         }
     }
 
+    /// What the last look found instead of the store, in words. None if it is there.
+    pub fn lost(&self) -> Option<String> {
+        self.guard().and_then(StoreGuard::lost)
+    }
+
     /// Reads a range of a file. That a file, or its end, is missing is only said of the store itself: where that is not
     /// there at the moment, so is everything in it.
     ///

@@ -74,3 +74,45 @@ async fn a_port_or_a_folder_in_use_is_named() {
     assert!(text.contains("in use by another daemon"), "{text}");
     daemon.client.jobs().await.unwrap();
 }
+
+#[test]
+fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
+    use std::time::{Duration, Instant};
+    // It takes connections and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let endpoint = format!("store.endpoint=http://{}", silent.local_addr().unwrap());
+    let sets = [
+        "server.s3=127.0.0.1:0",
+        "server.api=127.0.0.1:0",
+        "auth.access-key=a",
+        "auth.secret-key=b",
+        "store.url=s3://bucket/prefix",
+        "store.region=us-east-1",
+        "store.access-key=a",
+        "store.secret-key=b",
+        &endpoint,
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    command.arg("serve").args(sets.iter().flat_map(|set| ["--set", set])).stderr(std::fs::File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    let said = || std::fs::read_to_string(&log).unwrap();
+    let begun = Instant::now();
+    let soon = |what: &str| {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what}: {}", said());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    while !said().contains("still looking which store is at s3://bucket/prefix") {
+        assert!(child.try_wait().unwrap().is_none(), "{}", said());
+        soon("it does not say what it waits for");
+    }
+
+    assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success());
+
+    while child.try_wait().unwrap().is_none() {
+        soon("it does not end");
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{}", said());
+    assert!(said().contains("terminated during the start"), "{}", said());
+}

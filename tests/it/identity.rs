@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use crate::daemon::{TestDaemon, checkpoint, files};
 use crate::process::{Process, Ready, esker};
+use crate::raw::{ask, request};
 use crate::support::pattern;
 
 /// More than is kept inside the catalog.
@@ -152,6 +153,103 @@ async fn a_volume_that_is_not_mounted_is_told_and_with_it_back_everything_reads(
     fs::remove_dir_all(world.data()).unwrap();
     fs::rename(world.away(), world.data()).unwrap();
     assert_eq!(physical(&world.data()), before);
+    let (_process, ready) = world.start();
+    world.assert_readable(&ready).await;
+}
+
+/// What must be damaged, and the words that the start must say then.
+type Damage = (&'static str, fn(&World), &'static [&'static str]);
+
+fn only(folder: &Path, of: impl Fn(&Path) -> bool) -> PathBuf {
+    let mut found: Vec<PathBuf> = files(folder).into_iter().filter(|path| of(path)).collect();
+    found.sort();
+    found.pop().expect("there is one")
+}
+
+fn fifo(path: &Path) {
+    fs::remove_file(path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn each_damage_of_what_a_start_reads_is_named_with_what_to_do_and_changes_nothing() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 3).await;
+    assert!(process.terminate().success());
+    let keep = world.folder.path().join("keep");
+    for part in ["data", "elsewhere"] {
+        copy(&world.folder.path().join(part), &keep.join(part));
+    }
+    let damages: [Damage; 11] = [
+        (
+            "no FORMAT",
+            |w| fs::remove_file(w.catalog("elsewhere").join("db/FORMAT")).unwrap(),
+            &["db/FORMAT is missing or empty", "esker rebuild --replace"],
+        ),
+        ("empty FORMAT", |w| fs::write(w.catalog("elsewhere").join("db/FORMAT"), "").unwrap(), &["missing or empty"]),
+        (
+            "junk in FORMAT",
+            |w| fs::write(w.catalog("elsewhere").join("db/FORMAT"), "\u{1b}[31m".repeat(99)).unwrap(),
+            &["db/FORMAT says \"\\u{1b}[31m", "esker rebuild --replace"],
+        ),
+        ("FORMAT is a pipe", |w| fifo(&w.catalog("elsewhere").join("db/FORMAT")), &["not a regular file"]),
+        (
+            "no newest manifest",
+            |w| fs::remove_file(only(&w.catalog("elsewhere").join("db/manifest"), |_| true)).unwrap(),
+            &["esker rebuild --replace"],
+        ),
+        (
+            "half a table",
+            |w| {
+                let is_table = |path: &Path| path.extension().is_some_and(|end| end == "sst");
+                let path = only(&w.catalog("elsewhere").join("db"), is_table);
+                let len = fs::metadata(&path).unwrap().len();
+                fs::File::options().write(true).open(path).unwrap().set_len(len / 2).unwrap();
+            },
+            &["the catalog is damaged", "esker rebuild --replace"],
+        ),
+        (
+            "junk in a manifest",
+            |w| fs::write(only(&w.catalog("elsewhere").join("db/manifest"), |_| true), [0xff; 300]).unwrap(),
+            &["the catalog is damaged", "esker rebuild --replace"],
+        ),
+        ("ESKER is a pipe", |w| fifo(&w.data().join("ESKER")), &["ESKER does not say", "not a regular file"]),
+        (
+            "ESKER is a folder",
+            |w| {
+                fs::remove_file(w.data().join("ESKER")).unwrap();
+                fs::create_dir(w.data().join("ESKER")).unwrap();
+            },
+            &["ESKER does not say", "not a regular file"],
+        ),
+        (
+            "no ESKER",
+            |w| fs::remove_file(w.data().join("ESKER")).unwrap(),
+            &["ESKER does not exist, but store", "may not be mounted. Nothing was changed. Mount"],
+        ),
+        (
+            "an empty owner",
+            |w| fs::write(only(&w.data().join("owners"), |_| true), "").unwrap(),
+            &["owners/0000", "is empty or damaged"],
+        ),
+    ];
+    for (what, damage, words) in damages {
+        damage(&world);
+
+        let (code, text) = world.refused("elsewhere");
+
+        assert_eq!(code, Some(2), "{what}: {text}");
+        words.iter().for_each(|word| assert!(text.contains(word), "{what}: {word}: {text}"));
+        for wrong in ["another daemon has taken", "by a bug", "\u{1b}[31m"] {
+            assert!(!text.contains(wrong), "{what}: {wrong}: {text}");
+        }
+        assert!(text.len() < 3000, "{what}: {text}");
+        for part in ["data", "elsewhere"] {
+            fs::remove_dir_all(world.folder.path().join(part)).unwrap();
+            copy(&keep.join(part), &world.folder.path().join(part));
+        }
+    }
     let (_process, ready) = world.start();
     world.assert_readable(&ready).await;
 }
@@ -364,6 +462,9 @@ async fn a_volume_that_goes_away_while_the_daemon_runs_is_noticed_and_nothing_is
     assert_eq!(put.status(), Some(StatusCode::SERVICE_UNAVAILABLE), "{put}");
     client.get(&kept.segment).await.unwrap_err();
     daemon.metric_becomes("esker_store_lost", 1.0).await;
+    let answer = ask(daemon.api(), request("GET", "/readyz", "", b"")).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("no writes: the store is not there: "), "{}", answer.text());
     assert!(fs::read_dir(&root).unwrap().next().is_none(), "something was written beneath the mount point");
     assert_eq!(files(&away.join("data")).len(), before, "a file was deleted");
     assert_eq!(daemon.metric("esker_physical_files_deleted_total").await, 0.0);
@@ -380,6 +481,7 @@ async fn a_volume_that_goes_away_while_the_daemon_runs_is_noticed_and_nothing_is
     fs::rename(&away, &root).unwrap();
 
     daemon.metric_becomes("esker_store_lost", 0.0).await;
+    assert_eq!(ask(daemon.api(), request("GET", "/readyz", "", b"")).await.status, 200);
     daemon.metric_becomes("esker_physical_files_deleted_total", 1.0).await;
     assert!(client.get(&kept.segment).await.unwrap() == pattern(1, LEN));
     client.put("new", &checkpoint(1), None, pattern(3, LEN).into()).await.unwrap();

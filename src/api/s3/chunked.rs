@@ -22,7 +22,9 @@ use s3s::StdError;
 use super::intake::Unchecked;
 
 /// Bytes of a signed chunk at most; clients send 64 or 128 KiB.
-const SIGNED_CHUNK_BYTES_MAX: u64 = 4 << 20;
+pub(super) const SIGNED_CHUNK_BYTES_MAX: u64 = 4 << 20;
+/// Says so. Its text is how it is recognised inside other errors.
+pub(super) const SIGNED_CHUNK_TOO_LARGE: &str = "a signed chunk is too large";
 /// Bytes of the line before a chunk.
 const LINE_BYTES_MAX: usize = 1024;
 /// Bytes of all trailers.
@@ -143,7 +145,7 @@ impl Parser {
         let size = chunk_size(&self.held).ok_or(Malformed("the line before a chunk has no size"))?;
         self.held.clear();
         if matches!(self.framing, Framing::Watched) && size > SIGNED_CHUNK_BYTES_MAX {
-            return Err(Malformed("a signed chunk is too large"));
+            return Err(Malformed(SIGNED_CHUNK_TOO_LARGE));
         }
         self.state = if size == 0 { State::Trailers } else { State::Data { left: size } };
         if size == 0 && matches!(self.framing, Framing::Renewed) {
@@ -252,7 +254,11 @@ mod tests {
 
     #[test]
     fn signed_chunks_are_limited() {
-        assert!(apply(b"7fffffff;chunk-signature=x\r\n", 5, Framing::Watched).is_err());
+        let error = apply(b"7fffffff;chunk-signature=x\r\n", 5, Framing::Watched).unwrap_err();
+
+        let answer = super::super::errors::body(&error.into());
+        assert_eq!(answer.code().as_str(), "InvalidRequest", "IncompleteBody would be repeated");
+        assert!(answer.message().is_some_and(|text| text.contains("4194304 bytes")), "{answer:?}");
     }
 
     #[test]

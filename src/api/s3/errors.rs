@@ -9,6 +9,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use s3s::{S3Error, S3ErrorCode, S3Result, StdError};
 
+use super::chunked::{SIGNED_CHUNK_BYTES_MAX, SIGNED_CHUNK_TOO_LARGE};
 use crate::catalog::CatalogError;
 use crate::catalog::command::Refusal;
 use crate::error::{ErrorKind, chain};
@@ -177,6 +178,11 @@ pub(super) fn body(error: &StdError) -> S3Error {
         payload_hash_mismatch()
     } else if is(&BodyStalled.to_string()) {
         refuse(S3ErrorCode::RequestTimeout, "the body brought nothing, or too little, for too long")
+    } else if is(SIGNED_CHUNK_TOO_LARGE) {
+        // Not as a broken body, which clients send again.
+        let message =
+            format!("a signed chunk of the body is larger than {SIGNED_CHUNK_BYTES_MAX} bytes: send smaller ones");
+        refuse(S3ErrorCode::InvalidRequest, message)
     } else {
         incomplete_body("the body broke off or is malformed")
     }

@@ -5,23 +5,29 @@
 //! what is kept back. A streamed object that met the end of the disk cannot be repeated here; the database begins it anew.
 //!
 //! Nothing is written or deleted where the folder of the catalog is not the one that was locked: see `anchor.rs`.
+//!
+//! While the database is being opened, an error that no repeat cures ends that: a folder that may not be written, an object
+//! that is shorter than it should be. The database would repeat the request for a minute, or for ever.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::FutureExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Extensions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    CopyOptions, Error, Extensions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use slatedb::object_store_tag::{ObjectStoreCallTag, TableStoreKind};
+use slatedb_common::retry::NonRetryable;
 
+use super::Cause;
 use crate::catalog::anchor::Anchor;
 use crate::store::DiskSpace;
 use crate::store::space::{Content, LOOK_EVERY, ROOM_PAUSE, is_full};
@@ -32,19 +38,94 @@ pub(super) struct DiskObjects {
     inner: Arc<dyn ObjectStore>,
     space: DiskSpace,
     anchor: Anchor,
+    opening: Opening,
 }
 
 impl DiskObjects {
     /// Those in `inner`, on the disk of the catalog and in its folder.
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace, anchor: Anchor) -> Self {
-        Self { inner, space, anchor }
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace, anchor: Anchor, opening: Opening) -> Self {
+        Self { inner, space, anchor, opening }
     }
 }
 
 /// Looks whether the folder is the one that was locked.
 async fn look(anchor: &Anchor) -> Result<()> {
     let looked = anchor.look_aside().await;
-    looked.map_err(|error| object_store::Error::Generic { store: "catalog", source: error.into() })
+    looked.map_err(|error| Error::Generic { store: "catalog", source: error.into() })
+}
+
+/// Whether a database is being opened; it is until [`Self::done`]. Clones share that.
+#[derive(Debug, Clone)]
+pub(super) struct Opening {
+    goes_on: Arc<AtomicBool>,
+    warned: Arc<AtomicBool>,
+}
+
+impl Opening {
+    pub(super) fn begin() -> Self {
+        Self { goes_on: Arc::new(AtomicBool::new(true)), warned: Arc::default() }
+    }
+
+    /// It is open: from now on it waits for its disk, whatever that says.
+    pub(super) fn done(&self) {
+        self.goes_on.store(false, Ordering::Release);
+    }
+
+    /// Gives up what is hopeless, and says once what is not.
+    fn judge<T>(&self, location: &Path, done: Result<T>) -> Result<T> {
+        done.map_err(|error| self.judged(location, error))
+    }
+
+    fn judged(&self, location: &Path, error: Error) -> Error {
+        if !self.goes_on.load(Ordering::Acquire) {
+            return error;
+        }
+        let Error::Generic { store, source } = error else { return error };
+        let hopeless: Cause = match io_kind(&*source) {
+            Some(kind) if is_hopeless(kind) => source,
+            None => Damaged { object: location.to_string(), source }.into(),
+            Some(_) => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    let error = crate::error::chain(&*source);
+                    tracing::warn!(object = %location, error, "the catalog cannot be opened yet, its disk does not do as asked");
+                }
+                return Error::Generic { store, source };
+            }
+        };
+        Error::Generic { store, source: Box::new(NonRetryable(hopeless)) }
+    }
+}
+
+/// An object is not what the database takes it for: no call of the operating system failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{object} is damaged: {source}")]
+pub(super) struct Damaged {
+    object: String,
+    source: Cause,
+}
+
+impl Damaged {
+    /// Whether that is the cause of an error.
+    pub(super) fn is_in(error: &(dyn std::error::Error + 'static)) -> bool {
+        NonRetryable::find(error).is_some_and(|found| found.0.is::<Self>())
+    }
+}
+
+/// What the operating system says, if it is the cause.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io.kind());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn is_hopeless(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{IsADirectory, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    matches!(kind, PermissionDenied | ReadOnlyFilesystem | IsADirectory | NotADirectory)
 }
 
 /// Whether a write can wait.
@@ -103,7 +184,7 @@ impl ObjectStore for DiskObjects {
                 Err(error) if is_full(&error) => {}
                 // Moved in between, it may be elsewhere.
                 Ok(put) => return look(&self.anchor).await.map(|()| put),
-                failed => return failed,
+                failed => return self.opening.judge(location, failed),
             }
         }
     }
@@ -112,18 +193,18 @@ impl ObjectStore for DiskObjects {
         let need = Need::of(&opts.extensions);
         wait_for_room(&self.space, need).await;
         look(&self.anchor).await?;
-        let inner = self.inner.put_multipart_opts(location, opts).await;
+        let inner = self.opening.judge(location, self.inner.put_multipart_opts(location, opts).await);
         let inner = noted(&self.space, need, inner).await?;
         let upload = DiskUpload { inner, space: self.space.clone(), anchor: self.anchor.clone(), need };
         Ok(Box::new(upload))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
+        self.opening.judge(location, self.inner.get_opts(location, options).await)
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(location, ranges).await
+        self.opening.judge(location, self.inner.get_ranges(location, ranges).await)
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -136,7 +217,9 @@ impl ObjectStore for DiskObjects {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let opening = self.opening.clone();
+        let at = prefix.cloned().unwrap_or_default();
+        self.inner.list(prefix).map_err(move |error| opening.judged(&at, error)).boxed()
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -144,7 +227,8 @@ impl ObjectStore for DiskObjects {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
+        let at = prefix.cloned().unwrap_or_default();
+        self.opening.judge(&at, self.inner.list_with_delimiter(prefix).await)
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -197,8 +281,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use object_store::ObjectStoreExt;
     use object_store::memory::InMemory;
-    use object_store::{Error, ObjectStoreExt};
 
     use super::*;
 
@@ -288,7 +372,8 @@ mod tests {
     async fn a_compaction_waits_until_there_is_room_beside_what_is_kept_back() {
         let folder = tempfile::tempdir().unwrap();
         let space = DiskSpace::open(None, Some(folder.path()), Some(0), &crate::metrics::Metrics::new()).unwrap();
-        let objects = DiskObjects::new(Arc::new(InMemory::new()), space.clone(), anchor_in(folder.path()));
+        let (memory, anchor) = (Arc::new(InMemory::new()), anchor_in(folder.path()));
+        let objects = DiskObjects::new(memory, space.clone(), anchor, Opening::begin());
         space.give_up(Content::Catalog);
         let put = |kind| {
             let tag = ObjectStoreCallTag::new(kind, slatedb::object_store_tag::SstType::Compacted);
@@ -303,5 +388,25 @@ mod tests {
 
         assert!(!put(TableStoreKind::Compactor).await);
         assert!(put(TableStoreKind::Main).await);
+    }
+
+    #[test]
+    fn while_a_database_is_opened_what_no_repeat_cures_is_not_repeated() {
+        let (at, opening) = (Path::from("manifest/1"), Opening::begin());
+        let generic = |source: Cause| Error::Generic { store: "disk", source };
+        let io = |kind: io::ErrorKind| generic(io::Error::from(kind).into());
+        let given_up = |error| NonRetryable::find(&opening.judged(&at, error)).is_some();
+
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::IsADirectory] {
+            assert!(given_up(io(kind)), "{kind}");
+            assert!(!Damaged::is_in(&opening.judged(&at, io(kind))));
+        }
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::TimedOut, io::ErrorKind::Other] {
+            assert!(!given_up(io(kind)), "{kind}");
+        }
+        assert!(Damaged::is_in(&opening.judged(&at, generic("the range is beyond the end".into()))));
+
+        opening.done();
+        assert!(!given_up(io(io::ErrorKind::PermissionDenied)), "one that is open waits");
     }
 }

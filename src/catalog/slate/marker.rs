@@ -9,6 +9,7 @@
 //! A database that is being rebuilt has that marker before its first record, and the other one after its last. Until then
 //! nobody opens it.
 
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -48,12 +49,30 @@ pub(super) struct Marker {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     log: &'static str,
+    /// The folder of `store`, if it is one.
+    folder: Option<PathBuf>,
 }
 
 impl Marker {
     /// Of the database below `prefix` with the log called `log`.
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, log: &'static str) -> Self {
-        Self { store, prefix, log }
+        Self { store, prefix, log, folder: None }
+    }
+
+    /// The store is this folder.
+    pub(super) fn in_folder(self, folder: &FilePath) -> Self {
+        Self { folder: Some(folder.to_owned()), ..self }
+    }
+
+    fn place(&self) -> String {
+        let path = self.path();
+        self.folder.as_ref().map_or_else(|| path.to_string(), |folder| folder.join(path.as_ref()).display().to_string())
+    }
+
+    /// Whether something is there that is no file: reading a named pipe would never end.
+    fn is_no_file(&self) -> bool {
+        let file = self.folder.as_ref().map(|folder| folder.join(self.path().as_ref()));
+        file.and_then(|file| file.metadata().ok()).is_some_and(|there| !there.is_file())
     }
 
     fn path(&self) -> Path {
@@ -69,6 +88,9 @@ impl Marker {
     }
 
     pub(super) async fn read(&self) -> Result<Option<String>, JournalError> {
+        if self.is_no_file() {
+            return Ok(Some("(not a regular file)".to_owned()));
+        }
         match self.store.get(&self.path()).await {
             Ok(found) => Ok(Some(String::from_utf8_lossy(&found.bytes().await?).into_owned())),
             Err(Error::NotFound { .. }) => Ok(None),
@@ -90,7 +112,8 @@ impl Marker {
     }
 
     fn wrong(&self, found: &str) -> JournalError {
-        JournalError::WrongFormat { found: found.trim().to_owned(), expected: self.whole().trim().to_owned() }
+        let (found, expected) = (found.trim().to_owned(), self.whole().trim().to_owned());
+        JournalError::WrongFormat { place: self.place(), found, expected }
     }
 
     /// How many epochs went before those of the database, if the marker is that of a whole one.

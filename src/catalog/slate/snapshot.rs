@@ -60,7 +60,8 @@ impl Snapshot {
             .with_options(options)
             .with_db_cache_disabled()
             .build()
-            .await?;
+            .await
+            .map_err(JournalError::at_open)?;
         let epoch = epochs_before + reader.manifest().writer_epoch();
         visit_all(&reader, visit).await?;
         Ok(Self { inner: Inner::Reader(Box::new(reader)), epoch })

@@ -60,8 +60,8 @@ impl OnRecord {
     /// # Errors
     /// `Unavailable` or `Corrupt` if storage does not tell.
     pub(super) async fn raise_to_tables(&self) -> Result<bool, JournalError> {
-        let manifest = self.admin.read_manifest(None).await?;
-        let compactions = self.admin.read_compactions(None).await?;
+        let manifest = self.admin.read_manifest(None).await.map_err(JournalError::at_open)?;
+        let compactions = self.admin.read_compactions(None).await.map_err(JournalError::at_open)?;
         let compactions = compactions.iter().flat_map(|compactions| compactions.recent_compactions());
         let scheduled = compactions.map(|compaction| compaction.id().timestamp_ms()).max();
         let newest = manifest.as_ref().map(newest_of_tables).max(scheduled).unwrap_or(0);
