@@ -75,6 +75,7 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow:
         // Before the start, so that a signal during it is not lost.
         let mut signals = Signals::listen()?;
         // On a thread of its own: it may wait for a disk that does not answer.
+        #[expect(clippy::disallowed_methods, reason = "it ends here, and a panic in it is told")]
         let starting = tokio::spawn(Daemon::start(settings.clone()));
         let daemon = tokio::select! {
             started = starting => started.context("the start failed by a bug")??,

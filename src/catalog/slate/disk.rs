@@ -340,7 +340,8 @@ mod tests {
     async fn nothing_is_written_or_deleted_where_the_folder_was() {
         let folder = tempfile::tempdir().unwrap();
         let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let objects = DiskObjects::new(Arc::clone(&memory), DiskSpace::default(), anchor_in(folder.path()));
+        let objects =
+            DiskObjects::new(Arc::clone(&memory), DiskSpace::default(), anchor_in(folder.path()), Opening::begin());
         let (first, second) = (Path::from("manifest/1"), Path::from("manifest/2"));
         objects.put(&first, PutPayload::from_static(b"x")).await.unwrap();
         let mut upload = objects.put_multipart(&second).await.unwrap();
@@ -359,7 +360,7 @@ mod tests {
     async fn what_must_be_written_waits_for_room_when_nothing_is_left_to_be_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let full = Arc::new(Full(InMemory::new(), 5.into()));
-        let objects = DiskObjects::new(full, DiskSpace::default(), anchor_in(folder.path()));
+        let objects = DiskObjects::new(full, DiskSpace::default(), anchor_in(folder.path()), Opening::begin());
         let at = Path::from("manifest/1");
 
         let put = objects.put(&at, PutPayload::from_static(b"x"));
