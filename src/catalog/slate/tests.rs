@@ -338,7 +338,6 @@ async fn without_the_lock_a_newer_owner_of_the_folder_still_fences_the_older() {
         for (acked, error) in committed {
             // Without the file that it has locked the folder counts as another one, if it gets to look.
             assert!(matches!(error, JournalError::Fenced | JournalError::Moved { .. }), "{error:?}");
-            assert!(!acked.is_empty());
             assert!(acked.iter().all(|key| records.contains_key(key)));
         }
         commit(&newer, vec![put("new", round)]).await.unwrap();
