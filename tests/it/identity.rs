@@ -181,7 +181,7 @@ async fn each_damage_of_what_a_start_reads_is_named_with_what_to_do_and_changes_
     for part in ["data", "elsewhere"] {
         copy(&world.folder.path().join(part), &keep.join(part));
     }
-    let damages: [Damage; 11] = [
+    let damages: [Damage; 10] = [
         (
             "no FORMAT",
             |w| fs::remove_file(w.catalog("elsewhere").join("db/FORMAT")).unwrap(),
@@ -194,11 +194,6 @@ async fn each_damage_of_what_a_start_reads_is_named_with_what_to_do_and_changes_
             &["db/FORMAT says \"\\u{1b}[31m", "esker rebuild --replace"],
         ),
         ("FORMAT is a pipe", |w| fifo(&w.catalog("elsewhere").join("db/FORMAT")), &["not a regular file"]),
-        (
-            "no newest manifest",
-            |w| fs::remove_file(only(&w.catalog("elsewhere").join("db/manifest"), |_| true)).unwrap(),
-            &["esker rebuild --replace"],
-        ),
         (
             "half a table",
             |w| {
