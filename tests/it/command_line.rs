@@ -90,6 +90,7 @@ fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
         "auth.secret-key=b",
         "store.url=s3://bucket/prefix",
         "store.region=us-east-1",
+        "store.allow-http=true",
         "store.access-key=a",
         "store.secret-key=b",
         &endpoint,
