@@ -162,7 +162,7 @@ impl Timing {
         let interval = settings.interval;
         let readers = (interval / 40).min(READERS_PAUSE_MAX);
         match store {
-            DataStore::Local(_) => Self { collect: interval / 100, readers, look: interval / 40 },
+            DataStore::Local(_) => Self { collect: interval / 400, readers, look: interval / 40 },
             DataStore::Object(_) => Self { collect: interval / 2, readers, look: interval / 4 },
         }
     }

@@ -21,8 +21,9 @@ LIMIT = 2.0
 SLACK = 1.25
 SETTLE_SECONDS = 15
 # What needs space whatever lives: the catalog of a few hundred files, folders, and open files that are too short to be
-# worth a hole or a new file. The catalog counts, since it is on the disk: if its log outgrows this, that is a failure.
-FLOOR_BYTES = 4 << 20
+# worth a hole or a new file. The catalog counts, since it is on the disk: its log grows by some 25 KB a checkpoint, and a
+# segment of it (`catalog.log-segment-size`) is only given back as a whole. If it outgrows this, that is a failure.
+FLOOR_BYTES = 8 << 20
 WARM_UP_CHECKPOINTS = 5
 
 
@@ -167,8 +168,10 @@ def percentiles(numbers):
 
 
 def disk_usage(folder):
-    """What `du` says of this folder and of those in it, by name; it goes on when a file is deleted while it looks."""
+    """What `du` says of this folder and of those in it, by name; it goes on when a file is deleted while it looks.
+
+    Without the file RESERVE: it is what `store.reserve` keeps back of the disk, whatever the job does."""
     done = subprocess.run(
-        ["du", "-d1", "--block-size=1", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        ["du", "-d1", "--block-size=1", "--exclude=RESERVE", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines = (line.split("\t", 1) for line in done.stdout.splitlines())
     return {path.removeprefix(str(folder)).lstrip("/"): int(size) for size, path in lines}
