@@ -18,6 +18,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,6 +45,18 @@ impl AppendFile {
         let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
         sync_parent(&path)?;
         Ok(Self { file, path, len: 0, poisoned: AtomicBool::new(false) })
+    }
+
+    /// Creates a file in `folder` that has no name, so that nothing stays of it. Returns it, and a path by which this process
+    /// can open it once more.
+    ///
+    /// # Errors
+    /// What the operating system says; some file systems have no such files.
+    pub(super) fn nameless(folder: &Path) -> io::Result<(Self, PathBuf)> {
+        let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+        let file = OpenOptions::new().append(true).custom_flags(flags).open(folder)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok((Self { file, path: path.clone(), len: 0, poisoned: AtomicBool::new(false) }, path))
     }
 
     /// Appends `parts` one after the other and returns the offset of the first byte.

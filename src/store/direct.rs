@@ -65,16 +65,23 @@ impl DirectWriter {
         Some(Self { file, buffers })
     }
 
-    /// Whether files in `folder` take direct writes: one is written that has lost its name before its first byte, so that
-    /// no crash leaves it. Some file systems open such a file and refuse the write.
+    /// Whether files in `folder` take direct writes: one is written that never had a name, so that no crash leaves it; where
+    /// the file system has no such files, one that loses its name before its first byte. Some file systems open such a file
+    /// and refuse the write.
     ///
     /// # Errors
     /// What the operating system says to the first thing that fails.
     pub fn probe(folder: &Path, name: &str) -> io::Result<()> {
-        let path = folder.join(format!("{TRIAL}{name}"));
-        let mut file = AppendFile::create(&path)?;
-        let direct = Self::open(&path, DirectBuffers::default());
-        std::fs::remove_file(&path)?;
+        let (mut file, direct) = match AppendFile::nameless(folder) {
+            Ok((file, path)) => (file, Self::open(&path, DirectBuffers::default())),
+            Err(_) => {
+                let path = folder.join(format!("{TRIAL}{name}"));
+                let file = AppendFile::create(&path)?;
+                let direct = Self::open(&path, DirectBuffers::default());
+                std::fs::remove_file(&path)?;
+                (file, direct)
+            }
+        };
         let direct = direct.ok_or_else(|| io::Error::other("the file system knows no direct writes"))?;
         direct.append(&mut file, vec![vec![0; 2 * WRITE_BYTES].into()])?;
         file.sync()
