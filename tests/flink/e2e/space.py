@@ -2,7 +2,6 @@
 
 import statistics
 import subprocess
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -11,7 +10,7 @@ from .processes import Failed
 from .report import aligned
 from .scenario import KEYS, NUMBERS_PER_SECOND, tally
 from .story import FINISH_SECONDS, Story
-from .timeline import space_of
+from .timeline import Watch, space_of
 
 CHECKPOINT_INTERVAL = "500 ms"
 SAMPLE_SECONDS = 0.25
@@ -58,21 +57,8 @@ class SpaceStory(Story):
         self.say(f"all {report.keys_compared} keys are exact after {report.checkpoints} checkpoints")
 
 
-class Sampler:
+class Sampler(Watch):
     """Looks at the disk and at what lives there, four times a second."""
-
-    def __init__(self, storage):
-        self.storage, self.rows = storage, []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
 
     def _watch(self):
         due = time.monotonic()

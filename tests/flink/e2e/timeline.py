@@ -7,15 +7,11 @@ import time
 import urllib.request
 
 
-class Timeline:
-    """Asks a running Esker every few seconds; while it is down there is nothing to ask."""
-
-    EVERY_SECONDS = 5
+class Watch:
+    """Looks at a storage from a thread of its own until it is left; `_watch` fills `rows` while `_over` is not set."""
 
     def __init__(self, storage):
         self.storage, self.rows = storage, []
-        self._counted = Counted()
-        self._began = time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -26,6 +22,17 @@ class Timeline:
     def __exit__(self, *_):
         self._over.set()
         self._thread.join()
+
+
+class Timeline(Watch):
+    """Asks a running Esker every few seconds; while it is down there is nothing to ask."""
+
+    EVERY_SECONDS = 5
+
+    def __init__(self, storage):
+        super().__init__(storage)
+        self._counted = Counted()
+        self._began = time.monotonic()
 
     def _watch(self):
         while not self._over.wait(self.EVERY_SECONDS):
