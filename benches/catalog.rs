@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use esker::catalog::Catalog;
-use esker::catalog::command::{About, Bind, Command, Item, NewSegment, Store, StoreFile};
-use esker::catalog::slate::{Journal, JournalSettings, Placement};
-use esker::catalog::state::State;
+use esker::catalog::command::{Bind, Command, NewSegment, Store, StoreFile, StoreItem};
+use esker::catalog::slate::{Journal, JournalSettings};
+use esker::catalog::state::CatalogState;
 use esker::metrics::Metrics;
 use esker::model::{
-    CheckpointId, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope,
-    Writer,
+    About, CheckpointId, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId,
+    StateScope, Writer,
 };
 use esker::runtime::{Clock, TaskGroup};
-use esker::store::{DiskSpace, Traffic};
+use esker::store::{DiskSpace, Placement, Traffic};
 use tokio_util::sync::CancellationToken;
 
 /// Commands of one run of the state.
@@ -30,7 +30,7 @@ fn job() -> JobId {
     "00000000000000000000000000000001".parse().unwrap()
 }
 
-fn segment(id: u64, location: Location, inline: Option<Bytes>) -> Item {
+fn segment(id: u64, location: Location, inline: Option<Bytes>) -> StoreItem {
     let about = About {
         job: job(),
         scope: StateScope::Exclusive,
@@ -39,7 +39,7 @@ fn segment(id: u64, location: Location, inline: Option<Bytes>) -> Item {
         name: None,
     };
     let new = NewSegment { id: SegmentId(u128::from(id)), about, location, inline, crc: SegmentCrc::default() };
-    Item { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None } }
+    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None } }
 }
 
 fn in_file(id: u64) -> Command {
@@ -55,7 +55,7 @@ fn apply(c: &mut Criterion) {
     let mut group = c.benchmark_group("catalog");
     group.throughput(Throughput::Elements(COMMANDS));
     let setup = || {
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         state.apply(Command::CreateJob(job()), Millis(1)).unwrap();
         (state, (0..COMMANDS).map(in_file).collect::<Vec<_>>())
     };
@@ -83,7 +83,7 @@ fn commit(c: &mut Criterion) {
         let traffic = Traffic::catalog(metrics.clone());
         let placement =
             Placement::Local { folder: folder.path().join("catalog"), traffic, space: DiskSpace::default() };
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         let journal = Journal::open(placement, JournalSettings::local(), |key, value| state.load(&key, &value));
         let journal = journal.await.unwrap();
         let tasks = TaskGroup::new(CancellationToken::new());

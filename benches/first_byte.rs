@@ -4,17 +4,15 @@
 //! until the first block is there, of reads of the whole and of the last bytes.
 
 // A bench has no callers to inform, and may spawn and read a clock.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
-
-#[path = "../tests/support/zeros.rs"]
-mod zeros;
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, unreachable_pub)]
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use esker::catalog::command::Command;
 use esker::load::churn::instance::Instance;
-use esker::load::churn::{Place, Setting};
+use esker::load::churn::{ChurnSetting, ChurnStore};
+use esker_test_support::zeros;
 use futures::StreamExt;
 
 use zeros::Zeros;
@@ -43,12 +41,12 @@ fn main() {
 
 async fn run() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let setting = Setting { limit: 2.0, place: Place::Local, punch_holes: true };
+    let setting = ChurnSetting { limit: 2.0, place: ChurnStore::Local, punch_holes: true };
     let instance = Instance::start(setting, Some(folder.path()), 1).await.unwrap();
-    instance.catalog.execute(Command::CreateBucket(BUCKET.to_owned())).await.unwrap();
+    instance.catalog().execute(Command::CreateBucket(BUCKET.to_owned())).await.unwrap();
     println!("{:<28} {:>12} {:>12}", "", "whole", "last bytes");
     for object in OBJECTS {
-        object.put(&instance.catalog, folder.path(), BUCKET).await;
+        object.put(instance.catalog(), folder.path(), BUCKET).await;
         let whole = first_byte(&instance, object.key, 0..object.len()).await;
         let last = first_byte(&instance, object.key, object.len() - 1000..object.len()).await;
         println!("{:<28} {whole:>12.1?} {last:>12.1?}", object.key);
@@ -60,8 +58,8 @@ async fn first_byte(instance: &Instance, key: &str, range: Range<u64>) -> Durati
     let mut took = vec![];
     for _ in 0..ROUNDS {
         let begun = Instant::now();
-        let object = instance.catalog.object(BUCKET, key).await.unwrap().unwrap();
-        let mut bytes = instance.reader.object(&object, range.clone()).await.unwrap();
+        let object = instance.engine().object(BUCKET, key).await.unwrap();
+        let mut bytes = instance.engine().read_object(&object, range.clone()).await.unwrap();
         assert!(!bytes.next().await.unwrap().unwrap().is_empty());
         took.push(begun.elapsed());
     }

@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use esker::merge::format::{Entry, FRAME_BYTES, HEADER_BYTES, Header, encode_end, encode_frame, encode_header, scan};
-use esker::model::{Label, Millis, SegmentCrc, SegmentId, StateScope, Writer, crc32c};
+use esker::format::{FRAME_BYTES, FooterEntry, HEADER_BYTES, Header, encode_end, encode_frame, encode_header, scan};
+use esker::model::{About, Label, Millis, SegmentCrc, SegmentId, StateScope, Writer, crc32c};
 
 const SIZES: [usize; 3] = [4 << 10, 64 << 10, 4 << 20];
 const SEGMENTS: u32 = 256;
@@ -28,7 +28,7 @@ fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("format");
     group.throughput(Throughput::Elements(1));
     group.bench_function("encode_frame", |b| b.iter(|| encode_frame(black_box(7), black_box(65536), black_box(9))));
-    let entries: Vec<Entry> = (0..SEGMENTS).map(entry).collect();
+    let entries: Vec<FooterEntry> = (0..SEGMENTS).map(entry).collect();
     group.throughput(Throughput::Elements(u64::from(SEGMENTS)));
     group.bench_function("encode_end", |b| b.iter(|| encode_end(black_box(&entries), 1 << 24, 1)));
     let file = torn_file(64 << 10);
@@ -42,19 +42,21 @@ fn frames(c: &mut Criterion) {
     group.finish();
 }
 
-fn entry(index: u32) -> Entry {
+fn entry(index: u32) -> FooterEntry {
     let len = 64 << 10;
-    Entry {
+    FooterEntry {
         id: SegmentId(u128::from(index)),
         offset: HEADER_BYTES + u64::from(index) * (FRAME_BYTES + len) + FRAME_BYTES,
         len,
         crc32c: index,
-        job: "00000000000000000000000000000001".parse().unwrap(),
-        scope: StateScope::Exclusive,
-        writer: Writer { subtask: None, task_manager: Some(Label::parse("task manager", "tm-1").unwrap()) },
-        checkpoint: None,
+        about: About {
+            job: "00000000000000000000000000000001".parse().unwrap(),
+            scope: StateScope::Exclusive,
+            writer: Writer { subtask: None, task_manager: Some(Label::parse("task manager", "tm-1").unwrap()) },
+            checkpoint: None,
+            name: None,
+        },
         savepoint: false,
-        name: None,
     }
 }
 

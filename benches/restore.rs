@@ -1,35 +1,31 @@
 //! A restore over a store that is far away: one bulk restore against one GET for each segment, through the native API.
 //!
-//! The store is in memory; each of its GETs waits 30 ms and brings 100 MB/s. Everything else is the daemon's own: doors,
-//! catalog, merger, reader. Every way of reading is driven in every round, in turn; the table shows medians.
+//! The store is in memory; each of its GETs waits 30 ms and brings 100 MB/s. Everything else is the daemon's own: the
+//! native API and the engine behind it. Every way of reading is driven in every round, in turn; the table shows medians.
 //!
 //! `ESKER_BENCH_SEGMENTS` and `ESKER_BENCH_ROUNDS` change how much.
 
 // A bench has no callers to inform, and may spawn and read a clock.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
+#![allow(clippy::clone_on_ref_ptr, clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker::api::body::Admission;
+use esker::api::exchange::Exchanges;
+use esker::api::keys::KeyRing;
 use esker::api::native::Native;
 use esker::api::peers::Peers;
-use esker::api::server::{Listener, Serving};
-use esker::api::wire::{BatchAnswer, BatchHead, RestoreRequest};
-use esker::catalog::Catalog;
-use esker::catalog::slate::Journal;
-use esker::catalog::state::State;
-use esker::client::Client;
-use esker::config::{Config, Settings};
-use esker::daemon::journal_settings;
-use esker::merge::{Merger, MergerParts};
+use esker::api::server::{Listener, Services, Serving};
+use esker::config::{Config, KeysFile};
+use esker::engine::{Engine, EngineOptions, Running};
 use esker::metrics::Metrics;
-use esker::read::Reader;
-use esker::reclaim::ReclaimControl;
-use esker::runtime::{Budgets, Clock, Entropy, TaskGroup};
-use esker::store::{Counted, DataStore, Multipart, ObjectFiles, Traffic};
+use esker::metrics::labels::{DoorLabel, Purpose, StoreOperation};
+use esker::runtime::{Clock, TaskGroup};
+use esker::store::{CountedStore, DataStore, Multipart, ObjectFiles, Traffic};
+use esker_client::Client;
+use esker_client::wire::{BatchAnswer, BatchHead, RestoreRequest};
 use futures::StreamExt;
 use hyper_util::service::TowerToHyperService;
 use object_store::memory::InMemory;
@@ -73,8 +69,7 @@ fn number(name: &str, default: usize) -> usize {
 async fn run() {
     let (segments, rounds) = (number("ESKER_BENCH_SEGMENTS", 10_000), number("ESKER_BENCH_ROUNDS", 5));
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let daemons = Daemons::start(folder.path()).await;
-    let ids = daemons.fill(segments).await;
+    let daemons = Daemons::start(folder.path(), segments).await;
     let singles = [(16, true), (64, true), (16, false), (64, false)];
     let single = |(at_once, ahead)| Way::Single { at_once, ahead };
     let ways: Vec<Way> = [Way::Bulk].into_iter().chain(singles.map(single)).collect();
@@ -83,7 +78,7 @@ async fn run() {
         for turn in 0..ways.len() {
             let index = (turn + round) % ways.len();
             let (gets, begun) = (daemons.gets(), Instant::now());
-            daemons.read(ways[index], &ids).await;
+            daemons.read(ways[index]).await;
             measured[index].push((begun.elapsed().as_secs_f64(), daemons.gets() - gets));
             // What was read ahead goes, so that the next way finds nothing of it.
             tokio::time::sleep(Duration::from_millis(3500)).await;
@@ -98,70 +93,32 @@ async fn run() {
     }
 }
 
-/// Two doors on the same catalog and store; one of them does not read ahead.
+/// Two daemons with the same segments; one of them does not read ahead.
 struct Daemons {
-    ahead: Client,
-    plain: Client,
-    metrics: Metrics,
+    ahead: Door,
+    plain: Door,
 }
 
 impl Daemons {
-    async fn start(folder: &Path) -> Self {
-        let flags = [("store.url".to_owned(), format!("file:{}", folder.display()))];
-        let settings = Arc::new(Config::load_with(None, [], &flags).unwrap().settings().unwrap());
-        let (clock, metrics) = (Clock::System, Metrics::new());
-        let entropy = Entropy::from_os(clock.clone());
-        let opened = esker::store::open(&settings.store, None, &metrics, &entropy).await.unwrap();
-        let far = ThrottleConfig {
-            wait_get_per_call: LATENCY,
-            wait_get_per_byte: TIME_OF_A_BYTE,
-            ..ThrottleConfig::default()
-        };
-        // Segments of this size are never uploaded in parts.
-        let unused = Multipart::new(Arc::new(InMemory::new()), 1, Traffic::data(metrics.clone()));
-        let far = Counted::new(Arc::new(ThrottledStore::new(InMemory::new(), far)), Traffic::data(metrics.clone()));
-        let data = DataStore::Object(ObjectFiles::new(Arc::new(far), unused, "bench".into(), &settings.store));
-        let mut state = State::default();
-        let journal_settings = journal_settings(&opened.catalog, &settings.catalog);
-        let journal = Journal::open(opened.catalog, journal_settings, |key, value| state.load(&key, &value)).await;
-        let tasks = TaskGroup::new(CancellationToken::new());
-        let catalog = Catalog::start(state, journal.unwrap(), clock, &metrics, &tasks);
-        let all = settings.limits.memory_bytes;
-        let parts = Parts { settings, data, catalog, entropy, metrics: metrics.clone(), tasks };
-        Self { ahead: parts.door(all).await, plain: parts.door(MEMORY_WITHOUT_READ_AHEAD).await, metrics }
+    async fn start(folder: &Path, segments: usize) -> Self {
+        Self {
+            ahead: Door::open(&folder.join("ahead"), None, segments).await,
+            plain: Door::open(&folder.join("plain"), Some(MEMORY_WITHOUT_READ_AHEAD), segments).await,
+        }
     }
 
-    /// Stores the segments as subtasks do: all of them at the same time. Returns them in the order of a restore.
-    async fn fill(&self, segments: usize) -> Vec<String> {
-        self.ahead.create_job(JOB).await.unwrap();
-        let numbers: Vec<usize> = (0..segments).collect();
-        for batch in numbers.chunks(500) {
-            let heads: Vec<(BatchHead, Bytes)> = batch.iter().map(|n| (head(*n), body(*n))).collect();
-            let answers = self.ahead.put_many(JOB, &heads).await.unwrap();
-            assert!(answers.iter().all(|answer| matches!(answer, BatchAnswer::Stored(_))));
-        }
-        self.ahead.complete(JOB, 1).await.unwrap();
-        let mut ids = vec![];
-        let mut restore = self.ahead.restore(&checkpoint()).await.unwrap();
-        while let Some(segment) = restore.next().await.unwrap() {
-            ids.push(segment.info.segment);
-        }
-        assert_eq!(ids.len(), segments);
-        ids
-    }
-
-    async fn read(&self, way: Way, ids: &[String]) {
+    async fn read(&self, way: Way) {
         match way {
             Way::Bulk => {
-                let mut restore = self.ahead.restore(&checkpoint()).await.unwrap();
+                let mut restore = self.ahead.client.restore(&checkpoint()).await.unwrap();
                 let mut segments = 0;
                 while restore.next().await.unwrap().is_some() {
                     segments += 1;
                 }
-                assert_eq!(segments, ids.len());
+                assert_eq!(segments, self.ahead.ids.len());
             }
             Way::Single { at_once, ahead } => {
-                let client = if ahead { &self.ahead } else { &self.plain };
+                let Door { client, ids, .. } = if ahead { &self.ahead } else { &self.plain };
                 let reads = futures::stream::iter(ids.iter().cloned()).map(|id| {
                     let client = client.clone();
                     tokio::spawn(async move { client.get(&id).await.unwrap().len() })
@@ -174,71 +131,93 @@ impl Daemons {
     }
 
     fn gets(&self) -> u64 {
-        self.metrics.store_requests.with_label_values(&["get", "data"]).get()
+        self.ahead.gets() + self.plain.gets()
     }
 }
 
-struct Parts {
-    settings: Arc<Settings>,
-    data: DataStore,
-    catalog: Catalog,
-    entropy: Entropy,
+/// An engine on a store that is far away, with a native API.
+struct Door {
+    /// Kept: dropping it is a crash.
+    _running: Running,
+    /// What the store was asked for.
     metrics: Metrics,
-    tasks: TaskGroup,
+    client: Client,
+    /// Its segments, in the order of a restore.
+    ids: Vec<String>,
 }
 
-impl Parts {
-    /// A native API whose reader has this much memory.
-    async fn door(&self, memory: u64) -> Client {
-        let Self { settings, data, catalog, entropy, metrics, tasks } = self;
-        let budgets = Budgets::new(memory, 0, 0, metrics.in_flight_bytes.clone());
-        let parts = MergerParts::new(
-            Arc::clone(settings),
-            data.clone(),
-            catalog.clone(),
-            budgets.writes.clone(),
-            entropy.clone(),
-            metrics.clone(),
-            tasks.clone(),
-        );
-        let merger = Merger::new(parts.clone());
-        let patience = settings.limits.admission_timeout;
-        let reader = Reader::new(
-            data.clone(),
-            catalog.clone(),
-            budgets.reads.clone(),
-            patience,
-            metrics.clone(),
-            tasks.clone(),
-            settings.limits.read_lease,
-        );
-        tokio::spawn(reader.clone().run_ahead(CancellationToken::new()));
-        let silence_max = settings.limits.body_timeout;
-        let reclaim = ReclaimControl::new(parts, reader.leases(), CancellationToken::new());
-        let native = Native {
-            catalog: catalog.clone(),
-            merger,
-            reader,
-            reclaim,
-            admission: Admission { budget: budgets.writes.clone(), patience, silence_max, metrics: metrics.clone() },
-            settings: Arc::clone(settings),
-            metrics: metrics.clone(),
-            shares: Arc::default(),
+impl Door {
+    async fn open(folder: &Path, memory: Option<u64>, segments: usize) -> Self {
+        let flags = [("store.url".to_owned(), format!("file:{}", folder.display()))];
+        let mut settings = Config::load_with(None, [], &flags).unwrap().settings().unwrap();
+        if let Some(memory) = memory {
+            settings.limits.memory_bytes = memory;
+            (settings.limits.reads_kept_bytes, settings.limits.writes_kept_bytes) = (0, 0);
+            settings.limits.connections_bytes_max = 0;
+        }
+        let far = ThrottleConfig {
+            wait_get_per_call: LATENCY,
+            wait_get_per_byte: TIME_OF_A_BYTE,
+            ..ThrottleConfig::default()
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let serving = Serving::new(
-            settings.limits.clone(),
-            Peers::new(settings.limits.clone(), metrics.clone(), &budgets),
-            metrics.connections.with_label_values(&["native"]),
-            tasks.clone(),
-            CancellationToken::new(),
-            CancellationToken::new(),
-        );
-        let service = TowerToHyperService::new(native.router());
-        tokio::spawn(serving.accept(Listener::Tcp(listener), service.clone(), service));
-        Client::new(&format!("http://{address}"), None).unwrap()
+        let store = Arc::new(ThrottledStore::new(InMemory::new(), far));
+        // Counted here: what the engine counts is what it does on the folder.
+        let metrics = Metrics::new();
+        // Segments of this size are never uploaded in parts.
+        let unused = Multipart::new(Arc::new(InMemory::new()), 1, Traffic::data(metrics.clone()));
+        let far = CountedStore::new(store, Traffic::data(metrics.clone()));
+        let data = DataStore::Object(ObjectFiles::new(Arc::new(far), unused, "bench".into(), &settings.store));
+        let running =
+            Engine::open(settings, EngineOptions { data: Some(data), ..EngineOptions::default() }).await.unwrap();
+        let client = serve(&running).await;
+        let ids = fill(&client, segments).await;
+        Self { _running: running, metrics, client, ids }
     }
+
+    fn gets(&self) -> u64 {
+        self.metrics.store_requests.of((StoreOperation::Get, Purpose::Data)).get()
+    }
+}
+
+/// Opens a native API.
+async fn serve(running: &Running) -> Client {
+    let engine = running.engine();
+    let (limits, metrics) = (engine.settings().limits.clone(), engine.metrics());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = Serving::new(
+        limits.clone(),
+        Peers::new(limits, metrics.clone(), engine.budgets()),
+        Exchanges::new(DoorLabel::Native, engine.entropy().clone(), Clock::System, None),
+        metrics.connections.of(DoorLabel::Native),
+        TaskGroup::new(CancellationToken::new()),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
+    let keys = KeyRing::new(engine.settings(), (KeysFile::default(), None), metrics.clone());
+    let service = TowerToHyperService::new(Native::new(engine.clone(), keys).router());
+    let services = Services { usual: service.clone(), when_full: service.clone(), without_tls: service };
+    tokio::spawn(serving.accept(Listener::Tcp(listener, None), services));
+    Client::new(&format!("http://{address}"), None).unwrap()
+}
+
+/// Stores the segments as subtasks do: all of them at the same time. Returns them in the order of a restore.
+async fn fill(client: &Client, segments: usize) -> Vec<String> {
+    client.create_job(JOB).await.unwrap();
+    let numbers: Vec<usize> = (0..segments).collect();
+    for batch in numbers.chunks(500) {
+        let heads: Vec<(BatchHead, Bytes)> = batch.iter().map(|n| (head(*n), body(*n))).collect();
+        let answers = client.put_many(JOB, &heads).await.unwrap();
+        assert!(answers.iter().all(|answer| matches!(answer, BatchAnswer::Stored(_))));
+    }
+    client.complete(JOB, 1).await.unwrap();
+    let mut ids = vec![];
+    let mut restore = client.restore(&checkpoint()).await.unwrap();
+    while let Some(segment) = restore.next().await.unwrap() {
+        ids.push(segment.info.segment);
+    }
+    assert_eq!(ids.len(), segments);
+    ids
 }
 
 fn checkpoint() -> RestoreRequest {

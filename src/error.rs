@@ -1,4 +1,4 @@
-//! What the caller of anything that failed should do next.
+//! The next step for the caller of anything that failed.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub enum ErrorKind {
     /// The request is wrong: fix it.
     Invalid,
-    /// What was named does not exist, or no longer.
+    /// The named thing does not exist, or no longer.
     NotFound,
     /// The state of things does not allow it: read again, then decide.
     Conflict,

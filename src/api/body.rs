@@ -1,10 +1,6 @@
-//! Bodies: paid for before they are read, copied once, checked while they arrive.
-//!
-//! Memory for a body is taken once its first bytes are here: a client that announces one and sends next to nothing holds
-//! nothing. Until then they are where HTTP has read them to, in the buffers that every connection has. A client that
-//! waits for `100 Continue` gets its memory first, so that nobody is asked for a body that there is no room for.
+//! Bodies of the native API: the bytes of a request as they arrive, and what was said of them. The engine pays for them
+//! and reads them ([`crate::engine::intake`]).
 
-use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Duration;
 
@@ -14,161 +10,138 @@ use http::{HeaderMap, StatusCode};
 
 use super::status::ApiError;
 use super::unread::{BodyError, drop_rest};
+use crate::engine::intake::{Body, Digests};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::model::{SegmentCrc, SegmentHasher};
-use crate::runtime::{Buffer, ByteBudget, PaidBytes};
+use crate::metrics::labels::RejectReason;
 
-/// Header with the CRC-32C of a body, 8 hex digits.
-pub const CRC_HEADER: &str = "x-esker-crc32c";
-
-/// First bytes of a body that are waited for before memory is taken for it; no more than HTTP reads ahead.
-pub(super) const FIRST_BYTES: u64 = 4 << 10;
-
-/// What limits the bodies of a door.
+/// The limits for bodies at a door.
 #[derive(Clone)]
 pub struct Admission {
-    /// Memory for bodies.
-    pub budget: ByteBudget,
-    /// How long a body waits for memory.
-    pub patience: Duration,
     /// Longest time between two pieces of a body.
     pub silence_max: Duration,
     /// Counts what is turned away.
     pub metrics: Metrics,
 }
 
-/// A body in memory.
-#[derive(Debug)]
-pub struct Body {
-    /// Its bytes.
-    pub data: Bytes,
-    /// Their checksums.
-    pub crc: SegmentCrc,
-    /// The memory they are in.
-    pub paid: PaidBytes,
-}
+crate::runtime::opaque_debug!(Admission);
 
 impl Admission {
-    /// Pays for `bytes` before they are read.
-    ///
-    /// # Errors
-    /// 413 if the budget never holds that many, 503 if it does not now.
-    pub async fn pay(&self, bytes: u64) -> Result<PaidBytes, ApiError> {
-        self.budget.pay(bytes, self.patience).await.map_err(|error| {
-            self.metrics.rejected.with_label_values(&["memory"]).inc();
-            error.into()
-        })
-    }
-
-    /// Reads exactly `len` bytes.
-    ///
-    /// # Errors
-    /// 400 if the body ends early, 408 if it stalls, 503 if there is no memory for it.
-    pub async fn receive<S, E>(&self, source: &mut Source<S>, len: u64) -> Result<Body, ApiError>
-    where
-        S: Stream<Item = Result<Bytes, E>> + Unpin,
-        E: Error + 'static,
-    {
-        let paid = self.pay(len).await?;
-        let mut hasher = SegmentHasher::default();
-        let data = self.read(source, len, &mut hasher).await?;
-        Ok(Body { data, crc: hasher.finish(), paid })
-    }
-
-    /// Reads exactly `len` bytes, which are paid for, and shows them to `hasher`.
-    ///
-    /// # Errors
-    /// 400 if the body ends early, 408 if it stalls.
-    pub async fn read<S, E>(
-        &self,
-        source: &mut Source<S>,
-        len: u64,
-        hasher: &mut SegmentHasher,
-    ) -> Result<Bytes, ApiError>
-    where
-        S: Stream<Item = Result<Bytes, E>> + Unpin,
-        E: Error + 'static,
-    {
-        let wanted = usize::try_from(len).map_err(|_| ApiError::invalid("content-length", "is too large"))?;
-        let mut data = Buffer::with_capacity(wanted);
-        while data.len() < wanted {
-            let piece = source.next(self, wanted - data.len()).await?.ok_or_else(|| self.cut_short(len, data.len()))?;
-            hasher.update(&piece);
-            data.extend_from_slice(&piece);
-        }
-        Ok(data.freeze())
-    }
-
     /// A body that ended before it was whole.
     pub fn cut_short(&self, announced: u64, received: usize) -> ApiError {
-        self.metrics.rejected.with_label_values(&["body"]).inc();
+        self.metrics.rejected.of(RejectReason::Body).inc();
         ApiError::invalid("body", format!("ends after {received} bytes, {announced} were announced"))
     }
 }
 
-/// The bytes of a request as they arrive.
-pub struct Source<S> {
-    stream: S,
-    rest: Bytes,
-    /// What has come after it.
-    first: VecDeque<Bytes>,
+/// A body of a known length, out of the bytes of a request.
+pub struct Framed<'a, S> {
+    source: &'a mut BodySource<S>,
+    admission: &'a Admission,
+    len: u64,
+    left: u64,
+    crc32c: Option<&'a str>,
+    waits: bool,
 }
 
-impl<S, E> Source<S>
+crate::runtime::opaque_debug!(Framed<'a, S>);
+
+impl<'a, S> Framed<'a, S> {
+    /// The next `len` bytes of `source`, of which nothing was said.
+    pub fn new(source: &'a mut BodySource<S>, admission: &'a Admission, len: u64) -> Self {
+        Self { source, admission, len, left: len, crc32c: None, waits: false }
+    }
+
+    /// The same with the CRC-32C that was announced, 8 hex digits.
+    pub fn with_crc(self, crc32c: Option<&'a str>) -> Self {
+        Self { crc32c, ..self }
+    }
+
+    /// The same of a client that may wait for `100 Continue`.
+    pub fn waiting(self, waits: bool) -> Self {
+        Self { waits, ..self }
+    }
+}
+
+impl<S, E> Body for Framed<'_, S>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: Error + Send + 'static,
+{
+    type Fault = ApiError;
+
+    fn announced(&self) -> u64 {
+        self.len
+    }
+
+    fn waits(&self) -> bool {
+        self.waits
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let piece = self.source.next(self.admission, usize::try_from(self.left).unwrap_or(usize::MAX)).await?;
+        self.left -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Ok(piece)
+    }
+
+    fn check(self, crc32c: u32) -> Result<Digests, ApiError> {
+        check_crc(self.crc32c, crc32c)?;
+        Ok(Digests::default())
+    }
+
+    fn is_of_client(fault: &ApiError) -> bool {
+        fault.status.is_client_error()
+    }
+}
+
+/// The bytes of a request as they arrive.
+pub struct BodySource<S> {
+    stream: S,
+    rest: Bytes,
+}
+
+crate::runtime::opaque_debug!(BodySource<S>);
+
+impl<S, E> BodySource<S>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin,
     E: Error + 'static,
 {
     /// Bytes from `stream`.
     pub fn new(stream: S) -> Self {
-        Self { stream, rest: Bytes::new(), first: VecDeque::new() }
+        Self { stream, rest: Bytes::new() }
     }
 
-    /// Waits for the first bytes of a body of `len` bytes, before memory is taken for it.
-    ///
-    /// # Errors
-    /// 400 if the connection breaks, 408 if it stalls.
-    pub async fn await_first(&mut self, admission: &Admission, len: u64) -> Result<(), ApiError> {
-        let mut came = self.rest.len() as u64;
-        while came < len.min(FIRST_BYTES) {
-            let Some(piece) = self.pull(admission).await? else { break };
-            came += piece.len() as u64;
-            self.first.push_back(piece);
-        }
-        Ok(())
-    }
-
-    /// The next bytes, at most `max`; none at the end.
+    /// The next bytes, at most `max`; `None` at the end.
     ///
     /// # Errors
     /// 400 if the connection breaks, 408 if it stalls.
     pub async fn next(&mut self, admission: &Admission, max: usize) -> Result<Option<Bytes>, ApiError> {
         while self.rest.is_empty() {
-            self.rest = match self.first.pop_front() {
+            self.rest = match self.pull(admission).await? {
                 Some(piece) => piece,
-                None => match self.pull(admission).await? {
-                    Some(piece) => piece,
-                    None => return Ok(None),
-                },
+                None => return Ok(None),
             };
         }
         Ok(Some(self.rest.split_to(max.min(self.rest.len()))))
     }
 
-    /// What comes next, of whatever size.
+    /// Returns the next bytes, in a piece of any size.
     async fn pull(&mut self, admission: &Admission) -> Result<Option<Bytes>, ApiError> {
-        let reject = |reason| admission.metrics.rejected.with_label_values(&[reason]).inc();
+        let reject = |reason| admission.metrics.rejected.of(reason).inc();
         match tokio::time::timeout(admission.silence_max, self.stream.next()).await {
             Ok(Some(Ok(piece))) => Ok(Some(piece)),
             Ok(Some(Err(error))) if BodyError::is_slow(&error) => Err(too_slow(&admission.metrics)),
             Ok(Some(Err(_))) => {
-                reject("body");
+                reject(RejectReason::Body);
                 Err(ApiError::invalid("body", "the body broke off"))
             }
             Ok(None) => Ok(None),
             Err(_) => {
-                reject("slow");
+                reject(RejectReason::Slow);
                 let message = format!("no byte of the body arrived for {:?}", admission.silence_max);
                 Err(ApiError::invalid("body", message).with_status(StatusCode::REQUEST_TIMEOUT))
             }
@@ -184,7 +157,7 @@ where
 
 /// 408: a body that comes in too slowly, which counts.
 pub(super) fn too_slow(metrics: &Metrics) -> ApiError {
-    metrics.rejected.with_label_values(&["slow"]).inc();
+    metrics.rejected.of(RejectReason::Slow).inc();
     ApiError::invalid("body", "comes in at less than limits.rate-min").with_status(StatusCode::REQUEST_TIMEOUT)
 }
 

@@ -1,6 +1,6 @@
 //! Connections: how they are accepted, served, and ended.
 //!
-//! Who gets a place, and who has to go, is decided by [`Peers`].
+//! [`Peers`] decides who gets a place, and who has to go.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -18,13 +18,17 @@ use prometheus::IntGauge;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::peers::socket::Counted;
+use super::exchange::Exchanges;
+use super::peers::socket::CountedSocket;
 use super::peers::{Peer, Peers, Seat};
 use super::socket::SocketName;
+use super::tls::Tls;
 use super::unread::{Orderly, RequestBody};
 use crate::config::LimitsSettings;
+use crate::metrics::labels::HandshakeFailure;
 use crate::runtime::{Failure, TaskGroup};
 
 /// Bytes of a connection's read buffer: enough for a head, and for a body to arrive in pieces of some size.
@@ -37,11 +41,11 @@ const H2_STREAMS_MAX: u32 = 256;
 /// again once a third of them is gone: a reader that is slow, but reads, would look as if it did not.
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
-/// Where a door listens.
+/// The place where a door listens.
 #[derive(Debug)]
 pub enum Listener {
-    /// A TCP port.
-    Tcp(TcpListener),
+    /// A TCP port, with TLS or without.
+    Tcp(TcpListener, Option<Tls>),
     /// A Unix socket; its name is removed when the door closes.
     Unix(UnixListener, SocketName),
 }
@@ -50,17 +54,29 @@ impl Listener {
     /// The address, for a TCP port.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(listener, _) => listener.local_addr().ok(),
             Self::Unix(..) => None,
         }
     }
 }
 
-/// How the connections of a door are served.
+/// What answers at a door.
+#[derive(Debug, Clone)]
+pub struct Services<S> {
+    /// To whom has a place.
+    pub usual: S,
+    /// To whom has a reserved place.
+    pub when_full: S,
+    /// To whom speaks plain HTTP where TLS is spoken.
+    pub without_tls: S,
+}
+
+/// Serves the connections of a door.
 #[derive(Clone)]
 pub struct Serving {
     limits: LimitsSettings,
     peers: Peers,
+    exchanges: Exchanges,
     open: IntGauge,
     tasks: TaskGroup,
     /// No new connections and requests from here on.
@@ -69,21 +85,24 @@ pub struct Serving {
     cut: CancellationToken,
 }
 
+crate::runtime::opaque_debug!(Serving);
+
 impl Serving {
     /// Serves connections in `tasks` until `drain`, then lets requests end until `cut`.
     pub fn new(
         limits: LimitsSettings,
         peers: Peers,
+        exchanges: Exchanges,
         open: IntGauge,
         tasks: TaskGroup,
         drain: CancellationToken,
         cut: CancellationToken,
     ) -> Self {
-        Self { limits, peers, open, tasks, drain, cut }
+        Self { limits, peers, exchanges, open, tasks, drain, cut }
     }
 
-    /// Accepts connections and serves each with a clone of `service`, or of `when_full` on a reserved place.
-    pub async fn accept<S, B>(self, listener: Listener, service: S, when_full: S)
+    /// Accepts connections and serves each with a clone of one of the services.
+    pub async fn accept<S, B>(self, listener: Listener, services: Services<S>)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -101,9 +120,11 @@ impl Serving {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let seat = self.peers.admit(address);
-            let service = if seat.peer().is_reserved() { &when_full } else { &service };
-            let connection = self.clone().serve(stream, seat, service.clone());
+            let seat = match stream {
+                AcceptedStream::Tls(..) => self.peers.admit_tls(address),
+                _ => self.peers.admit(address),
+            };
+            let connection = self.clone().serve(stream, seat, services.clone());
             self.tasks.spawn("connection", Failure::FailsItsWork, connection);
         }
         if let Listener::Unix(_, name) = &listener {
@@ -111,7 +132,7 @@ impl Serving {
         }
     }
 
-    async fn serve<S, B>(self, stream: Stream, seat: Seat, service: S)
+    async fn serve<S, B>(self, stream: AcceptedStream, seat: Seat, services: Services<S>)
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -120,11 +141,57 @@ impl Serving {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         self.open.inc();
+        let peer = seat.peer();
+        let Services { usual, when_full, without_tls } = services;
+        let service = if peer.is_reserved() { when_full } else { usual };
+        let counted = || Arc::clone(peer);
         match stream {
-            Stream::Tcp(stream) => self.serve_on(stream, seat.peer(), service).await,
-            Stream::Unix(stream) => self.serve_on(stream, seat.peer(), service).await,
+            AcceptedStream::Tcp(stream) => self.serve_on(CountedSocket::new(stream, counted()), peer, service).await,
+            AcceptedStream::Unix(stream) => self.serve_on(CountedSocket::new(stream, counted()), peer, service).await,
+            AcceptedStream::Tls(stream, tls) => match self.shake_hands(stream, &tls, peer).await {
+                Some(Shaken::Tls(stream)) => self.serve_on(*stream, peer, service).await,
+                Some(Shaken::Plain(stream)) => {
+                    self.serve_on(CountedSocket::new(stream, counted()), peer, without_tls).await;
+                }
+                None => {}
+            },
         }
         self.open.dec();
+    }
+
+    /// Shakes hands, or finds that the client does not mean to. `None`: the connection is over.
+    async fn shake_hands(&self, stream: TcpStream, tls: &Tls, peer: &Arc<Peer>) -> Option<Shaken> {
+        let shaking = async {
+            let mut first = [0];
+            match stream.peek(&mut first).await {
+                Ok(1) if !Tls::begins(first[0]) && first[0].is_ascii_alphabetic() => {
+                    tls.count(HandshakeFailure::Plaintext);
+                    return Ok(Shaken::Plain(stream));
+                }
+                Ok(1) => {}
+                // Who only looks whether somebody listens has not begun.
+                Ok(_) => return Err(None),
+                Err(error) => return Err(Some((HandshakeFailure::Broken, error))),
+            }
+            let socket = CountedSocket::new(stream, Arc::clone(peer));
+            tls.accept(socket).await.map(|stream| Shaken::Tls(Box::new(stream))).map_err(Some)
+        };
+        let shaken = tokio::select! {
+            shaken = shaking => shaken,
+            () = peer.cut().cancelled() => Err(Some((HandshakeFailure::Timeout, std::io::ErrorKind::TimedOut.into()))),
+            // Nobody has asked for anything yet.
+            () = self.drain.cancelled() => Err(None),
+        };
+        match shaken {
+            Ok(shaken) => Some(shaken),
+            Err(failed) => {
+                if let Some((failure, error)) = failed {
+                    tls.count(failure);
+                    tracing::debug!(%error, remote = peer.address().map(tracing::field::display), "no handshake");
+                }
+                None
+            }
+        }
     }
 
     async fn serve_on<I, S, B>(&self, socket: I, peer: &Arc<Peer>, service: S)
@@ -136,10 +203,9 @@ impl Serving {
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let service = Orderly::new(service, Arc::clone(peer), &self.limits);
-        let socket = TokioIo::new(Counted::new(socket, Arc::clone(peer)));
+        let service = Orderly::new(service, Arc::clone(peer), self.exchanges.clone(), &self.limits);
         let builder = self.builder();
-        self.run(pin!(builder.serve_connection(socket, service)), peer).await;
+        self.run(pin!(builder.serve_connection(TokioIo::new(socket), service)), peer).await;
     }
 
     fn builder(&self) -> Builder<TokioExecutor> {
@@ -201,21 +267,32 @@ where
     }
 }
 
-enum Stream {
+/// What came of a connection on which a handshake is due.
+enum Shaken {
+    Tls(Box<TlsStream<CountedSocket<TcpStream>>>),
+    Plain(TcpStream),
+}
+
+enum AcceptedStream {
     Tcp(TcpStream),
+    Tls(TcpStream, Tls),
     Unix(UnixStream),
 }
 
-async fn accept(listener: &Listener) -> std::io::Result<(Stream, Option<SocketAddr>)> {
+async fn accept(listener: &Listener) -> std::io::Result<(AcceptedStream, Option<SocketAddr>)> {
     Ok(match listener {
-        Listener::Tcp(listener) => {
+        Listener::Tcp(listener, tls) => {
             let (stream, address) = listener.accept().await?;
             stream.set_nodelay(true)?;
             if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX) {
                 tracing::trace!(%error, "this system does not bound what waits to be sent");
             }
-            (Stream::Tcp(stream), Some(address))
+            let stream = match tls {
+                Some(tls) => AcceptedStream::Tls(stream, tls.clone()),
+                None => AcceptedStream::Tcp(stream),
+            };
+            (stream, Some(address))
         }
-        Listener::Unix(listener, _) => (Stream::Unix(listener.accept().await?.0), None),
+        Listener::Unix(listener, _) => (AcceptedStream::Unix(listener.accept().await?.0), None),
     })
 }

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use esker_client::wire::ErrorBody;
 use http::{HeaderValue, StatusCode, header};
 
-use super::wire::{ErrorBody, ErrorDetail};
-use crate::catalog::CatalogError;
-use crate::catalog::command::Refusal;
+use super::exchange::Exchange;
+use crate::engine::{EngineError, NoAnswer, Refusal};
 use crate::error::ErrorKind;
-use crate::merge::MergeError;
 use crate::model::{InvalidHandle, InvalidId};
-use crate::read::ReadError;
 use crate::runtime::BudgetError;
-use crate::store::DiskFull;
+
+/// To plain HTTP on a port that speaks TLS.
+pub const WITHOUT_TLS: &str = "this port speaks TLS: send the request to https:// instead of http://";
 
 /// After how long a client that was turned away should come back.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -24,11 +24,11 @@ pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct ApiError {
     /// The status.
     pub status: StatusCode,
-    /// What the caller should do next.
+    /// The next step for the caller.
     pub kind: ErrorKind,
     /// The field of the request that is wrong, if one is.
     pub field: Option<&'static str>,
-    /// What is wrong, in a sentence.
+    /// A sentence that says what is wrong.
     pub message: String,
 }
 
@@ -48,7 +48,7 @@ impl ApiError {
         Self { status: status_of(kind), kind, field: None, message: message.into() }
     }
 
-    /// What was named does not exist.
+    /// 404: the named thing does not exist.
     pub fn not_found(what: &'static str, message: impl Into<String>) -> Self {
         Self { field: Some(what), ..Self::of(ErrorKind::NotFound, message) }
     }
@@ -68,10 +68,16 @@ pub fn status_of(kind: ErrorKind) -> StatusCode {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let detail =
-            ErrorDetail { kind: self.kind.to_string(), field: self.field.map(str::to_owned), message: self.message };
-        let mut response = (self.status, Json(ErrorBody { error: detail })).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        let status = self.status;
+        let mut body = ErrorBody::from(self);
+        if let Some(exchange) = Exchange::current() {
+            let code = serde_json::to_value(body.error.kind).ok();
+            let code = code.as_ref().and_then(|code| code.as_str()).map(str::to_owned);
+            exchange.note(|notes| notes.code = code);
+            body.error.request_id = Some(exchange.id().to_owned());
+        }
+        let mut response = (status, Json(body)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             let seconds = HeaderValue::from(RETRY_AFTER.as_secs());
             response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
@@ -111,44 +117,32 @@ impl From<Refusal> for ApiError {
     }
 }
 
-impl From<CatalogError> for ApiError {
-    fn from(error: CatalogError) -> Self {
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
         match error {
-            CatalogError::Refused(refusal) => refusal.into(),
-            other => Self::of(other.kind(), other.to_string()),
-        }
-    }
-}
-
-impl From<MergeError> for ApiError {
-    fn from(error: MergeError) -> Self {
-        match error {
-            MergeError::Refused(refusal) => refusal.into(),
-            MergeError::Catalog(error) => error.into(),
-            other => Self::of(other.kind(), other.to_string()),
-        }
-    }
-}
-
-impl From<DiskFull> for ApiError {
-    fn from(full: DiskFull) -> Self {
-        Self::of(full.kind(), full.to_string())
-    }
-}
-
-impl From<ReadError> for ApiError {
-    fn from(error: ReadError) -> Self {
-        Self::of(error.kind(), crate::error::chain(&error))
-    }
-}
-
-impl From<BudgetError> for ApiError {
-    fn from(error: BudgetError) -> Self {
-        match error {
-            BudgetError::TooLarge { .. } => {
+            EngineError::Refused(why) => why.into(),
+            EngineError::NoAnswer(why) => {
+                let field = if let NoAnswer::UnknownJob(_) = why { "job" } else { "checkpoint" };
+                Self { field: Some(field), ..Self::of(why.kind(), why.to_string()) }
+            }
+            EngineError::NoSuchSegment(_) => Self::not_found("segment", error.to_string()),
+            EngineError::NoSuchSegments(_) => Self::not_found("segments", error.to_string()),
+            EngineError::OtherBytes(_) => Self { field: Some("handle"), ..Self::of(error.kind(), error.to_string()) },
+            EngineError::Length { announced, received } => {
+                Self::invalid("body", format!("ends after {received} bytes, {announced} were announced"))
+            }
+            EngineError::TooLong(_) => Self::invalid("content-length", error.to_string()),
+            EngineError::Memory(BudgetError::TooLarge { .. }) => {
                 Self::invalid("content-length", error.to_string()).with_status(StatusCode::PAYLOAD_TOO_LARGE)
             }
-            BudgetError::Exhausted { .. } => Self::of(ErrorKind::Overloaded, error.to_string()),
+            EngineError::Bulk(_) => {
+                let field = (error.kind() == ErrorKind::NotFound).then_some("segments");
+                Self { field, ..Self::of(error.kind(), crate::error::chain(&error)) }
+            }
+            EngineError::Read(_) | EngineError::Reclaim(_) | EngineError::Sweep(_) => {
+                Self::of(error.kind(), crate::error::chain(&error))
+            }
+            other => Self::of(other.kind(), other.to_string()),
         }
     }
 }

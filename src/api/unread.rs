@@ -1,9 +1,9 @@
 //! Requests that are answered with an error before their body was read.
 //!
-//! What is left of such a body must not be taken for the next request, and closing a connection on which bytes are
-//! arriving throws the answer away before the client reads it. So a body of ordinary size is read to its end and
-//! dropped, piece by piece, before the error is sent, and the connection stays open; with a longer or slower one the
-//! answer says `Connection: close`. A client that waits for `100 Continue` has sent nothing yet: it is told to close.
+//! The rest of such a body must not be taken for the next request, and closing a connection on which bytes are arriving
+//! throws the answer away before the client reads it. So a body of ordinary size is read to its end and dropped, piece by
+//! piece, before the error is sent, and the connection stays open; with a longer or slower one the answer says `Connection:
+//! close`. A client that waits for `100 Continue` has sent nothing yet: it is told to close.
 //!
 //! HTTP/2 ends the one stream by itself.
 //!
@@ -20,13 +20,14 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::header::{CONNECTION, EXPECT};
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderName, HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use parking_lot::Mutex;
 
-use super::peers::answer::Answer;
+use super::exchange::{Exchange, Exchanges};
+use super::peers::answer::AnswerBody;
 use super::peers::flow::Flow;
 use super::peers::{Busy, Peer};
 use crate::config::LimitsSettings;
@@ -34,23 +35,27 @@ use crate::runtime::Payer;
 
 /// Bytes of a refused body that are read and dropped at most: more than a whole physical file by default.
 const DROPPED_BYTES_MAX: u64 = 64 << 20;
-/// How long that may take.
+/// Longest time for that.
 const DROPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Names the request in an answer of the native API.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The body of a request; what its reader leaves can still be read by the connection.
 #[derive(Debug)]
 pub struct RequestBody {
-    incoming: Arc<Mutex<Shared>>,
+    incoming: Arc<Mutex<SharedBody>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedBody {
     body: Incoming,
     /// Whether anybody has asked for bytes, and so for `100 Continue` to be sent.
     asked: bool,
     /// Whether whoever asked last was still waiting for them.
     stalled: bool,
     flow: Arc<Flow>,
+    exchange: Exchange,
     _busy: Busy,
 }
 
@@ -72,7 +77,7 @@ impl BodyError {
     }
 }
 
-impl Shared {
+impl SharedBody {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.asked = true;
         let frame = Pin::new(&mut self.body).poll_frame(cx);
@@ -80,7 +85,9 @@ impl Shared {
         let len = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len) as u64;
         match frame {
             Poll::Ready(frame) => {
-                self.flow.asked(Some(frame.as_ref().and_then(|frame| frame.as_ref().ok()).map_or(0, len)));
+                let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()).map_or(0, len);
+                self.flow.asked(Some(bytes));
+                self.exchange.received(bytes);
                 Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
             }
             Poll::Pending => {
@@ -113,14 +120,15 @@ impl Body for RequestBody {
 pub struct Orderly<S> {
     inner: S,
     peer: Arc<Peer>,
+    exchanges: Exchanges,
     bytes_per_second_min: u64,
     window: Duration,
 }
 
 impl<S> Orderly<S> {
     /// `inner`, and order.
-    pub fn new(inner: S, peer: Arc<Peer>, limits: &LimitsSettings) -> Self {
-        Self { inner, peer, bytes_per_second_min: limits.rate_bytes_min, window: limits.rate_window }
+    pub fn new(inner: S, peer: Arc<Peer>, exchanges: Exchanges, limits: &LimitsSettings) -> Self {
+        Self { inner, peer, exchanges, bytes_per_second_min: limits.rate_bytes_min, window: limits.rate_window }
     }
 }
 
@@ -130,40 +138,55 @@ where
     S::Future: Send + 'static,
     B: Send,
 {
-    type Response = Response<Answer<B>>;
+    type Response = Response<AnswerBody<B>>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Answer<B>>, S::Error>>;
+    type Future = BoxFuture<'static, Result<Response<AnswerBody<B>>, S::Error>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let one_at_a_time = request.version() <= Version::HTTP_11;
         let waits = request.headers().contains_key(EXPECT);
         let (head, body) = request.into_parts();
+        let exchange = self.exchanges.begin(&head.method, &head.headers, self.peer.address());
+        let named = self.exchanges.name_answers();
         let (busy, flow) = (self.peer.begin(!one_at_a_time), Arc::new(Flow::arriving(self.window)));
         if !body.is_end_stream() {
             self.peer.add(&flow);
         }
         let payer = Payer::new(self.peer.share().clone());
         let (answering, rate, window) = (busy.clone(), self.bytes_per_second_min, self.window);
-        let incoming = Arc::new(Mutex::new(Shared { body, asked: false, stalled: false, flow, _busy: busy }));
-        let answer = self.inner.call(Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) }));
+        let incoming = Arc::new(Mutex::new(SharedBody {
+            body,
+            asked: false,
+            stalled: false,
+            flow,
+            exchange: exchange.clone(),
+            _busy: busy,
+        }));
+        let request = Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) });
+        // Some services begin before they are polled.
+        let answer = exchange.sync_scope(|| self.inner.call(request));
         let reserved = self.peer.is_reserved();
         Box::pin(async move {
-            let mut answer = payer.scope(answer).await?;
+            let mut answer = exchange.scope(payer.scope(answer)).await?;
+            exchange.answered(answer.status());
+            if named && let Ok(id) = HeaderValue::from_str(exchange.id()) {
+                answer.headers_mut().insert(REQUEST_ID, id);
+            }
             let refused = answer.status().is_client_error() || answer.status().is_server_error();
             let in_order = !one_at_a_time || !refused || in_order(&incoming, waits).await;
             if !in_order || (one_at_a_time && reserved) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok(answer.map(|body| match one_at_a_time {
-                true => Answer::alone(body, payer, answering),
-                false => Answer::beside_others(body, payer, answering, rate, window),
+                true => AnswerBody::alone(body, payer, exchange, answering),
+                false => AnswerBody::beside_others(body, payer, exchange, answering, rate, window),
             }))
         })
     }
 }
 
 /// Whether the next request can follow on the same connection.
-async fn in_order(incoming: &Mutex<Shared>, waits: bool) -> bool {
+async fn in_order(incoming: &Mutex<SharedBody>, waits: bool) -> bool {
     let hopeless = {
         let shared = incoming.lock();
         if shared.body.is_end_stream() {

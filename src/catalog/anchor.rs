@@ -5,7 +5,7 @@
 //! another daemon's. So whoever has the folder looks before it changes a name there, and once a second, whether the path
 //! leads to the file that it has locked. Once it did not, nothing is written any more, even if the folder comes back.
 //!
-//! What is appended to open files between two looks goes where they went: into the folder that was moved.
+//! Bytes that are appended to open files between two looks go into the folder that was moved, with the files.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::Inode;
 
-/// How often [`Anchor::watch`] looks.
+/// Time between two looks of [`Anchor::watch`].
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Knows which file a path has to lead to. Clones share what was found.
@@ -35,7 +35,7 @@ impl Anchor {
     /// `file` is at `path`, and stays open for as long as somebody looks.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The operating system's error.
     pub fn new(path: PathBuf, file: &File) -> io::Result<Self> {
         let inode = Inode::from(&file.metadata()?);
         Ok(Self(Arc::new(Anchored { path, inode, moved: CancellationToken::new() })))
@@ -63,6 +63,7 @@ impl Anchor {
                 Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     return Err(error);
                 }
+                // For good: a folder that comes back has missed writes.
                 _ => moved.cancel(),
             }
         }
@@ -73,6 +74,7 @@ impl Anchor {
     ///
     /// # Errors
     /// As [`Self::look`].
+    #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
     pub async fn look_aside(&self) -> io::Result<()> {
         let anchor = self.clone();
         tokio::task::spawn_blocking(move || anchor.look()).await.unwrap_or_else(|error| Err(io::Error::other(error)))

@@ -1,15 +1,15 @@
-//! What the catalog can be told, and what it answers. Plain values: the same ones are applied in process
-//! and, with many daemons, sent by a packer to the owner of a shard.
+//! The commands of the catalog, and its answers. Plain values: the same ones are applied in process and, with many daemons,
+//! sent by a packer to the owner of a shard.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::record::{CheckpointKind, JobEnd, ObjectChecksum, ObjectHeaders, PartRecord, SegmentRecord, UploadRecord};
 use crate::error::ErrorKind;
 use crate::model::{
-    CheckpointId, Handle, IdempotencyKey, JobId, Label, Lane, Location, Millis, PhysicalFileId, Segment, SegmentCrc,
-    SegmentId, StateScope, Writer,
+    About, CheckpointId, CheckpointKind, Claim, Handle, IdempotencyKey, JobEnd, JobId, Lane, Leavings, Location,
+    Millis, NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment, SegmentCrc,
+    SegmentId,
 };
 
 /// One thing the catalog is told to do. Applied whole or refused whole.
@@ -30,7 +30,7 @@ pub enum Command {
     /// A checkpoint uses segments that exist.
     Reuse(JobId, CheckpointId, Vec<SegmentId>),
     /// A job goes on from a checkpoint, of its own or of another job.
-    Restore(Restore),
+    Restore(RestorePoint),
     /// A job has ended: what it leaves is kept or deleted.
     EndJob(JobId, JobEnd, Leavings),
     /// Segments that are on their way to storage, and what they mean.
@@ -39,7 +39,7 @@ pub enum Command {
     CloseFile(PhysicalFileId, u64),
     /// Living segments were copied into another file.
     Move(Move),
-    /// So many bytes of closed files are holes by now.
+    /// Bytes of closed files that are holes by now.
     FilesPunched(Vec<(PhysicalFileId, u64)>),
     /// Files that were deleted from storage.
     FilesDeleted(Vec<PhysicalFileId>),
@@ -49,13 +49,38 @@ pub enum Command {
     DeleteBucket(String),
     /// Deletes objects; those that do not exist count as deleted.
     DeleteObjects(String, Vec<ObjectToDelete>),
-    /// Records a multipart upload; nothing happens if it is recorded.
-    CreateUpload(String, Arc<UploadRecord>),
+    /// Records a multipart upload that was created at this time; nothing happens if it is recorded.
+    CreateUpload(String, Arc<NewUpload>, Millis),
     /// Gives up a multipart upload and frees its parts; nothing happens if it does not exist.
     AbortUpload(String),
 }
 
 impl Command {
+    /// Whether it takes a checkpoint over.
+    pub fn is_claim(&self) -> bool {
+        matches!(self, Self::Restore(RestorePoint { claim: Claim::Claim, .. }))
+    }
+
+    /// The job that it lets go on, if that had ended.
+    pub fn job_that_goes_on(&self) -> Option<&JobId> {
+        match self {
+            Self::CreateJob(job) | Self::Restore(RestorePoint { job, .. }) => Some(job),
+            _ => None,
+        }
+    }
+
+    /// Whether it may free or hand over many segments.
+    pub fn leaves_work(&self) -> bool {
+        matches!(
+            self,
+            Self::AbortCheckpoint(..)
+                | Self::SubsumeCheckpoint(..)
+                | Self::DiscardSavepoint(..)
+                | Self::Restore(_)
+                | Self::EndJob(..)
+        )
+    }
+
     /// About how many bytes it writes to the journal, rather more.
     pub fn weight(&self) -> usize {
         const RECORD: usize = 512;
@@ -83,37 +108,21 @@ pub struct ObjectToDelete {
     pub key: String,
     /// The entity tag that it must have.
     pub if_match: Option<String>,
+    /// When it must have been put: with its entity tag, that it is still the same one.
+    pub if_put_at: Option<Millis>,
 }
 
-/// From where a job goes on.
+/// The checkpoint that a job resumes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Restore {
+pub struct RestorePoint {
     /// The job that goes on; created if it is not known.
     pub job: JobId,
     /// The job whose checkpoint it is; the same one after a fail-over.
     pub from: JobId,
     /// The checkpoint or savepoint; complete.
     pub checkpoint: CheckpointId,
-    /// Whose it is from now on.
+    /// The owner of its files from now on.
     pub claim: Claim,
-}
-
-/// Whether a restored checkpoint becomes the job's own: Flink's `RestoreMode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
-    /// Its segments are the job's, which reuses and frees them. The job it came from has no say in them any more.
-    Claim,
-    /// The job reads it, and never reuses or frees it.
-    NoClaim,
-}
-
-/// What becomes of the checkpoints of a job that ended. Savepoints stay either way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leavings {
-    /// Completed ones stay, to be restored from; everything else is freed.
-    Keep,
-    /// All are freed, and the job is forgotten.
-    Delete,
 }
 
 /// Segments that were copied into a new file, whose bytes are durable.
@@ -121,7 +130,7 @@ pub enum Leavings {
 pub struct Move {
     /// The file they are in now; closed.
     pub file: StoreFile,
-    /// What was moved; one that was freed or moved meanwhile stays as it is.
+    /// The segments that were moved; one that was freed or moved meanwhile stays as it is.
     pub segments: Vec<Moved>,
     /// Whether nobody but this daemon reads its files: then what objects leave behind is read by nobody else, because nobody
     /// is told the places of objects.
@@ -133,19 +142,19 @@ pub struct Move {
 pub struct Moved {
     /// The segment.
     pub id: SegmentId,
-    /// Where it was read.
+    /// The place where it was read.
     pub from: Location,
-    /// Where it is now.
+    /// The place where it is now.
     pub to: Segment,
 }
 
 /// Segments of one group, committed side by side with the upload of their bytes.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// The physical file that holds them; none when all are inline.
+    /// The physical file that holds them; `None` when all are inline.
     pub file: Option<StoreFile>,
     /// Each accepted or refused by itself.
-    pub items: Vec<Item>,
+    pub items: Vec<StoreItem>,
 }
 
 /// The physical file of a [`Store`].
@@ -153,7 +162,7 @@ pub struct Store {
 pub struct StoreFile {
     /// Its name. Made known by the first store that names it.
     pub id: PhysicalFileId,
-    /// Whose segments it holds.
+    /// The lane whose segments it holds.
     pub lane: Lane,
     /// Its length in bytes once this store's bytes are written.
     pub len: u64,
@@ -165,10 +174,10 @@ pub struct StoreFile {
 
 /// Segments that belong together, and what they mean.
 #[derive(Debug, Clone)]
-pub struct Item {
+pub struct StoreItem {
     /// New segments.
     pub segments: Vec<NewSegment>,
-    /// What they mean.
+    /// The meaning of the segments.
     pub bind: Bind,
 }
 
@@ -177,9 +186,9 @@ pub struct Item {
 pub struct NewSegment {
     /// Its identity.
     pub id: SegmentId,
-    /// What it is.
+    /// The segment's description.
     pub about: About,
-    /// Where its bytes will be.
+    /// The place where its bytes will be.
     pub location: Location,
     /// Its bytes, if inline.
     pub inline: Option<Bytes>,
@@ -187,35 +196,7 @@ pub struct NewSegment {
     pub crc: SegmentCrc,
 }
 
-/// Who wrote a segment, and for what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct About {
-    /// The job.
-    pub job: JobId,
-    /// Its scope.
-    pub scope: StateScope,
-    /// Who wrote it.
-    pub writer: Writer,
-    /// For which checkpoint, if the door could tell.
-    pub checkpoint: Option<CheckpointId>,
-    /// What the worker calls it.
-    pub name: Option<Label>,
-}
-
-impl SegmentRecord {
-    /// Who wrote it, and for what.
-    pub fn about(&self) -> About {
-        About {
-            job: self.job.clone(),
-            scope: self.scope,
-            writer: self.writer.clone(),
-            checkpoint: self.checkpoint,
-            name: self.name.clone(),
-        }
-    }
-}
-
-/// What new segments mean.
+/// The meaning of new segments.
 #[derive(Debug, Clone)]
 pub enum Bind {
     /// State of a checkpoint; the worker keeps the handle.
@@ -225,14 +206,14 @@ pub enum Bind {
     },
     /// An S3 object.
     Object(Box<PutObject>),
-    /// A part of a multipart upload.
+    /// A part of a multipart upload: of one new segment, or of none if it is empty.
     Part {
         /// The upload.
         upload: String,
         /// The number of the part.
         number: u16,
-        /// The part.
-        part: PartRecord,
+        /// The answer that a client will get about it.
+        part: PartHead,
     },
 }
 
@@ -256,31 +237,21 @@ pub struct PutObject {
     pub bucket: String,
     /// The key.
     pub key: String,
-    /// What must hold.
+    /// The condition that must hold.
     pub condition: Condition,
-    /// What it consists of.
+    /// The bytes that it consists of.
     pub content: ObjectContent,
-    /// When it was put.
-    pub modified: Millis,
 }
 
-/// What an S3 object consists of.
+/// The bytes that an S3 object consists of.
 #[derive(Debug, Clone)]
 pub enum ObjectContent {
     /// These segments in this order: new ones of the same item, and parts of `upload`.
     Segments {
         /// In order.
         segments: Vec<SegmentId>,
-        /// Their bytes in total.
-        len: u64,
-        /// The entity tag, without quotes.
-        etag: String,
-        /// Headers that the client set.
-        headers: ObjectHeaders,
-        /// The checksum, if one was sent or asked for.
-        checksum: Option<ObjectChecksum>,
-        /// Sizes of the parts, for a multipart upload.
-        part_lens: Vec<u64>,
+        /// The answer that a reader will get about it.
+        head: ObjectHead,
         /// The multipart upload that it comes from.
         upload: Option<MadeBy>,
     },
@@ -294,6 +265,12 @@ pub enum ObjectContent {
         if_match: Option<String>,
         /// Headers in place of its own.
         headers: Option<ObjectHeaders>,
+        /// When the copy was made.
+        modified: Millis,
+        /// The storage class of the copy; that of the source does not go with it.
+        storage_class: Option<String>,
+        /// The checksum in place of its own.
+        checksum: Option<ObjectChecksum>,
     },
 }
 
@@ -315,7 +292,7 @@ impl MadeBy {
     }
 }
 
-/// What must hold of the object that stands under a key, for a put over it.
+/// The condition that the object under a key must meet before a put replaces it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Condition {
     /// Anything.
@@ -333,7 +310,7 @@ pub enum Condition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreToken(pub(super) u64);
 
-/// What the catalog answers to an accepted command.
+/// The catalog's answer to an accepted command.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// Done; nothing to tell.
@@ -348,7 +325,7 @@ pub enum Outcome {
     Moved(u64, u64),
 }
 
-/// What became of an accepted [`Item`].
+/// The result of an accepted [`StoreItem`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
     /// Handles of its segments.
@@ -433,10 +410,21 @@ pub enum Refusal {
     /// A part that an object should be made of was uploaded again meanwhile.
     #[error("a part of the multipart upload {0:?} is not there any more")]
     NoSuchPart(String),
+    /// There is no memory for more.
+    #[error(
+        "the catalog takes {used_bytes} bytes of memory and may take {limit_bytes} (limits.catalog-memory): delete \
+         something or raise the limit; reads and deletes go on"
+    )]
+    CatalogFull {
+        /// Bytes that it takes, about.
+        used_bytes: u64,
+        /// The bound.
+        limit_bytes: u64,
+    },
 }
 
 impl Refusal {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::UnknownJob(_)
@@ -447,6 +435,7 @@ impl Refusal {
             | Self::NoSuchPart(_) => ErrorKind::NotFound,
             Self::ConditionFailed(_) => ErrorKind::Precondition,
             Self::KeyInFlight(_) => ErrorKind::Unavailable,
+            Self::CatalogFull { .. } => ErrorKind::Overloaded,
             _ => ErrorKind::Conflict,
         }
     }

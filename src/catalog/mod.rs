@@ -1,21 +1,26 @@
-//! What exists: segments, physical files, jobs, checkpoints, S3 objects. State in memory, log in SlateDB.
+//! Everything that exists: segments, physical files, jobs, checkpoints, S3 objects. State in memory, log in SlateDB.
 //!
-//! [`state::State`] decides; it is a plain state machine behind a lock that is held for microseconds. One owner
+//! [`state::CatalogState`] decides; it is a plain state machine behind a lock that is held shortly. One owner
 //! task takes [`Command`]s in the order of their arrival, applies what has collected, and writes all that as one
 //! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
 //! So commands that arrive while a batch is being synced share the next one. On an object store, where a batch is a
 //! request, those that store nothing wait some milliseconds for each other. A command that changes more than the journal
-//! takes at once, such as a claim of a million segments, is written in pieces: [`state`] orders its changes so that after a
-//! crash between them the same command, sent again, does the rest.
+//! takes at once is written in pieces: [`state`] orders its changes so that a crash between them does no harm.
+//!
+//! A command that frees or hands over many segments, such as the end of a job or a claim, says at once what it means; its
+//! segments follow a few at a time between other commands, and it is answered when that is done and durable. Claims wait for
+//! what is left of earlier commands. So commands and questions hold the lock for half of a millisecond at a time, whatever the
+//! size of the catalog (module `hold`); only an upload that ends is dealt with at once, with all of its parts.
 //!
 //! # What may be read, and when
+//! - Nobody outside holds the lock: what can be asked is a question ([`questions`]), answered with values.
 //! - New things become visible by [`Catalog::confirm`], which is called when their commit and their bytes are durable.
 //! - Deleted things disappear at once; whoever finds nothing under a key that was just deleted waits until the delete
 //!   is durable ([`Catalog::object`]), so that what was seen to be gone stays gone.
 //!
 //! # Crash
-//! The journal holds a prefix of the batches, among them every one that was answered. [`state::State::uncertain_files`]
-//! names the files whose bytes have to be looked at before the first answer; `daemon` does that.
+//! The journal holds a prefix of the batches, among them every one that was answered. [`state::CatalogState::uncertain_files`]
+//! names the files whose bytes have to be looked at before the first answer; `engine` does that.
 //!
 //! # Two daemons
 //! The second one to open the journal shuts the first one out: its next commit fails, [`Catalog::lost`] is cancelled,
@@ -25,13 +30,18 @@
 
 pub mod anchor;
 pub mod command;
+mod hold;
 pub mod log;
-pub mod record;
+pub mod mutation;
+mod owner;
+pub mod questions;
+mod record;
+pub mod save;
+mod shared;
 pub mod slate;
 pub mod state;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -39,107 +49,36 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::model::{Millis, PhysicalFileId, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
 use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
+pub use record::RecordError;
 use record::RecordKey;
-use slate::{Commit, Haste, Journal, JournalError};
-use state::{Changes, ListPage, ListQuery, ObjectView, State};
+pub use shared::CatalogError;
+use shared::{Batch, CatalogShared, PendingReply, QueuedCommand, Settle};
+use slate::{Journal, JournalError};
+use state::{CatalogState, Changes, ListPage, ListQuery, ObjectView};
 
 /// Commands that may wait for the owner.
 const COMMANDS_MAX: usize = 4096;
-/// Commands that share a batch at most.
-const BATCH_COMMANDS_MAX: usize = 1024;
-/// Bytes after which a batch takes no more commands; with one more command the journal still takes it.
-const BATCH_BYTES_MAX: usize = 16 << 20;
-/// Bytes that are written to the journal at once; it takes 64 MiB.
-const PIECE_BYTES_MAX: usize = 48 << 20;
 /// Batches that may wait for durability.
 const BATCHES_IN_FLIGHT_MAX: usize = 64;
-
-/// Why the catalog did not do what it was told.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CatalogError {
-    /// It does not fit what exists. Nothing changed.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The journal cannot be written any more; this daemon answers nothing from here on.
-    #[error("the catalog is lost: {0}")]
-    Lost(Arc<JournalError>),
-    /// The daemon is shutting down.
-    #[error("the catalog is closed")]
-    Closed,
-}
-
-impl CatalogError {
-    /// What the caller should do next.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Refused(refusal) => refusal.kind(),
-            Self::Lost(_) => ErrorKind::Unavailable,
-            Self::Closed => ErrorKind::ShuttingDown,
-        }
-    }
-}
 
 /// A handle to the catalog. Clones share it.
 #[derive(Clone)]
 pub struct Catalog {
-    shared: Arc<Shared>,
-    commands: mpsc::Sender<Request>,
+    shared: Arc<CatalogShared>,
+    commands: mpsc::Sender<QueuedCommand>,
 }
 
-struct Shared {
-    state: RwLock<State>,
-    journal: Journal,
-    clock: Clock,
-    lost: CancellationToken,
-    lost_because: Mutex<Option<Arc<JournalError>>>,
-    /// Number of the last batch that is durable.
-    durable: watch::Sender<u64>,
-    /// Number of the last batch that was applied.
-    applied: AtomicU64,
-    /// What those wait for who give space back.
-    changes: watch::Sender<Changes>,
-    /// Keys that were deleted by a batch that is not durable yet, and the number of that batch.
-    deleting: Mutex<HashMap<(String, String), u64>>,
-}
-
-struct Request {
-    command: Option<Command>,
-    settle: Settle,
-    reply: oneshot::Sender<Result<Outcome, CatalogError>>,
-}
-
-/// Who confirms a store.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Settle {
-    /// The caller, once the bytes are durable too.
-    ByCaller,
-    /// The catalog, as soon as the commit is durable: there are no other bytes.
-    OnCommit,
-}
-
-/// A batch on its way to durability.
-struct Batch {
-    number: u64,
-    commit: Option<Commit>,
-    answers: Vec<Answer>,
-}
-
-struct Answer {
-    outcome: Result<Outcome, Refusal>,
-    settle: Settle,
-    reply: oneshot::Sender<Result<Outcome, CatalogError>>,
-}
+crate::runtime::opaque_debug!(Catalog);
 
 impl Catalog {
     /// Starts the owner of `state`, which was loaded from `journal` and settled.
-    pub fn start(state: State, journal: Journal, clock: Clock, metrics: &Metrics, tasks: &TaskGroup) -> Self {
+    pub fn start(state: CatalogState, journal: Journal, clock: Clock, metrics: &Metrics, tasks: &TaskGroup) -> Self {
         let changes = state.changes();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(CatalogShared {
             state: RwLock::new(state),
             journal,
             clock,
@@ -149,6 +88,8 @@ impl Catalog {
             applied: AtomicU64::new(0),
             changes: watch::Sender::new(changes),
             deleting: Mutex::default(),
+            closing: AtomicBool::new(false),
+            recounting: Mutex::default(),
         });
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
@@ -157,7 +98,7 @@ impl Catalog {
         tasks.spawn(
             "catalog-owner",
             Failure::StopsTheDaemon,
-            own(Arc::clone(&shared), inbox, batches, metrics.clone()),
+            owner::own(Arc::clone(&shared), inbox, batches, metrics.clone()),
         );
         tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
         Self { shared, commands }
@@ -199,7 +140,7 @@ impl Catalog {
 
     async fn request(&self, command: Option<Command>, settle: Settle) -> Result<Outcome, CatalogError> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { command, settle, reply };
+        let request = QueuedCommand { command, settle, reply };
         self.commands.send(request).await.map_err(|_| self.gone())?;
         let mut awaited = Awaited { catalog: self, answer };
         (&mut awaited.answer).await.map_err(|_| self.gone())?
@@ -211,12 +152,12 @@ impl Catalog {
 
     /// The bytes of a store and its commit are durable: it is visible from now on.
     pub fn confirm(&self, token: StoreToken) {
-        self.shared.change(|state, now| state.confirm(token, now));
+        self.shared.confirm(token);
     }
 
     /// The bytes of a store are lost, or nobody knows: it never happened.
     pub fn fail(&self, token: StoreToken) {
-        self.shared.change(|state, now| state.fail(token, now));
+        self.shared.fail(token, None);
     }
 
     /// Does what `command` says at once; the next commit makes it durable, and nobody waits for that. For what is found
@@ -225,7 +166,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Refused`]; nothing changed then.
     pub fn note(&self, command: Command) -> Result<(), CatalogError> {
-        self.shared.change(|state, now| state.apply(command, now))?;
+        self.shared.change(|state, now| state.begin(command, now))?;
         Ok(())
     }
 
@@ -236,16 +177,17 @@ impl Catalog {
 
     /// The same for a store whose bytes were cut off again: its file ends at `len`.
     pub fn fail_at(&self, token: StoreToken, len: u64) {
-        self.shared.change(|state, now| state.fail_at(token, len, now));
+        self.shared.fail(token, Some(len));
     }
 
     /// Workers should not reuse the segments of these files any more, and may reuse those of all others.
     pub fn advise_against(&self, files: &std::collections::BTreeSet<PhysicalFileId>) {
-        self.shared.state.write().advise_against(files);
+        let mut next = 0;
+        while !self.shared.change(|state, _| state.advise_against_some(files, &mut next)) {}
     }
 
-    /// The state as of now. Hold it shortly and never across an await.
-    pub fn view(&self) -> RwLockReadGuard<'_, State> {
+    /// The state as of now. Hold it shortly and never across an await; outside the catalog, ask [`questions`].
+    pub(in crate::catalog) fn view(&self) -> RwLockReadGuard<'_, CatalogState> {
         self.shared.state.read()
     }
 
@@ -257,6 +199,8 @@ impl Catalog {
         self.check()?;
         let found = self.view().object(bucket, key);
         if found.is_none() {
+            // After the look at the state: a delete enters the key here before the state forgets it, so it cannot be
+            // missed.
             let deleting = self.shared.deleting.lock().get(&(bucket.to_owned(), key.to_owned())).copied();
             self.wait_durable(deleting).await?;
         }
@@ -269,13 +213,12 @@ impl Catalog {
     /// [`CatalogError`] if there is no such bucket, or this daemon may no longer answer.
     pub async fn list(&self, bucket: &str, query: &ListQuery<'_>) -> Result<ListPage, CatalogError> {
         self.check()?;
-        let page = {
-            let state = self.view();
-            if !state.has_bucket(bucket) {
-                return Err(Refusal::NoSuchBucket(bucket.to_owned()).into());
-            }
-            state.list(bucket, query)
-        };
+        if !self.has_bucket(bucket) {
+            return Err(Refusal::NoSuchBucket(bucket.to_owned()).into());
+        }
+        let mut page = ListPage::default();
+        self.in_pieces(|state, goes_on| state.list_on(bucket, query, &mut page, goes_on).then_some(()));
+        // After the page was made: every delete that it shows was entered before.
         let deleting = self.shared.deleting.lock().values().max().copied();
         self.wait_durable(deleting).await?;
         Ok(page)
@@ -283,6 +226,7 @@ impl Catalog {
 
     async fn wait_durable(&self, batch: Option<u64>) -> Result<(), CatalogError> {
         let Some(batch) = batch else { return Ok(()) };
+        // `wait_for` looks at the present value first, so a batch that became durable meanwhile is not missed.
         let mut durable = self.shared.durable.subscribe();
         tokio::select! {
             reached = durable.wait_for(|durable| *durable >= batch) => reached.map(|_| ()).map_err(|_| self.gone()),
@@ -290,7 +234,7 @@ impl Catalog {
         }
     }
 
-    /// The bytes of an inline segment; none if it was freed.
+    /// The bytes of an inline segment; `None` if it was freed.
     ///
     /// # Errors
     /// [`CatalogError::Lost`] if the journal does not answer.
@@ -305,6 +249,20 @@ impl Catalog {
     /// [`CatalogError::Lost`] with the reason.
     pub fn check(&self) -> Result<(), CatalogError> {
         self.shared.lost_error().map_or(Ok(()), Err)
+    }
+
+    /// Whether there is memory for more than there is. Whoever receives a body asks before.
+    ///
+    /// # Errors
+    /// [`Refusal::CatalogFull`].
+    pub fn check_room(&self) -> Result<(), Refusal> {
+        self.shared.state.read().has_room()
+    }
+
+    /// Bytes of memory that the catalog takes, about, and those that it may take; 0 is no limit.
+    pub fn memory_bytes(&self) -> (u64, u64) {
+        let state = self.shared.state.read();
+        (state.memory_bytes(), state.memory_bound().unwrap_or(0))
     }
 
     /// Asks storage whether this daemon still owns the catalog; costs requests. What was on storage before the call is
@@ -340,11 +298,14 @@ impl Catalog {
         &self.shared.clock
     }
 
-    /// Writes what is left and closes the journal.
+    /// Writes what has changed and closes the journal. What is left of commands that free or hand over many segments is left
+    /// to the next start, and they are not answered.
     ///
     /// # Errors
     /// [`CatalogError`] if something could not be written; everything that was answered is durable all the same.
     pub async fn close(&self) -> Result<(), CatalogError> {
+        // Before the last batch, so that none comes after it.
+        self.shared.closing.store(true, Ordering::Relaxed);
         self.sync().await?;
         self.shared.journal.close().await.map_err(|error| CatalogError::Lost(Arc::new(error)))
     }
@@ -366,200 +327,32 @@ impl Drop for Awaited<'_> {
     }
 }
 
-impl Shared {
-    /// Changes the state, and tells those who give space back what there is to do.
-    fn change<T>(&self, change: impl FnOnce(&mut State, Millis) -> T) -> T {
-        let now = self.clock.now();
-        let mut state = self.state.write();
-        let changed = change(&mut state, now);
-        let changes = state.changes();
-        drop(state);
-        self.tell(changes);
-        changed
-    }
-
-    fn tell(&self, changes: Changes) {
-        self.changes.send_if_modified(|told| {
-            // Another thread may have told of later ones meanwhile.
-            let before = std::mem::replace(told, changes.max(*told));
-            before != *told
-        });
-    }
-
-    fn lost_error(&self) -> Option<CatalogError> {
-        self.lost_because.lock().clone().map(CatalogError::Lost)
-    }
-
-    fn lose(&self, error: JournalError) -> CatalogError {
-        let error = {
-            let mut because = self.lost_because.lock();
-            Arc::clone(because.get_or_insert_with(|| Arc::new(error)))
-        };
-        if !self.lost.is_cancelled() {
-            tracing::error!(error = crate::error::chain(&*error), "the catalog is lost, nothing is answered any more");
-            self.lost.cancel();
-        }
-        CatalogError::Lost(error)
-    }
-
-    /// Applies requests in order; what they changed, and what confirmations changed since, is one batch.
-    fn apply(&self, requests: &mut Vec<Request>) -> (u64, Pieces, Vec<Answer>) {
-        let number = self.applied.load(Ordering::Relaxed) + 1;
-        let now = self.clock.now();
-        let mut state = self.state.write();
-        let mut answers = Vec::with_capacity(requests.len());
-        let mut pieces = Pieces::default();
-        pieces.add(state.take_mutations());
-        for Request { command, settle, reply } in requests.drain(..) {
-            if let Some(Command::DeleteObjects(bucket, objects)) = &command {
-                let mut deleting = self.deleting.lock();
-                deleting.extend(objects.iter().map(|object| ((bucket.clone(), object.key.clone()), number)));
-            }
-            let outcome = command.map_or(Ok(Outcome::Done), |command| state.apply(command, now));
-            pieces.add(state.take_mutations());
-            answers.push(Answer { outcome, settle, reply });
-        }
-        self.applied.store(number, Ordering::Relaxed);
-        let changes = state.changes();
-        drop(state);
-        self.tell(changes);
-        (number, pieces, answers)
-    }
-
-    /// Writes the pieces of a batch in order. Returns the commit of the last one, with which all are durable.
-    async fn write(&self, pieces: Pieces, haste: Haste) -> Result<Option<Commit>, JournalError> {
-        let mut commit = None;
-        for piece in pieces.all {
-            commit = Some(self.journal.write(piece, haste).await?);
-        }
-        Ok(commit)
-    }
-}
-
-/// The changes of a batch. Those of one command stand in one piece, unless they are more than a piece takes.
-#[derive(Default)]
-struct Pieces {
-    all: Vec<Vec<record::Mutation>>,
-    /// Bytes of the last piece.
-    bytes: usize,
-}
-
-impl Pieces {
-    fn add(&mut self, mutations: Vec<record::Mutation>) {
-        let bytes: usize = mutations.iter().map(record::Mutation::weight).sum();
-        if self.bytes + bytes <= PIECE_BYTES_MAX {
-            self.append(mutations, bytes);
-            return;
-        }
-        self.bytes = PIECE_BYTES_MAX;
-        for mutation in mutations {
-            let len = mutation.weight();
-            self.append(vec![mutation], len);
-        }
-    }
-
-    /// Bytes of all pieces.
-    fn weight(&self) -> u64 {
-        self.all.iter().flatten().map(|mutation| mutation.weight() as u64).sum()
-    }
-
-    fn append(&mut self, mutations: Vec<record::Mutation>, bytes: usize) {
-        if mutations.is_empty() {
-            return;
-        }
-        match self.all.last_mut() {
-            Some(last) if self.bytes + bytes <= PIECE_BYTES_MAX => {
-                last.extend(mutations);
-                self.bytes += bytes;
-            }
-            _ => {
-                self.all.push(mutations);
-                self.bytes = bytes;
-            }
-        }
-    }
-}
-
 /// Notices that the journal has ended, though nobody writes. Does not keep it open.
-async fn watch(shared: Weak<Shared>, ended: impl Future<Output = Option<JournalError>>) {
+async fn watch(shared: Weak<CatalogShared>, ended: impl Future<Output = Option<JournalError>>) {
     if let (Some(error), Some(shared)) = (ended.await, shared.upgrade()) {
         shared.lose(error);
     }
 }
 
-/// The owner: applies commands and writes batches, in order.
-async fn own(shared: Arc<Shared>, mut inbox: mpsc::Receiver<Request>, batches: mpsc::Sender<Batch>, metrics: Metrics) {
-    let mut waiting = VecDeque::with_capacity(BATCH_COMMANDS_MAX);
-    let mut requests = Vec::with_capacity(BATCH_COMMANDS_MAX);
-    while next_batch(&mut inbox, &mut waiting, &mut requests).await {
-        if let Some(error) = shared.lost_error() {
-            requests.drain(..).for_each(|request| drop(request.reply.send(Err(error.clone()))));
-            continue;
-        }
-        let haste = haste(&requests);
-        let (number, pieces, answers) = shared.apply(&mut requests);
-        metrics.commits.inc_by(pieces.all.len() as u64);
-        metrics.committed_bytes.inc_by(pieces.weight());
-        let commit = match shared.write(pieces, haste).await {
-            Ok(commit) => commit,
-            Err(error) => {
-                let error = shared.lose(error);
-                answers.into_iter().for_each(|answer| drop(answer.reply.send(Err(error.clone()))));
-                continue;
-            }
-        };
-        if batches.send(Batch { number, commit, answers }).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Moves into `requests` what shares the next batch: all that has collected, up to a number of bytes. False at
-/// the end.
-async fn next_batch(
-    inbox: &mut mpsc::Receiver<Request>,
-    waiting: &mut VecDeque<Request>,
-    requests: &mut Vec<Request>,
-) -> bool {
-    if waiting.is_empty() {
-        let mut collected = Vec::new();
-        inbox.recv_many(&mut collected, BATCH_COMMANDS_MAX).await;
-        waiting.extend(collected);
-    }
-    let mut bytes = 0;
-    while let Some(request) = waiting.pop_front() {
-        bytes += request.command.as_ref().map_or(0, Command::weight);
-        requests.push(request);
-        if bytes > BATCH_BYTES_MAX {
-            break;
-        }
-    }
-    !requests.is_empty()
-}
-
-/// A store has waited for company already, and its bytes are on their way; a delete or a change of a checkpoint can wait.
-fn haste(requests: &[Request]) -> Haste {
-    let urgent = |request: &Request| matches!(request.command, None | Some(Command::Store(_)));
-    if requests.iter().any(urgent) { Haste::Now } else { Haste::Soon }
-}
-
 /// Waits for each batch to become durable, then answers its requests.
-async fn answer(shared: Arc<Shared>, mut in_flight: mpsc::Receiver<Batch>) {
+async fn answer(shared: Arc<CatalogShared>, mut in_flight: mpsc::Receiver<Batch>) {
     while let Some(Batch { number, commit, answers }) = in_flight.recv().await {
         let durable = match commit {
             Some(commit) => commit.durable().await,
             None => Ok(()),
         };
+        // Once the catalog is lost, not even a durable commit is answered: a successor decides what exists.
         let error = match durable {
             Ok(()) => shared.lost_error(),
             Err(error) => Some(shared.lose(error)),
         };
-        for Answer { outcome, settle, reply } in answers {
+        for PendingReply { outcome, settle, reply } in answers {
             if error.is_none()
                 && settle == Settle::OnCommit
                 && let Ok(Outcome::Stored(token, _)) = &outcome
             {
-                shared.change(|state, now| state.confirm(*token, now));
+                // Before the answer: whoever is told that it is stored finds it.
+                shared.confirm(*token);
             }
             let answer = match &error {
                 Some(error) => Err(error.clone()),
@@ -567,7 +360,7 @@ async fn answer(shared: Arc<Shared>, mut in_flight: mpsc::Receiver<Batch>) {
             };
             // Nobody waits for the answer of a request that was given up; so nobody would settle what it stored.
             if let Err(Ok(Outcome::Stored(token, _))) = reply.send(answer) {
-                shared.change(|state, now| state.fail(token, now));
+                shared.fail(token, None);
             }
         }
         if error.is_none() {
@@ -582,10 +375,11 @@ mod tests {
     use object_store::memory::InMemory;
     use object_store::path::Path;
 
-    use super::command::{About, Bind, Item, NewSegment};
-    use super::slate::{JournalSettings, Placement};
+    use super::command::{Bind, NewSegment, StoreItem};
+    use super::slate::JournalSettings;
     use super::*;
-    use crate::model::{CheckpointId, JobId, Location, SegmentCrc, StateScope, Writer};
+    use crate::model::{About, CheckpointId, JobId, Location, SegmentCrc, StateScope, Writer};
+    use crate::store::{Capabilities, Placement};
 
     fn a_megabyte(number: u128, job: &JobId) -> Store {
         let data = Bytes::from(vec![number as u8; 1 << 20]);
@@ -605,18 +399,22 @@ mod tests {
         };
         Store {
             file: None,
-            items: vec![Item { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } }],
+            items: vec![StoreItem { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } }],
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn more_bytes_at_once_than_a_batch_takes_are_several_batches() {
-        let placement = Placement::Object { store: Arc::new(InMemory::new()), prefix: Path::from("catalog") };
+        let placement = Placement::Object {
+            store: Arc::new(InMemory::new()),
+            prefix: Path::from("catalog"),
+            can: Capabilities::OBJECT,
+        };
         let visit = |_, _| Ok::<(), std::convert::Infallible>(());
         let journal = Journal::open(placement, JournalSettings::default(), visit).await.unwrap();
         let tasks = TaskGroup::new(CancellationToken::new());
         let metrics = Metrics::new();
-        let catalog = Catalog::start(State::default(), journal, Clock::System, &metrics, &tasks);
+        let catalog = Catalog::start(CatalogState::default(), journal, Clock::System, &metrics, &tasks);
         let job: JobId = "a-job".parse().unwrap();
         catalog.execute(Command::CreateJob(job.clone())).await.unwrap();
 
@@ -644,11 +442,15 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_command_that_changes_more_than_the_journal_takes_at_once_is_written_in_pieces() {
         let store: Arc<InMemory> = Arc::default();
-        let placement = || Placement::Object { store: store.clone(), prefix: Path::from("catalog") };
+        let placement = || Placement::Object {
+            store: Arc::<InMemory>::clone(&store),
+            prefix: Path::from("catalog"),
+            can: Capabilities::OBJECT,
+        };
         let visit = |_, _| Ok::<(), std::convert::Infallible>(());
         let journal = Journal::open(placement(), JournalSettings::default(), visit).await.unwrap();
         let tasks = TaskGroup::new(CancellationToken::new());
-        let catalog = Catalog::start(State::default(), journal, Clock::System, &Metrics::new(), &tasks);
+        let catalog = Catalog::start(CatalogState::default(), journal, Clock::System, &Metrics::new(), &tasks);
         let (old, new): (JobId, JobId) = ("old".parse().unwrap(), "new".parse().unwrap());
         catalog.execute(Command::CreateJob(old.clone())).await.unwrap();
         for from in (0..1000).step_by(50) {
@@ -656,12 +458,12 @@ mod tests {
         }
         catalog.execute(Command::CompleteCheckpoint(old.clone(), CheckpointId(1))).await.unwrap();
 
-        let claim = command::Claim::Claim;
-        let restore = command::Restore { job: new.clone(), from: old, checkpoint: CheckpointId(1), claim };
+        let claim = crate::model::Claim::Claim;
+        let restore = command::RestorePoint { job: new.clone(), from: old, checkpoint: CheckpointId(1), claim };
         catalog.execute(Command::Restore(restore)).await.unwrap();
 
         catalog.close().await.unwrap();
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         Journal::open(placement(), JournalSettings::default(), |key, value: Bytes| state.load(&key, &value))
             .await
             .unwrap();

@@ -15,49 +15,44 @@
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Older versions are still
-//! read. Version 2 had no upload in an object, and the parts of an upload stood in its record, which ended with them.
+//! read. Objects with a storage class or with checksums of their parts, and uploads with a storage class, have version
+//! [`VERSION_WITH_MORE`]: behind the record stands [`MoreOfRecord`], for a slot a list of them, one for each version. Version 2 had no upload in an object, and the parts of an upload stood in its record, which ended with them.
 //! Version 1 had, besides, no lane, holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a
 //! job, and in a checkpoint no kind and no word of where it was claimed from.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::mutation::Mutation;
 use crate::model::{
-    CheckpointId, IdempotencyKey, JobId, Label, Lane, Location, Millis, SegmentCrc, SegmentId, StateScope, Writer,
+    CheckpointId, CheckpointKind, CheckpointState, FileState, Forgotten, Holder, IdempotencyKey, JobEnd, JobId, Label,
+    Lane, Location, Millis, NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead, SegmentCrc, SegmentId,
+    StateScope, Writer,
 };
+use crate::store::StoreOwner;
 
 /// Version of the records' encoding that is written.
-pub const VERSION: u8 = 3;
+pub(super) const VERSION: u8 = 3;
+/// Version of those that say more than version 3 can. Only they have it, so that others are read by older daemons.
+pub(super) const VERSION_WITH_MORE: u8 = 4;
 
-/// One change to the catalog's database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mutation {
-    /// Sets a record.
-    Put {
-        /// Its key.
-        key: Bytes,
-        /// Its value.
-        value: Bytes,
-    },
-    /// Removes a record; nothing happens where there is none.
-    Delete {
-        /// Its key.
-        key: Bytes,
-    },
-}
+/// Keys from one bound to another.
+pub(super) type KeyRange = (Bound<&'static [u8]>, Bound<&'static [u8]>);
 
-impl Mutation {
-    /// Bytes of the key and the value.
-    pub fn weight(&self) -> usize {
-        match self {
-            Self::Put { key, value } => key.len() + value.len(),
-            Self::Delete { key } => key.len(),
-        }
-    }
-}
+/// The ranges that a start reads, in this order: of a list, all ranges at the same time, and each in the order of its keys.
+/// So files are read before segments, buckets before objects, uploads before their parts. Bytes of inline segments are not
+/// read.
+pub(super) const READ_AT_OPEN: &[&[KeyRange]] = &[
+    &[(Bound::Unbounded, Bound::Excluded(b"d"))],
+    &[(Bound::Included(b"e"), Bound::Excluded(b"o"))],
+    &[(Bound::Included(b"p"), Bound::Excluded(b"s"))],
+    &[(Bound::Included(b"t"), Bound::Unbounded)],
+    &[(Bound::Included(b"o"), Bound::Excluded(b"p")), (Bound::Included(b"s"), Bound::Excluded(b"t"))],
+];
 
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +61,7 @@ pub enum RecordError {
     #[error("catalog key {0:?} is of no known kind")]
     Key(Bytes),
     /// The value was written by a later version of the daemon.
-    #[error("catalog record {key:?} has version {version}, this daemon reads up to {VERSION}")]
+    #[error("catalog record {key:?} has version {version}, this daemon reads up to {VERSION_WITH_MORE}")]
     Version {
         /// Its key.
         key: Bytes,
@@ -78,346 +73,179 @@ pub enum RecordError {
     Value {
         /// Its key.
         key: Bytes,
-        /// What the decoder says.
+        /// The decoder's error.
         source: postcard::Error,
     },
 }
 
-/// What the catalog knows of a physical file.
+/// A physical file in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileRecord {
+pub(super) struct FileRecord {
     /// Its place in its life.
-    pub state: FileState,
+    pub(super) state: FileState,
     /// When it was named first.
-    pub created: Millis,
-    /// Whose segments it holds; none if a version that did not record it wrote it.
-    pub lane: Option<Lane>,
+    pub(super) created: Millis,
+    /// Whose segments it holds; `None` if a version that did not record it wrote it.
+    pub(super) lane: Option<Lane>,
     /// Bytes of it that were given back to a local disk by punching holes.
-    pub holes: u64,
+    pub(super) holes: u64,
     /// The multipart upload that brings it, while it is open: aborted if the daemon ends before it is complete.
-    pub upload: Option<String>,
+    pub(super) upload: Option<String>,
     /// Whether segments that lived were moved away: who looked them up before may still read them here.
-    pub moved_from: bool,
+    pub(super) moved_from: bool,
 }
 
 impl FileRecord {
     /// Bytes that it takes on storage.
-    pub fn occupied(&self) -> u64 {
+    pub(super) fn occupied(&self) -> u64 {
         self.state.len().saturating_sub(self.holes)
     }
 }
 
-/// The life of a physical file, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FileState {
-    /// Takes more, or is on its way to storage. After a crash, what lies beyond `durable_len` is looked up.
-    Open {
-        /// Bytes that are known to be durable.
-        durable_len: u64,
-        /// Bytes that it will have once all that was committed is written.
-        len: u64,
-    },
-    /// Takes no more.
-    Closed {
-        /// Its size in bytes.
-        len: u64,
-    },
-    /// Holds nothing that lives; to be deleted after its grace.
-    Forgotten {
-        /// Its size in bytes.
-        len: u64,
-        /// Since when.
-        since: Millis,
-        /// What became of its segments.
-        why: Forgotten,
-    },
-}
-
-/// Why a file holds nothing that lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Forgotten {
-    /// The last of its segments was freed: nobody has a right to read it.
-    Died,
-    /// Its last living segments were moved: who looked them up before may still read them here.
-    Moved,
-    /// Its upload was given up, and may still arrive.
-    GivenUp,
-}
-
-impl Forgotten {
-    /// All reasons.
-    pub const ALL: [Self; 3] = [Self::Died, Self::Moved, Self::GivenUp];
-}
-
-impl FileState {
-    /// The size of the file in bytes, as far as it is committed.
-    pub fn len(&self) -> u64 {
-        match self {
-            Self::Open { len, .. } | Self::Closed { len } | Self::Forgotten { len, .. } => *len,
-        }
-    }
-
-    /// Whether the file has no bytes yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// What the catalog knows of a segment.
+/// A segment in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SegmentRecord {
+pub(super) struct SegmentRecord {
     /// The job it belongs to.
-    pub job: JobId,
+    pub(super) job: JobId,
     /// Its scope.
-    pub scope: StateScope,
-    /// Who wrote it.
-    pub writer: Writer,
+    pub(super) scope: StateScope,
+    /// The writer.
+    pub(super) writer: Writer,
     /// The checkpoint it was written for, when the door could tell.
-    pub checkpoint: Option<CheckpointId>,
-    /// Who keeps it alive.
-    pub holder: Holder,
-    /// Where its bytes are.
-    pub location: Location,
+    pub(super) checkpoint: Option<CheckpointId>,
+    /// The holder that keeps it alive.
+    pub(super) holder: Holder,
+    /// The place of its bytes.
+    pub(super) location: Location,
     /// CRC-32C of its bytes, and of each block.
-    pub crc: SegmentCrc,
-    /// What the worker calls it.
-    pub name: Option<Label>,
+    pub(super) crc: SegmentCrc,
+    /// The worker's name for it.
+    pub(super) name: Option<Label>,
     /// The key under which a repeat of its put is recognised.
-    pub idempotency_key: Option<IdempotencyKey>,
+    pub(super) idempotency_key: Option<IdempotencyKey>,
     /// When it was accepted.
-    pub created: Millis,
+    pub(super) created: Millis,
 }
 
-/// Who keeps a segment alive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Holder {
-    /// The checkpoints up to `last_used`: Flink's watermark, which only grows.
-    Checkpoints {
-        /// The last checkpoint that uses it.
-        last_used: CheckpointId,
-    },
-    /// So many S3 objects.
-    Objects {
-        /// How many.
-        count: u32,
-    },
-    /// A multipart upload that has not ended.
-    Upload,
-    /// A savepoint; only its discarding frees it.
-    Savepoint {
-        /// Which one.
-        id: CheckpointId,
-    },
+/// A job in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct JobRecord {
+    /// When it was first named.
+    pub(super) created: Millis,
+    /// Checkpoints up to here are subsumed; their segments are refused.
+    pub(super) subsumed: Option<CheckpointId>,
+    /// The way and the time of its end, if something of it is kept; it takes no segments then.
+    pub(super) ended: Option<(JobEnd, Millis)>,
 }
 
-impl Holder {
-    /// Whether a segment that was written for `written` is part of `checkpoint`. The watermark tells first and last use:
-    /// a checkpoint between them counts as a user.
-    pub fn is_part_of(&self, written: Option<CheckpointId>, checkpoint: CheckpointId) -> bool {
-        match self {
-            Self::Checkpoints { last_used } => written.is_none_or(|n| n <= checkpoint) && checkpoint <= *last_used,
-            Self::Savepoint { id } => *id == checkpoint,
-            Self::Objects { .. } | Self::Upload => false,
-        }
+/// A checkpoint in the catalog that is not subsumed.
+///
+/// One that is complete, has not ended and was claimed from a job is that job's by now: its segments are changing hands, and
+/// with the last one the record goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CheckpointRecord {
+    /// Its place in its life.
+    pub(super) state: CheckpointState,
+    /// When it began.
+    pub(super) begun: Millis,
+    /// When it completed or was aborted.
+    pub(super) ended: Option<Millis>,
+    /// Whether it is the system's or the user's.
+    pub(super) kind: CheckpointKind,
+    /// The job that it was claimed from.
+    pub(super) claimed_from: Option<JobId>,
+}
+
+/// Stands behind the record of a checkpoint whose segments are changing hands: a daemon that does not know of that would free
+/// them as subsumed.
+const CHANGING_HANDS: u8 = 1;
+
+impl CheckpointRecord {
+    /// Whether it is another job's by now, and some of its segments are not yet.
+    pub(super) fn is_changing_hands(&self) -> bool {
+        self.state == CheckpointState::Completed && self.ended.is_none() && self.claimed_from.is_some()
     }
 }
 
-/// What the catalog knows of a job.
+/// A bucket in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobRecord {
-    /// When it was first named.
-    pub created: Millis,
-    /// Checkpoints up to here are subsumed; their segments are refused.
-    pub subsumed: Option<CheckpointId>,
-    /// How and when it ended, if what it left is kept; it takes no segments then.
-    pub ended: Option<(JobEnd, Millis)>,
-}
-
-/// How a job ended: Flink's `JobStatus`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum JobEnd {
-    /// It read all its input.
-    Finished,
-    /// A user cancelled it.
-    Canceled,
-    /// It failed for good.
-    Failed,
-    /// Its job manager stopped; another one may go on with it.
-    Suspended,
-}
-
-/// Whether a checkpoint belongs to the system or to the user.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckpointKind {
-    /// Subsumed by newer ones.
-    #[default]
-    Checkpoint,
-    /// Self-contained, never subsumed; lives until it is discarded.
-    Savepoint,
-}
-
-/// What the catalog knows of a checkpoint that is not subsumed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckpointRecord {
-    /// Its place in its life.
-    pub state: CheckpointState,
-    /// When it began.
-    pub begun: Millis,
-    /// When it completed or was aborted.
-    pub ended: Option<Millis>,
-    /// Whose it is.
-    pub kind: CheckpointKind,
-    /// The job that it was claimed from.
-    pub claimed_from: Option<JobId>,
-}
-
-/// The life of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckpointState {
-    /// Takes segments.
-    Pending,
-    /// Complete: a job can be restored from it.
-    Completed,
-    /// Given up; its segments are freed and late ones refused.
-    Aborted,
-}
-
-/// What the catalog knows of a bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BucketRecord {
+pub(super) struct BucketRecord {
     /// When it was created.
-    pub created: Millis,
+    pub(super) created: Millis,
 }
 
-/// What stands under one key of a bucket: its versions, newest first.
+/// The versions under one key of a bucket, newest first.
 ///
 /// More than one stands there only while a put over an existing object is on its way: should its bytes not
 /// arrive, the object before it is still the one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectSlot {
+pub(super) struct ObjectSlot {
     /// Newest first.
-    pub versions: Vec<Arc<ObjectRecord>>,
+    pub(super) versions: Vec<Arc<ObjectRecord>>,
 }
 
-/// What the catalog knows of one S3 object.
+/// One S3 object in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectRecord {
+pub(super) struct ObjectRecord {
     /// Its bytes, in order. Empty for an object of 0 bytes.
-    pub segments: Vec<SegmentId>,
-    /// Number of bytes.
-    pub len: u64,
-    /// The entity tag without quotes: the MD5 in hex, `<md5 of md5s>-<parts>`, or an opaque one.
-    pub etag: String,
-    /// When it was put.
-    pub modified: Millis,
-    /// Headers that the client set.
-    pub headers: ObjectHeaders,
-    /// The checksum that the client sent or asked for.
-    pub checksum: Option<ObjectChecksum>,
-    /// The sizes of its parts in bytes, for an object that came as a multipart upload.
-    pub part_lens: Vec<u64>,
+    pub(super) segments: Vec<SegmentId>,
+    /// The part of it that a reader is told.
+    pub(super) head: ObjectHead,
     /// The multipart upload that made it: whoever repeats its completion is answered as the first time.
-    pub upload: Option<String>,
-}
-
-/// Headers of an S3 object that are given back as they came.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectHeaders {
-    /// `Content-Type`.
-    pub content_type: Option<String>,
-    /// `Cache-Control`.
-    pub cache_control: Option<String>,
-    /// `Content-Disposition`.
-    pub content_disposition: Option<String>,
-    /// `Content-Encoding`.
-    pub content_encoding: Option<String>,
-    /// `Content-Language`.
-    pub content_language: Option<String>,
-    /// `Expires`, as the client wrote it.
-    pub expires: Option<String>,
-    /// `x-amz-meta-*`, names in lower case.
-    pub metadata: Vec<(String, String)>,
-}
-
-/// A checksum of an S3 object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ObjectChecksum {
-    /// `CRC32`, `CRC32C`, `CRC64NVME`, `SHA1` or `SHA256`.
-    pub algorithm: String,
-    /// The value in base64; a composite one ends in `-<parts>`.
-    pub value: String,
-    /// Whether it is a checksum of checksums.
-    pub composite: bool,
+    pub(super) upload: Option<String>,
 }
 
 /// A multipart upload that survives a restart. Never changes; its parts have records of their own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UploadRecord {
-    /// The bucket.
-    pub bucket: String,
-    /// The key.
-    pub key: String,
-    /// Headers for the object.
-    pub headers: ObjectHeaders,
-    /// The checksum algorithm asked for, and whether of the full object.
-    pub checksum: Option<(String, bool)>,
+pub(super) struct UploadRecord {
+    /// The client's request for the object.
+    pub(super) upload: Arc<NewUpload>,
     /// When it was created.
-    pub created: Millis,
+    pub(super) created: Millis,
 }
 
 /// An upload as any version wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct StoredUpload {
+pub(super) struct StoredUpload {
     /// The upload.
-    pub record: UploadRecord,
+    pub(super) record: UploadRecord,
     /// Its parts by number, if version 2 or an older one wrote it.
     #[serde(skip)]
-    pub parts: Vec<(u16, PartRecord)>,
+    pub(super) parts: Vec<(u16, PartRecord)>,
 }
 
-/// What stands under one number of an upload: its versions, newest first.
+/// The versions under one number of an upload, newest first.
 ///
 /// More than one stands there only while a part is uploaded again: should its bytes not arrive, the part before it is
 /// still the one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartSlot {
+pub(super) struct PartSlot {
     /// Newest first.
-    pub versions: Vec<PartRecord>,
+    pub(super) versions: Vec<PartRecord>,
 }
 
 /// One part of a multipart upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartRecord {
-    /// The segment with its bytes; none for a part of 0 bytes.
-    pub segment: Option<SegmentId>,
-    /// Number of bytes.
-    pub len: u64,
-    /// MD5 in hex.
-    pub etag: String,
-    /// The checksum in base64, if one was sent or asked for.
-    pub checksum: Option<String>,
-    /// When it was put.
-    pub modified: Millis,
+pub(super) struct PartRecord {
+    /// The segment with its bytes; `None` for a part of 0 bytes.
+    pub(super) segment: Option<SegmentId>,
+    /// The part of it that a client is told.
+    pub(super) head: PartHead,
 }
 
-/// Who opened the catalog last, and for which store. Written before the owner's object beside the data is: data with a later
+/// Who opened the catalog last, and for which store. RecordValue before the owner's object beside the data is: data with a later
 /// owner's object than this one is newer than the catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OwnerRecord {
+pub(super) struct OwnerRecord {
     /// The identity of the store, as it stands beside the data.
-    pub store: String,
-    /// The owner's epoch.
-    pub epoch: u64,
-    /// What it drew at its start.
-    pub incarnation: String,
+    pub(super) store: String,
+    /// Its epoch, and what it drew at its start.
+    pub(super) owner: StoreOwner,
 }
 
 /// A key of the database, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RecordKey {
+pub(super) enum RecordKey {
     /// A physical file, by path.
     File(String),
     /// A segment.
@@ -442,7 +270,7 @@ pub enum RecordKey {
 
 impl RecordKey {
     /// The key's bytes.
-    pub fn encode(&self) -> Bytes {
+    pub(super) fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(64);
         match self {
             Self::File(path) => join(&mut out, b'f', &[path.as_bytes()]),
@@ -463,7 +291,7 @@ impl RecordKey {
     ///
     /// # Errors
     /// [`RecordError::Key`] for bytes that [`Self::encode`] does not make.
-    pub fn decode(key: &Bytes) -> Result<Self, RecordError> {
+    pub(super) fn decode(key: &Bytes) -> Result<Self, RecordError> {
         Self::try_decode(key).ok_or_else(|| RecordError::Key(key.clone()))
     }
 
@@ -496,13 +324,16 @@ impl RecordKey {
     }
 
     /// The change that sets this record.
-    pub fn put<T: Serialize>(&self, value: &T) -> Mutation {
-        let out = postcard::to_extend(value, vec![VERSION]).expect("plain records always encode");
+    pub(super) fn put<T: RecordValue>(&self, value: &T) -> Mutation {
+        let more = value.more();
+        let version = if more.is_empty() { VERSION } else { VERSION_WITH_MORE };
+        let mut out = postcard::to_extend(value, vec![version]).expect("plain records always encode");
+        out.extend_from_slice(&more);
         Mutation::Put { key: self.encode(), value: out.into() }
     }
 
     /// The change that removes this record.
-    pub fn delete(&self) -> Mutation {
+    pub(super) fn delete(&self) -> Mutation {
         Mutation::Delete { key: self.encode() }
     }
 }
@@ -512,12 +343,78 @@ fn join(out: &mut Vec<u8>, kind: u8, parts: &[&[u8]]) {
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
+/// The fields of an object or an upload that version 3 does not have.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MoreOfRecord {
+    /// The storage class.
+    pub(super) storage_class: Option<String>,
+    /// Checksums of the parts.
+    pub(super) part_checksums: Vec<String>,
+}
+
+impl MoreOfRecord {
+    fn of(headers: &ObjectHeaders, checksum: Option<&ObjectChecksum>) -> Self {
+        let part_checksums = checksum.map(|checksum| checksum.parts.clone()).unwrap_or_default();
+        Self { storage_class: headers.storage_class.clone(), part_checksums }
+    }
+
+    fn is_needed(headers: &ObjectHeaders, checksum: Option<&ObjectChecksum>) -> bool {
+        headers.storage_class.is_some() || checksum.is_some_and(|checksum| !checksum.parts.is_empty())
+    }
+}
+
+/// A record as it is written.
+pub(super) trait RecordValue: Serialize {
+    /// The bytes behind it, if it needs [`VERSION_WITH_MORE`].
+    fn more(&self) -> Vec<u8> {
+        vec![]
+    }
+}
+
+impl RecordValue for FileRecord {}
+impl RecordValue for SegmentRecord {}
+impl RecordValue for JobRecord {}
+
+impl RecordValue for CheckpointRecord {
+    fn more(&self) -> Vec<u8> {
+        if self.is_changing_hands() { vec![CHANGING_HANDS] } else { vec![] }
+    }
+}
+
+impl RecordValue for BucketRecord {}
+impl RecordValue for OwnerRecord {}
+impl RecordValue for PartSlot {}
+
+impl RecordValue for ObjectSlot {
+    fn more(&self) -> Vec<u8> {
+        if !self
+            .versions
+            .iter()
+            .any(|version| MoreOfRecord::is_needed(&version.head.headers, version.head.checksum.as_ref()))
+        {
+            return vec![];
+        }
+        let of = |version: &Arc<ObjectRecord>| MoreOfRecord::of(&version.head.headers, version.head.checksum.as_ref());
+        let more: Vec<MoreOfRecord> = self.versions.iter().map(of).collect();
+        postcard::to_stdvec(&more).expect("plain records always encode")
+    }
+}
+
+impl RecordValue for UploadRecord {
+    fn more(&self) -> Vec<u8> {
+        if !MoreOfRecord::is_needed(&self.upload.headers, None) {
+            return vec![];
+        }
+        postcard::to_stdvec(&MoreOfRecord::of(&self.upload.headers, None)).expect("plain records always encode")
+    }
+}
+
 /// A record, in every version that was ever written.
-pub trait Record: DeserializeOwned {
+pub(super) trait Record: DeserializeOwned {
     /// Reads version 1; most records did not change in the next one.
     ///
     /// # Errors
-    /// What the decoder says.
+    /// The decoder's error.
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
         Self::decode_version_2(body)
     }
@@ -525,8 +422,16 @@ pub trait Record: DeserializeOwned {
     /// Reads version 2; most records have not changed since.
     ///
     /// # Errors
-    /// What the decoder says.
+    /// The decoder's error.
     fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
+        postcard::from_bytes(body)
+    }
+
+    /// Reads version 4, which few records have.
+    ///
+    /// # Errors
+    /// The decoder's error.
+    fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
         postcard::from_bytes(body)
     }
 }
@@ -538,12 +443,25 @@ impl Record for PartSlot {}
 
 impl Record for ObjectSlot {
     fn decode_version_2(body: &[u8]) -> postcard::Result<Self> {
-        type Object = (Vec<SegmentId>, u64, String, Millis, ObjectHeaders, Option<ObjectChecksum>, Vec<u64>);
-        let versions: Vec<Object> = postcard::from_bytes(body)?;
-        let object = |(segments, len, etag, modified, headers, checksum, part_lens)| {
-            Arc::new(ObjectRecord { segments, len, etag, modified, headers, checksum, part_lens, upload: None })
-        };
+        let versions: Vec<(Vec<SegmentId>, ObjectHead)> = postcard::from_bytes(body)?;
+        let object = |(segments, head)| Arc::new(ObjectRecord { segments, head, upload: None });
         Ok(Self { versions: versions.into_iter().map(object).collect() })
+    }
+
+    fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
+        let (mut slot, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        let more: Vec<MoreOfRecord> = postcard::from_bytes(rest)?;
+        if more.len() != slot.versions.len() {
+            return Err(postcard::Error::DeserializeBadEncoding);
+        }
+        for (version, more) in slot.versions.iter_mut().zip(more) {
+            let version = Arc::make_mut(version);
+            version.head.headers.storage_class = more.storage_class;
+            if let Some(checksum) = &mut version.head.checksum {
+                checksum.parts = more.part_checksums;
+            }
+        }
+        Ok(slot)
     }
 }
 
@@ -552,21 +470,28 @@ impl Record for StoredUpload {
         let (record, parts) = postcard::from_bytes(body)?;
         Ok(Self { record, parts })
     }
+
+    fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
+        let (mut stored, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        let more: MoreOfRecord = postcard::from_bytes(rest)?;
+        Arc::make_mut(&mut stored.record.upload).headers.storage_class = more.storage_class;
+        Ok(stored)
+    }
 }
 
 impl Record for FileRecord {
     fn decode_version_1(body: &[u8]) -> postcard::Result<Self> {
         #[derive(Deserialize)]
-        enum State {
+        enum FileStateV1 {
             Open { durable_len: u64, len: u64 },
             Closed { len: u64 },
             Forgotten { len: u64, since: Millis },
         }
-        let (state, created): (State, Millis) = postcard::from_bytes(body)?;
+        let (state, created): (FileStateV1, Millis) = postcard::from_bytes(body)?;
         let state = match state {
-            State::Open { durable_len, len } => FileState::Open { durable_len, len },
-            State::Closed { len } => FileState::Closed { len },
-            State::Forgotten { len, since } => FileState::Forgotten { len, since, why: Forgotten::Moved },
+            FileStateV1::Open { durable_len, len } => FileState::Open { durable_len, len },
+            FileStateV1::Closed { len } => FileState::Closed { len },
+            FileStateV1::Forgotten { len, since } => FileState::Forgotten { len, since, why: Forgotten::Moved },
         };
         Ok(Self { state, created, lane: None, holes: 0, upload: None, moved_from: false })
     }
@@ -584,16 +509,24 @@ impl Record for CheckpointRecord {
         let (state, begun, ended) = postcard::from_bytes(body)?;
         Ok(Self { state, begun, ended, kind: CheckpointKind::Checkpoint, claimed_from: None })
     }
+
+    fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
+        match postcard::take_from_bytes(body)? {
+            (record, [CHANGING_HANDS]) => Ok(record),
+            _ => Err(postcard::Error::DeserializeBadEncoding),
+        }
+    }
 }
 
 /// Reads the value of the record under `key`.
 ///
 /// # Errors
 /// [`RecordError`] for an unknown version, or bytes that are no such record.
-pub fn decode<T: Record>(key: &Bytes, value: &[u8]) -> Result<T, RecordError> {
+pub(super) fn decode<T: Record>(key: &Bytes, value: &[u8]) -> Result<T, RecordError> {
     let (version, body) = value.split_first().unwrap_or((&0, &[]));
     let record = match *version {
         VERSION => postcard::from_bytes(body),
+        VERSION_WITH_MORE => T::decode_with_more(body),
         2 => T::decode_version_2(body),
         1 => T::decode_version_1(body),
         version => return Err(RecordError::Version { key: key.clone(), version }),
@@ -699,32 +632,135 @@ mod tests {
         assert_eq!(sample::<PartSlot>(in_part), parts);
     }
 
+    /// Of those that have not changed since version 2.
+    #[test]
+    fn files_jobs_and_checkpoints_are_written_as_in_version_2() {
+        let lane = Lane { job: Some("j".parse().unwrap()), scope: StateScope::Shared, of: crate::model::LaneOf::All };
+        let state = FileState::Forgotten { len: 5, since: Millis(7), why: Forgotten::Died };
+        let (lane, upload) = (Some(lane), Some("u".into()));
+        let file = FileRecord { state, created: Millis(9), lane, holes: 3, upload, moved_from: true };
+        let job = JobRecord { created: Millis(4), subsumed: Some(CheckpointId(2)), ended: None };
+        let ended = JobRecord { created: Millis(4), subsumed: None, ended: Some((JobEnd::Failed, Millis(6))) };
+        let checkpoint = CheckpointRecord {
+            state: CheckpointState::Aborted,
+            begun: Millis(1),
+            ended: Some(Millis(3)),
+            kind: CheckpointKind::Savepoint,
+            claimed_from: Some("j".parse().unwrap()),
+        };
+        let name: JobId = "j".parse().unwrap();
+
+        assert_eq!(bytes_of(&RecordKey::File("f".into()).put(&file)), "0302050700090101016a00020301017501");
+        assert_eq!(bytes_of(&RecordKey::Job(name.clone()).put(&job)), "0304010200");
+        assert_eq!(bytes_of(&RecordKey::Job(name.clone()).put(&ended)), "030400010206");
+        assert_eq!(bytes_of(&RecordKey::Checkpoint(name, CheckpointId(1)).put(&checkpoint)), "03020101030101016a");
+        assert_eq!(sample::<JobRecord>("0304010200"), job);
+        assert_eq!(sample::<CheckpointRecord>("03020101030101016a"), checkpoint);
+    }
+
+    /// A stored sample of version 3 in which nothing is left out.
+    #[test]
+    fn what_a_client_says_of_an_object_is_written_as_it_was() {
+        let checksum =
+            Some(ObjectChecksum { algorithm: "CRC32".into(), value: "v".into(), composite: true, parts: vec![] });
+        let headers = ObjectHeaders {
+            content_type: Some("t".into()),
+            metadata: vec![("a".into(), "b".into())],
+            ..ObjectHeaders::default()
+        };
+        let head = ObjectHead { headers: headers.clone(), checksum, ..object().head };
+        let object = ObjectRecord { head, ..object() };
+        let slot = ObjectSlot { versions: vec![Arc::new(object)] };
+        let upload =
+            NewUpload { headers, checksum: Some(("SHA1".into(), true)), ..NewUpload::clone(&an_upload().upload) };
+        let upload = UploadRecord { upload: Arc::new(upload), ..an_upload() };
+        let head = PartHead { checksum: Some("v".into()), ..part().head };
+        let parts = PartSlot { versions: vec![PartRecord { segment: None, head }] };
+
+        let in_headers = "01017400000000000101610162";
+        let in_slot = format!("0301010705016509{in_headers}01054352433332017601010501017a");
+        let in_upload = format!("030162016b{in_headers}0104534841310104");
+        let in_part = "03010005016501017609";
+        assert_eq!(bytes_of(&RecordKey::Object("b".into(), "k".into()).put(&slot)), in_slot);
+        assert_eq!(bytes_of(&RecordKey::Upload("z".into()).put(&upload)), in_upload);
+        assert_eq!(bytes_of(&RecordKey::Part("z".into(), 2).put(&parts)), in_part);
+        assert_eq!(sample::<ObjectSlot>(&in_slot), slot);
+        assert_eq!(sample::<StoredUpload>(&in_upload), StoredUpload { record: upload, parts: vec![] });
+        assert_eq!(sample::<PartSlot>(in_part), parts);
+    }
+
+    /// Stored samples of version 4, which only objects and uploads have that say more.
+    #[test]
+    fn version_4_of_the_records_reads_as_it_did() {
+        let class = Some("STANDARD_IA".to_owned());
+        let headers = ObjectHeaders { storage_class: class, ..ObjectHeaders::default() };
+        let parts = vec!["AAAAAA==".to_owned()];
+        let checksum = ObjectChecksum { algorithm: "CRC32".into(), value: "x-1".into(), composite: true, parts };
+        let object_of = |head| Arc::new(ObjectRecord { head, ..object() });
+        let new = object_of(ObjectHead { headers: headers.clone(), ..object().head });
+        let old = object_of(ObjectHead { checksum: Some(checksum), ..object().head });
+        let slot = ObjectSlot { versions: vec![new, old] };
+        let upload = NewUpload { headers, ..NewUpload::clone(&an_upload().upload) };
+        let upload = UploadRecord { upload: Arc::new(upload), ..an_upload() };
+
+        let new_object = "010107050165090000000000000000010501017a";
+        let old_object = "0107050165090000000000000001054352433332".to_owned() + "03782d3101" + "010501017a";
+        let more = "02".to_owned() + "010b5354414e444152445f494100" + "00010841414141414" + "13d3d";
+        let in_slot = format!("0402{}{old_object}{more}", &new_object[2..]);
+        let in_upload = "040162016b000000000000000004".to_owned() + "010b5354414e444152445f494100";
+        assert_eq!(bytes_of(&RecordKey::Object("b".into(), "k".into()).put(&slot)), in_slot);
+        assert_eq!(bytes_of(&RecordKey::Upload("z".into()).put(&upload)), in_upload);
+        assert_eq!(sample::<ObjectSlot>(&in_slot), slot);
+        assert_eq!(sample::<StoredUpload>(&in_upload), StoredUpload { record: upload, parts: vec![] });
+    }
+
+    /// A daemon that does not know of claims in pieces refuses a checkpoint that it would take for a subsumed one.
+    #[test]
+    fn a_checkpoint_that_changes_hands_is_not_read_by_older_daemons() {
+        let claimed = CheckpointRecord {
+            state: CheckpointState::Completed,
+            begun: Millis(1),
+            ended: None,
+            kind: CheckpointKind::Checkpoint,
+            claimed_from: Some("j".parse().unwrap()),
+        };
+        let over = CheckpointRecord { ended: Some(Millis(2)), ..claimed.clone() };
+        let key = RecordKey::Checkpoint("i".parse().unwrap(), CheckpointId(1));
+
+        assert_eq!(bytes_of(&key.put(&claimed)), "040101000001016a01");
+        assert_eq!(sample::<CheckpointRecord>("040101000001016a01"), claimed);
+        assert_eq!(bytes_of(&key.put(&over))[..2], *"03");
+        let wrong = hex::decode("040101000001016a02").unwrap();
+        assert!(decode::<CheckpointRecord>(&key.encode(), &wrong).is_err());
+    }
+
     fn object() -> ObjectRecord {
-        ObjectRecord {
-            segments: vec![SegmentId(7)],
+        let head = ObjectHead {
             len: 5,
             etag: "e".into(),
             modified: Millis(9),
             headers: ObjectHeaders::default(),
             checksum: None,
             part_lens: vec![5],
-            upload: Some("z".into()),
-        }
+        };
+        ObjectRecord { segments: vec![SegmentId(7)], head, upload: Some("z".into()) }
     }
 
     fn an_upload() -> UploadRecord {
         let (bucket, key) = ("b".into(), "k".into());
-        UploadRecord { bucket, key, headers: ObjectHeaders::default(), checksum: None, created: Millis(4) }
+        let upload = NewUpload { bucket, key, headers: ObjectHeaders::default(), checksum: None };
+        UploadRecord { upload: Arc::new(upload), created: Millis(4) }
     }
 
     fn part() -> PartRecord {
-        PartRecord { segment: Some(SegmentId(7)), len: 5, etag: "e".into(), checksum: None, modified: Millis(9) }
+        let head = PartHead { len: 5, etag: "e".into(), checksum: None, modified: Millis(9) };
+        PartRecord { segment: Some(SegmentId(7)), head }
     }
 
     /// There is one form of it since version 2.
     #[test]
     fn an_owner_record_reads_as_it_did() {
-        let owner = OwnerRecord { store: "s".into(), epoch: 5, incarnation: "i".into() };
+        let owner = OwnerRecord { store: "s".into(), owner: StoreOwner { epoch: 5, incarnation: "i".into() } };
 
         assert_eq!(sample::<OwnerRecord>("020173050169"), owner);
         assert_eq!(bytes_of(&RecordKey::Owner.put(&owner))[2..], *"0173050169");
@@ -757,12 +793,14 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(key in proptest::collection::vec(any::<u8>(), 0..40), mut value in proptest::collection::vec(any::<u8>(), 0..200)) {
             let key = Bytes::from(key);
             let _ = RecordKey::decode(&key);
-            if let Some(first) = value.first_mut() { *first = VERSION; }
-            let _ = decode::<SegmentRecord>(&key, &value);
-            let _ = decode::<FileRecord>(&key, &value);
-            let _ = decode::<ObjectSlot>(&key, &value);
-            let _ = decode::<StoredUpload>(&key, &value);
-            let _ = decode::<PartSlot>(&key, &value);
+            for version in [VERSION, VERSION_WITH_MORE] {
+                if let Some(first) = value.first_mut() { *first = version; }
+                let _ = decode::<SegmentRecord>(&key, &value);
+                let _ = decode::<FileRecord>(&key, &value);
+                let _ = decode::<ObjectSlot>(&key, &value);
+                let _ = decode::<StoredUpload>(&key, &value);
+                let _ = decode::<PartSlot>(&key, &value);
+            }
         }
     }
 }

@@ -15,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::key_value;
 use crate::config::MemorySize;
 use crate::load::churn::workload::{Heat, SEGMENT_BYTES_MAX, Sizes};
-use crate::load::churn::{self, Place, Preset};
-use crate::load::workload::Shape;
-use crate::load::{Door, External, Options, Progress, bench as measure, sink};
+use crate::load::churn::{self, ChurnStore, Preset};
+use crate::load::workload::LoadShape;
+use crate::load::{BenchOptions, BenchProgress, Door, External, bench as measure, sink};
 use crate::model::StateScope;
 
 #[derive(Debug, Args)]
@@ -220,13 +220,13 @@ fn bench_churn(args: &ChurnArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell_churn(progress: &churn::Progress<'_>) {
+fn tell_churn(progress: &churn::ChurnProgress<'_>) {
     let terminal = std::io::stderr().is_terminal();
     match progress {
-        churn::Progress::Note(text) => eprintln!("note: {text}"),
-        churn::Progress::Step(name, checkpoint) if terminal => eprint!("\r\x1b[K{name}: checkpoint {checkpoint}"),
-        churn::Progress::Step(..) => {}
-        churn::Progress::Done(run) => {
+        churn::ChurnProgress::Note(text) => eprintln!("note: {text}"),
+        churn::ChurnProgress::Step(name, checkpoint) if terminal => eprint!("\r\x1b[K{name}: checkpoint {checkpoint}"),
+        churn::ChurnProgress::Step(..) => {}
+        churn::ChurnProgress::Done(run) => {
             if terminal {
                 eprint!("\r\x1b[K");
             }
@@ -235,7 +235,7 @@ fn tell_churn(progress: &churn::Progress<'_>) {
     }
 }
 
-fn churn_options(args: &ChurnArgs) -> anyhow::Result<churn::Options> {
+fn churn_options(args: &ChurnArgs) -> anyhow::Result<churn::ChurnOptions> {
     let preset = match args.preset {
         PresetArg::Mixed => Preset::Mixed,
         PresetArg::Flink => Preset::Flink,
@@ -262,10 +262,10 @@ fn churn_options(args: &ChurnArgs) -> anyhow::Result<churn::Options> {
         bail!("--limit must be 1 to 1000, is {limit}");
     }
     let place = match args.store {
-        PlaceArg::Memory => Place::Memory,
-        PlaceArg::Local => Place::Local,
+        PlaceArg::Memory => ChurnStore::Memory,
+        PlaceArg::Local => ChurnStore::Local,
     };
-    Ok(churn::Options {
+    Ok(churn::ChurnOptions {
         preset,
         shape,
         checkpoints: args.checkpoints,
@@ -303,14 +303,14 @@ fn write_whole(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 /// Figures go to standard output, everything else to standard error.
-fn tell(progress: &Progress<'_>) {
+fn tell(progress: &BenchProgress<'_>) {
     let terminal = std::io::stderr().is_terminal();
     match progress {
-        Progress::Note(text) => eprintln!("note: {text}"),
-        Progress::Begins(time) => eprintln!("this takes about {} s\n{LEGEND}", time.as_secs().max(1)),
-        Progress::Drives(target, cell, round) if terminal => eprint!("\r\x1b[K{cell}: round {round}, {target}"),
-        Progress::Drives(..) => {}
-        Progress::Done(cell) => {
+        BenchProgress::Note(text) => eprintln!("note: {text}"),
+        BenchProgress::Begins(time) => eprintln!("this takes about {} s\n{LEGEND}", time.as_secs().max(1)),
+        BenchProgress::Drives(target, cell, round) if terminal => eprint!("\r\x1b[K{cell}: round {round}, {target}"),
+        BenchProgress::Drives(..) => {}
+        BenchProgress::Done(cell) => {
             if terminal {
                 eprint!("\r\x1b[K");
             }
@@ -319,14 +319,14 @@ fn tell(progress: &Progress<'_>) {
     }
 }
 
-/// What the columns of the tables mean.
+/// The legend of the tables' columns.
 const LEGEND: &str = "\
 medians over the rounds (min..max); of sink: answers/s over those of the bare server in the same round;
 cpu, client: CPU seconds of server and clients for 1,000 answers; /data, /sync: answers for each sync of a file,
 for each sync at all
 ";
 
-fn options(args: &BenchArgs) -> anyhow::Result<Options> {
+fn options(args: &BenchArgs) -> anyhow::Result<BenchOptions> {
     let (sizes, clients, rounds, seconds) = if args.quick {
         (vec![4 << 10, 64 << 10], vec![1, 64], 3, 0.5)
     } else {
@@ -342,7 +342,7 @@ fn options(args: &BenchArgs) -> anyhow::Result<Options> {
         DoorArg::S3 => Door::S3,
         DoorArg::S3Sha256 => Door::S3Sha256,
     };
-    Ok(Options {
+    Ok(BenchOptions {
         program: std::env::current_exe().context("where this program is")?,
         sizes: args.sizes.as_ref().map_or(sizes, bytes),
         clients: args.clients.clone().unwrap_or(clients),
@@ -352,7 +352,7 @@ fn options(args: &BenchArgs) -> anyhow::Result<Options> {
         run: Duration::from_secs_f64(args.seconds.unwrap_or(seconds)),
         run_bytes_max: args.run_bytes_max.bytes(),
         big: args.big.unwrap_or(!args.quick),
-        shape: Shape { scope, jobs: args.jobs, task_managers: args.task_managers, subtasks: args.subtasks },
+        shape: LoadShape { scope, jobs: args.jobs, task_managers: args.task_managers, subtasks: args.subtasks },
         seed: args.seed,
         data_dir: args.data_dir.clone(),
         set: args.set.clone(),

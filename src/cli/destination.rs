@@ -22,10 +22,10 @@ const PART_BYTES_MAX: usize = 255;
 
 /// One line of the list of files.
 #[derive(Debug, Default, Clone, Serialize)]
-pub(super) struct Line {
+pub(super) struct ManifestLine {
     /// The segment, or the entity tag of an object.
     pub id: String,
-    /// What the worker calls it, or the key of an object.
+    /// The worker's name for it, or the key of an object.
     pub name: Option<String>,
     /// The bucket of an object.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub(super) struct Destination {
 
 /// A file while it is written. Without [`Destination::keep`] it is removed with the folder's rest.
 pub(super) struct Writing {
-    line: Line,
+    line: ManifestLine,
     file: File,
     hasher: SegmentHasher,
 }
@@ -85,12 +85,12 @@ impl Destination {
         }
         let file = File::create_new(&path).with_context(|| path.display().to_string())?;
         self.folders.extend(place.ancestors().skip(1).map(Path::to_owned));
-        let line = Line {
+        let line = ManifestLine {
             id: id.to_owned(),
             name: name.map(str::to_owned),
             bucket: bucket.map(str::to_owned),
             file: place.display().to_string(),
-            ..Line::default()
+            ..ManifestLine::default()
         };
         self.files.insert(place);
         Ok(Writing { line, file, hasher: SegmentHasher::default() })
@@ -110,7 +110,7 @@ impl Destination {
     }
 
     /// The file is whole.
-    pub(super) fn keep(&mut self, writing: Writing) -> anyhow::Result<Line> {
+    pub(super) fn keep(&mut self, writing: Writing) -> anyhow::Result<ManifestLine> {
         let Writing { mut line, file, hasher } = writing;
         drop(file);
         line.crc32c = format!("{:08x}", hasher.finish().whole);
@@ -164,7 +164,7 @@ impl Writing {
     }
 }
 
-/// The name as a path that stays below the folder; none for any other.
+/// The name as a path that stays below the folder; `None` for any other.
 fn safe_place(name: &str) -> Option<PathBuf> {
     let parts: Vec<&str> = name.split('/').collect();
     let fits = name.len() <= NAME_BYTES_MAX && parts.iter().all(|part| part.len() <= PART_BYTES_MAX);

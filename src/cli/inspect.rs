@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use crate::merge::format::{self, Entry, FormatError, Header, ReadAt};
+use super::NotTried;
+use crate::format::{self, FooterEntry, FormatError, Header, ReadAt};
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
@@ -19,7 +20,7 @@ pub(super) struct InspectArgs {
 
 pub(super) fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let named = || args.file.display().to_string();
-    let file = std::fs::File::open(&args.file).with_context(named)?;
+    let file = std::fs::File::open(&args.file).map_err(|error| NotTried::file(&args.file, &error))?;
     let len = file.metadata().with_context(named)?.len();
     let mut bytes = [0; format::HEADER_BYTES as usize];
     let read = ReadAt::read_at(&file, 0, &mut bytes).with_context(named)?;
@@ -61,26 +62,27 @@ fn print_head(args: &InspectArgs, header: &Header, len: u64, state: &str) -> any
     Ok(())
 }
 
-fn print_entry(args: &InspectArgs, entry: &Entry) -> anyhow::Result<()> {
-    let checkpoint = entry.checkpoint.map(|checkpoint| checkpoint.0);
+fn print_entry(args: &InspectArgs, entry: &FooterEntry) -> anyhow::Result<()> {
+    let about = &entry.about;
+    let checkpoint = about.checkpoint.map(|checkpoint| checkpoint.0);
     if args.json {
-        let subtask = entry.writer.subtask.as_ref().map(ToString::to_string);
+        let subtask = about.writer.subtask.as_ref().map(ToString::to_string);
         println!(
             "{}",
             serde_json::json!({
                 "segment": entry.id.to_string(), "offset": entry.offset, "len": entry.len,
-                "crc32c": format!("{:08x}", entry.crc32c), "job": entry.job.as_str(), "scope": entry.scope,
+                "crc32c": format!("{:08x}", entry.crc32c), "job": about.job.as_str(), "scope": about.scope,
                 "checkpoint": checkpoint, "subtask": subtask,
-                "task_manager": entry.writer.task_manager.as_ref().map(ToString::to_string),
-                "name": entry.name.as_ref().map(ToString::to_string),
+                "task_manager": about.writer.task_manager.as_ref().map(ToString::to_string),
+                "name": about.name.as_ref().map(ToString::to_string),
             })
         );
     } else {
         let checkpoint = checkpoint.map_or_else(|| "-".to_owned(), |n| n.to_string());
-        let name = entry.name.as_ref().map_or("-", |name| name.as_str());
+        let name = about.name.as_ref().map_or("-", |name| name.as_str());
         println!(
             "{}  offset {:>10}  {:>10} bytes  crc32c {:08x}  {:<9} chk {checkpoint:>5}  job {}  {name}",
-            entry.id, entry.offset, entry.len, entry.crc32c, entry.scope, entry.job
+            entry.id, entry.offset, entry.len, entry.crc32c, about.scope, about.job
         );
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 it went wrong or faults were found, 2 it could not be tried (wrong arguments, wrong
-//! configuration, nothing there, another store there).
+//! Exit codes: 0 all is well; 1 it was tried and went wrong, or faults were found; 2 it could not be tried, see
+//! [`could_not_be_tried`]. Commands that compare or copy keep 1 for what they find: whatever stops them before is 2.
 
+mod audit;
 mod bench;
 mod destination;
 mod inspect;
@@ -19,39 +20,75 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use esker_client::ClientError;
+use esker_client::wire::ErrorKind;
 
 use crate::config::{Config, ConfigErrors, Loaded, Settings};
-use crate::daemon::{StartError, StopError};
+use crate::daemon::{StartError, check_files};
+use crate::engine::StopError;
+use crate::engine::stopped::StoppedError;
+use crate::model::{InvalidHandle, InvalidId};
+use crate::store::OpenError;
 
-/// Packs the small state files of stream workers into large physical files on S3 or local disk.
+/// The exit codes, as text at the end of a help.
+const CODES: &str = "Exit codes:
+  0  all is well
+  1  something went wrong
+  2  it could not be tried: wrong arguments or configuration, no daemon to talk to, not the right store";
+const CODES_OF_A_DAEMON: &str = "Exit codes:
+  0  a signal ended it
+  1  it could not start, or not go on: a restart may help
+  2  it could not be tried: wrong arguments or configuration, not the store that it should be, a damaged catalog. A restart
+     changes nothing";
+const CODES_OF_A_CHECK: &str = "Exit codes:
+  0  all is well
+  1  faults were found
+  2  it could not be tried, or not to the end: wrong arguments or configuration, no daemon, no catalog, a store in use";
+const CODES_OF_A_COPY: &str = "On a stopped daemon's storage a daemon of its own runs for so long. On an object store it shuts out one that runs.
+
+Exit codes:
+  0  all is written
+  1  something could not be written
+  2  it could not be tried: wrong arguments or configuration, no daemon to talk to, no catalog, a folder that is not empty";
+
+/// Packs the small state files of stream workers into large physical files on S3, HDFS or local disk.
 #[derive(Debug, Parser)]
-#[command(name = "esker", version, about, propagate_version = true)]
+#[command(name = "esker", version, about, propagate_version = true, after_help = CODES)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Runs a daemon on a local folder, with nothing to configure, and prints what clients have to set
+    #[command(after_help = CODES_OF_A_DAEMON)]
     Dev(DevArgs),
     /// Runs a daemon as its configuration says
+    #[command(after_help = CODES_OF_A_DAEMON)]
     Serve(ServeArgs),
     /// Stores a file as one segment
+    #[command(after_help = CODES)]
     Put(segments::PutArgs),
     /// Reads a segment
+    #[command(after_help = CODES)]
     Get(segments::GetArgs),
     /// Lists jobs, or the segments of one
+    #[command(after_help = CODES)]
     Ls(segments::LsArgs),
     /// Writes the segments of a checkpoint as plain files into a folder
+    #[command(after_help = CODES_OF_A_COPY)]
     Restore(restore::RestoreArgs),
     /// Writes the objects of a bucket or the segments of a job as plain files into a folder
+    #[command(after_help = CODES_OF_A_COPY)]
     Export(restore::ExportArgs),
     /// Shows what is in a physical file; needs no daemon
     Inspect(inspect::InspectArgs),
     /// Checks the catalog of a stopped daemon against its files
+    #[command(after_help = CODES_OF_A_CHECK)]
     Verify(verify::VerifyArgs),
     /// Makes a new catalog from the physical files of a stopped daemon
+    #[command(after_help = CODES_OF_A_CHECK)]
     Rebuild(rebuild::RebuildArgs),
     /// Shows how much space jobs, lanes or checkpoints take
     Du(space::DuArgs),
@@ -59,6 +96,12 @@ enum Command {
     Reclaim(space::ReclaimArgs),
     /// Deletes what nobody needs now, or shows what is waiting to be deleted
     Gc(space::GcArgs),
+    /// Says whether the checkpoints and savepoints of Flink can be restored: what they name, and what of it is missing
+    #[command(after_help = CODES_OF_A_CHECK)]
+    Audit(audit::AuditArgs),
+    /// Finds objects of Flink's jobs that no checkpoint and no savepoint names, and deletes them if told to
+    #[command(after_help = CODES)]
+    Orphans(audit::OrphansArgs),
     /// Checks or shows the configuration
     Config(ConfigArgs),
     /// Measures durable answers a second beside a server that stores nothing
@@ -132,45 +175,66 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("esker: {}", crate::error::chain(&*error));
-            let wrong_place = error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
-                || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal);
-            ExitCode::from(if wrong_place || error.is::<ConfigErrors>() { 2 } else { 1 })
+            ExitCode::from(if could_not_be_tried(&error) { 2 } else { 1 })
         }
     }
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+/// Nothing was tried: the arguments do not go together, or name nothing that is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotTried(String);
+
+impl NotTried {
+    /// A file that is named cannot be read.
+    fn file(path: &std::path::Path, error: &std::io::Error) -> Self {
+        Self(format!("{}: {error}", path.display()))
+    }
+}
+
+/// Whether a command ended before it did anything: exit code 2. The arguments or the configuration are wrong, there is no
+/// daemon to talk to, or no store, or not the one that is meant. Once a daemon or a store was asked, and the question made
+/// sense, it is 1.
+fn could_not_be_tried(error: &anyhow::Error) -> bool {
+    error.is::<NotTried>()
+        || error.is::<ConfigErrors>()
+        || error.is::<InvalidId>()
+        || error.is::<InvalidHandle>()
+        || error.is::<OpenError>()
+        || error.is::<StoppedError>()
+        || error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
+        || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal)
+        || error.downcast_ref::<ClientError>().is_some_and(|error| match error {
+            ClientError::Address(_) | ClientError::Tls(_) | ClientError::Request(_) => true,
+            error => error.is_unreached() || error.kind() == Some(ErrorKind::Invalid),
+        })
+}
+
+fn run(command: CliCommand) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Dev(args) => run::dev(&args),
-        Command::Serve(args) => run::serve(&args),
-        Command::Put(args) => segments::put(&args),
-        Command::Get(args) => segments::get(&args),
-        Command::Ls(args) => segments::ls(&args),
-        Command::Restore(args) => restore::restore(&args),
-        Command::Export(args) => restore::export(&args),
-        Command::Inspect(args) => inspect::inspect(&args),
-        Command::Verify(args) => verify::verify(&args),
-        Command::Rebuild(args) => rebuild::run(&args),
-        Command::Du(args) => Ok(or_could_not(space::du(&args))),
-        Command::Reclaim(args) => Ok(or_could_not(space::reclaim(&args))),
-        Command::Gc(args) => Ok(or_could_not(space::gc(&args))),
-        Command::Config(args) => config(&args),
-        Command::Bench(args) => bench::bench(&args),
-        Command::BenchSink(args) => bench::bench_sink(&args),
-        Command::Openapi => {
-            use utoipa::OpenApi;
-            println!("{}", crate::api::native::ApiDoc::openapi().to_pretty_json()?);
+        CliCommand::Dev(args) => run::dev(&args),
+        CliCommand::Serve(args) => run::serve(&args),
+        CliCommand::Put(args) => segments::put(&args),
+        CliCommand::Get(args) => segments::get(&args),
+        CliCommand::Ls(args) => segments::ls(&args),
+        CliCommand::Restore(args) => restore::restore(&args),
+        CliCommand::Export(args) => restore::export(&args),
+        CliCommand::Inspect(args) => inspect::inspect(&args),
+        CliCommand::Verify(args) => verify::verify(&args),
+        CliCommand::Rebuild(args) => rebuild::run(&args),
+        CliCommand::Du(args) => space::du(&args),
+        CliCommand::Reclaim(args) => space::reclaim(&args),
+        CliCommand::Gc(args) => space::gc(&args),
+        CliCommand::Audit(args) => Ok(audit::audit(&args)),
+        CliCommand::Orphans(args) => audit::orphans(&args),
+        CliCommand::Config(args) => config(&args),
+        CliCommand::Bench(args) => bench::bench(&args),
+        CliCommand::BenchSink(args) => bench::bench_sink(&args),
+        CliCommand::Openapi => {
+            println!("{}", crate::api::native::openapi().to_pretty_json()?);
             Ok(ExitCode::SUCCESS)
         }
     }
-}
-
-/// For commands that find nothing wrong or cannot look: an error is exit code 2.
-fn or_could_not(done: anyhow::Result<ExitCode>) -> ExitCode {
-    done.unwrap_or_else(|error| {
-        eprintln!("esker: {}", crate::error::chain(&*error));
-        ExitCode::from(2)
-    })
 }
 
 fn config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
@@ -178,7 +242,8 @@ fn config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         ConfigAction::Show => print!("{}", loaded.show()),
         ConfigAction::Check => {
-            settings.warnings.iter().for_each(|warning| println!("warning: {warning}"));
+            let of_files = check_files(&settings)?;
+            settings.warnings.iter().chain(&of_files).for_each(|warning| println!("warning: {warning}"));
             println!("the configuration is good");
         }
     }

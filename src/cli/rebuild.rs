@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use parking_lot::Mutex;
 
 use super::storage::{BYTES, COUNT, StorageArgs, bar};
-use crate::daemon::rebuild::{LOST_AND_FOUND, RebuildOptions, Rebuilt, Step, rebuild};
+use crate::engine::rebuild::{LOST_AND_FOUND, RebuildOptions, RebuildProgress, Rebuilt, rebuild};
 
 /// Lines of a kind that are printed; JSON has all.
 const LINES_MAX: usize = 100;
@@ -54,7 +54,7 @@ pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// How far it is, on a terminal.
+/// Progress on a terminal.
 struct Shown(Mutex<ProgressBar>);
 
 impl Default for Shown {
@@ -64,19 +64,19 @@ impl Default for Shown {
 }
 
 impl Shown {
-    fn step(&self, step: &Step) {
+    fn step(&self, step: &RebuildProgress) {
         let begin = |template, what: &'static str, len: u64| {
             let next = bar(template).with_message(what);
             next.set_length(len);
             std::mem::replace(&mut *self.0.lock(), next).finish_and_clear();
         };
         match step {
-            Step::Listed(files) => begin(COUNT, "footers", *files as u64),
-            Step::Reading(bytes) => begin(BYTES, "data", *bytes),
-            Step::RoomMade(_) => begin("{spinner} catalog, {pos} batches {elapsed}", "", 0),
-            Step::Looked | Step::Wrote => self.0.lock().inc(1),
-            Step::Read(bytes) => self.0.lock().inc(*bytes),
-            Step::Begun | Step::Written => {}
+            RebuildProgress::Listed(files) => begin(COUNT, "footers", *files as u64),
+            RebuildProgress::Reading(bytes) => begin(BYTES, "data", *bytes),
+            RebuildProgress::RoomMade(_) => begin("{spinner} catalog, {pos} batches {elapsed}", "", 0),
+            RebuildProgress::Looked | RebuildProgress::Wrote => self.0.lock().inc(1),
+            RebuildProgress::Read(bytes) => self.0.lock().inc(*bytes),
+            RebuildProgress::Begun | RebuildProgress::Written => {}
         }
     }
 }

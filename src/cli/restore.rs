@@ -4,20 +4,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{ArgGroup, Args};
+use esker_client::wire::{ListedSegment, ObjectInfo, RestoreRequest};
+use esker_client::{Client, ClientError, Restore};
 use http::StatusCode;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::could_not_be_tried;
 use super::destination::{Destination, Writing};
 use super::segments::{ApiArgs, block_on};
 use super::storage::{StorageArgs, WRITTEN, bar};
-use crate::api::wire::{ListedSegment, ObjectInfo, RestoreRequest};
-use crate::client::{Client, ClientError, Restore};
 use crate::config::ReclaimMode;
 use crate::daemon::Daemon;
+use crate::engine::stopped::Stopped;
 
 /// Segments that an export asks for at a time.
 const SEGMENTS_AT_ONCE: usize = 1000;
@@ -56,38 +58,39 @@ pub(super) struct ExportArgs {
 
 /// Where from.
 #[derive(Debug, Args)]
-struct FromArgs {
+pub(super) struct FromArgs {
     #[command(flatten)]
     api: ApiArgs,
-    /// The folder of a stopped daemon, instead of asking one: a daemon of its own runs on it for so long
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    storage: StorageArgs,
 }
 
 /// A daemon to ask; one of its own ends with it.
-struct Source {
-    client: Client,
+pub(super) struct RestoreSource {
+    pub client: Client,
     daemon: Option<Daemon>,
 }
 
 impl FromArgs {
-    async fn open(&self) -> anyhow::Result<Source> {
-        let Some(folder) = &self.data_dir else { return Ok(Source { client: self.api.client()?, daemon: None }) };
-        if !folder.join("catalog").is_dir() {
-            bail!("{} holds no catalog", folder.display());
-        }
-        let mut settings = StorageArgs { data_dir: Some(folder.clone()), ..StorageArgs::default() }.settings()?;
+    pub(super) async fn open(&self) -> anyhow::Result<RestoreSource> {
+        let Some(mut settings) = self.storage.stopped()? else {
+            return Ok(RestoreSource { client: self.api.client()?, daemon: None });
+        };
+        Stopped::exists(&settings).await?;
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         (settings.server.s3, settings.server.api) = (any_port, any_port);
+        // Nobody but this process asks it.
+        (settings.server.api_unix_socket, settings.tls) = (None, None);
         (settings.reclaim.mode, settings.reclaim.sweep_interval) = (ReclaimMode::Off, None);
+        let token = settings.auth.tokens.first().map(|token| token.expose().to_owned());
         let daemon = Daemon::start(settings).await?;
-        let client = Client::new(&format!("http://{}", daemon.addresses().api), None)?;
-        Ok(Source { client, daemon: Some(daemon) })
+        let client = Client::new(&format!("http://{}", daemon.addresses().api), token)?;
+        Ok(RestoreSource { client, daemon: Some(daemon) })
     }
 }
 
-impl Source {
-    async fn close(self) -> anyhow::Result<()> {
+impl RestoreSource {
+    pub(super) async fn close(self) -> anyhow::Result<()> {
         drop(self.client);
         match self.daemon {
             Some(daemon) => daemon.shut_down().await.map(|_| ()).map_err(Into::into),
@@ -107,12 +110,12 @@ struct ToArgs {
     json: bool,
 }
 
-/// What was done.
+/// The result of a restore.
 #[derive(Debug, Default, Serialize)]
-struct Report {
+struct RestoreReport {
     files: u64,
     bytes: u64,
-    /// What was listed and deleted before its turn.
+    /// Segments that were listed and deleted before their turn.
     gone: u64,
     faults: Vec<String>,
 }
@@ -125,7 +128,7 @@ enum Failed {
 }
 
 /// A file to write: a segment, or an object of several.
-struct Item {
+struct RestoreItem {
     id: String,
     name: Option<String>,
     bucket: Option<String>,
@@ -154,7 +157,7 @@ pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs it until it ends or is interrupted, and tells what came of it.
-fn run(to: &ToArgs, work: impl Future<Output = Result<Report, Failed>>) -> anyhow::Result<ExitCode> {
+fn run(to: &ToArgs, work: impl Future<Output = Result<RestoreReport, Failed>>) -> anyhow::Result<ExitCode> {
     let done = block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
         // Whoever interrupts drops the work, and with it what is half-written.
@@ -180,10 +183,19 @@ fn run(to: &ToArgs, work: impl Future<Output = Result<Report, Failed>>) -> anyho
     };
     let text = crate::error::chain(&*error);
     if to.json {
-        println!("{}", serde_json::to_string(&Report { faults: vec![text.clone()], ..Report::default() })?);
+        println!(
+            "{}",
+            serde_json::to_string(&RestoreReport { faults: vec![text.clone()], ..RestoreReport::default() })?
+        );
     }
     eprintln!("esker: {text}");
     Ok(ExitCode::from(code))
+}
+
+/// Why the first request failed.
+fn refused(error: ClientError) -> Failed {
+    let error = anyhow::Error::from(error);
+    if could_not_be_tried(&error) { Failed::NotTried(error) } else { Failed::Fault(error) }
 }
 
 fn not_tried(error: impl Into<anyhow::Error>) -> Failed {
@@ -194,13 +206,13 @@ fn fault(error: impl Into<anyhow::Error>) -> Failed {
     Failed::Fault(error.into())
 }
 
-async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
+async fn restore_checkpoint(args: &RestoreArgs) -> Result<RestoreReport, Failed> {
     let source = args.from.open().await.map_err(not_tried)?;
     let client = &source.client;
     let mut folder = Destination::take(&args.to.to).map_err(not_tried)?;
     let wanted = RestoreRequest { segments: None, job: Some(args.job.clone()), checkpoint: Some(args.checkpoint) };
-    let mut arriving = client.restore(&wanted).await.map_err(not_tried)?;
-    let (mut report, bar) = (Report::default(), bar(WRITTEN));
+    let mut arriving = client.restore(&wanted).await.map_err(refused)?;
+    let (mut report, bar) = (RestoreReport::default(), bar(WRITTEN));
     while let Some(segment) = arriving.next().await.map_err(fault)? {
         let id = &segment.info.segment;
         let mut writing = folder.begin(id, segment.name.as_deref(), None).map_err(fault)?;
@@ -221,19 +233,20 @@ async fn restore_checkpoint(args: &RestoreArgs) -> Result<Report, Failed> {
 }
 
 /// Writes everything that can be written: what is damaged is told of, and the rest goes on.
-async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
+async fn export_all(args: &ExportArgs) -> Result<RestoreReport, Failed> {
     let source = args.from.open().await.map_err(not_tried)?;
     let folder = Destination::take(&args.to.to).map_err(not_tried)?;
-    let mut export = Export { client: source.client.clone(), folder, report: Report::default(), bar: bar(WRITTEN) };
+    let mut export =
+        Export { client: source.client.clone(), folder, report: RestoreReport::default(), bar: bar(WRITTEN) };
     let mut after: Option<String> = None;
     let mut begun = false;
-    let failed = |begun: bool, error: ClientError| if begun { fault(error) } else { not_tried(error) };
+    let failed = |begun: bool, error: ClientError| if begun { fault(error) } else { refused(error) };
     if let Some(job) = &args.job {
         loop {
             let page = export.client.segments(job, None, after.as_deref()).await;
             let page = page.map_err(|error| failed(begun, error))?;
             begun = true;
-            export.items(page.segments.into_iter().map(Item::from).collect()).await.map_err(fault)?;
+            export.items(page.segments.into_iter().map(RestoreItem::from).collect()).await.map_err(fault)?;
             after = page.next;
             if after.is_none() {
                 break;
@@ -245,7 +258,7 @@ async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
             let page = export.client.objects(bucket, &args.prefix, after.as_deref()).await;
             let page = page.map_err(|error| failed(begun, error))?;
             begun = true;
-            let items = page.objects.into_iter().map(|object| Item::of_object(bucket, object));
+            let items = page.objects.into_iter().map(|object| RestoreItem::of_object(bucket, object));
             export.items(items.collect()).await.map_err(fault)?;
             after = page.next;
             if after.is_none() {
@@ -260,14 +273,14 @@ async fn export_all(args: &ExportArgs) -> Result<Report, Failed> {
     Ok(export.report)
 }
 
-impl From<ListedSegment> for Item {
+impl From<ListedSegment> for RestoreItem {
     fn from(segment: ListedSegment) -> Self {
         let id = segment.info.segment;
         Self { id: id.clone(), name: segment.name, bucket: None, segments: vec![id] }
     }
 }
 
-impl Item {
+impl RestoreItem {
     fn of_object(bucket: &str, object: ObjectInfo) -> Self {
         let ObjectInfo { key, etag, segments, .. } = object;
         Self { id: etag, name: Some(key), bucket: Some(bucket.to_owned()), segments }
@@ -285,14 +298,14 @@ impl Item {
 struct Export {
     client: Client,
     folder: Destination,
-    report: Report,
+    report: RestoreReport,
     bar: ProgressBar,
 }
 
 impl Export {
-    async fn items(&mut self, items: Vec<Item>) -> anyhow::Result<()> {
+    async fn items(&mut self, items: Vec<RestoreItem>) -> anyhow::Result<()> {
         let mut waiting = vec![];
-        let mut group: Vec<Item> = vec![];
+        let mut group: Vec<RestoreItem> = vec![];
         for item in items {
             let segments: usize = group.iter().map(|item| item.segments.len()).sum();
             if segments + item.segments.len() > SEGMENTS_AT_ONCE && !group.is_empty() {
@@ -327,7 +340,11 @@ impl Export {
     }
 
     /// Writes what arrives. Returns what is left behind an item that could not be written.
-    async fn group(&mut self, mut arriving: Restore, group: Vec<Item>) -> anyhow::Result<Option<Vec<Item>>> {
+    async fn group(
+        &mut self,
+        mut arriving: Restore,
+        group: Vec<RestoreItem>,
+    ) -> anyhow::Result<Option<Vec<RestoreItem>>> {
         let mut items = group.into_iter();
         while let Some(item) = items.next() {
             let mut writing = self.folder.begin(&item.id, item.name.as_deref(), item.bucket.as_deref())?;
@@ -350,7 +367,12 @@ impl Export {
         Ok(None)
     }
 
-    async fn item(&mut self, arriving: &mut Restore, item: &Item, writing: &mut Writing) -> Result<(), NotWritten> {
+    async fn item(
+        &mut self,
+        arriving: &mut Restore,
+        item: &RestoreItem,
+        writing: &mut Writing,
+    ) -> Result<(), NotWritten> {
         for expected in &item.segments {
             let segment = arriving.next().await.map_err(NotWritten::BrokenOff)?;
             if segment.is_none_or(|segment| segment.info.segment != *expected) {
@@ -364,7 +386,7 @@ impl Export {
         Ok(())
     }
 
-    fn note(&mut self, item: &Item, error: &ClientError) {
+    fn note(&mut self, item: &RestoreItem, error: &ClientError) {
         self.report.faults.push(format!("{}: {}", item.shown(), crate::error::chain(error)));
     }
 }

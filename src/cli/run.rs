@@ -7,10 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{DevArgs, ServeArgs, load};
-use crate::config::{LogFormat, Settings, TelemetrySettings};
-use crate::daemon::{Addresses, Daemon, Summary};
+use crate::catalog::slate::Quiet;
+use crate::config::{AccessLogPlace, LogFormat, Settings, TelemetrySettings, TlsDoors};
+use crate::daemon::{Addresses, Daemon, DaemonSummary};
 use crate::runtime::descriptors::{connections_below, raise_limit};
 
 /// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
@@ -29,18 +32,18 @@ pub(super) fn dev(args: &DevArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let (_, settings) = load(None, &flags)?;
-    run(settings, args.doors.ready_file.as_deref(), Kind::Dev)
+    run(settings, args.doors.ready_file.as_deref(), RunKind::Dev)
 }
 
 /// A daemon as its configuration says.
 pub(super) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let flags: Vec<_> = args.set.iter().cloned().chain(args.doors.flags()).collect();
     let (_, settings) = load(args.config.as_deref(), &flags)?;
-    run(settings, args.doors.ready_file.as_deref(), Kind::Serve)
+    run(settings, args.doors.ready_file.as_deref(), RunKind::Serve)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum RunKind {
     Dev,
     Serve,
 }
@@ -66,11 +69,16 @@ fn fit_descriptors(settings: &mut Settings) {
     }
 }
 
-fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow::Result<ExitCode> {
+/// Threads that read and write files. Each costs memory that nobody pays for, its stack and its part of the allocator;
+/// more than this many have no disk to keep busy.
+const FILE_THREADS_MAX: usize = 64;
+
+fn run(mut settings: Settings, ready_file: Option<&Path>, kind: RunKind) -> anyhow::Result<ExitCode> {
     start_logging(&settings.telemetry);
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     fit_descriptors(&mut settings);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(FILE_THREADS_MAX).build().context("the runtime")?;
     let started = runtime.block_on(async {
         // Before the start, so that a signal during it is not lost.
         let mut signals = Signals::listen()?;
@@ -83,43 +91,58 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: Kind) -> anyhow:
         };
         anyhow::Ok((daemon, signals))
     });
-    let (daemon, mut signals) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            // What still waits for a disk or a store must not keep the process: it is as after a crash.
-            runtime.shutdown_background();
-            return Err(error);
-        }
-    };
-    runtime.block_on(async {
-        let addresses = *daemon.addresses();
-        let client = ClientSettings::new(&settings, addresses);
-        tracing::info!(s3 = %addresses.s3, api = %addresses.api, store = %settings.store.url, "ready");
-        if let Some(path) = ready_file {
-            write_whole(path, &client.ready_json()).with_context(|| format!("the ready file {}", path.display()))?;
-        }
-        if kind == Kind::Dev {
-            print!("{}", client.snippets());
-            std::io::stdout().flush()?;
-        }
-        let lost = daemon.lost();
-        let failed = daemon.failed();
-        let why = tokio::select! {
-            why = signals.next() => why,
-            () = lost.cancelled() => "the catalog is lost",
-            () = failed.cancelled() => "a part of the daemon failed",
-        };
-        tracing::info!(why, "shutting down");
-        let summary = daemon.shut_down().await?;
-        println!("{}", farewell(&summary));
-        Ok(ExitCode::SUCCESS)
-    })
+    let ended = started.and_then(|(daemon, mut signals)| {
+        runtime.block_on(serve_until_end(&settings, daemon, &mut signals, ready_file, kind))
+    });
+    // What still waits for a disk, a store or a reader of the access log must not keep the process: what has to be closed is.
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// What ends a daemon from outside.
+/// Says that the daemon is ready, and stops it when it is to end.
+async fn serve_until_end(
+    settings: &Settings,
+    daemon: Daemon,
+    signals: &mut Signals,
+    ready_file: Option<&Path>,
+    kind: RunKind,
+) -> anyhow::Result<()> {
+    let addresses = *daemon.addresses();
+    let client = ClientSettings::new(settings, addresses);
+    tracing::info!(s3 = %addresses.s3, api = %addresses.api, store = %settings.store.url, "ready");
+    if let Some(path) = ready_file {
+        write_whole(path, &client.ready_json()).with_context(|| format!("the ready file {}", path.display()))?;
+    }
+    // Where lines of JSON go, nothing else does.
+    let stdout_is_free = !matches!(settings.telemetry.access_log, Some(AccessLogPlace::Stdout));
+    if kind == RunKind::Dev {
+        match stdout_is_free {
+            true => print!("{}", client.snippets()),
+            false => eprint!("{}", client.snippets()),
+        }
+        std::io::stdout().flush()?;
+    }
+    let lost = daemon.lost();
+    let failed = daemon.failed();
+    let why = tokio::select! {
+        why = signals.end(|| daemon.reload()) => why,
+        () = lost.cancelled() => "the catalog is lost",
+        () = failed.cancelled() => "a part of the daemon failed",
+    };
+    tracing::info!(why, "shutting down");
+    let summary = daemon.shut_down().await?;
+    match stdout_is_free {
+        true => println!("{}", farewell(&summary)),
+        false => tracing::info!("{}", farewell(&summary)),
+    }
+    Ok(())
+}
+
+/// The signals that end a daemon, and the one that has it look at its files.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -127,10 +150,26 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?,
             terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?,
+            hangup: signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?,
         })
     }
 
-    /// What the next one does.
+    /// Waits for the next signal that ends the daemon, and names it. Until then `reload` has a look at each SIGHUP.
+    async fn end(&mut self, reload: impl Fn()) -> &'static str {
+        loop {
+            let ended = tokio::select! {
+                _ = self.interrupt.recv() => "interrupted",
+                _ = self.terminate.recv() => "terminated",
+                _ = self.hangup.recv() => {
+                    reload();
+                    continue;
+                }
+            };
+            return ended;
+        }
+    }
+
+    /// Waits for the next signal that ends the daemon, and names it.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "interrupted",
@@ -145,17 +184,20 @@ fn start_logging(settings: &TelemetrySettings) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
+    let quiet = Quiet::new(&settings.log_filter);
     // A second daemon in the same process logs through the first one's subscriber.
     let set = match settings.log_format {
-        LogFormat::Json => logs.json().try_init(),
-        LogFormat::Text => logs.try_init(),
+        LogFormat::Json => logs.json().finish().with(quiet).try_init(),
+        LogFormat::Text => logs.finish().with(quiet).try_init(),
     };
     drop(set);
 }
 
-/// What a client has to know.
+/// The settings that a client needs.
 struct ClientSettings {
     addresses: Addresses,
+    /// Of both doors: `http` or `https`.
+    schemes: (&'static str, &'static str),
     access_key: String,
     secret_key: String,
     region: String,
@@ -166,8 +208,11 @@ struct ClientSettings {
 impl ClientSettings {
     fn new(settings: &Settings, addresses: Addresses) -> Self {
         let key = settings.auth.keys.first();
+        let doors = settings.tls.as_ref().map(|tls| tls.doors);
+        let scheme = |other| if doors.is_some_and(|doors| doors != other) { "https" } else { "http" };
         Self {
             addresses,
+            schemes: (scheme(TlsDoors::Api), scheme(TlsDoors::S3)),
             access_key: key.map(|key| key.access_key.clone()).unwrap_or_default(),
             secret_key: key.map(|key| key.secret_key.expose().to_owned()).unwrap_or_default(),
             region: settings.server.region.clone(),
@@ -177,8 +222,8 @@ impl ClientSettings {
 
     fn ready_json(&self) -> String {
         serde_json::json!({
-            "s3": format!("http://{}", self.addresses.s3),
-            "api": format!("http://{}", self.addresses.api),
+            "s3": format!("{}://{}", self.schemes.0, self.addresses.s3),
+            "api": format!("{}://{}", self.schemes.1, self.addresses.api),
             "access_key": self.access_key,
             "secret_key": self.secret_key,
             "bucket": self.bucket,
@@ -187,14 +232,15 @@ impl ClientSettings {
     }
 
     fn snippets(&self) -> String {
-        let Self { addresses: Addresses { s3, api }, access_key, secret_key, region, .. } = self;
+        let Self { addresses: Addresses { s3, api }, schemes, access_key, secret_key, region, .. } = self;
+        let (s3, api) = (format!("{}://{s3}", schemes.0), format!("{}://{api}", schemes.1));
         let bucket = self.bucket.as_deref().unwrap_or("BUCKET");
         format!(
             "
-Esker is ready. S3 door http://{s3}, native API and metrics http://{api}, bucket '{bucket}'.
+Esker is ready. S3 door {s3}, native API and metrics {api}, bucket '{bucket}'.
 
 # Flink (config.yaml; plugin flink-s3-fs-native, -hadoop or -presto)
-s3.endpoint: http://{s3}
+s3.endpoint: {s3}
 s3.path-style-access: true
 s3.region: {region}
 s3.access-key: {access_key}
@@ -202,15 +248,15 @@ s3.secret-key: {secret_key}
 execution.checkpointing.dir: s3://{bucket}/jobs
 
 # Spark (S3A)
-spark.hadoop.fs.s3a.endpoint           http://{s3}
+spark.hadoop.fs.s3a.endpoint           {s3}
 spark.hadoop.fs.s3a.path.style.access  true
-spark.hadoop.fs.s3a.endpoint.region    external
+spark.hadoop.fs.s3a.endpoint.region    {region}
 spark.hadoop.fs.s3a.access.key         {access_key}
 spark.hadoop.fs.s3a.secret.key         {secret_key}
 # checkpointLocation: s3a://{bucket}/q1
 
 # boto3
-s3 = boto3.client('s3', endpoint_url='http://{s3}', region_name='{region}',
+s3 = boto3.client('s3', endpoint_url='{s3}', region_name='{region}',
                   aws_access_key_id='{access_key}', aws_secret_access_key='{secret_key}')
 
 Ctrl-C ends it; everything that was answered is on disk.
@@ -230,7 +276,7 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
-fn farewell(summary: &Summary) -> String {
-    let Summary { segments, bytes, files } = summary;
+fn farewell(summary: &DaemonSummary) -> String {
+    let DaemonSummary { segments, bytes, files } = summary;
     format!("esker: {segments} segments ({bytes} bytes) went into {files} physical files")
 }

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
+use esker_client::wire::PutParams;
+use esker_client::{Client, ClientOptions, TlsOptions};
 
+use super::NotTried;
 use super::storage::StorageArgs;
-use crate::api::wire::PutParams;
-use crate::client::Client;
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::model::{Handle, Location, crc32c};
@@ -19,12 +20,21 @@ use crate::store::{StoreError, open_data};
 /// How to reach a daemon.
 #[derive(Debug, Args)]
 pub(super) struct ApiArgs {
-    /// The daemon's native API: http://HOST:PORT or unix:PATH
+    /// The daemon's native API: http://HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "URL", env = "ESKER_API", default_value = "http://127.0.0.1:9001")]
     api: String,
     /// A token of auth.tokens
     #[arg(long, value_name = "TOKEN", env = "ESKER_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// With https: PEM file of the authorities that sign the daemon's certificate; default: those that the machine trusts
+    #[arg(long, value_name = "FILE", env = "ESKER_CA")]
+    ca: Option<PathBuf>,
+    /// With https: PEM file of one's own certificate, for a daemon that asks for one
+    #[arg(long, value_name = "FILE", env = "ESKER_CERT", requires = "cert_key")]
+    cert: Option<PathBuf>,
+    /// With https: PEM file of that certificate's private key
+    #[arg(long, value_name = "FILE", env = "ESKER_CERT_KEY", requires = "cert")]
+    cert_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +50,18 @@ pub(super) struct PutArgs {
     /// `shared` or `exclusive`
     #[arg(long, default_value = "exclusive")]
     scope: String,
+    /// The operator whose state it is, with --subtask and --parallelism
+    #[arg(long, requires_all = ["subtask", "parallelism"])]
+    operator: Option<String>,
+    /// The index of the subtask, from 0
+    #[arg(long, value_name = "INDEX", requires = "operator")]
+    subtask: Option<u32>,
+    /// How many subtasks the operator has
+    #[arg(long, value_name = "COUNT", requires = "operator")]
+    parallelism: Option<u32>,
+    /// The task manager that the subtask runs on
+    #[arg(long, value_name = "ID")]
+    task_manager: Option<String>,
     /// What the worker calls it; default: the file's name
     #[arg(long)]
     name: Option<String>,
@@ -63,9 +85,6 @@ pub(super) struct GetArgs {
     /// Reads the handle's place on storage instead of asking a daemon
     #[command(flatten)]
     storage: StorageArgs,
-    /// The same on a store by its URL, e.g. s3://bucket/prefix, with what the environment says of it
-    #[arg(long, value_name = "URL", requires = "handle", conflicts_with_all = ["data_dir", "config"])]
-    store: Option<String>,
     /// Where to; default: standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -88,7 +107,13 @@ pub(super) struct LsArgs {
 
 impl ApiArgs {
     pub(super) fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::new(&self.api, self.token.clone())?)
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|error| NotTried::file(path, &error));
+        let ca = self.ca.as_ref().map(read).transpose()?;
+        let cert = self.cert.as_ref().map(read).transpose()?;
+        let cert_key = self.cert_key.as_ref().map(read).transpose()?;
+        let tls = TlsOptions { ca, identity: cert.zip(cert_key) };
+        let options = ClientOptions { token: self.token.clone(), tls, ..ClientOptions::default() };
+        Ok(Client::with_options(&self.api, options)?)
     }
 }
 
@@ -101,14 +126,17 @@ pub(super) fn put(args: &PutArgs) -> anyhow::Result<ExitCode> {
     if args.file.as_os_str() == "-" {
         std::io::stdin().read_to_end(&mut data).context("standard input")?;
     } else {
-        data = std::fs::read(&args.file).with_context(|| args.file.display().to_string())?;
+        data = std::fs::read(&args.file).map_err(|error| NotTried::file(&args.file, &error))?;
     }
     let file_name = args.file.file_name().filter(|name| *name != "-").map(|name| name.to_string_lossy().into_owned());
     let params = PutParams {
         checkpoint: Some(args.checkpoint),
         scope: Some(args.scope.clone()),
+        operator: args.operator.clone(),
+        subtask: args.subtask,
+        parallelism: args.parallelism,
+        task_manager: args.task_manager.clone(),
         name: args.name.clone().or(file_name),
-        ..PutParams::default()
     };
     let client = args.api.client()?;
     let info = block_on(async {
@@ -120,11 +148,11 @@ pub(super) fn put(args: &PutArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
-    let mut storage = args.storage.clone();
-    storage.set.extend(args.store.iter().map(|url| ("store.url".to_owned(), url.clone())));
-    let bytes = match (&args.handle, storage.stopped()?, &args.segment) {
+    let bytes = match (&args.handle, args.storage.stopped()?, &args.segment) {
         (Some(handle), Some(settings), _) => block_on(read_place(handle.parse()?, settings))?,
-        (None, Some(_), _) => bail!("without a daemon only a handle says where its bytes are: --handle"),
+        (None, Some(_), _) => {
+            bail!(NotTried("without a daemon only a handle says where its bytes are: --handle".to_owned()))
+        }
         (Some(handle), None, _) => {
             let client = args.api.client()?;
             block_on(async { Ok(client.get_handle(handle).await?) })?
@@ -133,7 +161,7 @@ pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
             let client = args.api.client()?;
             block_on(async { Ok(client.get(segment).await?) })?
         }
-        (None, _, None) => bail!("name a segment or a handle"),
+        (None, _, None) => bail!(NotTried("name a segment or a handle".to_owned())),
     };
     match &args.output {
         Some(path) => std::fs::write(path, &bytes).with_context(|| path.display().to_string())?,
@@ -145,7 +173,7 @@ pub(super) fn get(args: &GetArgs) -> anyhow::Result<ExitCode> {
 /// Reads the bytes of a handle from storage with one request, without a daemon.
 async fn read_place(handle: Handle, settings: Settings) -> anyhow::Result<Bytes> {
     let Location::File(place) = &handle.location else {
-        bail!("the segment is inside the catalog: only a daemon can read it");
+        bail!(NotTried("the segment is inside the catalog: only a daemon can read it".to_owned()));
     };
     let store = open_data(&settings.store, &Metrics::new())?;
     let bytes = match store.read(&place.file, place.offset..place.end()).await {

@@ -1,21 +1,19 @@
 //! `esker du`, `reclaim` and `gc`: against a running daemon, or on a stopped one's folder.
 
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::bail;
 use clap::Args;
+use esker_client::wire::{GcReport, ReclaimPlan, SetAsideFile, SpaceInfo, SpaceRow, WaitingBytes};
 use serde::Serialize;
 
+use super::NotTried;
 use super::segments::{ApiArgs, block_on};
-use super::storage::{Stopped, StorageArgs};
-use crate::api::figures::{GcReport, ReclaimPlan, SpaceInfo, SpaceRow, WaitingBytes};
-use crate::api::space::{SpaceBy, space};
+use super::storage::StorageArgs;
 use crate::config::Settings;
-use crate::reclaim::preview;
-use crate::reclaim::sweep::{Swept, unnamed};
-use crate::reclaim::watch::Watch;
-use crate::runtime::Clock;
-use crate::store::DataStore;
+use crate::engine::space::SpaceBy;
+use crate::engine::stopped::Stopped;
 
 /// A daemon that runs, or the folder of one that does not.
 #[derive(Debug, Args)]
@@ -74,8 +72,7 @@ pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
             let job = args.job.as_deref().map(str::parse).transpose()?;
             block_on(async {
                 let folder = Stopped::open(&settings).await?;
-                let watch = Watch::new(&settings, matches!(folder.data, DataStore::Local(_)));
-                let info = space(&folder.state, args.by, job.as_ref(), &watch, Clock::System.ages());
+                let info = SpaceInfo::from(&folder.space(&settings, args.by, job.as_ref()));
                 folder.close().await?;
                 Ok(info)
             })?
@@ -106,7 +103,7 @@ fn print_row(row: &SpaceRow) {
     );
 }
 
-/// What files that are to be deleted wait for; nothing if there are none.
+/// The waits of files that are to be deleted, as text; empty if there are none.
 fn waiting(waiting: &WaitingBytes) -> String {
     let WaitingBytes { readers, grace, rate, refused } = *waiting;
     let all = [(readers, "being read"), (grace, "in their grace"), (rate, "next"), (refused, "refused by storage")];
@@ -120,13 +117,13 @@ pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
         (Some(settings), true) => {
             let plan = block_on(async {
                 let folder = Stopped::open(&settings).await?;
-                let plan = preview(&folder.state, &settings, true, Clock::System.ages());
+                let plan = ReclaimPlan::from(&folder.reclaim_plan(&settings));
                 folder.close().await?;
-                Ok(ReclaimPlan::from(&plan))
+                Ok(plan)
             })?;
             print_plan(args, &plan)
         }
-        (Some(_), false) => bail!("a stopped daemon reclaims nothing: start it, or add --dry-run"),
+        (Some(_), false) => bail!(NotTried("a stopped daemon reclaims nothing: start it, or add --dry-run".to_owned())),
         (None, true) => {
             let client = args.at.api.client()?;
             let plan = block_on(async { Ok(client.reclaim_plan().await?) })?;
@@ -171,7 +168,10 @@ fn print_plan(args: &ReclaimArgs, plan: &ReclaimPlan) -> anyhow::Result<ExitCode
 pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
     let report = match (args.at.storage.stopped()?, args.dry_run) {
         (Some(settings), true) => block_on(look(&settings))?,
-        (Some(_), false) => bail!("the next start deletes what nobody needs: start the daemon, or add --dry-run"),
+        (Some(_), false) => {
+            let why = "the next start deletes what nobody needs: start the daemon, or add --dry-run";
+            bail!(NotTried(why.to_owned()))
+        }
         (None, dry_run) => {
             let client = args.at.api.client()?;
             block_on(async { Ok(if dry_run { client.gc_report().await? } else { client.gc(args.force).await? }) })?
@@ -180,30 +180,35 @@ pub(super) fn gc(args: &GcArgs) -> anyhow::Result<ExitCode> {
     print(args.at.json, &report, || {
         report.unnamed.iter().for_each(|file| println!("not in the catalog  {file}"));
         report.kept.iter().for_each(|file| println!("has unknown data    {file}"));
+        report.set_aside.iter().for_each(print_set_aside);
         report.foreign.iter().for_each(|name| println!("not of esker        {name}"));
         report.refused.iter().for_each(|why| println!("warning: {why}"));
         if !args.dry_run {
             println!("deleted {} files", report.deleted);
         }
         println!(
-            "{} files with {} wait{}; {} are not in the catalog",
+            "{} files with {} wait{}; {} are not in the catalog, and {} more in lost+found",
             report.forgotten_files,
             bytes(report.forgotten_bytes),
             waiting(&report.waiting),
-            report.unnamed.len()
+            report.unnamed.len(),
+            report.set_aside.len()
         );
     })
 }
 
+fn print_set_aside(file: &SetAsideFile) {
+    let date = |ms: u64| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms));
+    let kept = match (file.since_ms, file.until_ms) {
+        (Some(since), Some(until)) => format!("  seen since {}, kept until {}", date(since), date(until)),
+        _ => String::new(),
+    };
+    println!("in lost+found       {}  {}{kept}", file.file, bytes(file.bytes));
+}
+
 async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
     let folder = Stopped::open(settings).await?;
-    let listed = folder.data.list().await?;
-    let swept: Swept = unnamed(&folder.state, listed);
-    let forgotten = folder.state.forgotten_files(|_, _| true, usize::MAX);
-    let local = matches!(folder.data, DataStore::Local(_));
-    let waiting = Watch::new(settings, local).waiting(&folder.state, Clock::System.ages());
-    let epoch = folder.catalog.epoch();
-    let report = GcReport::of(&forgotten, waiting, &swept, epoch).with_kept(&folder.state, epoch + 1);
+    let report = GcReport::from(&folder.gc_state(settings).await?);
     folder.close().await?;
     Ok(report)
 }
@@ -219,7 +224,7 @@ fn print<T: Serialize>(json: bool, answer: &T, text: impl FnOnce()) -> anyhow::R
 }
 
 /// A number of bytes for people, in binary units.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = count as f64;
     let mut unit = "B";

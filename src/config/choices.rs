@@ -3,10 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{Deserialize, Deserializer};
-use serde::ser::{Serialize, Serializer};
-
-use super::values::{ValueError, Written, deserialize_written};
+use super::values::{ValueError, WrittenValue};
 
 /// An enum that is written as one of a few words, in any case, `-` and `_` being the same.
 macro_rules! choices {
@@ -29,7 +26,7 @@ macro_rules! choices {
             }
         }
 
-        impl Written for $name {
+        impl WrittenValue for $name {
             const EXPECTED: &'static str = concat!("one of" $(, " `", $text, "`")+);
         }
 
@@ -47,18 +44,6 @@ macro_rules! choices {
                 f.write_str(self.as_str())
             }
         }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-                to.serialize_str(self.as_str())
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                deserialize_written(from)
-            }
-        }
     };
 }
 
@@ -71,7 +56,7 @@ fn same_word(a: &str, b: &str) -> bool {
 }
 
 choices! {
-    /// What a job wants from its checkpoints.
+    /// The guarantee that a job wants from its checkpoints.
     CheckpointMode {
         /// Every record counts once.
         ExactlyOnce = "EXACTLY_ONCE",
@@ -81,7 +66,7 @@ choices! {
 }
 
 choices! {
-    /// What happens to a job's checkpoints when it ends. Checkpoints of a suspended job are always kept.
+    /// The fate of a job's checkpoints when it ends. Checkpoints of a suspended job are always kept.
     Retention {
         /// Deleted when the job ends, however it ends.
         NoExternalizedCheckpoints = "NO_EXTERNALIZED_CHECKPOINTS",
@@ -117,12 +102,46 @@ choices! {
 }
 
 choices! {
-    /// What the S3 door answers as an object's ETag.
+    /// The ETag of an object at the S3 door.
     EtagKind {
         /// The MD5 of the content, as S3 does for a single PUT.
         Md5 = "md5",
         /// A token without meaning: saves the CPU time of MD5.
         Opaque = "opaque",
+    }
+}
+
+choices! {
+    /// What an access key may do with what it may touch.
+    KeyAccess {
+        /// Everything.
+        ReadWrite = "read-write",
+        /// Read and list.
+        Read = "read",
+    }
+}
+
+choices! {
+    /// The doors that speak TLS.
+    TlsDoors {
+        /// Both TCP doors.
+        Both = "both",
+        /// The S3 door.
+        S3 = "s3",
+        /// The native API, health and metrics.
+        Api = "api",
+    }
+}
+
+choices! {
+    /// What is asked of a client's certificate.
+    ClientAuth {
+        /// None is asked for.
+        Off = "off",
+        /// One is asked for, and checked if it is sent.
+        Optional = "optional",
+        /// Who has none is refused.
+        Required = "required",
     }
 }
 
@@ -151,7 +170,7 @@ choices! {
 }
 
 choices! {
-    /// How log lines look.
+    /// The form of log lines.
     LogFormat {
         /// For people.
         Text = "text",

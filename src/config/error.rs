@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, and where a value came from.
+//! The faults of a configuration, and the origin of each value.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +9,12 @@ pub enum Origin {
     /// Nobody said anything.
     Default,
     /// The configuration file.
-    File(PathBuf),
+    File {
+        /// As given.
+        path: PathBuf,
+        /// The line of the key, from 1 on.
+        line: usize,
+    },
     /// The environment variable of this name.
     Env(String),
     /// The command line.
@@ -20,7 +25,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::File { path, line } => write!(f, "file {}:{line}", path.display()),
             Self::Env(name) => write!(f, "env {name}"),
             Self::Flag => f.write_str("flag"),
         }
@@ -56,7 +61,7 @@ pub enum ConfigError {
     Unreadable {
         /// Path of the file, as given.
         path: PathBuf,
-        /// What the operating system answered, or that the file is not UTF-8.
+        /// The operating system's error, or that the file is not UTF-8.
         source: std::io::Error,
     },
     /// The file is not TOML.
@@ -82,7 +87,7 @@ pub enum ConfigError {
     WrongValue {
         /// The key, its value and where the value came from.
         setting: NamedValue,
-        /// What is wrong and what the key takes instead.
+        /// A text that says what is wrong and what the key takes instead.
         reason: String,
     },
     /// The values do not go together, or one is out of bounds.
@@ -108,6 +113,11 @@ impl ConfigErrors {
     /// `value` if there is no error.
     pub(super) fn none_or<T>(errors: Vec<ConfigError>, value: T) -> Result<T, Self> {
         if errors.is_empty() { Ok(value) } else { Err(Self(errors)) }
+    }
+
+    /// These errors, of which there is one at least.
+    pub(super) fn of(errors: Vec<ConfigError>) -> Self {
+        Self(errors)
     }
 
     /// The single errors, those of the file first.

@@ -4,23 +4,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
-use figment::Provider;
-use figment::error::{Error as FigmentError, Kind};
-use figment::providers::{Format, Toml};
-use figment::value::{Dict, Empty, Value};
-
 use super::error::{ConfigError, ConfigErrors, NamedValue, Origin};
-use super::keys::{self, Keys};
-use super::schema::Config;
+use super::keys::{self, ConfigKeys};
+use super::schema::{Config, ConfigEntry, Node};
 use super::settings::Settings;
+use super::values::{InvalidLiteral, InvalidLiteralCause, Literal, Placed, read_document};
 
 /// A configuration and where each of its values came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The values.
-    pub config: Config,
+    pub(super) config: Config,
     /// By key, e.g. `store.url`. Keys that nobody set are absent.
-    pub origins: BTreeMap<String, Origin>,
+    pub(super) origins: BTreeMap<String, Origin>,
 }
 
 impl Config {
@@ -58,22 +54,36 @@ impl Config {
 
     /// Every key there is, sorted, such as `execution.checkpointing.file-merging.max-file-size`.
     pub fn keys() -> Vec<String> {
-        Keys::known().names().to_vec()
+        ConfigKeys::known().names().to_vec()
     }
 }
 
 impl Loaded {
-    /// Checks all rules and returns what the daemon works with.
+    /// Checks all rules and returns what the daemon works with. A key that somebody set and that has no effect is among
+    /// its warnings.
     ///
     /// # Errors
     /// Every broken rule, with the keys, values and origins it is about.
     pub fn settings(&self) -> Result<Settings, ConfigErrors> {
-        Settings::try_from(&self.config).map_err(|errors| errors.map(|error| self.with_origins(error)))
+        let settings = Settings::try_from(&self.config);
+        let mut settings = settings.map_err(|errors| errors.map(|error| self.with_origins(error)))?;
+        settings.warnings.extend(self.without_effect());
+        Ok(settings)
     }
 
     /// Where the value of `key` came from.
     pub fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
+    }
+
+    /// A sentence for each key that somebody set and that has no effect.
+    fn without_effect(&self) -> Vec<String> {
+        let warning = |entry: ConfigEntry| {
+            let why = entry.effect.warning()?;
+            let origin = Some(self.origins.get(&entry.key).filter(|_| entry.value != Literal::Unset)?.clone());
+            Some(format!("{}: {why}", NamedValue { key: entry.key, value: entry.value.to_string(), origin }))
+        };
+        self.config.entries().into_iter().filter_map(warning).collect()
     }
 
     fn with_origins(&self, error: ConfigError) -> ConfigError {
@@ -91,8 +101,8 @@ impl Loaded {
 
 /// Collects values layer by layer, and what is wrong with them.
 struct Loader {
-    keys: Keys,
-    tree: Value,
+    keys: ConfigKeys,
+    config: Config,
     origins: BTreeMap<String, Origin>,
     errors: Vec<ConfigError>,
     /// Keys whose values were refused: rules about them would mislead.
@@ -101,33 +111,47 @@ struct Loader {
 
 impl Loader {
     fn new() -> Self {
-        let keys = Keys::known();
-        Self { tree: keys.defaults(), keys, origins: BTreeMap::new(), errors: Vec::new(), refused: Vec::new() }
+        Self {
+            keys: ConfigKeys::known(),
+            config: Config::default(),
+            origins: BTreeMap::new(),
+            errors: Vec::new(),
+            refused: Vec::new(),
+        }
     }
 
     fn add_file(&mut self, path: &Path) {
-        let sections = match read_toml(path) {
-            Ok(sections) => sections,
+        match read_file(path) {
+            Ok(sections) => self.add_section(&sections, "", path),
             Err(error) => {
                 self.refused.extend_from_slice(self.keys.names());
-                return self.errors.push(error);
+                self.errors.push(error);
             }
-        };
-        self.add_section(sections, "", &Origin::File(path.to_owned()));
+        }
     }
 
-    fn add_section(&mut self, section: Dict, path: &str, origin: &Origin) {
-        for (name, value) in section {
-            let key = keys::join(path, &name);
+    fn add_section(&mut self, section: &[(String, Placed)], path: &str, file: &Path) {
+        for (name, Placed { literal, line }) in section {
+            let key = keys::join(path, name);
+            let origin = Origin::File { path: file.to_owned(), line: *line };
             let is_section = self.keys.in_section(&key).next().is_some();
-            match value {
-                value if self.keys.contains(&key) => self.add(&key, &[value], origin.clone()),
-                Value::Dict(_, section) if is_section || !section.is_empty() => {
-                    self.add_section(section, &key, origin);
-                }
-                value if is_section => self.refuse_section(&key, &value, origin),
-                _ => self.refuse_key(key, origin.clone()),
+            match literal {
+                literal if self.keys.contains(&key) => self.add_once(&key, literal, origin),
+                Literal::Table(section) if is_section || !section.is_empty() => self.add_section(section, &key, file),
+                literal if is_section => self.refuse_section(&key, literal, origin),
+                _ => self.refuse_key(key, origin),
             }
+        }
+    }
+
+    /// Sets a key of the file. TOML finds most keys that are there twice, but not `"a.b"` beside `a.b`.
+    fn add_once(&mut self, key: &str, literal: &Literal, origin: Origin) {
+        match self.origins.get(key) {
+            Some(first) => {
+                let reason = format!("is set before that ({first})");
+                self.refuse_value(key, masked(key, literal), origin, &reason);
+            }
+            None => self.add(key, std::slice::from_ref(literal), origin),
         }
     }
 
@@ -151,36 +175,32 @@ impl Loader {
     }
 
     fn add_text(&mut self, key: &str, text: &str, origin: Origin) {
-        if self.keys.contains(key) {
-            self.add(key, &readings(text), origin);
-        } else {
-            self.refuse_key(key.to_owned(), origin);
-        }
+        self.add(key, &readings(text), origin);
     }
 
     /// Sets `key` to the first of `readings` that it takes.
-    fn add(&mut self, key: &str, readings: &[Value], origin: Origin) {
-        let mut deepest: Option<(FigmentError, &Value)> = None;
+    fn add(&mut self, key: &str, readings: &[Literal], origin: Origin) {
+        let mut deepest: Option<(InvalidLiteral, &Literal)> = None;
         for reading in readings {
-            let mut trial = self.keys.defaults();
-            keys::set(&mut trial, key, reading.clone());
-            match trial.deserialize::<Config>() {
-                Ok(_) => {
-                    keys::set(&mut self.tree, key, reading.clone());
+            match self.config.set(key, reading) {
+                None => return self.refuse_key(key.to_owned(), origin),
+                Some(Ok(())) => {
                     self.refused.retain(|refused| refused != key);
                     self.origins.insert(key.to_owned(), origin);
                     return;
                 }
-                Err(_) if reading.to_empty().is_some() => {}
+                Some(Err(_)) if *reading == Literal::Unset => {}
                 // Of several readings the one that got furthest into the value is the one that was meant.
-                Err(error) if deepest.as_ref().is_none_or(|(known, _)| known.path.len() < error.path.len()) => {
-                    deepest = Some((error, reading));
+                Some(Err(refusal))
+                    if deepest.as_ref().is_none_or(|(known, _)| known.path.len() < refusal.path.len()) =>
+                {
+                    deepest = Some((refusal, reading));
                 }
-                Err(_) => {}
+                Some(Err(_)) => {}
             }
         }
-        if let Some((error, reading)) = deepest {
-            self.refuse_reading(key, reading, origin, error);
+        if let Some((refusal, reading)) = deepest {
+            self.refuse_reading(key, reading, origin, refusal);
         }
     }
 
@@ -193,25 +213,29 @@ impl Loader {
         self.errors.push(ConfigError::UnknownKey { key, origin, nearest });
     }
 
-    fn refuse_section(&mut self, section: &str, value: &Value, origin: &Origin) {
+    fn refuse_section(&mut self, section: &str, literal: &Literal, origin: Origin) {
         let keys: Vec<&str> = self.keys.in_section(section).take(8).collect();
         let reason = format!("expected a section with keys such as {}", keys.join(", "));
-        self.refuse_value(section, keys::written(value), origin.clone(), &reason);
+        self.refuse_value(section, masked(section, literal), origin, &reason);
     }
 
-    fn refuse_reading(&mut self, key: &str, reading: &Value, origin: Origin, error: FigmentError) {
+    fn refuse_reading(&mut self, key: &str, reading: &Literal, origin: Origin, refusal: InvalidLiteral) {
         self.refused.push(key.to_owned());
-        // Inside a list the error knows better where it is: `auth.keys.0.secret-key`.
-        let path = error.path.join(".");
-        let at = if path.starts_with(key) { path.as_str() } else { key };
-        if let Kind::UnknownField(field, known) = &error.kind {
-            let score = |name: &str| strsim::normalized_damerau_levenshtein(name, field);
-            let nearest = known.iter().max_by(|a, b| score(a).total_cmp(&score(b)));
-            let (key, nearest) = (at.to_owned(), keys::join(key, nearest.copied().unwrap_or_default()));
-            return self.errors.push(ConfigError::UnknownKey { key, origin, nearest });
+        // Inside a list the refusal knows better where it is: `auth.keys.0.secret-key`.
+        let at = refusal.path.iter().fold(key.to_owned(), |at, part| keys::join(&at, part));
+        let origin = match (origin, refusal.line) {
+            (Origin::File { path, .. }, Some(line)) => Origin::File { path, line },
+            (origin, _) => origin,
+        };
+        match refusal.cause {
+            InvalidLiteralCause::UnknownField { nearest } => {
+                let nearest = keys::join(key, nearest);
+                self.errors.push(ConfigError::UnknownKey { key: at, origin, nearest });
+            }
+            InvalidLiteralCause::Value(error) => {
+                self.refuse_value(&at, masked(key, reading), origin, &error.to_string())
+            }
         }
-        let value = if keys::is_secret(key) { "********".to_owned() } else { keys::written(reading) };
-        self.refuse_value(at, value, origin, &reason(&error.kind));
     }
 
     fn refuse_value(&mut self, key: &str, value: String, origin: Origin, reason: &str) {
@@ -220,8 +244,7 @@ impl Loader {
     }
 
     fn finish(self) -> Result<Loaded, ConfigErrors> {
-        let config = self.tree.deserialize().expect("each value was tried, and they do not depend on each other");
-        let loaded = Loaded { config, origins: self.origins };
+        let loaded = Loaded { config: self.config, origins: self.origins };
         let mut errors = self.errors;
         if !errors.is_empty() {
             errors.extend(broken_rules(&loaded, &self.refused));
@@ -240,65 +263,30 @@ fn broken_rules(loaded: &Loaded, refused: &[String]) -> Vec<ConfigError> {
     errors
 }
 
-fn read_toml(path: &Path) -> Result<Dict, ConfigError> {
+fn read_file(path: &Path) -> Result<Vec<(String, Placed)>, ConfigError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    let profiles = Toml::string(&text).data().map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        reason: without_source_lines(&error.kind.to_string()),
-    })?;
-    Ok(profiles.into_values().next().unwrap_or_default())
+    read_document(&text).map_err(|error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })
 }
 
-/// A parser's message without the lines it quotes, which may hold a secret.
-fn without_source_lines(message: &str) -> String {
-    let lines: Vec<&str> =
-        message.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains('|')).collect();
-    lines.join(": ")
+/// `literal` for a message: nothing of it where it may hold a secret.
+fn masked(key: &str, literal: &Literal) -> String {
+    if keys::is_secret(key) { "********".to_owned() } else { literal.to_string() }
 }
 
-/// What a text from the environment or a flag may mean, the key's type decides: the value that TOML would read,
-/// the text as it is, a list without brackets, or nothing.
+/// The meanings that a text from the environment or a flag may have; the key's type decides: the value that TOML would
+/// read, the text as it is, a list without brackets, or nothing.
 ///
 /// The text as it is comes first, as `123` may be a password.
-fn readings(text: &str) -> Vec<Value> {
+fn readings(text: &str) -> Vec<Literal> {
     let mut readings = Vec::new();
     if text.is_empty() {
-        readings.push(Value::from(Empty::None));
+        readings.push(Literal::Unset);
     }
-    readings.push(Value::from(text));
-    // figment takes a character's number for its place in bytes when it unescapes, and panics.
-    if text.is_ascii() || !text.contains('\\') {
-        readings.push(text.parse().unwrap_or_else(|never| match never {}));
-    }
+    readings.push(Literal::Text(text.to_owned()));
+    readings.extend(Literal::parse(text));
     let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
     let items = inner.split([',', ';']).map(str::trim).filter(|item| !item.is_empty());
-    readings.push(Value::from(items.collect::<Vec<_>>()));
+    readings.push(Literal::list(items.map(|item| Literal::Text(item.to_owned()))));
     readings
-}
-
-/// What is wrong and what is allowed, without the value.
-fn reason(kind: &Kind) -> String {
-    match kind {
-        Kind::Message(message) => message.clone(),
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
-            format!("expected {}", plain_words(expected))
-        }
-        Kind::MissingField(field) => format!("`{field}` is missing"),
-        other => other.to_string(),
-    }
-}
-
-/// A Rust type in words.
-fn plain_words(expected: &str) -> &str {
-    match expected {
-        "u16" => "a whole number from 0 to 65535",
-        "u32" => "a whole number from 0 to 4294967295",
-        "f64" => "a number",
-        "a boolean" => "true or false",
-        "a string" | "path string" => "text",
-        "a sequence" => "a list",
-        expected if expected.starts_with("struct ") => "a table",
-        expected => expected,
-    }
 }

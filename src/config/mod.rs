@@ -9,12 +9,16 @@
 //! defaults < config.toml < ESKER__SECTION__KEY < flags -> Config -> rules -> Settings
 //! ```
 //!
+//! [`KeysFile`] is a file beside it, with access keys and tokens.
+//!
 //! Left to others: opening what a URL names, the `AWS_*` fallback for credentials, reacting to changes (a
 //! change needs a restart).
 //!
 //! # Invariants
 //! - A key exists once, as a field of [`Config`]; the list of known keys, `show` and the test of `config.toml`
 //!   are derived from it.
+//! - A key that nothing reads yet is marked so where it is declared. It is checked like the others, is not in
+//!   [`Settings`], and warns whoever sets it.
 //! - Nothing that a user wrote is ignored: an unknown key, a wrong value or a broken rule is an error, and what is
 //!   legal but without effect is a warning in [`Settings::warnings`].
 //! - All errors are reported together.
@@ -23,6 +27,7 @@
 mod choices;
 mod error;
 mod keys;
+mod keys_file;
 mod load;
 pub mod schema;
 mod settings;
@@ -33,14 +38,18 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use choices::{Boundary, CheckpointMode, CheckpointStorage, DirectIo, EtagKind, LogFormat, ReclaimMode, Retention};
+pub use choices::{
+    Boundary, CheckpointMode, CheckpointStorage, ClientAuth, DirectIo, EtagKind, KeyAccess, LogFormat, ReclaimMode,
+    Retention, TlsDoors,
+};
 pub use error::{ConfigError, ConfigErrors, NamedValue, Origin};
+pub use keys_file::{KeysFile, readable_by_others};
 pub use load::Loaded;
 pub use schema::Config;
 pub use settings::{
-    AuthSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings, ClusterSettings, Credentials,
-    LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode, ReclaimSettings, S3Key,
-    ServerSettings, Settings, StoreSettings, TelemetrySettings, UnalignedSettings,
+    AccessLogPlace, AuthSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings, Credentials,
+    HdfsSettings, LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode, ReclaimSettings, S3Key,
+    ServerSettings, Settings, StoreSettings, TelemetrySettings, TlsSettings,
 };
 pub use url::StoreUrl;
 pub use values::{MemorySize, Secret, Span, ValueError};

@@ -1,33 +1,27 @@
 //! Every key, its value and where it came from.
 
 use super::error::Origin;
-use super::keys::{self, Keys};
 use super::load::Loaded;
+use super::schema::ConfigEntry;
+use super::values::Literal;
 
 impl Loaded {
     /// One line per key, sorted: valid TOML with the origin as a comment, secrets masked.
     ///
     /// ```text
     /// # store.access-key (not set)         # default
-    /// store.url = "s3://flink-state/prod"  # file /etc/esker/config.toml
+    /// store.url = "s3://flink-state/prod"  # file /etc/esker/config.toml:12
     /// ```
     pub fn show(&self) -> String {
+        let entries = self.config.entries();
         let lines: Vec<(String, Origin)> =
-            self.values().into_iter().map(|(key, value)| (line(&key, &value), self.origin(&key))).collect();
+            entries.into_iter().map(|entry| (line(&entry), self.origin(&entry.key))).collect();
         let width = lines.iter().map(|(line, _)| line.chars().count()).filter(|width| *width <= 100).max();
         let width = width.unwrap_or_default();
         lines.iter().map(|(line, origin)| format!("{line:width$}  # {origin}\n")).collect()
     }
-
-    /// Every key with its value as TOML writes it.
-    fn values(&self) -> Vec<(String, String)> {
-        let tree = keys::tree_of(&self.config);
-        let known = Keys::known();
-        let value = |key: &String| tree.find_ref(key).map(keys::written).unwrap_or_default();
-        known.names().iter().map(|key| (key.clone(), value(key))).collect()
-    }
 }
 
-fn line(key: &str, value: &str) -> String {
-    if value == keys::NOT_SET { format!("# {key} {value}") } else { format!("{key} = {value}") }
+fn line(ConfigEntry { key, value, .. }: &ConfigEntry) -> String {
+    if *value == Literal::Unset { format!("# {key} {value}") } else { format!("{key} = {value}") }
 }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::schema::{ConfigEntry, Effect};
+use super::values::Literal;
 use super::*;
 
 const CONFIG_TOML: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
@@ -62,7 +64,7 @@ fn environment_overrides_the_file_and_flags_override_both() {
     assert_eq!(loaded.origin("store.url"), Origin::Flag);
     let name = "ESKER__STORE__MAX_CONCURRENT_REQUESTS".to_owned();
     assert_eq!(loaded.origin("store.max-concurrent-requests"), Origin::Env(name));
-    assert!(matches!(loaded.origin("store.region"), Origin::File(_)));
+    assert!(matches!(loaded.origin("store.region"), Origin::File { line: 4, .. }));
     assert_eq!(loaded.origin("store.part-size"), Origin::Default);
 }
 
@@ -123,7 +125,7 @@ fn an_unknown_key_is_named_with_its_origin_and_the_nearest_key() {
     let errors = errors(text, &[("ESKER__LIMITS__MEMMORY", "1")], &[("reclaim.grace", "1")]).join("\n");
 
     assert!(errors.contains("unknown key `store.ulr` (file "), "{errors}");
-    assert!(errors.contains("config.toml), the nearest known key is `store.url`"), "{errors}");
+    assert!(errors.contains("config.toml:2), the nearest known key is `store.url`"), "{errors}");
     assert!(errors.contains("`execution.checkpointing.file-merging.max-file-size`"), "{errors}");
     assert!(errors.contains("unknown key `stor` (file "), "{errors}");
     let wanted = "`limits.memmory` (env ESKER__LIMITS__MEMMORY), the nearest known key is `ESKER__LIMITS__MEMORY`";
@@ -163,7 +165,11 @@ fn a_wrong_value_is_named_with_key_origin_and_what_is_allowed() {
         ("merging.max-open-files", "4294967296", "expected a whole number from 0 to 4294967295"),
         ("merging.linger-fraction", "some", "expected a number"),
         ("store.allow-http", "yes", "expected true or false"),
-        ("store.url", "hdfs://name/x", "expected `file:./dir`, `file:///dir`, `memory:` or `s3://bucket/prefix`"),
+        (
+            "store.url",
+            "ftp://name/x",
+            "expected `file:./dir`, `file:///dir`, `memory:`, `s3://bucket/prefix` or `hdfs://",
+        ),
         ("execution.checkpointing.mode", "ONCE", "expected one of `EXACTLY_ONCE` `AT_LEAST_ONCE`"),
         ("execution.checkpointing.storage", "com.acme.Factory", "expected one of `jobmanager` `filesystem`"),
         ("limits.memory", "", "the value is empty"),
@@ -194,6 +200,7 @@ fn entries_of_the_key_list_are_checked_one_by_one() {
     assert!(missing.contains("`secret-key` is missing"), "{missing}");
     let unknown = errors("[[auth.keys]]\naccess-key = 'a'\nsecret-key = 'b'\nprefix = []", &[], &[]).join("\n");
     assert!(unknown.contains("unknown key `auth.keys.0.prefix` (file "), "{unknown}");
+    assert!(unknown.contains("config.toml:4)"), "{unknown}");
     assert!(unknown.contains("nearest known key is `auth.keys.prefixes`"), "{unknown}");
 }
 
@@ -217,6 +224,54 @@ fn a_wrong_value_is_reported_though_a_later_layer_overrides_it() {
     let errors = errors("store.part-size = 'x'", &[], &[("store.part-size", "16mb")]);
 
     assert_eq!(errors.len(), 1);
+}
+
+#[test]
+fn a_wrong_value_is_placed_in_its_file() {
+    let text = "# Ours.\n\n[store]\nurl = 'x'\n[server]\nbuckets = [\n  'a-good-one',\n  7,\n]\n\n[[auth.keys]]\n\
+                access-key = 'a'\nsecret-key = 'b'\n[[auth.keys]]\naccess-key = 'c'\n[limits]\nmemory = '1 mb'\n";
+
+    let errors = errors(text, &[], &[]);
+
+    for (line, wanted) in [
+        (4, "store.url = \"x\" (file "),
+        (8, "server.buckets.1 = [\"a-good-one\", 7] (file "),
+        (14, "auth.keys.1 = ******** (file "),
+        (17, "limits.memory = \"1 mb\" (file "),
+    ] {
+        let place = format!("config.toml:{line})");
+        assert!(errors.iter().any(|error| error.contains(wanted) && error.contains(&place)), "{wanted}: {errors:#?}");
+    }
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_named_with_both_places() {
+    for (text, wanted) in [
+        ("[store]\nregion = 'a'\nregion = 'b'", "line 3, column 1: duplicate key `region` in table `store`"),
+        ("[store]\n[server]\n[store]", "line 3, column 1: invalid table header: duplicate key `store`"),
+        ("store.region = 'a'\n\n[store]\nurl = 'memory:'", "line 3, column 1: "),
+        ("\"store.region\" = 'a'\n[store]\nregion = 'b'", "config.toml:3): is set before that (file "),
+    ] {
+        let errors = errors(text, &[], &[]).join("\n");
+        assert!(errors.contains(wanted), "{text}: {errors}");
+    }
+}
+
+#[test]
+fn numbers_of_the_environment_are_read_leniently() {
+    let vars = [
+        ("ESKER__MERGING__LINGER_FRACTION", " .5 "),
+        ("ESKER__MERGING__MAX_OPEN_FILES", "007"),
+        ("ESKER__CLUSTER__SHARDS", "0x10"),
+        ("ESKER__LIMITS__MEMORY", "\"1 gb\""),
+    ];
+
+    let config = load("", &vars, &[]).unwrap().config;
+
+    assert_eq!(config.merging.linger_fraction, 0.5);
+    assert_eq!(config.merging.max_open_files, 7);
+    assert_eq!(config.cluster.shards, 16);
+    assert_eq!(config.limits.memory, MemorySize::gib(1));
 }
 
 #[test]
@@ -308,37 +363,64 @@ fn config_toml_equals_the_defaults() {
     assert_eq!(loaded.config, Config::default());
 }
 
-/// The keys of a configuration file: whether each is set, or commented out with an example.
-fn keys_in(text: &str) -> Vec<(String, bool)> {
-    let mut section = String::new();
+/// A key in a configuration file.
+struct KeyLine {
+    key: String,
+    /// Otherwise it is commented out, with an example.
+    set: bool,
+    /// The lines above.
+    comment: String,
+}
+
+/// The keys of a configuration file, sorted.
+fn keys_in(text: &str) -> Vec<KeyLine> {
+    let (mut section, mut comment) = (String::new(), String::new());
     let mut found = Vec::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             section = name.to_owned();
         }
         let (set, assignment) = line.strip_prefix("# ").map_or((true, line), |commented| (false, commented));
-        let Some((key, _)) = assignment.split_once(" = ") else {
-            continue;
-        };
+        let key = assignment.split_once(" = ").map(|(key, _)| key).unwrap_or_default();
         if !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '-' || c == '.' || c == '3') {
-            found.push((format!("{section}.{key}"), set));
+            found.push(KeyLine { key: format!("{section}.{key}"), set, comment: comment.clone() });
+        } else if line.is_empty() {
+            comment.clear();
+        } else {
+            comment.push_str(line);
         }
     }
-    found.sort();
+    found.sort_by(|a, b| a.key.cmp(&b.key));
     found
 }
 
 #[test]
-fn config_toml_has_every_key_once_and_comments_out_those_without_a_default() {
+fn config_toml_has_every_key_once_and_comments_out_those_without_a_default_or_an_effect() {
     let text = std::fs::read_to_string(CONFIG_TOML).unwrap();
-    let shown = Config::load_with(None, env(&[]), &[]).unwrap().show();
-    let has_default = |key: &String| !shown.contains(&format!("# {key} (not set)"));
 
-    let found = keys_in(&text);
+    let found: Vec<(String, bool)> = keys_in(&text).into_iter().map(|line| (line.key, line.set)).collect();
 
-    let expected: Vec<(String, bool)> =
-        Config::keys().into_iter().map(|key| (key.clone(), has_default(&key))).collect();
+    let is_set = |entry: &ConfigEntry| entry.value != Literal::Unset && entry.effect == Effect::Now;
+    let entries = Config::default().entries();
+    let expected: Vec<(String, bool)> = entries.iter().map(|entry| (entry.key.clone(), is_set(entry))).collect();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn config_toml_says_of_each_key_whether_it_has_an_effect() {
+    let text = std::fs::read_to_string(CONFIG_TOML).unwrap();
+
+    let found: Vec<(String, Effect)> = keys_in(&text)
+        .into_iter()
+        .map(|line| match line.comment.as_str() {
+            comment if comment.starts_with("# No effect yet. ") => (line.key, Effect::Later),
+            comment if comment.starts_with("# No effect here: ") => (line.key, Effect::Elsewhere),
+            _ => (line.key, Effect::Now),
+        })
+        .collect();
+
+    let entries = Config::default().entries();
+    assert_eq!(found, entries.into_iter().map(|entry| (entry.key, entry.effect)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -367,7 +449,12 @@ fn the_examples_in_config_toml_are_valid_together() {
     let loaded = load(&uncommented.join("\n"), &[], &[("store.url", "s3://flink-state/x")]).unwrap();
 
     assert!(loaded.origins.len() == keys.len());
-    assert_eq!(loaded.settings().unwrap().warnings, Vec::<String>::new());
+    let warnings = loaded.settings().unwrap().warnings;
+    let without_effect = loaded.config.entries().iter().filter(|entry| entry.effect != Effect::Now).count();
+    // Of the others one cannot tell whether they were set.
+    const OF_HDFS: usize = 5;
+    assert_eq!(warnings.len(), without_effect + OF_HDFS, "{warnings:#?}");
+    assert!(warnings.iter().all(|warning| warning.contains("has no effect")), "{warnings:#?}");
 }
 
 fn is_example(line: &str, keys: &[String]) -> bool {
@@ -381,11 +468,31 @@ fn a_quoted_text_with_a_backslash_after_a_wide_character_does_not_panic() {
     drop(Config::load_with(None, env(&[]), &flags).map(|loaded| loaded.settings()));
 }
 
+/// Does with a configuration what the daemon does, whatever is in it.
+fn try_out(file: Option<&Path>, vars: Vec<(OsString, OsString)>, flags: &[(String, String)]) {
+    let loaded = match Config::load_with(file, vars, flags) {
+        Ok(loaded) => loaded,
+        Err(errors) => return assert!(errors.iter().all(|error| !error.to_string().is_empty())),
+    };
+    let shown = loaded.show();
+    assert_eq!(shown.lines().count(), Config::keys().len(), "{shown}");
+    if let Err(errors) = loaded.settings() {
+        assert!(errors.iter().all(|error| !error.to_string().is_empty()));
+    }
+    let again = load(&shown, &[], &[]).unwrap();
+    let values = |shown: &str| -> Vec<String> { shown.lines().map(without_origin).collect() };
+    assert_eq!(values(&again.show()), values(&shown));
+}
+
+fn without_origin(line: &str) -> String {
+    line.rsplit_once("  # ").unwrap().0.trim_end().to_owned()
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_for_any_key_panics(
         values in proptest::collection::vec(
-            ("\\PC{0,12}|[0-9]{1,20} ?(mb|tb|s|d)?|true|\\[.*|\\{a=.*", 0usize..200),
+            ("\\PC{0,12}|[0-9]{1,20} ?(mb|tb|s|d)?|true|\\[.*|\\{a=.*|\"\\PC{0,8}\"|-?[0-9.e]{1,9}|[a-z]{1,5}:/?/?.{0,20}", 0usize..200),
             1..8,
         ),
     ) {
@@ -393,13 +500,49 @@ proptest::proptest! {
         let flags: Vec<(String, String)> =
             values.into_iter().map(|(text, at)| (keys[at % keys.len()].clone(), text)).collect();
 
-        let settings = Config::load_with(None, env(&[]), &flags).and_then(|loaded| {
-            assert_eq!(loaded.show().lines().count(), keys.len());
-            loaded.settings()
-        });
-
-        if let Err(errors) = settings {
-            proptest::prop_assert!(errors.iter().count() > 0 && !errors.to_string().is_empty());
+        for (key, text) in &flags {
+            try_out(None, Vec::new(), &[(key.clone(), text.clone())]);
         }
+        try_out(None, Vec::new(), &flags);
+    }
+
+    #[test]
+    fn no_variable_panics(
+        known in proptest::collection::vec((0usize..200, proptest::collection::vec(0u8.., 0..24)), 0..4),
+        unknown in proptest::collection::vec(("[A-Za-z_-]{0,20}", proptest::collection::vec(0u8.., 0..8)), 0..4),
+    ) {
+        use std::os::unix::ffi::OsStringExt;
+        let keys = Config::keys();
+        let known = known.into_iter().map(|(at, value)| (super::keys::env_name(&keys[at % keys.len()]), value));
+        let unknown = unknown.into_iter().map(|(name, value)| (format!("ESKER__{name}"), value));
+        let mut vars: Vec<(OsString, OsString)> =
+            known.chain(unknown).map(|(name, value)| (name.into(), OsString::from_vec(value))).collect();
+        vars.push((OsString::from_vec(b"ESKER__\xff\xfe".to_vec()), "x".into()));
+
+        try_out(None, vars, &[]);
+    }
+
+    #[test]
+    fn no_bytes_as_a_file_panic(bytes in proptest::collection::vec(0u8.., 0..200)) {
+        let file = file("");
+        std::fs::write(&file.path, bytes).unwrap();
+
+        try_out(Some(&file.path), Vec::new(), &[]);
+    }
+
+    /// Most random bytes are not TOML; what nearly is goes further.
+    #[test]
+    fn no_damage_to_a_good_file_panics(
+        damage in proptest::collection::vec((0usize.., 0usize..40, "\\PC{0,6}|[\\[\\]{}=.,'\"#\n\\\\0-9a-z-]{0,12}"), 1..6),
+    ) {
+        let mut text = std::fs::read_to_string(CONFIG_TOML).unwrap();
+        for (at, len, put) in damage {
+            let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            let from = boundary(at % text.len());
+            let to = boundary(from + len).max(from);
+            text.replace_range(from..to, &put);
+        }
+
+        try_out(Some(&file(&text).path), Vec::new(), &[]);
     }
 }

@@ -1,13 +1,10 @@
-//! Where data lives: `file:`, `memory:` and `s3:` URLs.
+//! Where data lives: `file:`, `memory:`, `s3:` and `hdfs:` URLs.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::de::{Deserialize, Deserializer};
-use serde::ser::{Serialize, Serializer};
-
-use super::values::{ValueError, Written, deserialize_written};
+use super::values::{ValueError, WrittenValue};
 
 /// The place of a store. Opening it is the store's business.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +17,15 @@ pub enum StoreUrl {
     S3 {
         /// Name of the bucket, 3 to 63 bytes.
         bucket: String,
-        /// What every key starts with, so that several daemons can share a bucket. Empty: the whole bucket.
+        /// The start of every key, so that several daemons can share a bucket. Empty: the whole bucket.
         prefix: String,
+    },
+    /// A folder of an HDFS.
+    Hdfs {
+        /// `host:port` of the NameNode, or the name of a nameservice.
+        authority: String,
+        /// The folder: absolute, without a slash at its end; `/` is not taken.
+        path: String,
     },
 }
 
@@ -29,6 +33,11 @@ impl StoreUrl {
     /// Whether this is an S3 bucket.
     pub fn is_s3(&self) -> bool {
         matches!(self, Self::S3 { .. })
+    }
+
+    /// Whether this is a folder of an HDFS.
+    pub fn is_hdfs(&self) -> bool {
+        matches!(self, Self::Hdfs { .. })
     }
 }
 
@@ -43,6 +52,7 @@ impl FromStr for StoreUrl {
             "memory" if rest.chars().all(|c| c == '/') => Ok(Self::Memory),
             "memory" => Err(malformed("memory has no path")),
             "s3" => parse_s3(rest),
+            "hdfs" => parse_hdfs(rest),
             _ => Err(malformed("the scheme is unknown")),
         }
     }
@@ -76,15 +86,36 @@ fn parse_s3(rest: &str) -> Result<StoreUrl, ValueError> {
         return Err(malformed("a bucket has 3 to 63 letters, digits, `.`, `-` or `_`"));
     }
     let prefix = prefix.trim_matches('/');
-    let bad_part = |part: &str| matches!(part, "" | "." | "..") || part.contains(char::is_control);
-    if !prefix.is_empty() && prefix.split('/').any(bad_part) {
+    if !prefix.is_empty() && prefix.split('/').any(is_bad_part) {
         return Err(malformed("the prefix has an empty, `.`, `..` or unprintable part"));
     }
     Ok(StoreUrl::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }
 
-impl Written for StoreUrl {
-    const EXPECTED: &'static str = "`file:./dir`, `file:///dir`, `memory:` or `s3://bucket/prefix`";
+/// `//host:port/folder` or `//nameservice/folder`.
+fn parse_hdfs(rest: &str) -> Result<StoreUrl, ValueError> {
+    let rest = rest.strip_prefix("//").ok_or(malformed("the two slashes after `hdfs:` are missing"))?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
+    let host_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let bad_port = port.is_some_and(|port| port.parse::<u16>().is_err());
+    if host.is_empty() || !host.chars().all(host_char) || bad_port {
+        return Err(malformed("a NameNode is `host:port`, or the name of a nameservice"));
+    }
+    let path = path.trim_matches('/');
+    if path.is_empty() || path.split('/').any(|part| is_bad_part(part) || part.contains(':')) {
+        return Err(malformed("a folder is missing, or has an empty, `.`, `..` or unprintable part, or a colon"));
+    }
+    Ok(StoreUrl::Hdfs { authority: authority.to_owned(), path: format!("/{path}") })
+}
+
+fn is_bad_part(part: &str) -> bool {
+    matches!(part, "" | "." | "..") || part.contains(char::is_control)
+}
+
+impl WrittenValue for StoreUrl {
+    const EXPECTED: &'static str =
+        "`file:./dir`, `file:///dir`, `memory:`, `s3://bucket/prefix` or `hdfs://host:port/folder`";
 }
 
 impl fmt::Display for StoreUrl {
@@ -94,19 +125,8 @@ impl fmt::Display for StoreUrl {
             Self::Memory => f.write_str("memory:"),
             Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
             Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Self::Hdfs { authority, path } => write!(f, "hdfs://{authority}{path}"),
         }
-    }
-}
-
-impl Serialize for StoreUrl {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for StoreUrl {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        deserialize_written(from)
     }
 }
 
@@ -116,6 +136,10 @@ mod tests {
 
     fn s3(bucket: &str, prefix: &str) -> StoreUrl {
         StoreUrl::S3 { bucket: bucket.into(), prefix: prefix.into() }
+    }
+
+    fn hdfs(authority: &str, path: &str) -> StoreUrl {
+        StoreUrl::Hdfs { authority: authority.into(), path: path.into() }
     }
 
     #[test]
@@ -128,6 +152,8 @@ mod tests {
             ("memory:", StoreUrl::Memory, "memory:"),
             ("memory:///", StoreUrl::Memory, "memory:"),
             ("s3://flink-state", s3("flink-state", ""), "s3://flink-state"),
+            ("hdfs://nn-1:8020/flink/esker/", hdfs("nn-1:8020", "/flink/esker"), "hdfs://nn-1:8020/flink/esker"),
+            ("hdfs://prod/esker", hdfs("prod", "/esker"), "hdfs://prod/esker"),
             ("s3://flink-state/prod/eu/", s3("flink-state", "prod/eu"), "s3://flink-state/prod/eu"),
         ] {
             assert_eq!(text.parse(), Ok(url.clone()), "{text}");
@@ -141,7 +167,15 @@ mod tests {
         for text in [
             "",
             "esker-data",
-            "hdfs://name/x",
+            "wasb://name/x",
+            "hdfs:/x",
+            "hdfs://name",
+            "hdfs://name/",
+            "hdfs:///x",
+            "hdfs://name:x/y",
+            "hdfs://user@name/y",
+            "hdfs://name/a/../b",
+            "hdfs://name/a:b",
             "file:",
             "file://other/x",
             "s3:bucket",

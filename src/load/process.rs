@@ -72,7 +72,7 @@ pub struct Server {
     log: PathBuf,
 }
 
-/// What a server says when it is ready: addresses, credentials.
+/// The lines that a server prints when it is ready: addresses, credentials.
 pub type Ready = HashMap<String, String>;
 
 impl Server {
@@ -137,13 +137,13 @@ impl Drop for Server {
 
 /// CPU seconds, user and system, that all threads of a process used so far.
 ///
+/// The daemon's own `process_cpu_seconds_total` has whole seconds alone, which is too coarse for a run of a few seconds.
+///
 /// # Source
-/// proc(5): `stat`, fields 14 and 15, in ticks of 1/100 s.
+/// proc(5): `stat`, fields 14 and 15.
 pub fn cpu_seconds(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let after_name: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
-    let ticks: f64 = after_name.get(11)?.parse::<f64>().ok()? + after_name.get(12)?.parse::<f64>().ok()?;
-    Some(ticks / 100.0)
+    let stat = process(pid)?.stat().ok()?;
+    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }
 
 /// The most memory that a process had resident so far, in bytes.
@@ -151,10 +151,11 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
 /// # Source
 /// proc(5): `status`, `VmHWM`.
 pub fn rss_peak_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib << 10)
+    process(pid)?.status().ok()?.vmhwm.map(|kib| kib << 10)
+}
+
+fn process(pid: u32) -> Option<procfs::process::Process> {
+    procfs::process::Process::new(i32::try_from(pid).ok()?).ok()
 }
 
 #[cfg(test)]

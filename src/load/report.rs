@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::Options;
-use super::run::Measured;
-use super::workload::{Cell, Shape, size_text};
+use super::options::BenchOptions;
+use super::run::RunFigures;
+use super::workload::{Cell, LoadShape, size_text};
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// Version of the daemon.
     pub version: &'static str,
     /// `release` or `debug`.
@@ -21,8 +21,8 @@ pub struct Report {
     pub rounds: usize,
     /// Seconds that a target was driven in each round.
     pub run_seconds: f64,
-    /// Whose segments were sent.
-    pub shape: Shape,
+    /// The owners of the segments.
+    pub shape: LoadShape,
     /// Keys of the daemon's configuration that were set.
     pub set: Vec<String>,
     /// The cells, in the order in which they were measured.
@@ -46,14 +46,14 @@ pub struct TargetReport {
     /// Its name.
     pub name: String,
     /// Over the rounds.
-    pub summary: Summary,
+    pub summary: BenchSummary,
     /// Each round.
-    pub rounds: Vec<Measured>,
+    pub rounds: Vec<RunFigures>,
 }
 
-/// Medians and spreads over the rounds; none where it does not apply or was not measured.
+/// Medians and spreads over the rounds; `None` where it does not apply or was not measured.
 #[derive(Debug, Default, Serialize)]
-pub struct Summary {
+pub struct BenchSummary {
     /// Answers a second; durable ones, except of the sink.
     pub answers_per_second: Option<Spread>,
     /// Answers a second over those of the sink in the same round.
@@ -68,7 +68,7 @@ pub struct Summary {
     pub server_cpu_per_1000: Option<Spread>,
     /// CPU seconds of the clients for 1,000 answers. Where it is near the server's, the clients limit the rate.
     pub client_cpu_per_1000: Option<Spread>,
-    /// Answers for each sync (put) of a physical file; none when all segments went into the catalog.
+    /// Answers for each sync (put) of a physical file; `None` when all segments went into the catalog.
     pub answers_per_data_write: Option<Spread>,
     /// Answers for each sync or put at all, physical files and the catalog's log together.
     pub answers_per_write: Option<Spread>,
@@ -90,7 +90,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of some values; none if there are none.
+    /// The spread of some values; `None` if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -100,9 +100,9 @@ impl Spread {
     }
 }
 
-impl Report {
+impl BenchReport {
     /// Without cells yet.
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &BenchOptions) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             build: if cfg!(debug_assertions) { "debug" } else { "release" },
@@ -121,7 +121,7 @@ impl Report {
 impl TargetReport {
     /// Without rounds yet.
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), summary: Summary::default(), rounds: vec![] }
+        Self { name: name.to_owned(), summary: BenchSummary::default(), rounds: vec![] }
     }
 }
 
@@ -178,15 +178,15 @@ impl CellReport {
     }
 }
 
-fn rate(run: &Measured) -> f64 {
+fn rate(run: &RunFigures) -> f64 {
     run.answered as f64 / run.seconds
 }
 
-fn summary(rounds: &[Measured], sink: &[f64], is_sink: bool) -> Summary {
-    let each = |value: &dyn Fn(&Measured) -> Option<f64>| Spread::of(rounds.iter().filter_map(value));
-    let per_1000 = |seconds: f64, run: &Measured| seconds * 1000.0 / run.answered as f64;
+fn summary(rounds: &[RunFigures], sink: &[f64], is_sink: bool) -> BenchSummary {
+    let each = |value: &dyn Fn(&RunFigures) -> Option<f64>| Spread::of(rounds.iter().filter_map(value));
+    let per_1000 = |seconds: f64, run: &RunFigures| seconds * 1000.0 / run.answered as f64;
     let of_sink = rounds.iter().zip(sink).map(|(run, sink)| rate(run) / sink);
-    Summary {
+    BenchSummary {
         answers_per_second: each(&|run| Some(rate(run))),
         of_sink: if is_sink { None } else { Spread::of(of_sink) },
         megabytes_per_second: each(&|run| Some(run.bytes as f64 / run.seconds / 1e6)),
@@ -201,7 +201,7 @@ fn summary(rounds: &[Measured], sink: &[f64], is_sink: bool) -> Summary {
     }
 }
 
-fn per_write(run: &Measured, writes: u64) -> Option<f64> {
+fn per_write(run: &RunFigures, writes: u64) -> Option<f64> {
     (writes > 0).then(|| run.answered as f64 / writes as f64)
 }
 
@@ -233,8 +233,8 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn run(answered: u64, cpu: Option<f64>) -> Measured {
-        Measured {
+    fn run(answered: u64, cpu: Option<f64>) -> RunFigures {
+        RunFigures {
             answered,
             failed: 1,
             bytes: answered * 1000,
@@ -250,7 +250,7 @@ mod tests {
         }
     }
 
-    fn target(name: &str, rounds: Vec<Measured>) -> TargetReport {
+    fn target(name: &str, rounds: Vec<RunFigures>) -> TargetReport {
         TargetReport { rounds, ..TargetReport::new(name) }
     }
 

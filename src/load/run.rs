@@ -1,23 +1,16 @@
 //! Closed-loop clients: each has one connection and sends its next request when the last one was answered.
 //!
-//! They speak HTTP/1.1 without a pool or redirects in between, because a client that costs more than the server
-//! measures itself. A request is made, and signed, before its time begins.
+//! A request is made, and signed, before its time begins.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio_util::task::AbortOnDropHandle;
 
+use super::connection::Connection;
 use super::histogram::Histogram;
 use super::process::{cpu_seconds, rss_peak_bytes};
 use super::targets::{Requests, Target};
@@ -42,27 +35,27 @@ pub struct Until {
 
 /// One target, driven once.
 #[derive(Debug)]
-pub struct Run<'a> {
+pub struct BenchRun<'a> {
     /// Its number, from 0 for the warm-up: every run is a checkpoint of its own.
     pub number: u64,
     /// Size and number of clients.
     pub cell: Cell,
     /// When it ends.
     pub until: Until,
-    /// What is sent.
+    /// The bodies that are sent.
     pub bodies: &'a Bodies,
 }
 
-/// What came of a run.
+/// The figures of a run.
 #[derive(Debug, Clone, Serialize)]
-pub struct Measured {
+pub struct RunFigures {
     /// Requests that were answered with success.
     pub answered: u64,
     /// Requests that were refused or broke.
     pub failed: u64,
     /// Bytes of those that were answered.
     pub bytes: u64,
-    /// From the first request to the last answer.
+    /// Seconds from the first request to the last answer.
     pub seconds: f64,
     /// Latency that half of the answers did not exceed.
     pub p50_seconds: f64,
@@ -82,12 +75,12 @@ pub struct Measured {
     pub rss_peak_bytes: Option<u64>,
 }
 
-impl Run<'_> {
+impl BenchRun<'_> {
     /// Drives a target.
     ///
     /// # Errors
     /// When it cannot be reached, or answers nothing with success.
-    pub async fn drive(self, target: &Target) -> anyhow::Result<Measured> {
+    pub async fn drive(self, target: &Target) -> anyhow::Result<RunFigures> {
         let requests = target.requests(self.number, self.bodies)?;
         let mut connections = vec![];
         for _ in &requests {
@@ -106,6 +99,7 @@ impl Run<'_> {
         let mut clients = JoinSet::new();
         for (connection, requests) in connections.into_iter().zip(requests) {
             let authority = target.authority().to_owned();
+            #[expect(clippy::disallowed_methods, reason = "the run waits for each of its clients")]
             clients.spawn(client(authority, connection, requests, Arc::clone(&limit)));
         }
         let tally = tokio::time::timeout(self.until.time + OVERTIME, sum(&mut clients)).await;
@@ -116,7 +110,7 @@ impl Run<'_> {
             bail!("nothing was answered with success: {why}");
         }
         let writes = target.writes().await?.zip(writes_before).map(|(after, before)| after.since(before));
-        Ok(Measured {
+        Ok(RunFigures {
             answered: tally.answered,
             failed: tally.failed,
             bytes: tally.answered * self.cell.bytes,
@@ -133,8 +127,8 @@ impl Run<'_> {
     }
 }
 
-async fn sum(clients: &mut JoinSet<anyhow::Result<Tally>>) -> anyhow::Result<Tally> {
-    let mut sum = Tally::default();
+async fn sum(clients: &mut JoinSet<anyhow::Result<ClientTally>>) -> anyhow::Result<ClientTally> {
+    let mut sum = ClientTally::default();
     while let Some(client) = clients.join_next().await {
         let tally = client.context("a client")??;
         sum.answered += tally.answered;
@@ -145,7 +139,7 @@ async fn sum(clients: &mut JoinSet<anyhow::Result<Tally>>) -> anyhow::Result<Tal
     Ok(sum)
 }
 
-/// What all clients of a run share.
+/// The limits that all clients of a run share.
 #[derive(Debug)]
 struct Limit {
     end: Instant,
@@ -160,9 +154,9 @@ impl Limit {
     }
 }
 
-/// What one client saw.
+/// The figures of one client.
 #[derive(Debug, Default)]
-struct Tally {
+struct ClientTally {
     answered: u64,
     failed: u64,
     latencies: Histogram,
@@ -174,8 +168,8 @@ async fn client(
     mut connection: Connection,
     mut requests: Requests,
     limit: Arc<Limit>,
-) -> anyhow::Result<Tally> {
-    let mut tally = Tally::default();
+) -> anyhow::Result<ClientTally> {
+    let mut tally = ClientTally::default();
     while limit.allows_one_more() && tally.failed < FAILURES_MAX {
         let request = requests.make()?;
         let begun = Clock::instant();
@@ -200,54 +194,4 @@ async fn client(
         }
     }
     Ok(tally)
-}
-
-/// A connection that is used by one client.
-#[derive(Debug)]
-pub struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    _driver: AbortOnDropHandle<()>,
-}
-
-/// An answer, read to its end.
-#[derive(Debug)]
-pub struct Answer {
-    /// Its status.
-    pub status: StatusCode,
-    body: Bytes,
-}
-
-impl Answer {
-    /// The beginning of its body.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body[..self.body.len().min(300)]).trim().to_owned()
-    }
-}
-
-impl Connection {
-    /// Connects to `HOST:PORT`.
-    ///
-    /// # Errors
-    /// When nobody listens there.
-    pub async fn open(authority: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(authority).await.with_context(|| format!("no connection to {authority}"))?;
-        stream.set_nodelay(true)?;
-        let (sender, driver) = handshake(TokioIo::new(stream)).await?;
-        #[expect(clippy::disallowed_methods, reason = "the task ends with the connection that owns it")]
-        // What breaks a connection is told to whoever waits for its answer.
-        let driver = tokio::spawn(async move { drop(driver.await) });
-        Ok(Self { sender, _driver: AbortOnDropHandle::new(driver) })
-    }
-
-    /// Sends a request and reads its answer.
-    ///
-    /// # Errors
-    /// When the connection breaks.
-    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
-        self.sender.ready().await.context("the connection was closed")?;
-        let response = self.sender.send_request(request).await.context("no answer")?;
-        let status = response.status();
-        let body = response.into_body().collect().await.context("the answer broke off")?.to_bytes();
-        Ok(Answer { status, body })
-    }
 }

@@ -10,7 +10,7 @@ use object_store::client::{HttpRequest, HttpRequestBody};
 /// Header with the SHA-256 of the body in hex.
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
-/// What of a body is signed.
+/// The part of a body that is signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
     /// Nothing: `UNSIGNED-PAYLOAD`.
@@ -39,7 +39,7 @@ impl Signer {
     /// The headers of a PUT of `path`: host, date, signature. The path must need no encoding.
     ///
     /// # Errors
-    /// When the path is none.
+    /// When it is no path.
     pub fn put(&self, path: &str, payload: &Payload) -> anyhow::Result<HeaderMap> {
         let mut request = self.request(path, HttpRequestBody::empty())?;
         let signer = AwsAuthorizer::new(&self.credential, "s3", &self.region);

@@ -27,6 +27,7 @@ pub async fn serve(listener: TcpListener) -> std::io::Result<()> {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         while connections.try_join_next().is_some() {}
+        #[expect(clippy::disallowed_methods, reason = "the connections end with the server, which owns them")]
         connections.spawn(async move {
             let mut server = http1::Builder::new();
             let serving =

@@ -1,20 +1,20 @@
-//! What is driven: the bare sink, the doors of a daemon, other S3 servers; and the requests for each.
+//! The targets of a bench: the bare sink, the doors of a daemon, other S3 servers; and the requests for each.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use esker_client::wire::CRC_HEADER;
+use esker_client::{Client, ClientError};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use http_body_util::Full;
 
+use super::connection::Connection;
+use super::options::{BenchOptions, Door, External};
 use super::process::{Ready, Server};
-use super::run::Connection;
 use super::sign::{Payload, Signer};
-use super::workload::{Bodies, Body, Cell, Shape, file_name, job_id};
-use super::{Door, External, Options};
-use crate::api::body::CRC_HEADER;
-use crate::client::{Client, ClientError};
+use super::workload::{Bodies, Cell, LoadShape, PreparedBody, file_name, job_id};
 
 /// Credentials of the daemons that the bench starts on loopback addresses.
 const KEYS: (&str, &str) = ("esker-bench", "esker-bench-secret");
@@ -24,8 +24,8 @@ const BUCKET: &str = "bench";
 /// Starts the targets of one cell.
 #[derive(Debug)]
 pub struct Launch<'a> {
-    /// What to measure.
-    pub options: &'a Options,
+    /// The options of the bench.
+    pub options: &'a BenchOptions,
     /// Where the targets' folders go.
     pub folder: &'a Path,
     /// The cell.
@@ -38,18 +38,18 @@ pub struct Target {
     name: String,
     /// `HOST:PORT`.
     authority: String,
-    kind: Kind,
+    kind: TargetKind,
     pid: Option<u32>,
     server: Option<Server>,
     /// The daemon's metrics and checkpoints.
     api: Option<Client>,
-    shape: Shape,
+    shape: LoadShape,
     seed: u64,
     cell: Cell,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum TargetKind {
     Sink,
     Native,
     S3 { signer: Arc<Signer>, bucket: String, door: Door },
@@ -62,7 +62,7 @@ impl Launch<'_> {
     /// When it does not start.
     pub async fn sink(&self) -> anyhow::Result<Target> {
         let (server, ready) = self.start("sink", vec!["bench-sink".to_owned()]).await?;
-        Ok(self.target("sink", authority(&ready, "sink")?, Kind::Sink, Some(server), None))
+        Ok(self.target("sink", authority(&ready, "sink")?, TargetKind::Sink, Some(server), None))
     }
 
     /// A daemon of its own, of which this door is driven.
@@ -83,11 +83,11 @@ impl Launch<'_> {
         let (server, ready) = self.start(door.name(), arguments).await?;
         let api = Client::new(ready.get("api").context("the daemon does not say where its API is")?, None)?;
         let (authority, kind) = match door {
-            Door::Native => (authority(&ready, "api")?, Kind::Native),
+            Door::Native => (authority(&ready, "api")?, TargetKind::Native),
             Door::S3 | Door::S3Sha256 => {
                 let authority = authority(&ready, "s3")?;
                 let signer = Signer::new(&authority, REGION, access_key, secret_key);
-                (authority, Kind::S3 { signer: Arc::new(signer), bucket: BUCKET.to_owned(), door })
+                (authority, TargetKind::S3 { signer: Arc::new(signer), bucket: BUCKET.to_owned(), door })
             }
         };
         let target = self.target(door.name(), authority, kind, Some(server), Some(api));
@@ -98,11 +98,11 @@ impl Launch<'_> {
     /// A server that runs already.
     ///
     /// # Errors
-    /// When its address is none.
+    /// When its address is not `HOST:PORT`.
     pub fn external(&self, external: &External) -> anyhow::Result<Target> {
         let authority = authority_of(&external.url)?;
         let signer = Arc::new(Signer::new(&authority, REGION, &external.access_key, &external.secret_key));
-        let kind = Kind::S3 { signer, bucket: external.bucket.clone(), door: Door::S3 };
+        let kind = TargetKind::S3 { signer, bucket: external.bucket.clone(), door: Door::S3 };
         let target = self.target(&external.name, authority, kind, None, None);
         Ok(Target { pid: external.pid, ..target })
     }
@@ -126,7 +126,14 @@ impl Launch<'_> {
         }
     }
 
-    fn target(&self, name: &str, authority: String, kind: Kind, server: Option<Server>, api: Option<Client>) -> Target {
+    fn target(
+        &self,
+        name: &str,
+        authority: String,
+        kind: TargetKind,
+        server: Option<Server>,
+        api: Option<Client>,
+    ) -> Target {
         let (shape, seed) = (self.options.shape, self.options.seed);
         let pid = server.as_ref().map(Server::pid);
         Target { name: name.to_owned(), authority, kind, pid, server, api, shape, seed, cell: self.cell }
@@ -164,10 +171,10 @@ impl Target {
 
     /// Whether it stores what it is sent.
     pub fn stores(&self) -> bool {
-        !matches!(self.kind, Kind::Sink)
+        !matches!(self.kind, TargetKind::Sink)
     }
 
-    /// What to say when driving it failed.
+    /// A text that says why driving it failed.
     pub fn fault(&self) -> String {
         let log = self.server.as_ref().map(Server::log_end).filter(|log| !log.is_empty());
         log.map_or_else(|| self.name.clone(), |log| format!("{} (its log ends in: {log})", self.name))
@@ -180,12 +187,12 @@ impl Target {
     /// Creates the jobs or the bucket.
     async fn prepare(&self) -> anyhow::Result<()> {
         match (&self.kind, &self.api) {
-            (Kind::Native, Some(api)) => {
+            (TargetKind::Native, Some(api)) => {
                 for job in self.jobs() {
                     api.create_job(&job).await?;
                 }
             }
-            (Kind::S3 { signer, bucket, .. }, _) => {
+            (TargetKind::S3 { signer, bucket, .. }, _) => {
                 let path = format!("/{bucket}");
                 let mut request = Request::put(&path).body(Full::default())?;
                 *request.headers_mut() = signer.put(&path, &Payload::Unsigned)?;
@@ -199,12 +206,12 @@ impl Target {
         Ok(())
     }
 
-    /// What a run wrote is complete.
+    /// Tells the target that everything of a run was written.
     ///
     /// # Errors
     /// When the daemon refuses it.
     pub async fn end_checkpoint(&self, run: u64) -> anyhow::Result<()> {
-        let (Kind::Native, Some(api)) = (&self.kind, &self.api) else { return Ok(()) };
+        let (TargetKind::Native, Some(api)) = (&self.kind, &self.api) else { return Ok(()) };
         for job in self.jobs() {
             match api.complete(&job, run).await {
                 // A job that no segment reached does not know its checkpoint.
@@ -215,7 +222,7 @@ impl Target {
         Ok(())
     }
 
-    /// How often its daemon synced a file or put an object so far.
+    /// Number of times that its daemon has synced a file or put an object so far.
     ///
     /// # Errors
     /// When it does not say.
@@ -229,9 +236,9 @@ impl Target {
     /// # Errors
     /// When a signature cannot be made.
     pub fn requests(&self, run: u64, bodies: &Bodies) -> anyhow::Result<Vec<Requests>> {
-        let bodies: Arc<[Body]> = bodies.all().into();
+        let bodies: Arc<[PreparedBody]> = bodies.all().into();
         let payloads: Arc<[Payload]> = match &self.kind {
-            Kind::S3 { signer, door: Door::S3Sha256, .. } => {
+            TargetKind::S3 { signer, door: Door::S3Sha256, .. } => {
                 bodies.iter().map(|body| signer.digest(&body.data)).collect::<anyhow::Result<_>>()?
             }
             _ => Arc::new([Payload::Unsigned]),
@@ -243,17 +250,23 @@ impl Target {
         requests.collect()
     }
 
-    fn heads(&self, client: usize, run: u64, bodies: &[Body], payloads: &Arc<[Payload]>) -> anyhow::Result<Heads> {
+    fn heads(
+        &self,
+        client: usize,
+        run: u64,
+        bodies: &[PreparedBody],
+        payloads: &Arc<[Payload]>,
+    ) -> anyhow::Result<Heads> {
         let place = self.shape.place(client);
         let job = job_id(self.seed, place.job);
         let host: HeaderValue = self.authority.parse()?;
         Ok(match &self.kind {
-            Kind::Sink => Heads::Ready {
+            TargetKind::Sink => Heads::Ready {
                 method: Method::PUT,
                 uri: format!("/{job}/{client}").parse()?,
                 headers: vec![HeaderMap::from_iter([(header::HOST, host)])],
             },
-            Kind::Native => {
+            TargetKind::Native => {
                 let (scope, subtask, parallelism) = (self.shape.scope, place.subtask, place.parallelism);
                 let writer = format!("operator=bench&subtask={subtask}&parallelism={parallelism}");
                 let writer = format!("{writer}&task_manager=tm-{}", place.task_manager);
@@ -266,7 +279,7 @@ impl Target {
                 let headers = headers.collect::<anyhow::Result<_>>()?;
                 Heads::Ready { method: Method::POST, uri: uri.parse()?, headers }
             }
-            Kind::S3 { signer, bucket, .. } => {
+            TargetKind::S3 { signer, bucket, .. } => {
                 let folder = match self.shape.scope {
                     crate::model::StateScope::Shared => "shared".to_owned(),
                     crate::model::StateScope::Exclusive => format!("chk-{run}"),
@@ -282,7 +295,7 @@ impl Target {
 #[derive(Debug)]
 pub struct Requests {
     heads: Heads,
-    bodies: Arc<[Body]>,
+    bodies: Arc<[PreparedBody]>,
     client: usize,
     run: u64,
     seed: u64,
@@ -326,14 +339,14 @@ impl Requests {
 /// Syncs of files and puts of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Writes {
-    /// Of physical files.
+    /// Writes of physical files.
     pub data: u64,
-    /// Of the catalog's log.
+    /// Writes of the catalog's log.
     pub catalog: u64,
 }
 
 impl Writes {
-    /// Those in a daemon's metrics.
+    /// Reads them from a daemon's metrics.
     fn in_metrics(metrics: &str) -> Self {
         const WRITES: [&str; 3] = ["append", "put", "multipart_complete"];
         let requests =
@@ -345,7 +358,7 @@ impl Writes {
         }
     }
 
-    /// Those since `before`.
+    /// The writes since `before`.
     pub fn since(self, before: Self) -> Self {
         Self { data: self.data.saturating_sub(before.data), catalog: self.catalog.saturating_sub(before.catalog) }
     }
@@ -362,14 +375,15 @@ fn metric(text: &str, name: &str, labels: &[(&str, &str)]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::labels::{Purpose, StoreOperation};
 
     #[test]
     fn syncs_are_counted_from_the_metrics_of_the_daemon() {
         let metrics = crate::metrics::Metrics::new();
-        metrics.store_requests.with_label_values(&["append", "data"]).inc_by(7);
-        metrics.store_requests.with_label_values(&["put", "data"]).inc_by(2);
-        metrics.store_requests.with_label_values(&["get", "data"]).inc_by(100);
-        metrics.store_requests.with_label_values(&["append", "catalog"]).inc_by(5);
+        metrics.store_requests.of((StoreOperation::Append, Purpose::Data)).inc_by(7);
+        metrics.store_requests.of((StoreOperation::Put, Purpose::Data)).inc_by(2);
+        metrics.store_requests.of((StoreOperation::Get, Purpose::Data)).inc_by(100);
+        metrics.store_requests.of((StoreOperation::Append, Purpose::Catalog)).inc_by(5);
 
         let writes = Writes::in_metrics(&metrics.render());
 

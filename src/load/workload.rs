@@ -1,4 +1,4 @@
-//! What is sent: sizes, numbers of clients, places in jobs, bodies. The same seed sends the same. Pure.
+//! The load: sizes, numbers of clients, subtasks of jobs, bodies. The same seed sends the same. Pure.
 
 use std::fmt;
 
@@ -56,9 +56,9 @@ pub fn round_order(round: usize, targets: usize) -> impl Iterator<Item = usize> 
     (0..targets).map(move |index| (index + round) % targets)
 }
 
-/// Whose segments are sent.
+/// The owners of the segments that are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Shape {
+pub struct LoadShape {
     /// The scope of all of them.
     pub scope: StateScope,
     /// Jobs, at least 1; the clients are dealt out to them.
@@ -72,24 +72,24 @@ pub struct Shape {
 
 /// A client's place: a subtask of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Which job, from 0.
+pub struct ClientSubtask {
+    /// The job's number, from 0.
     pub job: usize,
     /// Its subtask in the job.
     pub subtask: usize,
-    /// How many subtasks the job has.
+    /// Number of subtasks that the job has.
     pub parallelism: usize,
-    /// Which task manager of the job it is in.
+    /// The task manager of the job that it is in.
     pub task_manager: usize,
 }
 
-impl Shape {
+impl LoadShape {
     /// The place of the client with this index.
-    pub fn place(&self, client: usize) -> Place {
+    pub fn place(&self, client: usize) -> ClientSubtask {
         let (jobs, task_managers, subtasks) = (self.jobs.max(1), self.task_managers.max(1), self.subtasks.max(1));
         let task_manager = client / jobs % task_managers;
         let of_task_manager = client / jobs / task_managers % subtasks;
-        Place {
+        ClientSubtask {
             job: client % jobs,
             subtask: task_manager * subtasks + of_task_manager,
             parallelism: task_managers * subtasks,
@@ -130,7 +130,7 @@ fn mix(n: u64) -> u64 {
 
 /// One body, made before anything is measured.
 #[derive(Debug, Clone)]
-pub struct Body {
+pub struct PreparedBody {
     /// Its bytes.
     pub data: Bytes,
     /// Their CRC-32C as 8 hex digits.
@@ -139,7 +139,7 @@ pub struct Body {
 
 /// Bodies of one size: random bytes, which nothing compresses. They share their memory.
 #[derive(Debug)]
-pub struct Bodies(Vec<Body>);
+pub struct Bodies(Vec<PreparedBody>);
 
 impl Bodies {
     /// Bodies of `bytes` bytes.
@@ -152,13 +152,13 @@ impl Bodies {
         let body = |index: usize| {
             let data = pool.slice(index * BODY_STRIDE..index * BODY_STRIDE + len);
             let crc32c = format!("{:08x}", crc32c(&data));
-            Body { data, crc32c }
+            PreparedBody { data, crc32c }
         };
         Self((0..count).map(body).collect())
     }
 
     /// All of them.
-    pub fn all(&self) -> &[Body] {
+    pub fn all(&self) -> &[PreparedBody] {
         &self.0
     }
 }
@@ -187,11 +187,11 @@ mod tests {
 
     #[test]
     fn clients_are_dealt_out_to_jobs_task_managers_and_subtasks() {
-        let shape = Shape { scope: StateScope::Exclusive, jobs: 2, task_managers: 2, subtasks: 2 };
+        let shape = LoadShape { scope: StateScope::Exclusive, jobs: 2, task_managers: 2, subtasks: 2 };
 
-        let places: Vec<Place> = (0..9).map(|client| shape.place(client)).collect();
+        let places: Vec<ClientSubtask> = (0..9).map(|client| shape.place(client)).collect();
 
-        let of = |place: &Place| (place.job, place.task_manager, place.subtask);
+        let of = |place: &ClientSubtask| (place.job, place.task_manager, place.subtask);
         let expected =
             [(0, 0, 0), (1, 0, 0), (0, 1, 2), (1, 1, 2), (0, 0, 1), (1, 0, 1), (0, 1, 3), (1, 1, 3), (0, 0, 0)];
         assert_eq!(places.iter().map(of).collect::<Vec<_>>(), expected);

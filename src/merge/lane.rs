@@ -1,15 +1,14 @@
 //! Which segments may share a physical file.
 
-use crate::catalog::command::About;
 use crate::config::{Boundary, CheckpointBoundary, MergingSettings};
-use crate::model::{CheckpointId, Lane, LaneOf, StateScope};
+use crate::model::{About, CheckpointId, Lane, LaneOf, StateScope};
 
 /// Segments with equal keys may share a physical file that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneKey {
-    /// Whose segments.
+    /// The lane of the file.
     pub lane: Lane,
-    /// The checkpoint; none when a file takes those of several, or it is not known.
+    /// The checkpoint; `None` when a file takes those of several, or it is not known.
     pub checkpoint: Option<CheckpointId>,
 }
 

@@ -1,4 +1,4 @@
-//! How long a group waits for more segments before it goes to an object store. A pure function.
+//! Decides how long a group waits for more segments before it goes to an object store. A pure function.
 //!
 //! A request costs money and a round trip; a segment that just misses a group costs one more. Segments come in bursts,
 //! a checkpoint each, from clients that need some milliseconds between two requests. So a group waits as long as
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::config::LingerSettings;
 
-/// What is known of a lane when its group could go.
+/// The state of a lane when its group could go.
 #[derive(Debug, Clone, Copy)]
 pub struct LaneLoad {
     /// Groups of the lane that are on their way to storage.
@@ -21,11 +21,11 @@ pub struct LaneLoad {
     pub newest: Duration,
     /// Segments in the group.
     pub segments: usize,
-    /// What a put took recently.
+    /// The time that a put took recently.
     pub latency: Duration,
 }
 
-/// How long the group waits from now on; zero means that it goes. Asked again whenever a segment arrives.
+/// The time for which the group waits from now on; zero means that it goes. Asked again whenever a segment arrives.
 pub fn linger(load: &LaneLoad, settings: &LingerSettings) -> Duration {
     let idle = load.in_flight == 0 && load.segments <= 1;
     let expected = if idle { Duration::ZERO } else { load.latency.mul_f64(settings.latency_fraction) };

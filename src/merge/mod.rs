@@ -5,11 +5,12 @@
 //! whose segments are in the group is answered. Segments larger than a part are streamed into files of their own
 //! ([`Merger::begin`]).
 //!
-//! - [`format`](mod@format): bytes on storage.
 //! - [`lane`]: which segments may share a file.
 //! - [`pool`]: open files, and who may take one.
-//! - [`linger`]: how long a group waits for more.
-//! - [`owner`]: the task that writes one file.
+//! - [`linger`]: how long a group waits for more; [`pace`]: how fast the backend is.
+//! - `context`: what all below work with, and commits beside bytes.
+//! - `file`: the one writer of a physical file; `parts`: those that do not fit into memory.
+//! - `group`, `owner`: the task that writes one file, group after group.
 //! - [`big`]: segments that do not fit into memory.
 //!
 //! # Invariants
@@ -24,11 +25,15 @@
 //! next start; what storage has and the catalog does not name is deleted.
 
 pub mod big;
-pub mod format;
+mod context;
+mod file;
+mod group;
 pub mod lane;
 pub mod linger;
 mod merger;
-pub mod owner;
+mod owner;
+pub mod pace;
+mod parts;
 pub mod pool;
 
 use std::sync::Arc;
@@ -37,22 +42,23 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use big::BigSegment;
-pub use merger::{Merger, MergerParts};
-pub(crate) use owner::{entry_of_record, header_of, name_file};
+pub use context::WriteContext;
+pub(crate) use file::FileWriter;
+pub use merger::Merger;
 
 use crate::catalog::CatalogError;
-use crate::catalog::command::{About, Bind, Refusal, Stored};
+use crate::catalog::command::{Bind, Refusal, Stored};
 use crate::error::ErrorKind;
-use crate::model::{SegmentCrc, SegmentId};
+use crate::model::{About, SegmentCrc, SegmentId};
 use crate::runtime::{BudgetError, PaidBytes};
 use crate::store::{DiskFull, DiskSpace, StoreError};
 
 /// A whole segment in memory.
-#[derive(Debug)]
-pub struct Piece {
+#[derive(Debug, Clone)]
+pub struct WholeSegment {
     /// Its identity, from [`Merger::new_id`].
     pub id: SegmentId,
-    /// What it is.
+    /// The segment's description.
     pub about: About,
     /// Its bytes; not empty.
     pub data: Bytes,
@@ -64,8 +70,8 @@ pub struct Piece {
 #[derive(Debug)]
 pub struct Parcel {
     /// The segments; at least one.
-    pub pieces: Vec<Piece>,
-    /// What they mean.
+    pub pieces: Vec<WholeSegment>,
+    /// The meaning of the segments.
     pub bind: Bind,
     /// The memory they are in; given back once they are durable.
     pub paid: Option<PaidBytes>,
@@ -127,7 +133,7 @@ pub enum MergeError {
 }
 
 impl MergeError {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused(refusal) => refusal.kind(),
@@ -154,5 +160,5 @@ impl MergeError {
     }
 }
 
-/// What a writer is told in the end.
-pub(crate) type Answer = Result<Stored, MergeError>;
+/// The final answer to a writer.
+pub(crate) type MergeResult = Result<Stored, MergeError>;

@@ -19,42 +19,42 @@
 //! writer leaves empty for ever.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::lane::LaneKey;
-use super::{Answer, MergeError, Parcel};
+use super::{MergeError, MergeResult, Parcel};
 use crate::config::{MergingSettings, PoolMode};
 use crate::model::{CheckpointId, JobId, PhysicalFileId, SubtaskKey};
 use crate::runtime::Clock;
 
 /// A parcel in a group, and who waits for it.
 #[derive(Debug)]
-pub struct Pending {
+pub struct PendingParcel {
     /// The parcel.
     pub parcel: Parcel,
     /// Told once it is durable.
-    pub reply: oneshot::Sender<Answer>,
+    pub reply: oneshot::Sender<MergeResult>,
 }
 
 /// An open physical file, as its pool and its owner share it.
 #[derive(Debug)]
 pub struct OpenFile {
-    /// Who may put segments into it.
+    /// The segments that may be put into it.
     pub key: LaneKey,
     collecting: Mutex<Collecting>,
     /// Rung when there is something for the owner to do.
     pub bell: Notify,
-    /// The physical file, once it has begun.
-    file: OnceLock<PhysicalFileId>,
+    /// The physical file, once it has begun. Another one takes its place if it fails.
+    file: Mutex<Option<PhysicalFileId>>,
 }
 
 #[derive(Debug, Default)]
 struct Collecting {
-    group: Vec<Pending>,
+    group: Vec<PendingParcel>,
     group_bytes: u64,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -64,16 +64,16 @@ struct Collecting {
     closed: bool,
 }
 
-/// What has collected for the owner of a file.
+/// The parcels that have collected for the owner of a file.
 #[derive(Debug, Default)]
 pub struct Group {
     /// The parcels, in the order of their arrival.
-    pub parcels: Vec<Pending>,
+    pub parcels: Vec<PendingParcel>,
     /// Whether the file takes nothing more after this.
     pub last: bool,
 }
 
-/// How long a group has been collecting.
+/// The time for which a group has been collecting.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupAge {
     /// When its first parcel arrived.
@@ -110,14 +110,14 @@ struct LanePool {
     waiting: usize,
 }
 
-/// What came of the attempt to put a parcel into a file.
-enum Taken {
+/// The result of the attempt to put a parcel into a file.
+enum PlaceOutcome {
     /// It is in a group.
     Into,
     /// A file was opened for it; its owner has to be started.
     Opened(Arc<OpenFile>),
     /// Not now.
-    Wait(Pending),
+    Wait(PendingParcel),
 }
 
 impl Pools {
@@ -131,23 +131,26 @@ impl Pools {
     ///
     /// # Errors
     /// [`MergeError::NoFile`] after `take-deadline`; [`MergeError::ShuttingDown`].
-    pub async fn put(&self, lane: &LaneKey, pending: Pending) -> Result<Option<Arc<OpenFile>>, MergeError> {
-        let mut pending = match self.try_put(lane, pending, Standing::New)? {
-            Taken::Into => return Ok(None),
-            Taken::Opened(file) => return Ok(Some(file)),
-            Taken::Wait(pending) => pending,
+    pub async fn put(&self, lane: &LaneKey, pending: PendingParcel) -> Result<Option<Arc<OpenFile>>, MergeError> {
+        let mut pending = match self.try_put(lane, pending, QueueTurn::New)? {
+            PlaceOutcome::Into => return Ok(None),
+            PlaceOutcome::Opened(file) => return Ok(Some(file)),
+            PlaceOutcome::Wait(pending) => pending,
         };
         let waiting = self.enqueue(lane);
         let deadline = self.settings.take_deadline;
         let wait = async {
+            // A tokio mutex hands the lane's turn out in the order of arrival.
             let _turn = waiting.turn.lock().await;
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
+                // Before the attempt: `notify_waiters` wakes only those who are enabled, and room that comes between the
+                // attempt and the wait would wake nobody.
                 changed.as_mut().enable();
-                pending = match self.try_put(lane, pending, Standing::First)? {
-                    Taken::Into => return Ok(None),
-                    Taken::Opened(file) => return Ok(Some(file)),
-                    Taken::Wait(pending) => pending,
+                pending = match self.try_put(lane, pending, QueueTurn::First)? {
+                    PlaceOutcome::Into => return Ok(None),
+                    PlaceOutcome::Opened(file) => return Ok(Some(file)),
+                    PlaceOutcome::Wait(pending) => pending,
                 };
                 changed.await;
             }
@@ -155,14 +158,14 @@ impl Pools {
         tokio::time::timeout(deadline, wait).await.unwrap_or(Err(MergeError::NoFile(deadline)))
     }
 
-    fn enqueue<'a>(&'a self, lane: &'a LaneKey) -> Waiting<'a> {
+    fn enqueue<'a>(&'a self, lane: &'a LaneKey) -> LaneWaiter<'a> {
         let mut lanes = self.lanes.lock();
         let entry = lanes.by_key.entry(lane.clone()).or_default();
         entry.waiting += 1;
-        Waiting { pools: self, lane, turn: Arc::clone(&entry.turn) }
+        LaneWaiter { pools: self, lane, turn: Arc::clone(&entry.turn) }
     }
 
-    fn try_put(&self, key: &LaneKey, pending: Pending, standing: Standing) -> Result<Taken, MergeError> {
+    fn try_put(&self, key: &LaneKey, pending: PendingParcel, standing: QueueTurn) -> Result<PlaceOutcome, MergeError> {
         // Lock order: lanes, then a file's group.
         let mut lanes = self.lanes.lock();
         if lanes.closing {
@@ -170,17 +173,17 @@ impl Pools {
         }
         let open = lanes.open;
         let lane = lanes.by_key.entry(key.clone()).or_default();
-        if standing == Standing::New && lane.waiting > 0 {
-            return Ok(Taken::Wait(pending));
+        if standing == QueueTurn::New && lane.waiting > 0 {
+            return Ok(PlaceOutcome::Wait(pending));
         }
         let mut pending = pending;
         let mut would_take_later = false;
         for index in 0..lane.files.len() {
             match self.append(&lane.files[index], pending) {
-                Appended::Yes => return Ok(Taken::Into),
+                Appended::Yes => return Ok(PlaceOutcome::Into),
                 Appended::YesAndFull => {
                     lane.files.remove(index);
-                    return Ok(Taken::Into);
+                    return Ok(PlaceOutcome::Into);
                 }
                 Appended::NotNow(back) => (pending, would_take_later) = (back, true),
                 Appended::Never(back) => pending = back,
@@ -191,27 +194,27 @@ impl Pools {
             PoolMode::Blocking => !would_take_later,
         };
         if !may_open {
-            return Ok(Taken::Wait(pending));
+            return Ok(PlaceOutcome::Wait(pending));
         }
         if open >= self.settings.open_files_max {
             close_one_elsewhere(&lanes, key);
-            return Ok(Taken::Wait(pending));
+            return Ok(PlaceOutcome::Wait(pending));
         }
         let file = Arc::new(OpenFile {
             key: key.clone(),
             collecting: Mutex::default(),
             bell: Notify::new(),
-            file: OnceLock::new(),
+            file: Mutex::default(),
         });
         let full = !matches!(self.append(&file, pending), Appended::Yes);
         if !full {
             lane.files.push(Arc::clone(&file));
         }
         lanes.open += 1;
-        Ok(Taken::Opened(file))
+        Ok(PlaceOutcome::Opened(file))
     }
 
-    fn append(&self, file: &OpenFile, pending: Pending) -> Appended {
+    fn append(&self, file: &OpenFile, pending: PendingParcel) -> Appended {
         let mut collecting = file.collecting.lock();
         let len = pending.parcel.len();
         let group_full = collecting.group_bytes > 0 && collecting.group_bytes + len > self.settings.group_bytes_max;
@@ -234,6 +237,7 @@ impl Pools {
         collecting.last = Some(now);
         let full = collecting.file_bytes >= self.settings.file_bytes_max || !self.settings.enabled;
         collecting.closed = full;
+        // Without the lock, which the owner that wakes up takes at once.
         drop(collecting);
         file.bell.notify_one();
         if full { Appended::YesAndFull } else { Appended::Yes }
@@ -247,6 +251,7 @@ impl Pools {
             collecting.first = None;
             Group { parcels: std::mem::take(&mut collecting.group), last: collecting.closed }
         };
+        // After the group is empty: a writer that wakes up earlier finds no room, and sleeps on.
         if !group.parcels.is_empty() {
             self.changed.notify_waiters();
         }
@@ -255,6 +260,7 @@ impl Pools {
 
     /// Asks that a file takes nothing more. What is in its group is still written.
     pub fn close(&self, file: &Arc<OpenFile>) {
+        // Lock order: lanes, then a file's group. Both are held, so that no writer takes the file for one that takes more.
         let mut lanes = self.lanes.lock();
         file.collecting.lock().closed = true;
         if let Some(lane) = lanes.by_key.get_mut(&file.key) {
@@ -264,6 +270,7 @@ impl Pools {
             }
         }
         drop(lanes);
+        // The owner looks once more, for its last group; the writers who waited for this file look for another.
         file.bell.notify_one();
         self.changed.notify_waiters();
     }
@@ -271,6 +278,7 @@ impl Pools {
     /// A file's owner has ended. Called once for each file that was opened.
     pub fn ended(&self, file: &Arc<OpenFile>) {
         self.close(file);
+        // Its place is free only now: the woken writer may open a file in it.
         self.lanes.lock().open -= 1;
         self.changed.notify_waiters();
     }
@@ -287,6 +295,7 @@ impl Pools {
 
     /// Takes nothing more, and closes every file.
     pub fn close_all(&self) {
+        // First: a writer that is turned away from a closed file would open another one.
         self.lanes.lock().closing = true;
         self.close_where(|_| true);
     }
@@ -294,9 +303,10 @@ impl Pools {
     /// Closes an open file by its name. False if there is none of that name.
     pub fn close_file(&self, file: &PhysicalFileId) -> bool {
         let found = {
+            // Lock order: lanes, then a file's name.
             let lanes = self.lanes.lock();
             let mut open = lanes.by_key.values().flat_map(|lane| &lane.files);
-            open.find(|open| open.file.get() == Some(file)).cloned()
+            open.find(|open| open.file.lock().as_ref() == Some(file)).cloned()
         };
         found.inspect(|open| self.close(open)).is_some()
     }
@@ -317,7 +327,7 @@ impl Pools {
 }
 
 impl OpenFile {
-    /// How long the group has been collecting; none while it is empty.
+    /// The time for which the group has been collecting; `None` while it is empty.
     pub fn group_age(&self, group_bytes_max: u64) -> Option<GroupAge> {
         let collecting = self.collecting.lock();
         Some(GroupAge {
@@ -328,9 +338,15 @@ impl OpenFile {
         })
     }
 
+    /// Whether its owner has something to do: there is a group, or the file is closed.
+    pub fn has_work(&self) -> bool {
+        let collecting = self.collecting.lock();
+        collecting.closed || !collecting.group.is_empty()
+    }
+
     /// Its physical file begins.
     pub fn begins(&self, file: &PhysicalFileId) {
-        self.file.get_or_init(|| file.clone());
+        *self.file.lock() = Some(file.clone());
     }
 
     /// Whether it takes nothing more.
@@ -341,7 +357,7 @@ impl OpenFile {
 
 /// Whether a writer has waited for its turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum QueueTurn {
     New,
     First,
 }
@@ -349,18 +365,18 @@ enum Standing {
 enum Appended {
     Yes,
     YesAndFull,
-    NotNow(Pending),
-    Never(Pending),
+    NotNow(PendingParcel),
+    Never(PendingParcel),
 }
 
 /// One writer in the queue of a lane.
-struct Waiting<'a> {
+struct LaneWaiter<'a> {
     pools: &'a Pools,
     lane: &'a LaneKey,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for LaneWaiter<'_> {
     fn drop(&mut self) {
         let mut lanes = self.pools.lanes.lock();
         if let Some(lane) = lanes.by_key.get_mut(self.lane) {
@@ -380,6 +396,7 @@ fn close_one_elsewhere(lanes: &Lanes, key: &LaneKey) {
         (collecting.group.is_empty() && !collecting.closed).then_some((collecting.last, file))
     });
     if let Some((_, file)) = idle.min_by_key(|(last, _)| *last) {
+        // The lanes are still locked: nothing was put into it since it was found to be empty.
         file.collecting.lock().closed = true;
         file.bell.notify_one();
     }
@@ -390,10 +407,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::catalog::command::{About, Bind};
+    use crate::catalog::command::Bind;
     use crate::config::{Config, Settings};
-    use crate::merge::Piece;
-    use crate::model::{Label, Lane, LaneOf, SegmentCrc, SegmentId, StateScope, Writer};
+    use crate::merge::WholeSegment;
+    use crate::model::{About, Label, Lane, LaneOf, SegmentCrc, SegmentId, StateScope, Writer};
 
     fn settings(change: impl FnOnce(&mut MergingSettings)) -> MergingSettings {
         let mut settings = Settings::try_from(&Config::default()).unwrap().merging;
@@ -410,7 +427,7 @@ mod tests {
     }
 
     /// A parcel of `len` bytes that `subtask` wrote.
-    fn parcel(len: usize, subtask: u32) -> Pending {
+    fn parcel(len: usize, subtask: u32) -> PendingParcel {
         let operator = Label::parse("operator", "op").unwrap();
         let about = About {
             job: "job".parse().unwrap(),
@@ -423,13 +440,13 @@ mod tests {
             name: None,
         };
         let data: bytes::Bytes = vec![7; len].into();
-        let piece = Piece { id: SegmentId(1), about, crc: SegmentCrc::of(&data), data };
+        let piece = WholeSegment { id: SegmentId(1), about, crc: SegmentCrc::of(&data), data };
         let bind = Bind::Checkpoint { idempotency_key: None };
         let parcel = Parcel { pieces: vec![piece], bind, paid: None };
-        Pending { parcel, reply: oneshot::channel().0 }
+        PendingParcel { parcel, reply: oneshot::channel().0 }
     }
 
-    async fn put(pools: &Pools, n: u32, pending: Pending) -> Option<Arc<OpenFile>> {
+    async fn put(pools: &Pools, n: u32, pending: PendingParcel) -> Option<Arc<OpenFile>> {
         pools.put(&lane(n), pending).await.unwrap()
     }
 

@@ -21,7 +21,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 /// The checksums of one segment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentCrc {
-    /// Of the whole segment.
+    /// The CRC-32C of the whole segment.
     pub whole: u32,
     /// Of each block of [`BLOCK_BYTES`]; empty when the segment fits into one. Shared, because a large segment has many and
     /// every read takes them along.

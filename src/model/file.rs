@@ -1,4 +1,4 @@
-//! Names of physical files.
+//! Physical files: their names and their lives.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use super::JobId;
+use super::{JobId, Millis};
 
 /// Folder of all physical files below the store's root.
 const ROOT: &str = "data";
@@ -31,6 +31,11 @@ impl PhysicalFileId {
     pub fn new(job: Option<&JobId>, epoch: u64, ulid: u128) -> Self {
         let prefix = job.map_or_else(|| "_daemon".to_owned(), prefix);
         Self(format!("{ROOT}/{prefix}/{epoch:08x}-{}", Ulid(ulid)).into())
+    }
+
+    /// A name that is kept as text: it was made or checked when it came in.
+    pub(crate) fn kept(text: &str) -> Self {
+        Self(text.into())
     }
 
     /// The path below the store's root.
@@ -98,6 +103,62 @@ impl fmt::Debug for PhysicalFileId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// The life of a physical file, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileState {
+    /// Takes more, or is on its way to storage. After a crash, what lies beyond `durable_len` is looked up.
+    Open {
+        /// Bytes that are known to be durable.
+        durable_len: u64,
+        /// Bytes that it will have once all that was committed is written.
+        len: u64,
+    },
+    /// Takes no more.
+    Closed {
+        /// Its size in bytes.
+        len: u64,
+    },
+    /// Holds nothing that lives; to be deleted after its grace.
+    Forgotten {
+        /// Its size in bytes.
+        len: u64,
+        /// Since when.
+        since: Millis,
+        /// The fate of its segments.
+        why: Forgotten,
+    },
+}
+
+impl FileState {
+    /// The size of the file in bytes, as far as it is committed.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Open { len, .. } | Self::Closed { len } | Self::Forgotten { len, .. } => *len,
+        }
+    }
+
+    /// Whether the file has no bytes yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why a file holds nothing that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Forgotten {
+    /// The last of its segments was freed: nobody has a right to read it.
+    Died,
+    /// Its last living segments were moved: who looked them up before may still read them here.
+    Moved,
+    /// Its upload was given up, and may still arrive.
+    GivenUp,
+}
+
+impl Forgotten {
+    /// All reasons.
+    pub const ALL: [Self; 3] = [Self::Died, Self::Moved, Self::GivenUp];
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use ulid::Ulid;
 pub struct InvalidId {
     /// Which identifier, in the words of the API.
     pub what: &'static str,
-    /// What is wrong with it, and what is allowed.
+    /// A text that says what is wrong with it, and what is allowed.
     pub why: String,
 }
 
@@ -66,6 +66,11 @@ impl Label {
         &self.0
     }
 
+    /// A label that is kept as text: it was checked when it came in.
+    pub(crate) fn kept(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// Checks `text`, naming `what` in the error.
     ///
     /// # Errors
@@ -81,7 +86,7 @@ impl Label {
     }
 }
 
-/// What a client sends with a put so that a repeat of it is recognised. Unique within a job.
+/// A client's mark on a put, so that a repeat of it is recognised. Unique within a job.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -97,6 +102,11 @@ impl FromStr for IdempotencyKey {
 }
 
 impl IdempotencyKey {
+    /// A key that is kept as text: it was checked when it came in.
+    pub(crate) fn kept(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -127,7 +137,7 @@ impl FromStr for CheckpointId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SegmentId(pub u128);
 
-/// What the identity of a part of a multipart upload says.
+/// The meaning of the identity of a part of a multipart upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartTag {
     /// The same for all parts of an upload.
@@ -160,7 +170,7 @@ impl SegmentId {
         Self((said << CHECK_BITS) | check(said))
     }
 
-    /// What it says, if it is the identity of a part. One in 67 million others looks like one.
+    /// Reads it as the identity of a part, if it is one. One in 67 million others looks like one.
     pub fn part(self) -> Option<PartTag> {
         let said = self.0 >> CHECK_BITS;
         if check(said) != self.0 & ((1 << CHECK_BITS) - 1) {

@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use super::{JobId, Label, StateScope, SubtaskKey};
 
-/// Whose segments share physical files. A physical file belongs to one lane for its whole life.
+/// The segments that share physical files. A physical file belongs to one lane for its whole life.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Lane {
-    /// The job; none when the files of all jobs are merged.
+    /// The job; `None` when the files of all jobs are merged.
     pub job: Option<JobId>,
     /// The scope.
     pub scope: StateScope,
-    /// Whose segments, within the job.
+    /// The owner of the segments within the job.
     pub of: LaneOf,
 }
 
-/// Whose segments, within a job, share a file.
+/// The owner of segments, within a job, that share a file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum LaneOf {
-    /// Those of one subtask.
+    /// One subtask.
     Subtask(SubtaskKey),
-    /// Those of one task manager.
+    /// One task manager.
     TaskManager(Label),
-    /// Those of the whole job, or of all jobs.
+    /// The whole job, or all jobs.
     All,
-    /// Those of one savepoint, which is self-contained.
+    /// One savepoint, which is self-contained.
     Savepoint,
 }
 

@@ -1,11 +1,11 @@
-//! Segments: where they live, whose they are, and the handle a worker keeps of one.
+//! Segments: where they live, whose they are, who keeps them alive, and the handle a worker keeps of one.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Label, PhysicalFileId, SegmentId};
+use super::{CheckpointId, JobId, Label, PhysicalFileId, SegmentId};
 
 /// Where one logical file lives: bytes `offset..offset + len` of a physical file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,13 +75,62 @@ impl fmt::Display for SubtaskKey {
     }
 }
 
-/// Who wrote a segment, as far as the door could tell.
+/// The writer of a segment, as far as the door could tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Writer {
     /// The subtask, unknown on the S3 door.
     pub subtask: Option<SubtaskKey>,
     /// The task manager, unknown on the S3 door.
     pub task_manager: Option<Label>,
+}
+
+/// The writer of a segment, and its purpose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// The job.
+    pub job: JobId,
+    /// Its scope.
+    pub scope: StateScope,
+    /// The writer.
+    pub writer: Writer,
+    /// The checkpoint it was written for, if the door could tell.
+    pub checkpoint: Option<CheckpointId>,
+    /// The worker's name for it.
+    pub name: Option<Label>,
+}
+
+/// The holder that keeps a segment alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Holder {
+    /// The checkpoints up to `last_used`: Flink's watermark, which only grows.
+    Checkpoints {
+        /// The last checkpoint that uses it.
+        last_used: CheckpointId,
+    },
+    /// S3 objects.
+    Objects {
+        /// Number of subtasks.
+        count: u32,
+    },
+    /// A multipart upload that has not ended.
+    Upload,
+    /// A savepoint; only its discarding frees it.
+    Savepoint {
+        /// The checkpoint.
+        id: CheckpointId,
+    },
+}
+
+impl Holder {
+    /// Whether a segment that was written for `written` is part of `checkpoint`. The watermark tells first and last use:
+    /// a checkpoint between them counts as a user.
+    pub fn is_part_of(&self, written: Option<CheckpointId>, checkpoint: CheckpointId) -> bool {
+        match self {
+            Self::Checkpoints { last_used } => written.is_none_or(|n| n <= checkpoint) && checkpoint <= *last_used,
+            Self::Savepoint { id } => *id == checkpoint,
+            Self::Objects { .. } | Self::Upload => false,
+        }
+    }
 }
 
 /// Where the bytes of a segment are.
@@ -124,7 +173,7 @@ impl Location {
     }
 }
 
-/// What a worker keeps: enough to read the bytes with any S3 client while the daemon is down.
+/// The handle that a worker keeps: enough to read the bytes with any S3 client while the daemon is down.
 ///
 /// Text form: `esker1:<segment>:<file>:<offset>:<len>:<crc32c as 8 hex digits>`; an inline segment has an
 /// empty file and offset 0, and needs the daemon.

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::to_usize;
 use crate::metrics::Metrics;
+use crate::metrics::labels::ReadAheadOutcome;
 use crate::model::PhysicalFileId;
 use crate::runtime::{ByteBudget, Clock, PaidBytes};
 use crate::store::DataStore;
@@ -35,7 +36,7 @@ const WINDOW_BYTES_MAX: u64 = 4 << 20;
 /// Windows at a time, and the share of the budget that they may be.
 const WINDOWS_MAX: u64 = 16;
 const WINDOWS_SHARE: u64 = 8;
-/// How long a window stays that nobody uses.
+/// Time for which a window stays that nobody uses.
 const IDLE_MAX: Duration = Duration::from_secs(2);
 /// Files whose last read is remembered.
 const FILES_MAX: usize = 64;
@@ -53,22 +54,22 @@ pub(super) struct Ahead {
     metrics: Metrics,
     windows_max: usize,
     reads: Arc<AtomicUsize>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<AheadState>>,
 }
 
 /// A read on its way.
-pub(super) struct OnItsWay(Arc<AtomicUsize>);
+pub(super) struct ReadInFlight(Arc<AtomicUsize>);
 
-impl Drop for OnItsWay {
+impl Drop for ReadInFlight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[derive(Default)]
-struct State {
+struct AheadState {
     /// The one used last comes last.
-    windows: VecDeque<Arc<Window>>,
+    windows: VecDeque<Arc<AheadWindow>>,
     /// The one read last comes last.
     files: VecDeque<Recent>,
 }
@@ -83,7 +84,7 @@ struct Recent {
 }
 
 /// Bytes of a file that are there or on their way. Whoever asks first reads them, others wait for them.
-struct Window {
+struct AheadWindow {
     file: PhysicalFileId,
     range: Range<u64>,
     bytes: OnceCell<Option<Bytes>>,
@@ -96,15 +97,15 @@ struct Used {
     last: Instant,
 }
 
-/// What to do for a read.
-enum Step {
+/// The next step for a read.
+enum ReadStep {
     /// It is in this window.
-    Wait(Arc<Window>),
+    Wait(Arc<AheadWindow>),
     /// It is near an earlier one: a window is worth it.
     ReadAhead {
         /// Whether it comes after that one.
         forward: bool,
-        /// How large.
+        /// The size in bytes.
         bytes: u64,
     },
     Nothing,
@@ -112,17 +113,17 @@ enum Step {
 
 impl Ahead {
     pub(super) fn new(store: DataStore, budget: ByteBudget, metrics: Metrics) -> Self {
-        let windows = match &store {
-            DataStore::Object(_) => (budget.total() / WINDOWS_SHARE / WINDOW_BYTES_MAX).min(WINDOWS_MAX),
-            DataStore::Local(_) => 0,
+        let windows = match store.capabilities().page_cache {
+            true => 0,
+            false => (budget.total() / WINDOWS_SHARE / WINDOW_BYTES_MAX).min(WINDOWS_MAX),
         };
         Self { store, budget, metrics, windows_max: to_usize(windows), reads: Arc::default(), state: Arc::default() }
     }
 
     /// A read begins, whether or not it needs a request; it ends with what is returned.
-    pub(super) fn begin_read(&self) -> OnItsWay {
+    pub(super) fn begin_read(&self) -> ReadInFlight {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        OnItsWay(Arc::clone(&self.reads))
+        ReadInFlight(Arc::clone(&self.reads))
     }
 
     /// The bytes `place` of a file, if they are or should be in a window. `len` tells how many bytes the file has.
@@ -141,10 +142,10 @@ impl Ahead {
         }
         let step = self.state.lock().look(file, place);
         let window = match step {
-            Step::Nothing => return None,
-            Step::Wait(window) => window,
-            Step::ReadAhead { .. } if self.reads.load(Ordering::Relaxed) > READS_MAX => return None,
-            Step::ReadAhead { forward, bytes } => self.begin(file, around(place, len(), forward, bytes)?)?,
+            ReadStep::Nothing => return None,
+            ReadStep::Wait(window) => window,
+            ReadStep::ReadAhead { .. } if self.reads.load(Ordering::Relaxed) > READS_MAX => return None,
+            ReadStep::ReadAhead { forward, bytes } => self.begin(file, around(place, len(), forward, bytes)?)?,
         };
         let read = window.bytes.get_or_init(|| self.fetch(&window)).await;
         let Some(read) = read else {
@@ -152,14 +153,14 @@ impl Ahead {
             return None;
         };
         window.touch(place);
-        self.metrics.read_ahead.with_label_values(&["hit"]).inc();
+        self.metrics.read_ahead.of(ReadAheadOutcome::Hit).inc();
         let from = to_usize(place.start - window.range.start);
         // A copy: a receiver that is slow with a few bytes does not hold the whole window.
         Some(Bytes::copy_from_slice(&read[from..from + to_usize(place.end - place.start)]))
     }
 
-    /// Adds a window that nobody reads yet; none without memory.
-    fn begin(&self, file: &PhysicalFileId, range: Range<u64>) -> Option<Arc<Window>> {
+    /// Adds a window that nobody reads yet; `None` without memory.
+    fn begin(&self, file: &PhysicalFileId, range: Range<u64>) -> Option<Arc<AheadWindow>> {
         let mut state = self.state.lock();
         // Another read may have begun it since the look.
         if let Some(window) = state.window(file, &range) {
@@ -172,13 +173,13 @@ impl Ahead {
         }
         let paid = self.budget.try_pay(range.end - range.start)?;
         let used = Mutex::new(Used { bytes: 0, last: Clock::instant() });
-        let window = Arc::new(Window { file: file.clone(), range, bytes: OnceCell::new(), used, _paid: paid });
+        let window = Arc::new(AheadWindow { file: file.clone(), range, bytes: OnceCell::new(), used, _paid: paid });
         state.windows.push_back(Arc::clone(&window));
         Some(window)
     }
 
-    async fn fetch(&self, window: &Window) -> Option<Bytes> {
-        self.metrics.read_ahead.with_label_values(&["window"]).inc();
+    async fn fetch(&self, window: &AheadWindow) -> Option<Bytes> {
+        self.metrics.read_ahead.of(ReadAheadOutcome::Window).inc();
         match self.store.read(&window.file, window.range.clone()).await {
             Ok(bytes) => Some(bytes),
             Err(error) => {
@@ -204,9 +205,9 @@ impl Ahead {
     }
 }
 
-impl State {
-    /// What to do for a read, which is remembered.
-    fn look(&mut self, file: &PhysicalFileId, place: &Range<u64>) -> Step {
+impl AheadState {
+    /// Decides the next step for a read, and remembers the read.
+    fn look(&mut self, file: &PhysicalFileId, place: &Range<u64>) -> ReadStep {
         let known = self.files.iter().position(|recent| recent.file == *file);
         let before = known.and_then(|at| self.files.remove(at));
         let (wasted, bytes) =
@@ -214,11 +215,11 @@ impl State {
         let window = self.window(file, place);
         let after = before.map(|recent| recent.last).filter(|last| wasted < WASTED_MAX && near(last, place));
         let step = match (window, after) {
-            (Some(window), _) => Step::Wait(window),
-            (None, Some(last)) => Step::ReadAhead { forward: place.start >= last.end, bytes },
-            (None, None) => Step::Nothing,
+            (Some(window), _) => ReadStep::Wait(window),
+            (None, Some(last)) => ReadStep::ReadAhead { forward: place.start >= last.end, bytes },
+            (None, None) => ReadStep::Nothing,
         };
-        let begins = matches!(step, Step::ReadAhead { .. });
+        let begins = matches!(step, ReadStep::ReadAhead { .. });
         let window_bytes = if begins { (bytes * 2).min(WINDOW_BYTES_MAX) } else { bytes };
         self.files.push_back(Recent { file: file.clone(), last: place.clone(), window_bytes, wasted });
         if self.files.len() > FILES_MAX {
@@ -228,8 +229,8 @@ impl State {
     }
 
     /// The window that has all of these bytes; it is now the one used last.
-    fn window(&mut self, file: &PhysicalFileId, place: &Range<u64>) -> Option<Arc<Window>> {
-        let has = |window: &Arc<Window>| {
+    fn window(&mut self, file: &PhysicalFileId, place: &Range<u64>) -> Option<Arc<AheadWindow>> {
+        let has = |window: &Arc<AheadWindow>| {
             window.file == *file && window.range.start <= place.start && place.end <= window.range.end
         };
         let at = self.windows.iter().rposition(has)?;
@@ -242,7 +243,7 @@ impl State {
         let Some(window) = self.windows.remove(at) else { return };
         let used = window.used.lock().bytes;
         if used < (window.range.end - window.range.start) / 8 {
-            metrics.read_ahead.with_label_values(&["unused"]).inc();
+            metrics.read_ahead.of(ReadAheadOutcome::Unused).inc();
             self.files.iter_mut().filter(|recent| recent.file == window.file).for_each(|recent| recent.wasted += 1);
         }
     }
@@ -258,7 +259,7 @@ impl State {
     }
 }
 
-impl Window {
+impl AheadWindow {
     fn touch(&self, place: &Range<u64>) {
         let mut used = self.used.lock();
         used.bytes += place.end - place.start;
@@ -287,7 +288,8 @@ mod tests {
     use object_store::path::Path;
 
     use super::*;
-    use crate::store::{Counted, ObjectFiles, Traffic};
+    use crate::metrics::labels::{Purpose, StoreOperation};
+    use crate::store::{CountedStore, ObjectFiles, Traffic};
 
     const KIB: u64 = 1 << 10;
 
@@ -302,7 +304,7 @@ mod tests {
     /// A file of 1 MiB on an object store, and memory for windows.
     async fn fixture(budget: u64) -> Fixture {
         let metrics = Metrics::new();
-        let counted = Counted::new(Arc::new(InMemory::new()), Traffic::data(metrics.clone()));
+        let counted = CountedStore::new(Arc::new(InMemory::new()), Traffic::data(metrics.clone()));
         let files = ObjectFiles::with_retries(Arc::new(counted), Path::from("p"), Duration::from_secs(1));
         let file = PhysicalFileId::new(None, 1, 1);
         let data: Bytes = (0..1024 * KIB).map(|n| (n / 1000) as u8).collect::<Vec<_>>().into();
@@ -321,7 +323,7 @@ mod tests {
         }
 
         fn gets(&self) -> u64 {
-            self.metrics.store_requests.with_label_values(&["get", "data"]).get()
+            self.metrics.store_requests.of((StoreOperation::Get, Purpose::Data)).get()
         }
     }
 
@@ -335,7 +337,7 @@ mod tests {
         }
 
         assert_eq!(fixture.gets(), 1);
-        assert_eq!(fixture.metrics.read_ahead.with_label_values(&["hit"]).get(), 499);
+        assert_eq!(fixture.metrics.read_ahead.of(ReadAheadOutcome::Hit).get(), 499);
     }
 
     #[tokio::test]
@@ -413,9 +415,9 @@ mod tests {
 
     #[test]
     fn the_windows_of_a_file_grow() {
-        let (mut state, file) = (State::default(), PhysicalFileId::new(None, 1, 1));
+        let (mut state, file) = (AheadState::default(), PhysicalFileId::new(None, 1, 1));
         let sizes = (0..5_u64).filter_map(|n| match state.look(&file, &(n * 100..n * 100 + 100)) {
-            Step::ReadAhead { forward: true, bytes } => Some(bytes >> 20),
+            ReadStep::ReadAhead { forward: true, bytes } => Some(bytes >> 20),
             _ => None,
         });
 

@@ -31,20 +31,20 @@ use futures::stream::{self, BoxStream, StreamExt};
 use prometheus::IntGauge;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::find::Found;
-use super::plan::{Limits, Place, Request, plan};
+use super::plan::{ByteSpan, RangeRequest, ReadLimits, plan};
 use super::{Paid, ReadError, Reader, check, gone, to_usize};
+use crate::catalog::questions::FoundSegment;
 use crate::catalog::state::SegmentView;
 use crate::error::ErrorKind;
 use crate::model::{BLOCK_BYTES, Location, SegmentId};
-use crate::runtime::{ByteBudget, Failure, PaidBytes, Reading};
-use crate::store::{DataStore, StoreError};
+use crate::runtime::{ByteBudget, Failure, PaidBytes, Reading, reply};
+use crate::store::{DataStore, RequestPrice, StoreError};
 
 /// Requests to a local disk cost little, and so may gaps.
-const LOCAL: Limits = Limits { gap_bytes_max: 64 << 10, waste_max: 1, span_bytes_max: 8 << 20 };
+const LOCAL: ReadLimits = ReadLimits { gap_bytes_max: 64 << 10, waste_max: 1, span_bytes_max: 8 << 20 };
 /// A request to an object store takes the time of megabytes. A file of a task manager holds the segments of its
 /// subtasks by turns: each of four that asks for its own finds three gaps for each segment.
-const OBJECT: Limits = Limits { gap_bytes_max: 256 << 10, waste_max: 3, span_bytes_max: 8 << 20 };
+const OBJECT: ReadLimits = ReadLimits { gap_bytes_max: 256 << 10, waste_max: 3, span_bytes_max: 8 << 20 };
 /// Bytes of segments in one window, and the share of the budget that one may be.
 const WINDOW_BYTES_MAX: u64 = 64 << 20;
 const WINDOW_SHARE: u64 = 8;
@@ -76,28 +76,28 @@ pub struct BulkPiece {
 pub struct BulkError {
     /// The segment whose bytes would have come next.
     pub segment: SegmentId,
-    /// What is wrong with it.
+    /// The fault in it.
     #[source]
     pub source: ReadError,
 }
 
 impl BulkError {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         self.source.kind()
     }
 }
 
-/// What all bulk reads share.
+/// The limits that all bulk reads share.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct BulkReads {
     requests: Semaphore,
     windows: ByteBudget,
     window_bytes: u64,
-    limits: Limits,
+    limits: ReadLimits,
 }
 
-impl Shared {
+impl BulkReads {
     pub(super) fn new(store: &DataStore, budget: &ByteBudget) -> Self {
         // The bytes count in the budget itself; this one only divides it.
         let unseen = IntGauge::new("windows", "bytes of windows").expect("a constant name is valid");
@@ -105,9 +105,9 @@ impl Shared {
             requests: Semaphore::new(REQUESTS_MAX),
             windows: ByteBudget::new(budget.total() / ALL_WINDOWS_SHARE, unseen),
             window_bytes: WINDOW_BYTES_MAX.min(budget.total() / WINDOW_SHARE).max(1),
-            limits: match store {
-                DataStore::Local(_) => LOCAL,
-                DataStore::Object(_) => OBJECT,
+            limits: match store.capabilities().request {
+                RequestPrice::Free => LOCAL,
+                RequestPrice::RoundTrip => OBJECT,
             },
         }
     }
@@ -140,14 +140,14 @@ impl Reader {
     /// Reads what one task reads. An answer for each piece, in order.
     async fn fetch(
         &self,
-        work: Work,
-        pieces: Vec<Arc<Piece>>,
+        work: TaskSource,
+        pieces: Vec<Arc<SegmentBlock>>,
         mut paid: Payment,
         reading: Reading,
     ) -> Vec<Result<Bytes, ReadError>> {
         let read = match &work {
-            Work::Inline => self.inline_pieces(&pieces).await,
-            Work::File(request) => self.file_pieces(request, &pieces, &reading).await,
+            TaskSource::Inline => self.inline_pieces(&pieces).await,
+            TaskSource::File(request) => self.file_pieces(request, &pieces, &reading).await,
         };
         reading.progressed();
         let wanted = read.iter().flatten().map(|bytes| bytes.len() as u64).sum();
@@ -176,8 +176,8 @@ impl Reader {
 
     async fn file_pieces(
         &self,
-        request: &Request,
-        pieces: &[Arc<Piece>],
+        request: &RangeRequest,
+        pieces: &[Arc<SegmentBlock>],
         reading: &Reading,
     ) -> Vec<Result<Bytes, ReadError>> {
         let place = self.bulk.requests.acquire().await;
@@ -199,12 +199,12 @@ impl Reader {
     /// others.
     async fn piece_again(
         self,
-        piece: Arc<Piece>,
+        piece: Arc<SegmentBlock>,
         error: Arc<StoreError>,
         reading: Reading,
     ) -> Result<Bytes, ReadError> {
         let id = piece.segment.id;
-        let now = self.catalog.view().segment_record(id).map(|record| record.location.clone());
+        let now = self.catalog.location(id);
         let moved = now.as_ref() != Some(&piece.segment.location);
         match now {
             None => Err(gone(id, &reading)),
@@ -216,7 +216,7 @@ impl Reader {
         }
     }
 
-    async fn inline_pieces(&self, pieces: &[Arc<Piece>]) -> Vec<Result<Bytes, ReadError>> {
+    async fn inline_pieces(&self, pieces: &[Arc<SegmentBlock>]) -> Vec<Result<Bytes, ReadError>> {
         let reads = pieces.iter().cloned().map(|piece| {
             let reader = self.clone();
             async move { reader.inline_piece(&piece).await }.boxed()
@@ -225,7 +225,7 @@ impl Reader {
         stream::iter(reads).buffered(PIECES_AT_ONCE).collect().await
     }
 
-    async fn inline_piece(&self, piece: &Piece) -> Result<Bytes, ReadError> {
+    async fn inline_piece(&self, piece: &SegmentBlock) -> Result<Bytes, ReadError> {
         let id = piece.segment.id;
         let all = self.catalog.inline_data(id).await?.ok_or(ReadError::Freed(id))?;
         let end = to_usize(piece.range.end).min(all.len());
@@ -246,34 +246,34 @@ fn the_same(error: &Arc<StoreError>) -> StoreError {
 
 /// One block of a segment.
 #[derive(Debug)]
-struct Piece {
-    segment: Arc<Found>,
+struct SegmentBlock {
+    segment: Arc<FoundSegment>,
     /// The bytes, counted from the start of the segment.
     range: Range<u64>,
 }
 
-impl Piece {
+impl SegmentBlock {
     /// Its place in a file, unless it is inline.
-    fn place(&self, number: usize) -> Option<Place> {
+    fn place(&self, number: usize) -> Option<ByteSpan> {
         let Location::File(segment) = &self.segment.location else { return None };
         let range = segment.offset + self.range.start..segment.offset + self.range.end;
-        Some(Place { piece: number, file: segment.file.clone(), range })
+        Some(ByteSpan { piece: number, file: segment.file.clone(), range })
     }
 
-    fn cut_from(&self, request: &Request, bytes: &Bytes) -> Bytes {
+    fn cut_from(&self, request: &RangeRequest, bytes: &Bytes) -> Bytes {
         let Some(place) = self.place(0) else { return Bytes::new() };
         bytes.slice(to_usize(place.range.start - request.range.start)..to_usize(place.range.end - request.range.start))
     }
 }
 
-/// What one task reads.
+/// The source that one task reads.
 #[derive(Debug)]
-enum Work {
+enum TaskSource {
     Inline,
-    File(Request),
+    File(RangeRequest),
 }
 
-/// What a task's bytes cost, in the budget and in the share of all windows.
+/// The price of a task's bytes, in the budget and in the share of all windows.
 struct Payment {
     budget: PaidBytes,
     share: Option<PaidBytes>,
@@ -294,14 +294,14 @@ struct Bulk {
     ids: Vec<SegmentId>,
     /// The first segment that is in no window yet, and its first byte that is in none.
     next: (usize, u64),
-    now: Window,
-    ahead: Window,
+    now: BulkWindow,
+    ahead: BulkWindow,
     reading: Reading,
 }
 
 /// Blocks that are on their way, in the order in which they are handed out.
 #[derive(Default)]
-struct Window {
+struct BulkWindow {
     pieces: VecDeque<Next>,
     tasks: Vec<Task>,
 }
@@ -311,12 +311,12 @@ struct Next {
     segment: SegmentId,
     /// The segment, if this is its first block.
     begins: Option<SegmentView>,
-    slot: Slot,
+    slot: BlockSlot,
 }
 
-/// Which answer of which task a block is.
+/// The task, and the number of its answer, that a block comes from.
 #[derive(Debug, Clone, Copy)]
-struct Slot {
+struct BlockSlot {
     task: usize,
     answer: usize,
 }
@@ -326,8 +326,8 @@ enum Task {
     Ended(Vec<Option<Result<Bytes, ReadError>>>),
 }
 
-impl Window {
-    /// The next block, and the segment that it begins; none at the end.
+impl BulkWindow {
+    /// The next block, and the segment that it begins; `None` at the end.
     async fn next(&mut self) -> Option<Result<BulkPiece, BulkError>> {
         // Taken off the queue only once it is there: a dropped call loses nothing.
         let slot = self.pieces.front()?.slot;
@@ -350,26 +350,26 @@ impl Window {
 
 /// Blocks that may become a window.
 struct Draft {
-    pieces: Vec<Arc<Piece>>,
+    pieces: Vec<Arc<SegmentBlock>>,
     /// For each piece the segment that it begins, if it does.
     begins: Vec<Option<SegmentView>>,
     next: (usize, u64),
 }
 
 impl Draft {
-    /// What to read, what each costs, and the numbers of its pieces.
-    fn works(&self, limits: Limits) -> Vec<(Work, u64, Vec<usize>)> {
+    /// The reads to do, the price of each, and the numbers of its pieces.
+    fn works(&self, limits: ReadLimits) -> Vec<(TaskSource, u64, Vec<usize>)> {
         let places = self.pieces.iter().enumerate().filter_map(|(number, piece)| piece.place(number)).collect();
         let mut works = vec![];
         for request in plan(places, limits) {
             let (bytes, pieces) = (request.range.end - request.range.start, request.pieces.clone());
-            works.push((Work::File(request), bytes, pieces));
+            works.push((TaskSource::File(request), bytes, pieces));
         }
         let inline: Vec<usize> = (0..self.pieces.len()).filter(|number| self.is_inline(*number)).collect();
         for pieces in inline.chunks(INLINE_OF_A_TASK) {
             let range = |number: &usize| self.pieces[*number].range.clone();
             let bytes = pieces.iter().map(range).map(|range| range.end - range.start).sum();
-            works.push((Work::Inline, bytes, pieces.to_vec()));
+            works.push((TaskSource::Inline, bytes, pieces.to_vec()));
         }
         works.sort_by_key(|(_, _, pieces)| pieces.iter().copied().min());
         works
@@ -383,7 +383,7 @@ impl Draft {
 impl Bulk {
     fn new(reader: Reader, ids: Vec<SegmentId>) -> Self {
         let reading = reader.leases.begin();
-        Self { reader, ids, next: (0, 0), now: Window::default(), ahead: Window::default(), reading }
+        Self { reader, ids, next: (0, 0), now: BulkWindow::default(), ahead: BulkWindow::default(), reading }
     }
 
     async fn next(&mut self) -> Result<Option<BulkPiece>, BulkError> {
@@ -449,19 +449,17 @@ impl Bulk {
 
     /// The next blocks, one at least unless this is the end.
     fn draft(&self, bytes_max: u64) -> Result<Draft, BulkError> {
-        let state = self.reader.catalog.view();
+        let (at, from) = self.next;
+        let ids = self.ids.get(at..).unwrap_or_default();
+        let wanted = bytes_max.saturating_add(from);
+        let found = self.reader.catalog.find_next(ids, wanted, WINDOW_PIECES_MAX, &self.reading);
+        if let (true, Some(gone)) = (found.is_empty(), ids.first()) {
+            return Err(BulkError { segment: *gone, source: ReadError::Freed(*gone) });
+        }
         let mut draft = Draft { pieces: vec![], begins: vec![], next: self.next };
         let mut bytes = 0;
-        while let Some(id) = self.ids.get(draft.next.0) {
-            let before = draft.pieces.last().map(|piece| &*piece.segment);
-            let Some(segment) = Found::new(&state, *id, &self.reading, before) else {
-                if draft.pieces.is_empty() {
-                    return Err(BulkError { segment: *id, source: ReadError::Freed(*id) });
-                }
-                break;
-            };
-            let len = segment.location.len();
-            let segment = Arc::new(segment);
+        for (segment, view) in found {
+            let (len, segment, mut view) = (segment.location.len(), Arc::new(segment), Some(view));
             while draft.next.1 < len {
                 let range = draft.next.1..(draft.next.1 + BLOCK_BYTES).min(len);
                 let more = range.end - range.start;
@@ -471,37 +469,39 @@ impl Bulk {
                 }
                 bytes += more;
                 draft.next.1 = range.end;
-                draft.begins.push(if range.start == 0 { state.segment(*id) } else { None });
-                draft.pieces.push(Arc::new(Piece { segment: Arc::clone(&segment), range }));
+                draft.begins.push(view.take().filter(|_| range.start == 0));
+                draft.pieces.push(Arc::new(SegmentBlock { segment: Arc::clone(&segment), range }));
             }
             draft.next = (draft.next.0 + 1, 0);
         }
         Ok(draft)
     }
 
-    fn start(&mut self, draft: Draft, works: Vec<(Work, u64, Vec<usize>)>, paid: Vec<Payment>) {
+    fn start(&mut self, draft: Draft, works: Vec<(TaskSource, u64, Vec<usize>)>, paid: Vec<Payment>) {
         self.next = draft.next;
-        let mut slots = vec![Slot { task: 0, answer: 0 }; draft.pieces.len()];
+        let mut slots = vec![BlockSlot { task: 0, answer: 0 }; draft.pieces.len()];
         for (task, ((work, _, numbers), paid)) in works.into_iter().zip(paid).enumerate() {
             for (answer, number) in numbers.iter().enumerate() {
-                slots[*number] = Slot { task, answer };
+                slots[*number] = BlockSlot { task, answer };
             }
-            let pieces: Vec<Arc<Piece>> = numbers.iter().map(|number| Arc::clone(&draft.pieces[*number])).collect();
-            let (mut reply, answers) = oneshot::channel();
+            let pieces: Vec<Arc<SegmentBlock>> =
+                numbers.iter().map(|number| Arc::clone(&draft.pieces[*number])).collect();
+            let (mut waiting, answers) = oneshot::channel();
             let (reader, reading) = (self.reader.clone(), self.reading.clone());
             self.reader.tasks.spawn("restore", Failure::FailsItsWork, async move {
                 let read = tokio::select! {
+                    // In this order: for a reader that has left nothing is read any more.
                     biased;
-                    () = reply.closed() => return,
+                    () = waiting.closed() => return,
                     read = reader.fetch(work, pieces, paid, reading) => read,
                 };
-                // Nobody waits for it any more.
-                drop(reply.send(read));
+                reply(waiting, read);
             });
             self.ahead.tasks.push(Task::Running(answers));
         }
         let waiting = draft.pieces.iter().zip(draft.begins).zip(slots);
-        let next = |((piece, begins), slot): ((&Arc<Piece>, _), _)| Next { segment: piece.segment.id, begins, slot };
+        let next =
+            |((piece, begins), slot): ((&Arc<SegmentBlock>, _), _)| Next { segment: piece.segment.id, begins, slot };
         self.ahead.pieces = waiting.map(next).collect();
     }
 }

@@ -4,7 +4,7 @@
 //! stored before a byte of it is handed out. A range is read as the whole blocks that it touches. Memory for the
 //! blocks is paid for, one block ahead of the receiver. [`Reader::bulk`] reads many segments as one stream.
 //!
-//! - [`find`]: where segments are, and the leases that keep them there.
+//! - [`find`]: what a read finds, with the leases that keep it there.
 //! - [`walk`]: segments that are read one after the other, block by block.
 //! - [`plan`]: which requests read many pieces of files. Pure.
 //! - [`bulk`]: many segments as one stream.
@@ -34,14 +34,14 @@ use tokio_util::sync::CancellationToken;
 pub use bulk::{BulkError, BulkPiece};
 pub use walk::ByteStream;
 
-use crate::catalog::record::FileState;
+use crate::catalog::questions::FoundSegment;
 use crate::catalog::{Catalog, CatalogError};
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::model::{BLOCK_BYTES, Location, Segment, SegmentId, crc32c};
+use crate::metrics::labels::RejectReason;
+use crate::model::{BLOCK_BYTES, FileState, Location, Segment, SegmentId, crc32c};
 use crate::runtime::{BudgetError, ByteBudget, Leases, Reading, TaskGroup};
 use crate::store::{DataStore, StoreError};
-use find::Found;
 
 /// Why bytes could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +53,9 @@ pub enum ReadError {
         id: SegmentId,
         /// The bytes of it.
         range: Range<u64>,
-        /// What was stored.
+        /// The checksum that was stored.
         expected: u32,
-        /// What they have.
+        /// The checksum of the bytes that were read.
         actual: u32,
     },
     /// The segment was freed while it was read.
@@ -69,7 +69,7 @@ pub enum ReadError {
     Store {
         /// The segment.
         id: SegmentId,
-        /// What storage says.
+        /// The storage's error.
         #[source]
         source: StoreError,
     },
@@ -85,7 +85,7 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Corrupt { .. } => ErrorKind::Corrupt,
@@ -109,8 +109,10 @@ pub struct Reader {
     tasks: TaskGroup,
     leases: Leases,
     ahead: ahead::Ahead,
-    bulk: Arc<bulk::Shared>,
+    bulk: Arc<bulk::BulkReads>,
 }
+
+crate::runtime::opaque_debug!(Reader);
 
 /// Bytes that are paid for as long as anybody holds them.
 struct Paid<P> {
@@ -137,8 +139,8 @@ impl Reader {
         read_lease: Duration,
     ) -> Self {
         let ahead = ahead::Ahead::new(store.clone(), budget.clone(), metrics.clone());
-        let bulk = Arc::new(bulk::Shared::new(&store, &budget));
-        let leases = Leases::new(read_lease, metrics.rejected.with_label_values(&["stalled_read"]));
+        let bulk = Arc::new(bulk::BulkReads::new(&store, &budget));
+        let leases = Leases::new(read_lease, metrics.rejected.of(RejectReason::StalledRead));
         Self { store, catalog, budget, patience, metrics, tasks, leases, ahead, bulk }
     }
 
@@ -152,15 +154,20 @@ impl Reader {
         &self.store
     }
 
-    /// Who is reading.
+    /// The leases of those who read.
     pub fn leases(&self) -> Leases {
         self.leases.clone()
     }
 
     /// The checked bytes of the block `range` of a segment, wherever that is by now. They are paid for by the caller.
-    async fn read_checked(&self, segment: &Found, range: &Range<u64>, reading: &Reading) -> Result<Bytes, ReadError> {
+    async fn read_checked(
+        &self,
+        segment: &FoundSegment,
+        range: &Range<u64>,
+        reading: &Reading,
+    ) -> Result<Bytes, ReadError> {
         let id = segment.id;
-        let mut moved: Option<Found> = None;
+        let mut moved: Option<FoundSegment> = None;
         let mut past_the_copy = false;
         loop {
             let known = moved.as_ref().unwrap_or(segment);
@@ -180,7 +187,7 @@ impl Reader {
     }
 
     /// The checked bytes of a block at the place where the segment was looked up.
-    async fn fetch_block(&self, segment: &Found, range: &Range<u64>) -> Result<Bytes, ReadError> {
+    async fn fetch_block(&self, segment: &FoundSegment, range: &Range<u64>) -> Result<Bytes, ReadError> {
         let id = segment.id;
         let bytes = match &segment.location {
             Location::Inline { .. } => {
@@ -203,7 +210,7 @@ impl Reader {
 
     /// The bytes from a window that was read ahead. What is wrong there is read again, and told of then.
     async fn read_ahead(&self, segment: &Segment, place: &Range<u64>, expected: u32) -> Option<Bytes> {
-        let file_len = || match self.catalog.view().file(&segment.file).map(|file| file.state) {
+        let file_len = || match self.catalog.file(&segment.file).map(|file| file.state) {
             Some(FileState::Closed { len } | FileState::Forgotten { len, .. }) => len,
             Some(FileState::Open { durable_len, .. }) => durable_len,
             None => 0,
@@ -217,7 +224,7 @@ impl Reader {
     }
 
     /// Whether wrong bytes may have come from a local copy, which is forgotten then.
-    fn distrusts(&self, segment: &Found, error: &ReadError) -> bool {
+    fn distrusts(&self, segment: &FoundSegment, error: &ReadError) -> bool {
         match (&segment.location, error) {
             (Location::File(place), ReadError::Corrupt { .. }) => self.store.distrust(&place.file),
             _ => false,
@@ -240,7 +247,7 @@ fn gone(id: SegmentId, reading: &Reading) -> ReadError {
 
 /// # Errors
 /// [`ReadError::Corrupt`] if the bytes of the block `range` are not what was written.
-fn check(segment: &Found, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadError> {
+fn check(segment: &FoundSegment, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadError> {
     let (expected, actual) = (expected_crc(segment, range), crc32c(bytes));
     if actual == expected {
         return Ok(());
@@ -248,8 +255,8 @@ fn check(segment: &Found, range: &Range<u64>, bytes: &[u8]) -> Result<(), ReadEr
     Err(ReadError::Corrupt { id: segment.id, range: range.clone(), expected, actual })
 }
 
-/// What was stored as the checksum of the block `range`.
-fn expected_crc(segment: &Found, range: &Range<u64>) -> u32 {
+/// The checksum that was stored for the block `range`.
+fn expected_crc(segment: &FoundSegment, range: &Range<u64>) -> u32 {
     let crc = &segment.crc;
     crc.blocks.get(to_usize(range.start / BLOCK_BYTES)).copied().unwrap_or(crc.whole)
 }

@@ -1,15 +1,15 @@
-//! Which requests read many pieces of files. Pure.
+//! Plans the requests that read many pieces of files. Pure.
 
 use std::ops::Range;
 
 use crate::model::PhysicalFileId;
 
-/// What a request may be.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ReadLimits {
     /// Bytes nobody wants between two pieces that are still read by one request.
     pub gap_bytes_max: u64,
-    /// For each byte that somebody wants, a request may bring so many that nobody does; one gap it may have in any case.
+    /// Unwanted bytes that a request may fetch per wanted byte; one gap it may have in any case.
     pub waste_max: u64,
     /// Bytes of one request, unless one piece alone has more.
     pub span_bytes_max: u64,
@@ -17,7 +17,7 @@ pub struct Limits {
 
 /// Bytes of a file that are wanted, and under which number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ByteSpan {
     /// Its number in the order in which pieces are wanted.
     pub piece: usize,
     /// The file.
@@ -28,7 +28,7 @@ pub struct Place {
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct RangeRequest {
     /// The file.
     pub file: PhysicalFileId,
     /// The bytes of it.
@@ -40,9 +40,9 @@ pub struct Request {
 /// Requests that bring every place whole, the one with the piece that is wanted first before the others.
 ///
 /// Places of one file that are near each other share a request. They may overlap.
-pub fn plan(mut places: Vec<Place>, limits: Limits) -> Vec<Request> {
+pub fn plan(mut places: Vec<ByteSpan>, limits: ReadLimits) -> Vec<RangeRequest> {
     places.sort_by(|a, b| (&a.file, a.range.start, a.range.end).cmp(&(&b.file, b.range.start, b.range.end)));
-    let mut requests: Vec<Request> = vec![];
+    let mut requests: Vec<RangeRequest> = vec![];
     let mut wanted = 0;
     for place in places {
         let new = place.range.end - place.range.start;
@@ -54,7 +54,7 @@ pub fn plan(mut places: Vec<Place>, limits: Limits) -> Vec<Request> {
             }
             _ => {
                 wanted = new;
-                requests.push(Request { file: place.file, range: place.range, pieces: vec![place.piece] });
+                requests.push(RangeRequest { file: place.file, range: place.range, pieces: vec![place.piece] });
             }
         }
     }
@@ -63,7 +63,7 @@ pub fn plan(mut places: Vec<Place>, limits: Limits) -> Vec<Request> {
 }
 
 /// Whether a request that has `wanted` bytes somebody wants should read `range`, too, which begins no earlier.
-fn joins(request: &Request, wanted: u64, range: &Range<u64>, limits: Limits) -> bool {
+fn joins(request: &RangeRequest, wanted: u64, range: &Range<u64>, limits: ReadLimits) -> bool {
     let end = request.range.end.max(range.end);
     let span = end - request.range.start;
     let wanted = wanted + range.end.saturating_sub(request.range.end.max(range.start));
@@ -86,11 +86,11 @@ mod tests {
         PhysicalFileId::new(None, 1, number.into())
     }
 
-    fn place(piece: usize, of: u64, range: Range<u64>) -> Place {
-        Place { piece, file: file(of), range }
+    fn place(piece: usize, of: u64, range: Range<u64>) -> ByteSpan {
+        ByteSpan { piece, file: file(of), range }
     }
 
-    const LIMITS: Limits = Limits { gap_bytes_max: 10, waste_max: 1, span_bytes_max: 100 };
+    const LIMITS: ReadLimits = ReadLimits { gap_bytes_max: 10, waste_max: 1, span_bytes_max: 100 };
 
     #[test]
     fn neighbours_share_a_request_and_the_one_wanted_first_comes_first() {
@@ -98,8 +98,8 @@ mod tests {
 
         let requests = plan(places, LIMITS);
 
-        let second = Request { file: file(2), range: 40..60, pieces: vec![2, 0] };
-        assert_eq!(requests, [second, Request { file: file(1), range: 0..30, pieces: vec![3, 1] }]);
+        let second = RangeRequest { file: file(2), range: 40..60, pieces: vec![2, 0] };
+        assert_eq!(requests, [second, RangeRequest { file: file(1), range: 0..30, pieces: vec![3, 1] }]);
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(plan(vec![place(0, 1, 0..500)], LIMITS).len(), 1);
     }
 
-    fn any_places() -> impl Strategy<Value = Vec<Place>> {
+    fn any_places() -> impl Strategy<Value = Vec<ByteSpan>> {
         vec((0_u64..4, 0_u64..400, 1_u64..40), 0..60).prop_map(|all| {
             let all = all.into_iter().enumerate();
             all.map(|(piece, (of, start, len))| place(piece, of, start..start + len)).collect()

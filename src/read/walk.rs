@@ -8,8 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 
-use super::find::{Found, FoundMany};
+use super::find::FoundMany;
 use super::{Paid, ReadError, Reader, to_usize};
+use crate::catalog::questions::FoundSegment;
 use crate::catalog::state::ObjectView;
 use crate::model::{BLOCK_BYTES, SegmentId};
 use crate::runtime::{PaidBytes, Reading};
@@ -66,7 +67,7 @@ impl Reader {
     /// The part `hand_out` of the block `fetch` of a segment, paid for.
     async fn read(
         &self,
-        segment: &Found,
+        segment: &FoundSegment,
         fetch: Range<u64>,
         hand_out: Range<u64>,
         reading: &Reading,
@@ -83,16 +84,16 @@ struct Walk {
     reader: Reader,
     reading: Reading,
     /// The segment that is read, and its next byte.
-    now: Option<Found>,
+    now: Option<FoundSegment>,
     at: u64,
-    rest: std::vec::IntoIter<Found>,
+    rest: std::vec::IntoIter<FoundSegment>,
     /// Bytes to hand out.
     left: u64,
     _paid: Option<PaidBytes>,
 }
 
 impl Walk {
-    /// The next bytes; none at the end.
+    /// The next bytes; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         self.reading.progressed();
         while self.left > 0

@@ -18,16 +18,16 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::sweep::Sweeper;
-use super::watch::{Waiting, Watch};
-use super::{Pause, Timing};
+use super::sweep::{SetAside, SweepError, Sweeper};
+use super::timing::{Pause, Timing};
+use super::watch::{DeletionBacklog, Watch};
 use crate::catalog::command::Command;
-use crate::catalog::record::Forgotten;
 use crate::catalog::state::ForgottenFile;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::ReclaimSettings;
 use crate::metrics::Metrics;
-use crate::model::PhysicalFileId;
+use crate::metrics::labels::{ReclaimedBytes, ReclaimedFiles};
+use crate::model::{Forgotten, Millis, PhysicalFileId};
 use crate::runtime::{Clock, Leases};
 use crate::store::DataStore;
 
@@ -45,7 +45,7 @@ pub struct Deleter {
     sweeper: Sweeper,
     /// Files that wait for their readers.
     waiting: HashSet<PhysicalFileId>,
-    /// What storage did not delete the last time.
+    /// The files that storage did not delete the last time.
     refused: HashSet<PhysicalFileId>,
     /// When that is tried again.
     retry_at: Option<Instant>,
@@ -55,7 +55,10 @@ pub struct Deleter {
     has_kept: bool,
 }
 
-/// What was deleted since the log last told of it. Files die all the time; a line for each moment tells nobody anything.
+crate::runtime::opaque_debug!(Deleter);
+
+/// The files that were deleted since the log last told of it. Files die all the time; a line for each moment tells nobody
+/// anything.
 #[derive(Debug, Default)]
 struct Told {
     deleted: usize,
@@ -73,7 +76,7 @@ impl Deleter {
         watch: Watch,
         sweeper: Sweeper,
     ) -> Self {
-        let has_kept = matches!(store, DataStore::Local(_));
+        let has_kept = store.capabilities().appends;
         Self {
             catalog,
             store,
@@ -119,8 +122,8 @@ impl Deleter {
         }
         let deleted = std::mem::take(&mut self.told.deleted);
         self.told.at = Some(Clock::instant());
-        let Waiting { readers, grace, rate, refused } =
-            self.watch.waiting(&self.catalog.view(), self.catalog.clock().ages());
+        let DeletionBacklog { readers, grace, rate, refused } =
+            self.watch.waiting(&self.catalog.forgotten_files(), self.catalog.clock().ages());
         tracing::info!(
             deleted,
             bytes_being_read = readers,
@@ -133,16 +136,24 @@ impl Deleter {
 
     /// Until the next file's grace is over, a reader may have left, or the round is due anyway.
     fn pause(&self) -> Pause {
-        let Timing { collect, readers, .. } = Timing::of(&self.settings, &self.store);
+        let Timing { collect, readers, .. } = Timing::of(&self.settings, self.store.capabilities().request);
         let ages = self.catalog.clock().ages();
-        let state = self.catalog.view();
-        let graces = state.forgotten().map(|(why, since)| self.watch.grace.left(why, since, ages));
+        let forgotten = self.catalog.forgotten_times().into_iter();
+        let graces = forgotten.map(|(why, since)| self.watch.grace.left(why, since, ages));
         // With those whose grace is over a moment later.
         let graces = graces.filter(|left| !left.is_zero()).map(|left| left + collect);
         let readers = (!self.waiting.is_empty()).then_some(readers);
         let soonest = graces.chain(readers).min();
         let longest = soonest.map_or(self.settings.interval, |soonest| soonest.min(self.settings.interval));
         Pause { longest, rest: collect }
+    }
+
+    /// Lists the files in `lost+found/`, and for how long each stays; it is `now`.
+    ///
+    /// # Errors
+    /// [`SweepError::Store`].
+    pub async fn set_aside_files(&self, now: Millis) -> Result<Vec<SetAside>, SweepError> {
+        self.sweeper.set_aside_files(now).await
     }
 
     /// The next sweep deletes what it found twice, though it be most of what is there, and no file is kept any longer for
@@ -157,8 +168,7 @@ impl Deleter {
         if !std::mem::take(&mut self.has_kept) {
             return;
         }
-        let kept: Vec<(PhysicalFileId, u64)> = self.catalog.view().kept_files(self.catalog.epoch()).collect();
-        for (file, len) in kept {
+        for (file, len) in self.catalog.kept_files() {
             tracing::warn!(%file, "data in it that the catalog does not know is not kept any longer");
             if let Err(error) = self.catalog.note(Command::CloseFile(file, len)) {
                 tracing::warn!(error = crate::error::chain(&error), "a file could not be closed");
@@ -195,9 +205,10 @@ impl Deleter {
             }
             // That they are forgotten must survive a crash before they are gone; and it must be ours to say.
             self.catalog.sync().await?;
-            if let DataStore::Object(_) = self.store {
+            if !self.store.capabilities().exclusive {
                 self.catalog.check_owner().await?;
             }
+            // After the sync, which takes a while: the later the look, the fewer readers are left.
             let ready = self.without_readers(due);
             if ready.is_empty() {
                 break;
@@ -232,7 +243,7 @@ impl Deleter {
         // Those that wait for readers, or that storage refused, must not keep the others from their turn.
         let most = max + self.waiting.len() + self.refused.len();
         let is_due = |why, since| self.watch.grace.left(why, since, ages).is_zero();
-        let mut due = self.catalog.view().forgotten_files(is_due, most);
+        let mut due = self.catalog.forgotten_files_due(is_due, most);
         if self.retry_at.is_some_and(|at| at > Clock::instant()) {
             due.retain(|file| !self.refused.contains(&file.id));
         }
@@ -246,7 +257,7 @@ impl Deleter {
         self.waiting.contains(&file.id) && self.leases.is_read(&file.id)
     }
 
-    /// Those that nobody reads. Nothing is found any more in a file that is forgotten, so it gets no new readers.
+    /// The files that nobody reads. Nothing is found any more in a file that is forgotten, so it gets no new readers.
     fn without_readers(&mut self, due: Vec<ForgottenFile>) -> Vec<ForgottenFile> {
         let (waiting, ready): (Vec<_>, Vec<_>) = due.into_iter().partition(|file| self.leases.is_read(&file.id));
         self.waiting.extend(waiting.into_iter().map(|file| file.id));
@@ -256,9 +267,9 @@ impl Deleter {
     fn count(&self, ready: &[ForgottenFile], gone: &[PhysicalFileId]) {
         self.metrics.files_deleted.inc_by(gone.len() as u64);
         for file in ready.iter().filter(|file| gone.contains(&file.id)) {
-            self.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(file.occupied);
+            self.metrics.reclaim_bytes.of(ReclaimedBytes::Freed).inc_by(file.occupied);
             if file.why == Forgotten::Died {
-                self.metrics.reclaim_files.with_label_values(&["died_whole"]).inc();
+                self.metrics.reclaim_files.of(ReclaimedFiles::DiedWhole).inc();
             }
         }
     }

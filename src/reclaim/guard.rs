@@ -1,4 +1,4 @@
-//! When something is off: nothing is destroyed then, and the log says why.
+//! Notices when something is off: nothing is destroyed then, and the log says why.
 
 use crate::model::PhysicalFileId;
 

@@ -5,7 +5,7 @@
 //! too many dead bytes are copied into new files ([`rewrite`]), and small survivors are packed together. The *deleter*
 //! deletes what the catalog has forgotten ([`delete`]) and looks for files that the catalog does not name ([`sweep`]).
 //!
-//! The catalog wakes both when there may be something to do, and [`Timing`] says how soon they act then: an idle daemon
+//! The catalog wakes both when there may be something to do, and `timing` says how soon they act then: an idle daemon
 //! stays idle, and what a look costs stays a small part of the time.
 //!
 //! - [`plan`](mod@plan): what to do. Pure.
@@ -44,6 +44,7 @@ pub mod punch;
 pub mod rewrite;
 pub mod survey;
 pub mod sweep;
+mod timing;
 pub mod watch;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -54,19 +55,22 @@ use tokio::sync::{Mutex, watch as signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;
+use crate::catalog::questions::FileSurvey;
 use crate::catalog::state::Changes;
-use crate::config::{ReclaimMode, ReclaimSettings, Settings};
-use crate::merge::{MergeError, MergerParts};
+use crate::config::{ReclaimMode, Settings};
+use crate::merge::{MergeError, WriteContext};
+use crate::metrics::labels::ReclaimedBytes;
 use crate::model::PhysicalFileId;
 use crate::runtime::{Ages, Clock, Leases};
 use crate::store::space::is_full;
-use crate::store::{DataStore, StoreError};
+use crate::store::{Capabilities, StoreError};
 use delete::Deleter;
-use plan::{Limits, Plan, plan};
+use plan::{Plan, PlanLimits, plan};
 use pressure::Pressure;
 use survey::Punched;
 use sweep::Sweeper;
-use watch::{Waiting, Watch};
+use timing::{Pause, Timing};
+use watch::{DeletionBacklog, Watch};
 
 /// Why a round of reclaiming ended early. The next one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +94,7 @@ pub enum ReclaimError {
     },
 }
 
-/// What one round did.
+/// The work of one round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Round {
     /// Open files that were closed.
@@ -107,7 +111,7 @@ pub struct Round {
     pub freed_bytes: u64,
     /// Bytes of those that were copied because too much of them was dead, without those that were packed.
     pub copied_file_bytes: u64,
-    /// Of them, bytes that lived before.
+    /// Bytes of them that lived before.
     pub copied_live_bytes: u64,
     /// Jobs that are above their limit, files that wait to be deleted counted in.
     pub jobs_above: usize,
@@ -132,42 +136,6 @@ impl Round {
 
 /// After a look at all files the reclaimer rests so many times as long as that took.
 const REST_PER_LOOK: u32 = 100;
-/// Longest pause before a look for readers that have left.
-const READERS_PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// How soon reclaimer and deleter act when something happened: fixed parts of `reclaim.interval`.
-#[derive(Debug, Clone, Copy)]
-struct Timing {
-    /// From the first file that is forgotten to the deletion of all that are by then. On a disk a deletion costs next to
-    /// nothing; on an object store it is a request, and others to look whether the catalog is still ours.
-    collect: Duration,
-    /// Before a look for readers that have left.
-    readers: Duration,
-    /// From the first byte that dies to a look at all files. On an object store a look may end in copies, which are the
-    /// fewer the more has died.
-    look: Duration,
-}
-
-/// Between two rounds.
-#[derive(Debug, Clone, Copy)]
-struct Pause {
-    /// If nothing happens.
-    longest: Duration,
-    /// After something has happened.
-    rest: Duration,
-}
-
-impl Timing {
-    fn of(settings: &ReclaimSettings, store: &DataStore) -> Self {
-        let interval = settings.interval;
-        let readers = (interval / 40).min(READERS_PAUSE_MAX);
-        match store {
-            DataStore::Local(_) => Self { collect: interval / 400, readers, look: interval / 40 },
-            DataStore::Object(_) => Self { collect: interval / 2, readers, look: interval / 4 },
-        }
-    }
-}
-
 /// The reclaimer and the deleter, for those who want them to act now. Clones share them.
 #[derive(Clone)]
 pub struct ReclaimControl {
@@ -175,7 +143,7 @@ pub struct ReclaimControl {
     pub reclaimer: Arc<Mutex<Reclaimer>>,
     /// Deletes and sweeps.
     pub deleter: Arc<Mutex<Deleter>>,
-    /// What operators see of both.
+    /// The operators' view of both.
     pub watch: Watch,
     changes: signal::Receiver<Changes>,
     timing: Timing,
@@ -183,12 +151,14 @@ pub struct ReclaimControl {
     pub stop: CancellationToken,
 }
 
+crate::runtime::opaque_debug!(ReclaimControl);
+
 impl ReclaimControl {
     /// The daemon's, with the leases of its readers. Nothing happens before [`Self::run`].
-    pub fn new(parts: MergerParts, leases: Leases, stop: CancellationToken) -> Self {
-        let changes = parts.catalog.changes();
-        let timing = Timing::of(&parts.settings.reclaim, &parts.store);
-        let watch = Watch::new(&parts.settings, matches!(parts.store, DataStore::Local(_)));
+    pub fn new(parts: WriteContext, leases: Leases, stop: CancellationToken) -> Self {
+        let (changes, capabilities) = (parts.catalog.changes(), parts.store.capabilities());
+        let timing = Timing::of(&parts.settings.reclaim, capabilities.request);
+        let watch = Watch::new(&parts.settings, capabilities);
         let sweeper = Sweeper::new(parts.catalog.clone(), parts.store.clone(), &parts.settings, parts.metrics.clone());
         let deleter = Deleter::new(
             parts.catalog.clone(),
@@ -246,7 +216,7 @@ impl ReclaimControl {
 
 /// Keeps the space within its limit.
 pub struct Reclaimer {
-    parts: MergerParts,
+    parts: WriteContext,
     leases: Leases,
     pressure: Pressure,
     /// None where holes are not punched.
@@ -256,20 +226,21 @@ pub struct Reclaimer {
     /// Files that storage refused to work on, and when: they are not tried again before an interval is over.
     put_off: HashMap<PhysicalFileId, Instant>,
     watch: Watch,
-    /// How long the last look at all files took.
+    /// The time that the last look at all files took.
     look: Duration,
-    /// What was done since the log last told of it.
+    /// The work since the log last told of it.
     untold: Round,
     told_at: Option<Instant>,
     /// When the catalog was last searched for old inline segments.
     looked_inline: Option<Instant>,
 }
 
+crate::runtime::opaque_debug!(Reclaimer);
+
 impl Reclaimer {
     /// One for the daemon; `leases` are those of its readers.
-    pub fn new(parts: MergerParts, leases: Leases, watch: Watch) -> Self {
-        let local = matches!(parts.store, DataStore::Local(_));
-        let punched = punches(&parts.settings, local).then(Punched::default);
+    pub fn new(parts: WriteContext, leases: Leases, watch: Watch) -> Self {
+        let punched = punches(&parts.settings, parts.store.capabilities()).then(Punched::default);
         let pressure = Pressure::new(parts.metrics.clone(), parts.budget.clone(), Arc::clone(&parts.pace));
         Self {
             parts,
@@ -349,11 +320,11 @@ impl Reclaimer {
         let planned = if planned.punch.is_empty() || full { planned } else { self.plan() };
         let rewritten = if full { Ok(()) } else { self.rewrite(&planned, stop, &mut round).await };
         round.jobs_above = self.jobs_above();
-        self.parts.metrics.reclaim_bytes.with_label_values(&["freed"]).inc_by(round.punched_bytes);
+        self.parts.metrics.reclaim_bytes.of(ReclaimedBytes::Freed).inc_by(round.punched_bytes);
         rewritten.map(|()| round)
     }
 
-    /// What the next round would do.
+    /// Returns the plan for the next round.
     pub fn plan(&self) -> Plan {
         self.plan_with(&survey::limits(&self.parts.settings))
     }
@@ -362,14 +333,13 @@ impl Reclaimer {
     fn plan_on_a_full_disk(&self) -> Plan {
         let limits = survey::limits(&self.parts.settings);
         let space_amplification_max = limits.space_amplification_max.map(|_| 1.0);
-        let planned = self.plan_with(&Limits { space_amplification_max, ..limits });
+        let planned = self.plan_with(&PlanLimits { space_amplification_max, ..limits });
         Plan { close: planned.close, punch: planned.punch, jobs_above: planned.jobs_above, ..Plan::default() }
     }
 
-    fn plan_with(&self, limits: &Limits) -> Plan {
-        let local = matches!(self.parts.store, DataStore::Local(_));
+    fn plan_with(&self, limits: &PlanLimits) -> Plan {
         let catalog = &self.parts.catalog;
-        let mut candidates = survey::candidates(&catalog.view(), self.punched.as_ref(), catalog.clock().ages());
+        let mut candidates = survey::candidates(catalog.survey_files(), self.punched.as_ref(), catalog.clock().ages());
         let interval = self.parts.settings.reclaim.interval;
         let waits = |file: &PhysicalFileId| self.put_off.get(file).is_some_and(|at| at.elapsed() < interval);
         // Nobody can close what an earlier owner left open; the deleter does when its grace is over.
@@ -378,7 +348,7 @@ impl Reclaimer {
         };
         candidates
             .retain(|candidate| !self.damaged.contains(&candidate.file) && !waits(&candidate.file) && !kept(candidate));
-        plan(&candidates, limits, &survey::prices(local))
+        plan(&candidates, limits, &survey::prices(self.parts.store.capabilities().request))
     }
 
     /// Logs what was done, at most once an interval: there is something to do all the time.
@@ -386,7 +356,7 @@ impl Reclaimer {
         self.untold = self.untold.and(round);
         let lately = self.told_at.is_some_and(|at| at.elapsed() < self.parts.settings.reclaim.interval);
         if self.untold != (Round { jobs_above: round.jobs_above, ..Round::default() }) && !lately {
-            let waiting = self.watch.waiting(&self.parts.catalog.view(), self.parts.catalog.clock().ages());
+            let waiting = self.watch.waiting(&self.parts.catalog.forgotten_files(), self.parts.catalog.clock().ages());
             log(&self.untold, &waiting);
             self.untold = Round::default();
             self.told_at = Some(Clock::instant());
@@ -394,28 +364,28 @@ impl Reclaimer {
     }
 
     fn jobs_above(&self) -> usize {
-        self.watch.above(&self.parts.catalog.view()).0
+        self.watch.above(&self.parts.catalog.files_by_job()).0
     }
 }
 
 /// Whether dead ranges are given back where they are. One that only advises changes no file, so what is worth storing
 /// again is worth advice also where it could be punched.
-fn punches(settings: &Settings, local: bool) -> bool {
-    local && settings.reclaim.punch_holes && settings.reclaim.mode != ReclaimMode::Advise
+fn punches(settings: &Settings, store: Capabilities) -> bool {
+    store.punches && settings.reclaim.punch_holes && settings.reclaim.mode != ReclaimMode::Advise
 }
 
-/// What the next round of a daemon with these settings would do to `state`, for `--dry-run`.
-pub fn preview(state: &crate::catalog::state::State, settings: &Settings, local: bool, ages: Ages) -> Plan {
+/// Returns the plan that a daemon with these settings on such a store would make for `files`, for `--dry-run`.
+pub fn preview(files: Vec<FileSurvey>, settings: &Settings, store: Capabilities, ages: Ages) -> Plan {
     let punched = Punched::default();
-    let mut candidates = survey::candidates(state, punches(settings, local).then_some(&punched), ages);
+    let mut candidates = survey::candidates(files, punches(settings, store).then_some(&punched), ages);
     // Only what the next start keeps open is open without a daemon.
     candidates.retain(|candidate| candidate.state != plan::CandidateState::Open);
-    plan(&candidates, &survey::limits(settings), &survey::prices(local))
+    plan(&candidates, &survey::limits(settings), &survey::prices(store.request))
 }
 
-fn log(round: &Round, waiting: &Waiting) {
+fn log(round: &Round, waiting: &DeletionBacklog) {
     let Round { closed, punched_bytes, rewritten, read_bytes, written_bytes, freed_bytes, jobs_above, .. } = round;
-    let Waiting { readers, grace, rate, refused } = waiting;
+    let DeletionBacklog { readers, grace, rate, refused } = waiting;
     tracing::info!(
         closed,
         punched_bytes,

@@ -1,4 +1,4 @@
-//! What to reclaim: a pure function from files, limits and prices to a plan.
+//! Plans reclaiming: a pure function from files, limits and prices to a plan.
 //!
 //! A job above its limit gets files picked until it is a tenth below the limit, or the budget is spent. What a file is
 //! worth is `bytes it gives back x expected remaining life of its living / bytes to copy`: a copy of what dies tomorrow has
@@ -7,7 +7,7 @@
 //! Log-Structured File System", 1992, section 3.5). State of a checkpoint that newer ones will subsume is about to die and
 //! is never copied.
 //!
-//! Small survivors are packed together, file by file of about the same size: [`Limits::pack_files_min`] of one class make
+//! Small survivors are packed together, file by file of about the same size: [`PlanLimits::pack_files_min`] of one class make
 //! one of the next. So a byte is packed once per class, not once per round.
 //!
 //! # Invariants
@@ -24,8 +24,8 @@ const SEGMENT_OVERHEAD_BYTES: u64 = 192;
 const FILE_OVERHEAD_BYTES: u64 = 136;
 /// A file is worth touching if that gives back this part of it, at least.
 const GAIN_MIN: f64 = 1.0 / 64.0;
-/// How far below the limit a plan ends, so that the next write does not start the next plan; half way to 1 at most, or a
-/// tight limit would have everything rewritten.
+/// The distance below the limit at which a plan ends, so that the next write does not start the next plan; half way to 1 at
+/// most, or a tight limit would have everything rewritten.
 const HYSTERESIS: f64 = 0.1;
 
 /// A physical file, as the planner sees it.
@@ -33,7 +33,7 @@ const HYSTERESIS: f64 = 0.1;
 pub struct Candidate {
     /// Its name.
     pub file: PhysicalFileId,
-    /// Whose segments it holds.
+    /// The lane whose segments it holds.
     pub lane: Lane,
     /// Bytes on storage, holes left out.
     pub occupied: u64,
@@ -41,15 +41,15 @@ pub struct Candidate {
     pub live_segments: u64,
     /// Their bytes.
     pub live_bytes: u64,
-    /// What may be done with it.
+    /// The ways in which it may give bytes back.
     pub state: CandidateState,
     /// Seconds since it was begun.
     pub age_seconds: f64,
-    /// How long its living segments are expected to live on.
-    pub life: Life,
+    /// The time for which its living segments are expected to live on.
+    pub life: LifeExpectancy,
 }
 
-/// What may be done with a file.
+/// The ways in which a file may give bytes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CandidateState {
     /// It takes more: it can be closed.
@@ -60,19 +60,19 @@ pub enum CandidateState {
     Closed,
 }
 
-/// How long segments are expected to live on.
+/// The time for which segments are expected to live on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Life {
+pub enum LifeExpectancy {
     /// The next checkpoints will free them.
     AboutToDie,
-    /// So many seconds.
+    /// A number of seconds.
     Seconds(f64),
 }
 
-/// What bounds a plan.
+/// The bounds of a plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Physical over live bytes of a job; none: only files that are dead as a whole are given back.
+pub struct PlanLimits {
+    /// Physical over live bytes of a job. `None`: only files that are dead as a whole are given back.
     pub space_amplification_max: Option<f64>,
     /// Bytes to copy.
     pub copy_bytes_max: u64,
@@ -80,20 +80,20 @@ pub struct Limits {
     pub copy_files_max: usize,
     /// Files larger than this are not packed with others.
     pub pack_bytes_max: u64,
-    /// As many files of a class are packed into one; fewer wait for more.
+    /// Number of files of a class that are packed into one; fewer wait for more.
     pub pack_files_min: usize,
     /// Files younger than this are not packed.
     pub pack_age_seconds_min: f64,
 }
 
-/// What things cost, in the price of copying one byte.
+/// Prices, in the price of copying one byte.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prices {
     /// One request to the store.
     pub request: f64,
 }
 
-/// What to do, in order.
+/// The steps to take, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan {
     /// Open files with dead bytes: to be closed, so that a later plan can work on them.
@@ -143,13 +143,13 @@ impl Candidate {
 
     /// Bytes given back times life, for each byte to copy.
     fn worth(&self, prices: &Prices) -> f64 {
-        let Life::Seconds(life) = self.life else { return 0.0 };
+        let LifeExpectancy::Seconds(life) = self.life else { return 0.0 };
         self.gain() as f64 * life.max(1.0) / (self.copied_bytes() as f64 + prices.request)
     }
 }
 
-/// What to do about `candidates`.
-pub fn plan(candidates: &[Candidate], limits: &Limits, prices: &Prices) -> Plan {
+/// Plans the steps for `candidates`.
+pub fn plan(candidates: &[Candidate], limits: &PlanLimits, prices: &Prices) -> Plan {
     let mut plan = Plan::default();
     let mut jobs: BTreeMap<Option<&JobId>, Vec<&Candidate>> = BTreeMap::new();
     for candidate in candidates {
@@ -167,7 +167,7 @@ pub fn plan(candidates: &[Candidate], limits: &Limits, prices: &Prices) -> Plan 
 }
 
 /// Brings one job below its limit.
-fn relieve(files: &[&Candidate], limit: f64, limits: &Limits, prices: &Prices, plan: &mut Plan) {
+fn relieve(files: &[&Candidate], limit: f64, limits: &PlanLimits, prices: &Prices, plan: &mut Plan) {
     let occupied: u64 = files.iter().map(|file| file.occupied).sum();
     let live: u64 = files.iter().map(|file| file.live_bytes).sum();
     if occupied as f64 <= limit * live as f64 {
@@ -195,9 +195,11 @@ fn relieve(files: &[&Candidate], limit: f64, limits: &Limits, prices: &Prices, p
 }
 
 /// Picks the files to copy that are worth most, until `excess` bytes are given back or the budget is spent.
-fn copy(files: &[&&Candidate], excess: f64, limits: &Limits, prices: &Prices, plan: &mut Plan) {
-    let mut closed: Vec<&&&Candidate> =
-        files.iter().filter(|file| file.state == CandidateState::Closed && file.life != Life::AboutToDie).collect();
+fn copy(files: &[&&Candidate], excess: f64, limits: &PlanLimits, prices: &Prices, plan: &mut Plan) {
+    let mut closed: Vec<&&&Candidate> = files
+        .iter()
+        .filter(|file| file.state == CandidateState::Closed && file.life != LifeExpectancy::AboutToDie)
+        .collect();
     closed.sort_by(|a, b| b.worth(prices).total_cmp(&a.worth(prices)).then_with(|| a.file.cmp(&b.file)));
     let mut left = excess;
     let mut picked: Vec<&&&Candidate> = vec![];
@@ -228,13 +230,13 @@ fn copy(files: &[&&Candidate], excess: f64, limits: &Limits, prices: &Prices, pl
 }
 
 /// Packs small files of one lane and of about the same size together.
-fn pack(files: &[&Candidate], limits: &Limits, plan: &mut Plan) {
+fn pack(files: &[&Candidate], limits: &PlanLimits, plan: &mut Plan) {
     let mut classes: BTreeMap<(&Lane, u32), Vec<&Candidate>> = BTreeMap::new();
     for file in files {
         // A savepoint shares its files with nothing, so there is little to pack.
         let alone = file.lane.of == LaneOf::Savepoint;
         let small = file.copied_bytes() < limits.pack_bytes_max / 2 && file.live_segments > 0 && !alone;
-        let old = file.age_seconds >= limits.pack_age_seconds_min && file.life != Life::AboutToDie;
+        let old = file.age_seconds >= limits.pack_age_seconds_min && file.life != LifeExpectancy::AboutToDie;
         if small && old && file.state != CandidateState::Open {
             // Sizes within a factor of four are alike.
             classes.entry((&file.lane, file.copied_bytes().max(1).ilog2() / 2)).or_default().push(file);
@@ -270,7 +272,7 @@ mod tests {
     use super::*;
     use crate::model::StateScope;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: PlanLimits = PlanLimits {
         space_amplification_max: Some(2.0),
         copy_bytes_max: u64::MAX,
         copy_files_max: usize::MAX,
@@ -294,7 +296,7 @@ mod tests {
             live_bytes: live,
             state: CandidateState::Closed,
             age_seconds: 1000.0,
-            life: Life::Seconds(1000.0),
+            life: LifeExpectancy::Seconds(1000.0),
         }
     }
 
@@ -329,14 +331,14 @@ mod tests {
     fn below_1_nothing_is_ever_copied() {
         let mut files = vec![closed(1, 5_000_000, 1)];
         files.extend((2..20).map(|n| closed(n, 10_300, 10_000)));
-        let limits = Limits { space_amplification_max: None, pack_bytes_max: 1_000_000, ..LIMITS };
+        let limits = PlanLimits { space_amplification_max: None, pack_bytes_max: 1_000_000, ..LIMITS };
 
         assert!(plan(&files, &limits, &PRICES).is_empty());
     }
 
     #[test]
     fn what_is_about_to_die_is_never_copied() {
-        let dying = Candidate { life: Life::AboutToDie, ..closed(1, 50_000_000, 1_000_000) };
+        let dying = Candidate { life: LifeExpectancy::AboutToDie, ..closed(1, 50_000_000, 1_000_000) };
 
         let planned = plan(&[dying, closed(2, 3_000_000, 2_900_000)], &LIMITS, &PRICES);
 
@@ -346,7 +348,7 @@ mod tests {
 
     #[test]
     fn of_two_files_with_equal_waste_the_one_with_the_longer_life_is_copied() {
-        let young = Candidate { life: Life::Seconds(10.0), ..closed(1, 3_000_000, 1_000_000) };
+        let young = Candidate { life: LifeExpectancy::Seconds(10.0), ..closed(1, 3_000_000, 1_000_000) };
         let old = closed(2, 3_000_000, 1_000_000);
 
         let planned = plan(&[young, old, closed(3, 1_200_000, 1_200_000)], &LIMITS, &PRICES);
@@ -378,7 +380,7 @@ mod tests {
     #[test]
     fn the_budget_bounds_what_is_copied_but_one_file_always_fits() {
         let files: Vec<Candidate> = (0..10).map(|n| closed(n, 5_000_000, 1_000_000)).collect();
-        let limits = |copy_bytes_max| Limits { copy_bytes_max, ..LIMITS };
+        let limits = |copy_bytes_max| PlanLimits { copy_bytes_max, ..LIMITS };
 
         assert_eq!(plan(&files, &limits(1), &PRICES).copy.len(), 1);
         assert_eq!(plan(&files, &limits(3_100_000), &PRICES).copy.len(), 3);
@@ -387,7 +389,7 @@ mod tests {
 
     #[test]
     fn small_old_files_of_a_lane_are_packed_by_their_size_and_fewer_wait_for_more() {
-        let limits = Limits { pack_bytes_max: 1_000_000, ..LIMITS };
+        let limits = PlanLimits { pack_bytes_max: 1_000_000, ..LIMITS };
         let small = |n| closed(n, 10_300, 10_000);
         let files: Vec<Candidate> = (0..7).map(small).collect();
         assert!(plan(&files, &limits, &PRICES).is_empty());
@@ -404,7 +406,7 @@ mod tests {
     /// A byte that lives on is packed once per class of sizes, however many rounds there are.
     #[test]
     fn packing_copies_a_byte_a_few_times_not_once_a_round() {
-        let limits = Limits { pack_bytes_max: 32 << 20, ..LIMITS };
+        let limits = PlanLimits { pack_bytes_max: 32 << 20, ..LIMITS };
         let mut files: Vec<Candidate> = vec![];
         let (mut written, mut copied) = (0, 0);
         for round in 0..4000_u128 {
@@ -427,7 +429,7 @@ mod tests {
         assert!(files.len() < 60, "{} files are left", files.len());
     }
 
-    /// Copies as few bytes as possible so that the job is at the goal, by trying everything; none if nothing suffices.
+    /// Copies as few bytes as possible so that the job is at the goal, by trying everything; `None` if nothing suffices.
     fn brute_force(files: &[Candidate], goal: f64) -> Option<u64> {
         let occupied: u64 = files.iter().map(|file| file.occupied).sum();
         let subsets = (0..1_u32 << files.len()).map(|subset| {
@@ -450,7 +452,7 @@ mod tests {
             }).collect();
             let live: u64 = files.iter().map(|file| file.live_bytes).sum();
             let occupied: u64 = files.iter().map(|file| file.occupied).sum();
-            let limits = Limits { space_amplification_max: Some(limit), ..LIMITS };
+            let limits = PlanLimits { space_amplification_max: Some(limit), ..LIMITS };
             let planned = plan(&files, &limits, &PRICES);
 
             if occupied as f64 <= limit * live as f64 {

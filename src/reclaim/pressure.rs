@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::merge::owner::Pace;
+use crate::merge::pace::UploadPace;
 use crate::metrics::Metrics;
 use crate::runtime::{ByteBudget, Clock};
 
@@ -21,7 +21,7 @@ const USUAL_PAUSE: Duration = Duration::from_secs(10);
 pub struct Pressure {
     metrics: Metrics,
     budget: ByteBudget,
-    pace: Arc<Pace>,
+    pace: Arc<UploadPace>,
     errors: f64,
     usual: Duration,
     usual_at: Option<Instant>,
@@ -29,7 +29,7 @@ pub struct Pressure {
 
 impl Pressure {
     /// Nothing seen yet.
-    pub fn new(metrics: Metrics, budget: ByteBudget, pace: Arc<Pace>) -> Self {
+    pub fn new(metrics: Metrics, budget: ByteBudget, pace: Arc<UploadPace>) -> Self {
         let errors = metrics.store_errors_total();
         Self { metrics, budget, pace, errors, usual: Duration::ZERO, usual_at: None }
     }
@@ -53,6 +53,7 @@ impl Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::labels::{Purpose, StoreOperation};
 
     #[tokio::test]
     async fn failed_requests_and_short_memory_are_pressure_until_they_are_over() {
@@ -61,7 +62,7 @@ mod tests {
         let mut pressure = Pressure::new(metrics.clone(), budget.clone(), Arc::default());
         assert!(!pressure.is_high());
 
-        metrics.store_errors.with_label_values(&["put", "data"]).inc();
+        metrics.store_errors.of((StoreOperation::Put, Purpose::Data)).inc();
         assert!(pressure.is_high());
         assert!(!pressure.is_high());
         let paid = budget.pay(900, Duration::ZERO).await.unwrap();

@@ -10,14 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ReclaimError, Reclaimer, Round};
 use crate::catalog::command::Command;
-use crate::catalog::record::FileState;
-use crate::model::PhysicalFileId;
+use crate::model::{FileState, PhysicalFileId};
 use crate::runtime::{Clock, Ticket};
-use crate::store::{DataStore, LocalStore, StoreError};
+use crate::store::{DataStore, StoreError};
 
 /// Files that are punched at a time: each waits for the disk.
 const FILES_AT_ONCE: usize = 4;
-/// How long a round waits for those who read what died just now.
+/// The time that a round waits for those who read what died just now.
 const READERS_PAUSE: Duration = Duration::from_millis(500);
 
 impl Reclaimer {
@@ -27,12 +26,13 @@ impl Reclaimer {
         stop: &CancellationToken,
         round: &mut Round,
     ) -> Result<(), ReclaimError> {
-        let DataStore::Local(store) = self.parts.store.clone() else { return Ok(()) };
         if files.is_empty() {
             return Ok(());
         }
+        let store = self.parts.store.clone();
         // What is dead by now must be dead after a crash, too, and unknown to every reader.
-        let work: Vec<Work> = files.iter().filter_map(|file| self.dead_in(file)).collect();
+        let work: Vec<PunchWork> = files.iter().filter_map(|file| self.dead_in(file)).collect();
+        // After the look: a reader with an older lease may have found what is dead now, a later one cannot.
         let ticket = self.leases.ticket();
         self.parts.catalog.sync().await?;
         let work = self.without_readers(work, ticket).await;
@@ -43,7 +43,7 @@ impl Reclaimer {
                 (work, punched)
             }
         });
-        let mut done: Vec<(Work, u64)> = vec![];
+        let mut done: Vec<(PunchWork, u64)> = vec![];
         let mut failed = None;
         for (work, punched) in stream::iter(punching).buffered(FILES_AT_ONCE).collect::<Vec<_>>().await {
             match punched {
@@ -57,12 +57,14 @@ impl Reclaimer {
             }
         }
         let holes = done.iter().map(|(work, holes)| (work.file.clone(), *holes)).collect();
+        // After the fact: a crash between the two leaves holes that the catalog does not count, and they are punched again.
         self.parts.catalog.execute(Command::FilesPunched(holes)).await?;
         round.punched_bytes += done.iter().map(|(work, holes)| holes.saturating_sub(work.holes)).sum::<u64>();
         if let Some(punched) = &mut self.punched {
             punched.extend(done.into_iter().map(|(work, _)| (work.file, work.living.len() as u64)));
-            let state = self.parts.catalog.view();
-            punched.retain(|file, _| state.file(file).is_some());
+            for gone in self.parts.catalog.unknown_files(punched.keys().cloned().collect()) {
+                punched.remove(&gone);
+            }
         }
         failed.map_or(Ok(()), Err)
     }
@@ -80,29 +82,25 @@ impl Reclaimer {
 
     /// A file with which something is wrong is not touched again, unless it has died meanwhile.
     pub(super) fn leave_alone(&mut self, file: &PhysicalFileId, error: &(dyn std::error::Error + 'static)) {
-        let closed =
-            self.parts.catalog.view().file(file).is_some_and(|view| matches!(view.state, FileState::Closed { .. }));
+        let known = self.parts.catalog.file(file);
+        let closed = known.is_some_and(|view| matches!(view.state, FileState::Closed { .. }));
         if closed {
             tracing::error!(%file, error = crate::error::chain(error), "a file cannot be reclaimed and is left as it is");
             self.damaged.insert(file.clone());
         }
     }
 
-    /// What lives in a closed file; segments that are not visible yet among it.
-    fn dead_in(&self, file: &PhysicalFileId) -> Option<Work> {
-        let state = self.parts.catalog.view();
-        let view = state.file(file)?;
+    /// Returns a closed file with the places of its living segments, those that are not visible yet among them.
+    fn dead_in(&self, file: &PhysicalFileId) -> Option<PunchWork> {
+        let (view, living) = self.parts.catalog.living_places(file)?;
         let FileState::Closed { len } = view.state else { return None };
-        let places = state.living_in(file).filter_map(|record| record.location.segment());
-        let mut living: Vec<u64> = places.map(|place| place.offset).collect();
-        living.sort_unstable();
-        Some(Work { file: file.clone(), holes: len - view.occupied, living })
+        Some(PunchWork { file: file.clone(), holes: len - view.occupied, living })
     }
 
     /// The files in which nobody reads what is dead. Most reads end within a moment, which the others are given; files with
     /// slower ones are left for a later round.
-    async fn without_readers(&self, work: Vec<Work>, ticket: Ticket) -> Vec<Work> {
-        let is_read = |work: &Work| self.leases.is_read_since_before(&work.file, ticket);
+    async fn without_readers(&self, work: Vec<PunchWork>, ticket: Ticket) -> Vec<PunchWork> {
+        let is_read = |work: &PunchWork| self.leases.is_read_since_before(&work.file, ticket);
         let (mut read, mut free): (Vec<_>, Vec<_>) = work.into_iter().partition(is_read);
         if !read.is_empty() {
             tokio::time::sleep(READERS_PAUSE).await;
@@ -114,7 +112,7 @@ impl Reclaimer {
 }
 
 /// Returns how many bytes of the file are holes now.
-async fn punch_one(store: &LocalStore, work: &Work) -> Result<u64, StoreError> {
+async fn punch_one(store: &DataStore, work: &PunchWork) -> Result<u64, StoreError> {
     let frames = store.frames(&work.file).await?;
     let dead = frames.iter().filter(|frame| work.living.binary_search(&frame.offset).is_err());
     let ranges = dead.map(|frame| frame.offset..frame.offset + frame.len).collect();
@@ -122,7 +120,7 @@ async fn punch_one(store: &LocalStore, work: &Work) -> Result<u64, StoreError> {
 }
 
 /// A file to be punched.
-struct Work {
+struct PunchWork {
     file: PhysicalFileId,
     /// Bytes that are holes already.
     holes: u64,

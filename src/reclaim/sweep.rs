@@ -7,19 +7,19 @@
 //! in `esker gc --dry-run` from the start.
 //!
 //! On a local disk such a file of an earlier owner is moved to `lost+found/`, by the start or when it is seen later; it is
-//! deleted there after the same grace. A catalog that names it gets it back at its next start.
+//! deleted there after the same grace, and `esker gc --dry-run` lists it until then. A catalog that names it gets it back at
+//! its next start.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::guard::{Refused, check_unnamed};
-use crate::catalog::state::State;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::Settings;
 use crate::metrics::Metrics;
-use crate::model::PhysicalFileId;
+use crate::model::{Millis, PhysicalFileId};
 use crate::runtime::Clock;
-use crate::store::{DataStore, LocalStore, StoreError};
+use crate::store::{DataStore, StoreError};
 
 /// Names in one line of the log.
 const NAMES_MAX: usize = 10;
@@ -38,7 +38,7 @@ pub enum SweepError {
     Catalog(#[from] CatalogError),
 }
 
-/// What one sweep found.
+/// The result of one sweep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Files below `data/`.
@@ -51,6 +51,27 @@ pub struct Swept {
     pub deleted: usize,
     /// Files on a local disk that were moved to `lost+found/`.
     pub set_aside: usize,
+}
+
+/// A file in `lost+found/` of a local disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// The name that it had.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The time for which it is kept. `None` before a sweep has seen it there, and for a name that no daemon gives, which
+    /// is never deleted.
+    pub kept: Option<Retention>,
+}
+
+/// The time for which a file is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// When this daemon first saw it there.
+    pub since: Millis,
+    /// The time from which on a sweep deletes it.
+    pub until: Millis,
 }
 
 /// A file that nobody names.
@@ -66,7 +87,7 @@ pub struct Sweeper {
     catalog: Catalog,
     store: DataStore,
     metrics: Metrics,
-    /// Whoever writes a file names it within this time, or gives it up.
+    /// Time within which whoever writes a file names it, or gives it up.
     writing: Duration,
     /// A file is not litter before it was unnamed for so long.
     grace: Duration,
@@ -76,6 +97,8 @@ pub struct Sweeper {
     last: Option<Instant>,
     forced: bool,
 }
+
+crate::runtime::opaque_debug!(Sweeper);
 
 impl Sweeper {
     /// One for the daemon.
@@ -120,11 +143,12 @@ impl Sweeper {
     /// [`SweepError`]; nothing was deleted then.
     pub async fn round(&mut self) -> Result<Swept, SweepError> {
         let mut swept = look(&self.catalog, &self.store).await?;
-        self.metrics.unnamed_files.set(swept.unnamed.len() as i64);
         if swept.unnamed.is_empty() {
             self.forced = false;
         }
         self.see(&swept.unnamed);
+        self.see_aside().await?;
+        self.count();
         match check_unnamed(self.catalog.epoch(), &swept.unnamed, swept.listed) {
             Err(Refused::TooMuch { .. }) if self.forced => {}
             other => other?,
@@ -133,25 +157,26 @@ impl Sweeper {
         let old = |file: &&PhysicalFileId, age: Duration| {
             self.seen.get(*file).is_some_and(|seen| now.saturating_duration_since(seen.since) >= age)
         };
-        match self.store.clone() {
-            DataStore::Local(store) => {
-                // Not this daemon's own: a commit that hangs as long as the disk does would name a file that is gone.
-                let earlier = |file: &&PhysicalFileId| file.epoch() < self.catalog.epoch();
-                let strays = swept.unnamed.iter().filter(|file| earlier(file) && old(file, self.writing));
-                let strays = strays.cloned().collect();
-                swept.set_aside = self.set_aside(&store, strays).await;
-                swept.deleted = self.delete_aside(&store).await?;
+        if self.store.capabilities().sets_aside {
+            // Not this daemon's own: a commit that hangs as long as the disk does would name a file that is gone.
+            let earlier = |file: &&PhysicalFileId| file.epoch() < self.catalog.epoch();
+            let strays = swept.unnamed.iter().filter(|file| earlier(file) && old(file, self.writing));
+            let strays = strays.cloned().collect();
+            swept.set_aside = self.set_aside(strays).await;
+            let deleted = self.delete_aside().await;
+            self.count();
+            swept.deleted = deleted?;
+        } else {
+            let litter: Vec<_> = swept.unnamed.iter().filter(|file| old(file, self.grace)).cloned().collect();
+            if litter.is_empty() {
+                return Ok(swept);
             }
-            DataStore::Object(_) => {
-                let litter: Vec<_> = swept.unnamed.iter().filter(|file| old(file, self.grace)).cloned().collect();
-                if litter.is_empty() {
-                    return Ok(swept);
-                }
-                self.catalog.check_owner().await?;
-                let gone = self.store.delete(litter).await;
-                self.seen.retain(|file, _| !gone.contains(file));
-                swept.deleted = gone.len();
-            }
+            // After the list: a successor may have named a file since, and this daemon's catalog would not know.
+            self.catalog.check_owner().await?;
+            let gone = self.store.delete(litter).await;
+            self.seen.retain(|file, _| !gone.contains(file));
+            self.count();
+            swept.deleted = gone.len();
         }
         self.forced = false;
         self.metrics.swept_files.inc_by(swept.deleted as u64);
@@ -184,12 +209,13 @@ impl Sweeper {
         }
     }
 
-    async fn set_aside(&mut self, store: &LocalStore, strays: Vec<PhysicalFileId>) -> usize {
+    async fn set_aside(&mut self, strays: Vec<PhysicalFileId>) -> usize {
         let mut moved = 0;
         for file in strays {
-            match store.set_aside(file.as_str()).await {
+            match self.store.set_aside(file.as_str()).await {
                 Ok(_) => {
                     self.seen.remove(&file);
+                    self.aside.insert(file, Clock::instant());
                     moved += 1;
                 }
                 Err(error) => {
@@ -201,18 +227,43 @@ impl Sweeper {
         moved
     }
 
-    /// Deletes what has lain in `lost+found/` for long enough.
-    async fn delete_aside(&mut self, store: &LocalStore) -> Result<usize, SweepError> {
+    /// Remembers what lies in `lost+found/`.
+    async fn see_aside(&mut self) -> Result<(), SweepError> {
         let now = Clock::instant();
+        let aside = list_aside(&self.store).await?;
         let before = std::mem::take(&mut self.aside);
-        let since = |file: &PhysicalFileId| before.get(file).copied().unwrap_or(now);
-        let aside = store.set_aside_files().await?;
-        self.aside = aside.into_iter().map(|file| (file.clone(), since(&file))).collect();
+        for file in aside.iter().filter_map(|(name, _)| name.parse::<PhysicalFileId>().ok()) {
+            let since = before.get(&file).copied().unwrap_or(now);
+            self.aside.insert(file, since);
+        }
+        Ok(())
+    }
+
+    fn count(&self) {
+        self.metrics.unnamed_files.set((self.seen.len() + self.aside.len()) as i64);
+    }
+
+    /// Lists the files in `lost+found/`, and for how long each stays; it is `now`.
+    pub(super) async fn set_aside_files(&self, now: Millis) -> Result<Vec<SetAside>, SweepError> {
+        let instant = Clock::instant();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let kept = |file: PhysicalFileId| {
+            let since =
+                Millis(now.0.saturating_sub(millis(instant.saturating_duration_since(*self.aside.get(&file)?))));
+            Some(Retention { since, until: Millis(since.0.saturating_add(millis(self.grace))) })
+        };
+        let listed = list_aside(&self.store).await?;
+        Ok(set_aside(listed, kept))
+    }
+
+    /// Deletes what has lain in `lost+found/` for long enough.
+    async fn delete_aside(&mut self) -> Result<usize, SweepError> {
+        let now = Clock::instant();
         let old = |since: &Instant| now.saturating_duration_since(*since) >= self.grace;
         let litter: Vec<_> = self.aside.iter().filter(|(_, since)| old(since)).map(|(file, _)| file.clone()).collect();
         let mut deleted = 0;
         for file in litter {
-            store.delete_set_aside(&file).await?;
+            self.store.delete_set_aside(&file).await?;
             self.aside.remove(&file);
             deleted += 1;
         }
@@ -220,24 +271,41 @@ impl Sweeper {
     }
 }
 
-/// What is there that the catalog does not name. The list is taken first: what it shows and is named since is named.
+/// The names and lengths of what lies in `lost+found/`; nothing where there is no such folder.
+///
+/// # Errors
+/// [`StoreError`] if storage does not say.
+pub async fn list_aside(store: &DataStore) -> Result<Vec<(String, u64)>, StoreError> {
+    if store.capabilities().sets_aside { store.set_aside_files().await } else { Ok(vec![]) }
+}
+
+/// Reads a list of [`list_aside`]; `kept` says for how long a file is kept.
+pub fn set_aside(listed: Vec<(String, u64)>, kept: impl Fn(PhysicalFileId) -> Option<Retention>) -> Vec<SetAside> {
+    let told = |(name, bytes): (String, u64)| SetAside { kept: name.parse().ok().and_then(&kept), name, bytes };
+    listed.into_iter().map(told).collect()
+}
+
+/// Lists the files that the catalog does not name. The list is taken first: a file that it shows and that is named since is
+/// named.
 ///
 /// # Errors
 /// [`SweepError::Store`].
 pub async fn look(catalog: &Catalog, store: &DataStore) -> Result<Swept, SweepError> {
     let listed = store.list().await?;
-    Ok(unnamed(&catalog.view(), listed))
+    Ok(unnamed(listed, |files| catalog.unknown_files(files)))
 }
 
-/// What of a list of names and lengths the catalog does not name.
-pub fn unnamed(state: &State, listed: Vec<(String, u64)>) -> Swept {
+/// Filters a list of names and lengths for those that the catalog does not name: `unknown` says which files it does not
+/// know.
+pub fn unnamed(listed: Vec<(String, u64)>, unknown: impl FnOnce(Vec<PhysicalFileId>) -> Vec<PhysicalFileId>) -> Swept {
     let mut swept = Swept { listed: listed.len(), ..Swept::default() };
+    let mut files = vec![];
     for (name, _) in listed {
         match name.parse::<PhysicalFileId>() {
-            Ok(file) if state.file(&file).is_none() => swept.unnamed.push(file),
-            Ok(_) => {}
+            Ok(file) => files.push(file),
             Err(_) => swept.foreign.push(name),
         }
     }
+    swept.unnamed = unknown(files);
     swept
 }

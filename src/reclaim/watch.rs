@@ -1,5 +1,5 @@
-//! What operators see of reclaiming: which jobs are above their limit and for how long, what waits to be deleted, and for
-//! what. `esker du`, `/v1/space`, the metrics and the log all ask here, so they agree.
+//! The operators' view of reclaiming: which jobs are above their limit and for how long, which bytes wait to be deleted,
+//! and for what reason. `esker du`, `/v1/space`, the metrics and the log all ask here, so they agree.
 //!
 //! A job's space amplification is the bytes of its physical files divided by the living bytes in them. All of its files
 //! count until they are deleted: open ones, and those that only wait for that. What is inside the catalog is left out of
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::catalog::record::Forgotten;
-use crate::catalog::state::{ForgottenFile, State};
+use crate::catalog::state::{ForgottenFile, LaneSpace};
 use crate::config::{ReclaimSettings, Settings};
-use crate::model::{Millis, PhysicalFileId};
+use crate::model::{Forgotten, Millis, PhysicalFileId};
 use crate::runtime::{Ages, Clock};
+use crate::store::Capabilities;
 
 /// A file takes a page more than its living bytes, whatever is done: that much above the limit is not above it.
 const FILE_BYTES_MIN: u64 = 4096;
@@ -35,18 +35,18 @@ pub enum Wait {
 
 /// Bytes that wait to be deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// Of [`Wait::Readers`].
+pub struct DeletionBacklog {
+    /// Bytes that wait for [`Wait::Readers`].
     pub readers: u64,
-    /// Of [`Wait::Grace`].
+    /// Bytes that wait for [`Wait::Grace`].
     pub grace: u64,
-    /// Of [`Wait::Rate`].
+    /// Bytes that wait for [`Wait::Rate`].
     pub rate: u64,
-    /// Of [`Wait::Refused`].
+    /// Bytes that wait for [`Wait::Refused`].
     pub refused: u64,
 }
 
-impl Waiting {
+impl DeletionBacklog {
     /// Both together.
     pub fn plus(self, other: &Self) -> Self {
         Self {
@@ -68,24 +68,25 @@ impl Waiting {
     }
 }
 
-/// For how long a file that was forgotten has to wait.
+/// The time that a forgotten file has to wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grace {
     grace: Duration,
-    local: bool,
+    /// Nothing arrives late.
+    exclusive: bool,
 }
 
 impl Grace {
-    pub(super) fn new(settings: &ReclaimSettings, local: bool) -> Self {
-        Self { grace: settings.delete_grace, local }
+    pub(super) fn new(settings: &ReclaimSettings, store: Capabilities) -> Self {
+        Self { grace: settings.delete_grace, exclusive: store.exclusive }
     }
 
-    /// How long it is until what was forgotten for this reason then may be deleted; zero if that is now.
+    /// The time until a file that was forgotten for this reason at `since` may be deleted; zero if that is now.
     pub(super) fn left(self, why: Forgotten, since: Millis, ages: Ages) -> Duration {
         match why {
             Forgotten::Died => Duration::ZERO,
-            // Nothing arrives late on a disk of one's own.
-            Forgotten::GivenUp if self.local => Duration::ZERO,
+            // Whoever might still have sent it held the lock, and has ended.
+            Forgotten::GivenUp if self.exclusive => Duration::ZERO,
             // Nobody was told the places there, and the catalog says so with a time before all.
             Forgotten::Moved if since == Millis(0) => Duration::ZERO,
             // As watched by this process: had the machine's clock been set, the grace would not have passed for others.
@@ -110,10 +111,10 @@ struct Known {
 }
 
 impl Watch {
-    /// Of a daemon, or of what one has left; `local`: on a local disk.
-    pub fn new(settings: &Settings, local: bool) -> Self {
+    /// The grace of a daemon on such a store, or of what one has left there.
+    pub fn new(settings: &Settings, store: Capabilities) -> Self {
         let reclaim = &settings.reclaim;
-        let (grace, limit) = (Grace::new(reclaim, local), reclaim.space_amplification_max);
+        let (grace, limit) = (Grace::new(reclaim, store), reclaim.space_amplification_max);
         Self { grace, limit, known: Arc::default() }
     }
 
@@ -128,7 +129,7 @@ impl Watch {
         (known.read, known.refused) = (read, refused);
     }
 
-    /// What a file waits for that is to be deleted.
+    /// The reason for which a file that is to be deleted still waits.
     pub fn why(&self, file: &ForgottenFile, ages: Ages) -> Wait {
         if !self.grace.left(file.why, file.since, ages).is_zero() {
             return Wait::Grace;
@@ -143,26 +144,26 @@ impl Watch {
         }
     }
 
-    /// All that waits to be deleted.
-    pub fn waiting(&self, state: &State, ages: Ages) -> Waiting {
-        let mut waiting = Waiting::default();
-        for file in state.forgotten_files(|_, _| true, usize::MAX) {
-            waiting.add(self.why(&file, ages), file.occupied);
+    /// The bytes of all these files by the reason for which they wait.
+    pub fn waiting(&self, forgotten: &[ForgottenFile], ages: Ages) -> DeletionBacklog {
+        let mut waiting = DeletionBacklog::default();
+        for file in forgotten {
+            waiting.add(self.why(file, ages), file.occupied);
         }
         waiting
     }
 
-    /// How many jobs are above their limit, and for how long some job has been.
-    pub fn above(&self, state: &State) -> (usize, Duration) {
-        let jobs = self.limit.map_or(0, |limit| jobs_above(state, limit));
+    /// The number of jobs above their limit, and the time for which some job has been.
+    pub fn above(&self, jobs: &[LaneSpace]) -> (usize, Duration) {
+        let jobs = self.limit.map_or(0, |limit| jobs_above(jobs, limit));
         let mut known = self.known.lock();
         known.above_since = if jobs > 0 { known.above_since.or_else(|| Some(Clock::instant())) } else { None };
         (jobs, known.above_since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 }
 
-fn jobs_above(state: &State, limit: f64) -> usize {
-    let above = state.files_by_job().into_values().filter(|job| {
+fn jobs_above(jobs: &[LaneSpace], limit: f64) -> usize {
+    let above = jobs.iter().filter(|job| {
         let allowed = limit * job.space.live_bytes as f64 + (FILE_BYTES_MIN * job.files) as f64;
         job.space.physical_bytes as f64 > allowed
     });

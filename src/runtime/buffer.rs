@@ -23,24 +23,24 @@ const KEPT_OF_A_SIZE_MAX: usize = 1024;
 /// Sizes of mappings from one power of two to the next.
 const SIZES_PER_DOUBLING: usize = 8;
 
-static KEPT: LazyLock<Kept> = LazyLock::new(Kept::new);
+static KEPT: LazyLock<FreeMappings> = LazyLock::new(FreeMappings::new);
 
 /// Mappings without an owner.
-struct Kept {
-    /// By size.
+struct FreeMappings {
+    /// The mappings, by size.
     mappings: Vec<ArrayQueue<MmapMut>>,
     bytes: AtomicUsize,
     bytes_max: AtomicUsize,
 }
 
-impl Kept {
+impl FreeMappings {
     fn new() -> Self {
         let sizes = (0..).map(size).take_while(|size| *size <= KEPT_MAPPING_BYTES_MAX);
         let mappings = sizes.map(|_| ArrayQueue::new(KEPT_OF_A_SIZE_MAX)).collect();
         Self { mappings, bytes: AtomicUsize::new(0), bytes_max: AtomicUsize::new(0) }
     }
 
-    /// A mapping for `capacity` bytes; none if the system has no more.
+    /// A mapping for `capacity` bytes; `None` if the system has no more.
     fn take(&self, capacity: usize) -> Option<MmapMut> {
         let number = number(capacity);
         let Some(mappings) = self.mappings.get(number) else { return MmapMut::map_anon(capacity).ok() };
@@ -76,13 +76,13 @@ fn number(bytes: usize) -> usize {
 /// A buffer of a fixed size that is filled from its start.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Memory,
+    memory: BufferMemory,
     capacity: usize,
     filled: usize,
 }
 
 #[derive(Debug)]
-enum Memory {
+enum BufferMemory {
     Heap(Vec<u8>),
     Mapped(Mapping),
 }
@@ -120,8 +120,8 @@ impl Buffer {
     pub fn with_capacity(capacity: usize) -> Self {
         let mapped = (capacity >= MAPPED_BYTES_MIN).then(|| KEPT.take(capacity)).flatten();
         let memory = match mapped {
-            Some(mapping) => Memory::Mapped(Mapping(Some(mapping))),
-            None => Memory::Heap(vec![0; capacity]),
+            Some(mapping) => BufferMemory::Mapped(Mapping(Some(mapping))),
+            None => BufferMemory::Heap(vec![0; capacity]),
         };
         Self { memory, capacity, filled: 0 }
     }
@@ -136,11 +136,11 @@ impl Buffer {
         self.filled == 0
     }
 
-    /// What is not filled yet; any bytes.
+    /// The part that is not filled yet; any bytes.
     pub fn room(&mut self) -> &mut [u8] {
         let memory = match &mut self.memory {
-            Memory::Heap(memory) => memory.as_mut_slice(),
-            Memory::Mapped(mapping) => mapping.0.as_deref_mut().unwrap_or_default(),
+            BufferMemory::Heap(memory) => memory.as_mut_slice(),
+            BufferMemory::Mapped(mapping) => mapping.0.as_deref_mut().unwrap_or_default(),
         };
         &mut memory[self.filled..self.capacity]
     }
@@ -163,15 +163,15 @@ impl Buffer {
         self.filled += bytes.len();
     }
 
-    /// What was filled.
+    /// Returns the part that was filled.
     pub fn freeze(self) -> Bytes {
         let filled = self.filled;
         match self.memory {
-            Memory::Heap(mut memory) => {
+            BufferMemory::Heap(mut memory) => {
                 memory.truncate(filled);
                 memory.into()
             }
-            Memory::Mapped(mapping) => Bytes::from_owner(mapping).slice(..filled),
+            BufferMemory::Mapped(mapping) => Bytes::from_owner(mapping).slice(..filled),
         }
     }
 }
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_the_limit() {
-        let kept = Kept::new();
+        let kept = FreeMappings::new();
         kept.bytes_max.store(64 << 20, Ordering::Relaxed);
 
         let mappings: Vec<_> = (0..20).map(|_| kept.take(5 << 20).unwrap()).collect();

@@ -49,14 +49,14 @@ impl Clock {
         }
     }
 
-    /// From here on [`Self::now`] says at least `floor`: somebody has recorded it.
+    /// Lets [`Self::now`] say at least `floor` from here on: somebody has recorded it.
     pub fn raise(&self, floor: Millis) {
         if let Self::Floored(floored) = self {
             floored.raise(floor);
         }
     }
 
-    /// How old stamps are now.
+    /// Returns the ages of stamps as of now.
     pub fn ages(&self) -> Ages {
         match self {
             Self::Floored(floored) => floored.ages(),
@@ -64,12 +64,12 @@ impl Clock {
         }
     }
 
-    /// How far the machine's clock is behind what was recorded.
+    /// The time by which the machine's clock is behind the newest stamp on record.
     pub fn behind(&self) -> Duration {
         since(self.wall(), self.now())
     }
 
-    /// How far the machine's clock jumped, forward or back, if it did so since the last call.
+    /// The time by which the machine's clock jumped, forward or back, if it did so since the last call.
     pub fn jumped(&self) -> Option<Duration> {
         match self {
             Self::Floored(floored) => floored.jumped(),
@@ -90,7 +90,7 @@ fn system() -> Millis {
     Millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// From one time to another; zero if that is earlier.
+/// The time from one stamp to another; zero if that is earlier.
 pub(super) fn since(stamp: Millis, now: Millis) -> Duration {
     Duration::from_millis(now.0.saturating_sub(stamp.0))
 }

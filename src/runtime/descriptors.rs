@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the limit of this process on descriptors as far as it may go, and returns it; none is no limit.
+/// Raises the limit of this process on descriptors as far as it may go, and returns it; `None` is no limit.
 ///
 /// The usual limit of 1024 is there for programs that use `select`, and lower than `limits.connections-max`.
 pub fn raise_limit() -> Option<u64> {
@@ -15,7 +15,7 @@ pub fn raise_limit() -> Option<u64> {
     }
 }
 
-/// How many of `wanted` connections fit below a limit on descriptors besides `others`; one at least.
+/// Number of `wanted` connections that fit below a limit on descriptors besides `others`; one at least.
 pub fn connections_below(limit: Option<u64>, wanted: usize, others: usize) -> usize {
     let room = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
     wanted.min(room.saturating_sub(others)).max(1)

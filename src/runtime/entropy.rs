@@ -18,6 +18,7 @@ pub struct Entropy {
 
 impl Entropy {
     /// Seeded by the operating system.
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the system for randomness")]
     pub fn from_os(clock: Clock) -> Self {
         Self { rng: Arc::new(Mutex::new(StdRng::from_os_rng())), clock }
     }

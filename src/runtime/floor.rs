@@ -21,21 +21,21 @@ use crate::model::Millis;
 const SLOWDOWN: u64 = 10;
 /// Two clocks that drift apart by more than this between two looks: one of them was set.
 const DRIFT_MAX: Duration = Duration::from_secs(60);
-/// What is later than the last stamp by no more may have been recorded while ages were compared.
+/// A stamp that is later than the last one by no more may have been recorded while ages were compared.
 const MEANWHILE: Duration = Duration::from_secs(60);
 /// No stamp is later: the largest time of a ULID.
 const STAMP_MAX: u64 = (1 << 48) - 1;
 
-/// What [`Clock::floored`] makes.
+/// The clock that [`Clock::floored`] makes.
 #[derive(Debug)]
 pub struct Floored {
     wall: Clock,
     /// Since when this process can have seen a stamp.
     begun: Instant,
-    line: Mutex<Line>,
+    line: Mutex<LastStamp>,
 }
 
-/// How old stamps are at one moment.
+/// The ages of stamps at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Ages {
     wall: Millis,
@@ -54,7 +54,7 @@ impl Ages {
         Self { wall, last: wall, lead: None, begun: Duration::ZERO, watched: Duration::MAX }
     }
 
-    /// How long ago `stamp` was recorded, as far as the clocks tell. A stamp that the machine's clock has not reached
+    /// The time since `stamp` was recorded, as far as the clocks tell. A stamp that the machine's clock has not reached
     /// counts from when this process first saw it.
     pub fn of(&self, stamp: Millis) -> Duration {
         if stamp <= self.wall {
@@ -79,7 +79,7 @@ impl Ages {
 }
 
 #[derive(Debug)]
-struct Line {
+struct LastStamp {
     /// The newest stamp that was recorded, or given out to be.
     last: u64,
     /// While the machine's clock is behind that: from which stamp the clock goes on slowly, and since when.
@@ -95,7 +95,7 @@ struct Line {
 impl Floored {
     pub(super) fn new(wall: Clock) -> Self {
         let (now, begun) = (wall.wall(), Clock::instant());
-        let line = Line { last: 0, lead: None, looked: (now, begun), agree: begun, untold: None };
+        let line = LastStamp { last: 0, lead: None, looked: (now, begun), agree: begun, untold: None };
         Self { wall, begun, line: Mutex::new(line) }
     }
 
@@ -133,7 +133,7 @@ impl Floored {
     }
 }
 
-impl Line {
+impl LastStamp {
     /// Takes in what both clocks say, and returns what this one does.
     fn look(&mut self, wall: Millis, instant: Instant) -> Millis {
         let (wall_before, before) = std::mem::replace(&mut self.looked, (wall, instant));
@@ -163,11 +163,13 @@ mod tests {
     const NOON: u64 = 1_800_000_000_000;
 
     /// A line at noon, and what it says when so many seconds have passed and the machine's clock says that.
-    fn line() -> (Line, impl Fn(&mut Line, u64, u64) -> u64) {
+    fn line() -> (LastStamp, impl Fn(&mut LastStamp, u64, u64) -> u64) {
         let begun = Clock::instant();
         let looked = (Millis(NOON), begun);
-        let line = Line { last: 0, lead: None, looked, agree: begun, untold: None };
-        (line, move |line: &mut Line, seconds, wall| line.look(Millis(wall), begun + Duration::from_secs(seconds)).0)
+        let line = LastStamp { last: 0, lead: None, looked, agree: begun, untold: None };
+        (line, move |line: &mut LastStamp, seconds, wall| {
+            line.look(Millis(wall), begun + Duration::from_secs(seconds)).0
+        })
     }
 
     #[test]

@@ -41,12 +41,12 @@ const NO_DEADLINE: u64 = u64::MAX;
 
 /// All leases of one daemon. Clones share them.
 #[derive(Clone)]
-pub struct Leases(Arc<Shared>);
+pub struct Leases(Arc<LeaseShards>);
 
-struct Shared {
+struct LeaseShards {
     shards: [CachePadded<Mutex<Table>>; SHARDS],
     shard_of: RandomState,
-    /// Of the next lease or ticket: one order for both.
+    /// The number of the next lease or ticket: one order for both.
     next: AtomicU64,
     silence_max: Duration,
     /// The times of progress count from here.
@@ -54,12 +54,12 @@ struct Shared {
     ended: IntCounter,
 }
 
-/// By file and number: the read that has the lease.
-type Table = BTreeMap<(PhysicalFileId, u64), Arc<Progress>>;
+/// The reads that have leases, by file and number.
+type Table = BTreeMap<(PhysicalFileId, u64), Arc<ReadProgress>>;
 
 /// When a read last made progress.
 #[derive(Debug)]
-struct Progress {
+struct ReadProgress {
     /// In milliseconds, or [`ENDED`].
     last: AtomicU64,
     silence_max: u64,
@@ -69,7 +69,7 @@ struct Progress {
 #[derive(Debug, Clone)]
 pub struct Reading {
     leases: Leases,
-    progress: Arc<Progress>,
+    progress: Arc<ReadProgress>,
 }
 
 /// Keeps what its read has found in one file from being taken away. Dropped, it ends.
@@ -87,7 +87,7 @@ pub struct Ticket(u64);
 impl Leases {
     /// No leases. A read without progress for `silence_max` may lose its own; `ended` counts those reads.
     pub fn new(silence_max: Duration, ended: IntCounter) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(LeaseShards {
             shards: Default::default(),
             shard_of: RandomState::new(),
             next: AtomicU64::new(0),
@@ -108,7 +108,7 @@ impl Leases {
     }
 
     fn begin_with(&self, silence_max: u64) -> Reading {
-        let progress = Progress { last: AtomicU64::new(self.now()), silence_max };
+        let progress = ReadProgress { last: AtomicU64::new(self.now()), silence_max };
         Reading { leases: self.clone(), progress: Arc::new(progress) }
     }
 
@@ -125,7 +125,7 @@ impl Leases {
     /// The same for leases from before `ticket`.
     pub fn is_read_since_before(&self, file: &PhysicalFileId, ticket: Ticket) -> bool {
         let now = self.now();
-        let readers: Vec<Arc<Progress>> = {
+        let readers: Vec<Arc<ReadProgress>> = {
             let shard = self.shard(file).lock();
             let range = (file.clone(), 0)..(file.clone(), ticket.0);
             let readers = shard.range(range).map(|(_, progress)| progress);
@@ -145,7 +145,7 @@ impl Leases {
         ended.contains(&None)
     }
 
-    /// How many there are.
+    /// Number of leases.
     #[cfg(test)]
     fn held(&self) -> usize {
         self.0.shards.iter().map(|shard| shard.lock().len()).sum()
@@ -166,7 +166,7 @@ impl fmt::Debug for Leases {
     }
 }
 
-impl Progress {
+impl ReadProgress {
     fn is_over(&self, now: u64) -> bool {
         self.is_over_since(self.last.load(Ordering::Acquire), now)
     }
@@ -175,7 +175,7 @@ impl Progress {
         last == ENDED || self.silence_max != NO_DEADLINE && now.saturating_sub(last) >= self.silence_max
     }
 
-    /// Ends a read that is over, and tells whether it had not ended before; none if it has made progress.
+    /// Ends a read that is over, and tells whether it had not ended before; `None` if it has made progress.
     fn end(&self, now: u64) -> Option<bool> {
         let over = |last| self.is_over_since(last, now).then_some(ENDED);
         self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, over).ok().map(|last| last != ENDED)
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn progress_puts_the_deadline_off() {
-        let progress = Progress { last: AtomicU64::new(100), silence_max: 50 };
+        let progress = ReadProgress { last: AtomicU64::new(100), silence_max: 50 };
 
         assert_eq!((progress.is_over(149), progress.end(149)), (false, None));
         progress.last.store(140, Ordering::Release);

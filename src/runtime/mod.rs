@@ -1,4 +1,5 @@
-//! What every part of the daemon runs on: time, randomness, tasks, and the budget of bytes in memory.
+//! The ground that every part of the daemon stands on: time, randomness, tasks and their answers, and the budget of bytes
+//! in memory.
 //!
 //! Nothing outside this module reads a clock or draws a random number; tests bring their own of both.
 
@@ -9,14 +10,18 @@ pub mod descriptors;
 mod entropy;
 mod floor;
 mod leases;
+mod opaque;
 mod payer;
+mod reply;
 mod tasks;
 
-pub use budget::{BudgetError, Budgets, ByteBudget, PaidBytes};
+pub use budget::{BudgetError, Budgets, ByteBudget, PaidByBoth, PaidBytes};
 pub use buffer::Buffer;
 pub use clock::Clock;
 pub use entropy::Entropy;
 pub use floor::{Ages, Floored};
 pub use leases::{Lease, Leases, Reading, Ticket};
+pub(crate) use opaque::opaque_debug;
 pub use payer::{Payer, Share};
+pub use reply::reply;
 pub use tasks::{Failure, TaskGroup};

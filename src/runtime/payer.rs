@@ -1,4 +1,4 @@
-//! Who pays for bytes: the connection, and the access key, whose request is being worked on.
+//! Makes bytes be paid by the connection, and by the access key, whose request is being worked on.
 //!
 //! A [`Payer`] is bound to the task, not handed through every call: whatever a request sets off while its future or the
 //! body of its answer is polled, pays with it. Work outside any request has none, and no share to keep to. A task that a
@@ -32,7 +32,7 @@ impl Share {
         u64::from(self.total) - self.free.available_permits() as u64
     }
 
-    /// What is larger than the share takes all of it: it has to wait for itself alone, but is not refused.
+    /// Takes bytes of the share. More than the share takes all of it: it has to wait for itself alone, but is not refused.
     pub(super) async fn take(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).acquire_many_owned(bytes.min(self.total)).await.ok()
     }
@@ -42,7 +42,7 @@ impl Share {
     }
 }
 
-/// Who pays for what a request takes.
+/// The payer of what a request takes.
 #[derive(Debug, Clone)]
 pub struct Payer {
     connection: Share,
@@ -56,12 +56,12 @@ impl Payer {
         Self { connection, key: Arc::default() }
     }
 
-    /// Who pays right here.
+    /// The payer of the work right here.
     pub fn current() -> Option<Self> {
         PAYER.try_with(Clone::clone).ok()
     }
 
-    /// From here on the current request also takes from the share of its access key.
+    /// Takes from the share of the access key, too, for the current request from here on.
     pub fn also(key: &Share) {
         if let Some(payer) = Self::current() {
             payer.key.get_or_init(|| key.clone());

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What the end of a task means for the others.
+/// The consequence that the end of a task has for the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// A panic stops the daemon.
@@ -37,6 +37,7 @@ impl TaskGroup {
         F: Future<Output = ()> + Send + 'static,
     {
         let group = self.clone();
+        #[expect(clippy::disallowed_methods, reason = "the one place that starts tasks")]
         self.tracker.spawn(async move {
             if let Err(panic) = std::panic::AssertUnwindSafe(future).catch_unwind().await {
                 let text = panic_text(&*panic);

@@ -43,6 +43,7 @@ impl AppendFile {
     pub fn create(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
+        // Its bytes will be synced alone: without a durable name nobody would find them after a power cut.
         sync_parent(&path)?;
         Ok(Self { file, path, len: 0, poisoned: AtomicBool::new(false) })
     }
@@ -51,7 +52,7 @@ impl AppendFile {
     /// can open it once more.
     ///
     /// # Errors
-    /// What the operating system says; some file systems have no such files.
+    /// The operating system's error; some file systems have no such files.
     pub(super) fn nameless(folder: &Path) -> io::Result<(Self, PathBuf)> {
         let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
         let file = OpenOptions::new().append(true).custom_flags(flags).open(folder)?;
@@ -64,7 +65,7 @@ impl AppendFile {
     /// The bytes are durable after the next [`AppendFile::sync`], not before.
     ///
     /// # Errors
-    /// What the operating system says. If the disk has no room, nothing was appended; otherwise some bytes may have been
+    /// The operating system's error. If the disk has no room, nothing was appended; otherwise some bytes may have been
     /// written, and the file is poisoned.
     pub fn append(&mut self, parts: &[IoSlice<'_>]) -> io::Result<u64> {
         self.check()?;
@@ -104,10 +105,10 @@ impl AppendFile {
     /// Waits until all appended bytes are durable (`fdatasync`).
     ///
     /// # Errors
-    /// What the operating system says. Which of the unsynced bytes survive is unknown; the file is
-    /// poisoned.
+    /// The operating system's error. Which of the unsynced bytes survive is unknown; the file is poisoned.
     pub fn sync(&self) -> io::Result<()> {
         self.check()?;
+        // A second sync after a failed one may succeed without having written anything: the kernel has marked the pages clean.
         self.file.sync_data().inspect_err(|_| self.poison())
     }
 
@@ -153,7 +154,7 @@ impl AppendFile {
 /// Makes the names inside the folder of `path` durable: new, renamed and removed files.
 ///
 /// # Errors
-/// What the operating system says.
+/// The operating system's error.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

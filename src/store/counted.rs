@@ -24,9 +24,10 @@ use tokio::sync::Semaphore;
 
 use super::StoreError;
 use crate::metrics::Metrics;
+use crate::metrics::labels::{Purpose, StoreOperation};
 use crate::runtime::Clock;
 
-/// How often a create is repeated whose name turns out to be free, and the pause before the first repeat.
+/// Number of times that a create is repeated whose name turns out to be free, and the pause before the first repeat.
 const CREATES_REPEATED: u32 = 3;
 const CREATE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -34,24 +35,24 @@ const CREATE_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub struct Traffic {
     metrics: Metrics,
-    of: &'static str,
+    of: Purpose,
 }
 
 impl Traffic {
     /// Requests for physical files.
     pub fn data(metrics: Metrics) -> Self {
-        Self { metrics, of: "data" }
+        Self { metrics, of: Purpose::Data }
     }
 
     /// Requests for the catalog.
     pub fn catalog(metrics: Metrics) -> Self {
-        Self { metrics, of: "catalog" }
+        Self { metrics, of: Purpose::Catalog }
     }
 
     /// Counts a request and how long it takes.
-    pub async fn time<T, E: Refusal>(
+    pub async fn time<T, E: BackendError>(
         &self,
-        operation: &'static str,
+        operation: StoreOperation,
         request: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let timer = self.begin(operation);
@@ -60,32 +61,32 @@ impl Traffic {
     }
 
     /// The same for a request that blocks.
-    pub fn time_blocking<T, E: Refusal>(
+    pub fn time_blocking<T, E: BackendError>(
         &self,
-        operation: &'static str,
+        operation: StoreOperation,
         request: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let timer = self.begin(operation);
         timer.end(request())
     }
 
-    fn begin(&self, operation: &'static str) -> Timer<'_> {
+    fn begin(&self, operation: StoreOperation) -> Timer<'_> {
         self.count(operation);
-        Timer { metrics: &self.metrics, labels: [operation, self.of], begun: Clock::instant() }
+        Timer { metrics: &self.metrics, labels: (operation, self.of), begun: Clock::instant() }
     }
 
-    fn count(&self, operation: &'static str) {
-        self.metrics.store_requests.with_label_values(&[operation, self.of]).inc();
+    fn count(&self, operation: StoreOperation) {
+        self.metrics.store_requests.of((operation, self.of)).inc();
     }
 }
 
 /// Tells the answers of a backend that works from its failures: both are errors to whoever asked.
-pub trait Refusal {
+pub trait BackendError {
     /// Whether the backend answered as it should: there is no such file, a condition does not hold.
     fn is_answer(&self) -> bool;
 }
 
-impl Refusal for object_store::Error {
+impl BackendError for object_store::Error {
     fn is_answer(&self) -> bool {
         matches!(
             self,
@@ -94,13 +95,13 @@ impl Refusal for object_store::Error {
     }
 }
 
-impl Refusal for StoreError {
+impl BackendError for StoreError {
     fn is_answer(&self) -> bool {
         matches!(self, Self::NotFound(_) | Self::Unsupported(_))
     }
 }
 
-impl Refusal for std::io::Error {
+impl BackendError for std::io::Error {
     fn is_answer(&self) -> bool {
         false
     }
@@ -109,15 +110,15 @@ impl Refusal for std::io::Error {
 /// A request in progress.
 struct Timer<'a> {
     metrics: &'a Metrics,
-    labels: [&'static str; 2],
+    labels: (StoreOperation, Purpose),
     begun: Instant,
 }
 
 impl Timer<'_> {
-    fn end<T, E: Refusal>(self, answer: Result<T, E>) -> Result<T, E> {
-        self.metrics.store_seconds.with_label_values(&self.labels).observe(self.begun.elapsed().as_secs_f64());
+    fn end<T, E: BackendError>(self, answer: Result<T, E>) -> Result<T, E> {
+        self.metrics.store_seconds.of(self.labels).observe(self.begun.elapsed().as_secs_f64());
         if answer.as_ref().is_err_and(|error| !error.is_answer()) {
-            self.metrics.store_errors.with_label_values(&self.labels).inc();
+            self.metrics.store_errors.of(self.labels).inc();
         }
         answer
     }
@@ -125,34 +126,34 @@ impl Timer<'_> {
 
 /// An object store whose requests are counted.
 #[derive(Debug)]
-pub struct Counted {
+pub struct CountedStore {
     inner: Arc<dyn ObjectStore>,
     traffic: Traffic,
 }
 
-impl Counted {
+impl CountedStore {
     /// Counts the requests to `inner`.
     pub fn new(inner: Arc<dyn ObjectStore>, traffic: Traffic) -> Self {
         Self { inner, traffic }
     }
 }
 
-impl fmt::Display for Counted {
+impl fmt::Display for CountedStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl ObjectStore for Counted {
+impl ObjectStore for CountedStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         if opts.mode != PutMode::Create {
-            return self.traffic.time("put", self.inner.put_opts(location, payload, opts)).await;
+            return self.traffic.time(StoreOperation::Put, self.inner.put_opts(location, payload, opts)).await;
         }
         let mut tries = 0;
         loop {
             let create = self.inner.put_opts(location, payload.clone(), opts.clone());
-            let taken = match self.traffic.time("put", create).await {
+            let taken = match self.traffic.time(StoreOperation::Put, create).await {
                 Err(error @ Error::AlreadyExists { .. }) => error,
                 answer => return answer,
             };
@@ -169,40 +170,41 @@ impl ObjectStore for Counted {
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        let upload = self.traffic.time("multipart_create", self.inner.put_multipart_opts(location, opts)).await?;
+        let upload =
+            self.traffic.time(StoreOperation::MultipartCreate, self.inner.put_multipart_opts(location, opts)).await?;
         Ok(Box::new(CountedUpload { inner: upload, traffic: self.traffic.clone() }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let operation = if options.head { "head" } else { "get" };
+        let operation = if options.head { StoreOperation::Head } else { StoreOperation::Get };
         self.traffic.time(operation, self.inner.get_opts(location, options)).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.traffic.time("get", self.inner.get_ranges(location, ranges)).await
+        self.traffic.time(StoreOperation::Get, self.inner.get_ranges(location, ranges)).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.traffic.count("delete");
+        self.traffic.count(StoreOperation::Delete);
         self.inner.delete_stream(locations)
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.traffic.count("list");
+        self.traffic.count(StoreOperation::List);
         self.inner.list(prefix)
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.traffic.count("list");
+        self.traffic.count(StoreOperation::List);
         self.inner.list_with_offset(prefix, offset)
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.traffic.time("list", self.inner.list_with_delimiter(prefix)).await
+        self.traffic.time(StoreOperation::List, self.inner.list_with_delimiter(prefix)).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.traffic.time("copy", self.inner.copy_opts(from, to, options)).await
+        self.traffic.time(StoreOperation::Copy, self.inner.copy_opts(from, to, options)).await
     }
 }
 
@@ -228,13 +230,13 @@ impl Multipart {
         Self { inner, requests, traffic }
     }
 
-    async fn time<T>(&self, operation: &'static str, request: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn time<T>(&self, operation: StoreOperation, request: impl Future<Output = Result<T>>) -> Result<T> {
         let _permit = self.requests.acquire().await;
         self.traffic.time(operation, request).await
     }
 
     pub(super) async fn create(&self, path: &Path) -> Result<MultipartId> {
-        self.time("multipart_create", self.inner.create_multipart(path)).await
+        self.time(StoreOperation::MultipartCreate, self.inner.create_multipart(path)).await
     }
 
     pub(super) async fn put_part(
@@ -244,15 +246,15 @@ impl Multipart {
         index: usize,
         data: PutPayload,
     ) -> Result<PartId> {
-        self.time("multipart_part", self.inner.put_part(path, id, index, data)).await
+        self.time(StoreOperation::MultipartPart, self.inner.put_part(path, id, index, data)).await
     }
 
     pub(super) async fn complete(&self, path: &Path, id: &MultipartId, parts: Vec<PartId>) -> Result<PutResult> {
-        self.time("multipart_complete", self.inner.complete_multipart(path, id, parts)).await
+        self.time(StoreOperation::MultipartComplete, self.inner.complete_multipart(path, id, parts)).await
     }
 
     pub(super) async fn abort(&self, path: &Path, id: &MultipartId) -> Result<()> {
-        self.time("multipart_abort", self.inner.abort_multipart(path, id)).await
+        self.time(StoreOperation::MultipartAbort, self.inner.abort_multipart(path, id)).await
     }
 }
 
@@ -265,16 +267,16 @@ struct CountedUpload {
 #[async_trait]
 impl MultipartUpload for CountedUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        self.traffic.count("multipart_part");
+        self.traffic.count(StoreOperation::MultipartPart);
         self.inner.put_part(data)
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.traffic.time("multipart_complete", self.inner.complete()).await
+        self.traffic.time(StoreOperation::MultipartComplete, self.inner.complete()).await
     }
 
     async fn abort(&mut self) -> Result<()> {
-        self.traffic.time("multipart_abort", self.inner.abort()).await
+        self.traffic.time(StoreOperation::MultipartAbort, self.inner.abort()).await
     }
 }
 
@@ -287,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_there_is_a_request_but_no_failure_of_the_backend() {
         let metrics = Metrics::new();
-        let store = Counted::new(Arc::new(InMemory::new()), Traffic::catalog(metrics.clone()));
+        let store = CountedStore::new(Arc::new(InMemory::new()), Traffic::catalog(metrics.clone()));
         let at = Path::from("a");
 
         assert!(store.get(&at).await.is_err() && store.head(&at).await.is_err());
@@ -296,7 +298,7 @@ mod tests {
 
         assert!(again.is_err());
         assert_eq!(metrics.store_errors_total(), 0.0);
-        assert_eq!(metrics.store_requests.with_label_values(&["put", "catalog"]).get(), 2);
+        assert_eq!(metrics.store_requests.of((StoreOperation::Put, Purpose::Catalog)).get(), 2);
         assert!(store.get_range(&at, 7..9).await.is_err());
         assert_eq!(metrics.store_errors_total(), 1.0, "a range that is not there is a fault");
     }

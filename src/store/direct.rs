@@ -22,14 +22,14 @@ const BLOCK: usize = 4096;
 const WRITE_BYTES: usize = 1 << 20;
 /// Groups below this go through the page cache: the file system's own costs outweigh the copy there.
 const DIRECT_BYTES_MIN: u64 = 256 << 10;
-/// How the file of a trial begins.
+/// The first letters of the name of a trial's file.
 const TRIAL: &str = ".direct-";
 /// Buffers that are kept for the next write.
 const BUFFERS_KEPT: usize = 8;
 
 /// Aligned buffers, used again and again.
 #[derive(Debug, Clone)]
-pub struct DirectBuffers {
+pub(super) struct DirectBuffers {
     free: Arc<ArrayQueue<Vec<u8>>>,
 }
 
@@ -45,21 +45,21 @@ impl DirectBuffers {
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
-        // Enough are kept: this one is freed.
-        drop(self.free.push(buffer));
+        // `Err` gives the buffer back, to be freed: enough are kept.
+        self.free.push(buffer).unwrap_or_else(drop);
     }
 }
 
 /// A second way into a file that is being appended to.
 #[derive(Debug)]
-pub struct DirectWriter {
+pub(super) struct DirectWriter {
     file: File,
     buffers: DirectBuffers,
 }
 
 impl DirectWriter {
-    /// Opens the file at `path` for direct writes; none where the file system does not know them.
-    pub fn open(path: &Path, buffers: DirectBuffers) -> Option<Self> {
+    /// Opens the file at `path` for direct writes; `None` where the file system does not know them.
+    pub(super) fn open(path: &Path, buffers: DirectBuffers) -> Option<Self> {
         let flags = rustix::fs::OFlags::DIRECT.bits();
         let file = OpenOptions::new().write(true).custom_flags(flags.cast_signed()).open(path).ok()?;
         Some(Self { file, buffers })
@@ -70,8 +70,8 @@ impl DirectWriter {
     /// and refuse the write.
     ///
     /// # Errors
-    /// What the operating system says to the first thing that fails.
-    pub fn probe(folder: &Path, name: &str) -> io::Result<()> {
+    /// The operating system's error for the first step that fails.
+    pub(super) fn probe(folder: &Path, name: &str) -> io::Result<()> {
         let (mut file, direct) = match AppendFile::nameless(folder) {
             Ok((file, path)) => (file, Self::open(&path, DirectBuffers::default())),
             Err(_) => {
@@ -90,9 +90,9 @@ impl DirectWriter {
     /// Appends `parts` to `file`, the blocks in their middle directly. Returns the offset of the first byte.
     ///
     /// # Errors
-    /// What the operating system says. As after [`AppendFile::append`], `file` is as before if the disk has no room, and
+    /// The operating system's error. As after [`AppendFile::append`], `file` is as before if the disk has no room, and
     /// otherwise poisoned.
-    pub fn append(&self, file: &mut AppendFile, parts: Vec<Bytes>) -> io::Result<u64> {
+    pub(super) fn append(&self, file: &mut AppendFile, parts: Vec<Bytes>) -> io::Result<u64> {
         let offset = file.len();
         self.append_in_three(file, parts).inspect_err(|error| file.undo(offset, error))
     }

@@ -6,7 +6,7 @@
 //! epoch and a number of its own in `owners/`, by which a catalog that is older than its data is told.
 //!
 //! [`StoreGuard`] looks at the identity again before every step that destroys something or begins a file. What the rules at
-//! a start are, `daemon::identity` says.
+//! a start are, `engine::identity` says.
 //!
 //! ```text
 //! ESKER, STORE     one line of JSON: {"id":"<32 hex digits>","format":1,"made":"<RFC 3339>","url":"<where it was made>"}
@@ -23,15 +23,15 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::append_file::sync_parent;
-use super::space::{Content, DiskSpace};
-use super::{DataStore, Inode, StoreError};
+use super::space::{DiskSpace, DiskUse};
+use super::{DataStore, Inode, StoreError, remove_leftover};
 use crate::metrics::Metrics;
 use crate::model::Millis;
 use crate::runtime::{Clock, Entropy};
@@ -49,7 +49,7 @@ const LOOK_COUNTS: Duration = Duration::from_secs(10);
 
 /// An identity and an owner are far shorter: more is not read.
 const READ_BYTES_MAX: u64 = 64 << 10;
-/// What stands in the place of one of them where no file is.
+/// The text in the place of one of them where no file is.
 const NOT_A_FILE: &str = "(not a regular file)";
 /// Of what cannot be understood, so much is shown.
 const SHOWN_CHARS_MAX: usize = 100;
@@ -64,11 +64,11 @@ fn shown(text: &str) -> String {
 pub struct StoreIdentity {
     /// 128 random bits in hex.
     pub id: String,
-    /// Of this text.
+    /// The version of this text.
     pub format: u32,
     /// When it was made, for people.
     pub made: String,
-    /// Where it was when it was made, for people: a store may be moved.
+    /// The place where it was when it was made, for people: a store may be moved.
     pub url: String,
 }
 
@@ -106,10 +106,10 @@ impl fmt::Display for StoreIdentity {
     }
 }
 
-/// What is at a place is not the store that belongs there.
+/// The store at a place is not the one that belongs there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTheStore {
-    /// Nothing says which store it is.
+    /// There is no identity.
     #[error("{place} does not exist, but {expected} was there: its volume may not be mounted")]
     Missing {
         /// The object that tells.
@@ -143,7 +143,7 @@ pub enum NotTheStore {
     Unreadable {
         /// The object.
         place: String,
-        /// What it says.
+        /// The text that was found.
         found: String,
     },
     /// Another daemon has it by now.
@@ -156,20 +156,20 @@ pub enum NotTheStore {
 
 /// One small object that is created once and never changed.
 #[derive(Debug, Clone)]
-pub enum Slot {
+pub enum IdentitySlot {
     /// A file; the folders above it are made when it is.
     File(PathBuf),
     /// An object.
     Object {
-        /// Of this store.
+        /// The object's store.
         store: Arc<dyn ObjectStore>,
         /// Its key.
         path: Path,
     },
 }
 
-impl Slot {
-    /// What is there; none if nothing is.
+impl IdentitySlot {
+    /// Returns the text that is there; `None` if nothing is.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if storage does not tell.
@@ -196,7 +196,7 @@ impl Slot {
         let created = match self {
             Self::File(path) => {
                 let (path, text) = (path.clone(), text.to_owned());
-                self.blocking("put", move || space.insist(Content::Data, || create_file(&path, &text))).await?
+                self.blocking("put", move || space.insist(DiskUse::Data, || create_file(&path, &text))).await?
             }
             Self::Object { store, path } => {
                 let put = store.put_opts(path, text.to_owned().into(), PutOptions::from(PutMode::Create)).await;
@@ -214,6 +214,7 @@ impl Slot {
         self.read().await?.ok_or_else(|| StoreError::NotFound(self.to_string()))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
     async fn blocking<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -234,7 +235,7 @@ impl Slot {
     }
 }
 
-impl fmt::Display for Slot {
+impl fmt::Display for IdentitySlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
@@ -247,7 +248,7 @@ fn read_file(path: &FilePath) -> io::Result<Option<String>> {
     Ok(read_file_and_inode(path)?.map(|(text, _)| text))
 }
 
-/// What is there, and which file that is.
+/// Returns the text that is there, and the file that holds it.
 fn read_file_and_inode(path: &FilePath) -> io::Result<Option<(String, Inode)>> {
     let read = || -> io::Result<(String, Inode)> {
         // Before it is opened: a named pipe would never answer.
@@ -273,12 +274,14 @@ fn create_file(path: &FilePath, text: &str) -> io::Result<bool> {
     let folder = path.parent().unwrap_or(FilePath::new("."));
     fs::create_dir_all(folder)?;
     let staged = tempfile_beside(path);
+    // Synced before it gets its name, so that the name never stands for half a file.
     let written = fs::write(&staged, text).and_then(|()| fs::File::open(&staged)?.sync_all());
     if let Err(error) = written {
         // On a full disk nothing may be left behind.
-        drop(fs::remove_file(&staged));
+        remove_leftover(&staged);
         return Err(error);
     }
+    // A link fails where there is a file; a rename would replace it.
     let linked = fs::hard_link(&staged, path);
     fs::remove_file(&staged)?;
     match linked {
@@ -308,12 +311,13 @@ async fn read_object(store: &Arc<dyn ObjectStore>, path: &Path) -> Result<Option
     }
 }
 
-/// What an owner of the catalog leaves beside the data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The mark that an owner of the catalog leaves beside the data. Stands in the catalog's records, too: the order of the fields may not
+/// change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreOwner {
     /// Its epoch.
     pub epoch: u64,
-    /// What it drew at its start.
+    /// The random name that it drew at its start.
     pub incarnation: String,
 }
 
@@ -334,24 +338,29 @@ fn owner_name(epoch: u64) -> String {
 }
 
 impl DataStore {
-    /// What stands under a name beside the data.
-    fn slot(&self, name: &str) -> Slot {
+    /// The object under a name beside the data.
+    fn slot(&self, name: &str) -> IdentitySlot {
         match self {
-            Self::Local(store) => Slot::File(store.root().join(name)),
+            Self::Local(store) => IdentitySlot::File(store.root().join(name)),
             Self::Object(store) => {
                 let (store, prefix) = store.place();
                 let path = name.split('/').fold(prefix.clone(), |path, part| path.join(part));
-                Slot::Object { store: Arc::clone(store), path }
+                IdentitySlot::Object { store: Arc::clone(store), path }
+            }
+            Self::Hdfs(store) => {
+                let (store, prefix) = store.place();
+                let path = name.split('/').fold(prefix, |path, part| path.join(part));
+                IdentitySlot::Object { store: Arc::clone(store), path }
             }
         }
     }
 
-    /// Where it says which store it is.
-    pub fn identity_slot(&self) -> Slot {
+    /// The object that says which store it is.
+    pub fn identity_slot(&self) -> IdentitySlot {
         self.slot(DATA_SIDE)
     }
 
-    fn owner_slot(&self, epoch: u64) -> Slot {
+    fn owner_slot(&self, epoch: u64) -> IdentitySlot {
         self.slot(&owner_name(epoch))
     }
 
@@ -360,14 +369,16 @@ impl DataStore {
         let names: Vec<String> = match self {
             Self::Local(store) => {
                 let folder = store.root().join(OWNERS);
-                let slot = Slot::File(folder.clone());
+                let slot = IdentitySlot::File(folder.clone());
                 slot.blocking("list", move || names_in(&folder)).await?
             }
             Self::Object(store) => {
                 let (store, prefix) = store.place();
-                let listed = store.list(Some(&prefix.clone().join(OWNERS))).try_collect::<Vec<_>>().await;
-                let listed = listed.map_err(|error| StoreError::failed("list", OWNERS, error))?;
-                listed.iter().filter_map(|meta| meta.location.filename().map(str::to_owned)).collect()
+                owner_names(store, prefix).await?
+            }
+            Self::Hdfs(store) => {
+                let (store, prefix) = store.place();
+                owner_names(store, &prefix).await?
             }
         };
         let mut epochs: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
@@ -375,7 +386,7 @@ impl DataStore {
         Ok(epochs)
     }
 
-    /// The newest of them; none if there was none yet.
+    /// The newest of them; `None` if there was no owner yet.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if storage does not tell.
@@ -392,7 +403,7 @@ impl DataStore {
     pub async fn leave_owner(&self, owner: &StoreOwner) -> Result<StoreOwner, StoreError> {
         let space = match self {
             Self::Local(store) => store.space().clone(),
-            Self::Object(_) => DiskSpace::default(),
+            Self::Object(_) | Self::Hdfs(_) => DiskSpace::default(),
         };
         let there = self.owner_slot(owner.epoch).create_in(&format!("{}\n", owner.incarnation), space).await?;
         let there = StoreOwner { epoch: owner.epoch, incarnation: there.trim().to_owned() };
@@ -400,19 +411,23 @@ impl DataStore {
             // Only those below its own: whatever a stale daemon removes, the newest one's stays.
             let earlier: Vec<u64> = self.owner_epochs().await?.into_iter().filter(|e| *e < owner.epoch).collect();
             self.remove_owners(&earlier).await;
+            if let Self::Hdfs(store) = self {
+                // Whoever was putting an object is shut out, or has ended.
+                store.sweep_staged().boxed().await;
+            }
         }
         Ok(there)
     }
 
     async fn remove_owners(&self, epochs: &[u64]) {
-        let slots: Vec<Slot> = epochs.iter().map(|epoch| self.owner_slot(*epoch)).collect();
+        let slots: Vec<IdentitySlot> = epochs.iter().map(|epoch| self.owner_slot(*epoch)).collect();
         for slot in slots {
             let removed = match &slot {
-                Slot::File(path) => {
+                IdentitySlot::File(path) => {
                     let path = path.clone();
                     slot.blocking("delete", move || fs::remove_file(path)).await
                 }
-                Slot::Object { store, path } => {
+                IdentitySlot::Object { store, path } => {
                     store.delete(path).await.map_err(|error| StoreError::failed("delete", path.as_ref(), error))
                 }
             };
@@ -421,6 +436,12 @@ impl DataStore {
             }
         }
     }
+}
+
+async fn owner_names(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Vec<String>, StoreError> {
+    let listed = store.list(Some(&prefix.clone().join(OWNERS))).try_collect::<Vec<_>>().await;
+    let listed = listed.map_err(|error| StoreError::failed("list", OWNERS, error))?;
+    Ok(listed.iter().filter_map(|meta| meta.location.filename().map(str::to_owned)).collect())
 }
 
 fn names_in(folder: &FilePath) -> io::Result<Vec<String>> {
@@ -441,15 +462,22 @@ struct Guarded {
     epoch: u64,
     /// In a folder: the file that is locked.
     inode: Option<Inode>,
-    /// When a look at an object store went well.
-    looked: Mutex<Option<Instant>>,
-    /// What the last look found instead of the store.
+    /// The last look at an object store that went well.
+    looked: Mutex<Option<Looked>>,
+    /// The thing that the last look found instead of the store.
     lost: Mutex<Option<NotTheStore>>,
     metrics: Metrics,
 }
 
+#[derive(Debug, Clone)]
+struct Looked {
+    at: Instant,
+    /// The listing's entry for the object that the owner left. Another store has another one, if any, under this name.
+    own: Option<ObjectMeta>,
+}
+
 impl StoreGuard {
-    /// For the owner of `epoch`, which holds `lock`.
+    /// Guards the store for the owner of `epoch`, which holds `lock`.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if the operating system does not tell which file that is.
@@ -464,7 +492,7 @@ impl StoreGuard {
         self.0.lost.lock().is_some()
     }
 
-    /// What the last look found instead, in words.
+    /// The thing that the last look found instead, in words.
     pub(super) fn lost(&self) -> Option<String> {
         self.0.lost.lock().as_ref().map(ToString::to_string)
     }
@@ -484,21 +512,36 @@ impl StoreGuard {
 
     /// Looks at an object store, unless that was done a moment ago.
     pub(super) async fn look_at_store(&self, store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<(), StoreError> {
-        if self.0.looked.lock().is_some_and(|at| at.elapsed() < LOOK_COUNTS) {
+        let before = self.0.looked.lock().clone();
+        if before.as_ref().is_some_and(|before| before.at.elapsed() < LOOK_COUNTS) {
             return Ok(());
         }
-        let begun = Clock::instant();
-        let (path, owners) = (prefix.clone().join(DATA_SIDE), prefix.clone().join(OWNERS));
-        let failed = |error| StoreError::failed("get", DATA_SIDE, error);
-        let text = read_object(store, &path).await.map_err(failed)?;
-        let own = owners.clone().join(format!("{:020}", self.0.epoch));
-        let later = store.list_with_offset(Some(&owners), &own).take(1).try_collect::<Vec<_>>().await;
-        let later = later.map_err(|error| StoreError::failed("list", OWNERS, error))?;
-        let later = later.first().and_then(|meta| meta.location.filename()?.parse().ok());
-        let found = self.judge(text, path.as_ref());
+        // Taken before the question: an answer may be as old as that.
+        let at = Clock::instant();
+        let owners = prefix.clone().join(OWNERS);
+        let name = |epoch: u64| owners.clone().join(format!("{epoch:020}"));
+        let listed = store.list_with_offset(Some(&owners), &name(self.0.epoch.saturating_sub(1)));
+        let listed = listed.take(2).try_collect::<Vec<_>>().await;
+        let listed = listed.map_err(|error| StoreError::failed("list", OWNERS, error))?;
+        let (own, later): (Vec<_>, Vec<_>) = listed.into_iter().partition(|meta| meta.location == name(self.0.epoch));
+        let (own, later) =
+            (own.into_iter().next(), later.first().and_then(|meta| meta.location.filename()?.parse().ok()));
+        // One request instead of two: the identity was read beside this very object.
+        let same = own.is_some() && before.is_some_and(|before| before.own == own);
+        let found = if same { Ok(()) } else { self.look_at_identity(store, prefix).await? };
         self.settle(found.and_then(|()| later.map_or(Ok(()), |epoch| Err(NotTheStore::Owned { epoch }))))?;
-        *self.0.looked.lock() = Some(begun);
+        *self.0.looked.lock() = Some(Looked { at, own });
         Ok(())
+    }
+
+    async fn look_at_identity(
+        &self,
+        store: &Arc<dyn ObjectStore>,
+        prefix: &Path,
+    ) -> Result<Result<(), NotTheStore>, StoreError> {
+        let path = prefix.clone().join(DATA_SIDE);
+        let text = read_object(store, &path).await.map_err(|error| StoreError::failed("get", DATA_SIDE, error))?;
+        Ok(self.judge(text, path.as_ref()))
     }
 
     fn judge(&self, text: Option<String>, place: &str) -> Result<(), NotTheStore> {
@@ -539,7 +582,7 @@ impl StoreLock {
     /// [`StoreError::Failed`] if the file cannot be opened.
     pub async fn take(store: &DataStore) -> Result<Option<Self>, StoreError> {
         let slot = store.identity_slot();
-        let Slot::File(path) = &slot else { return Ok(Some(Self(None))) };
+        let IdentitySlot::File(path) = &slot else { return Ok(Some(Self(None))) };
         let path = path.clone();
         let locked = slot.blocking("get", move || {
             let file = fs::File::open(path)?;
@@ -552,7 +595,7 @@ impl StoreLock {
         locked.await
     }
 
-    /// Which file is locked.
+    /// The file that is locked.
     fn inode(&self) -> io::Result<Option<Inode>> {
         self.0.as_ref().map(|file| file.metadata().map(|metadata| Inode::from(&metadata))).transpose()
     }
@@ -584,8 +627,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
         let slots = [
-            Slot::File(folder.path().join("new/ESKER")),
-            Slot::Object { store: memory, path: Path::from("new/ESKER") },
+            IdentitySlot::File(folder.path().join("new/ESKER")),
+            IdentitySlot::Object { store: memory, path: Path::from("new/ESKER") },
         ];
         for slot in slots {
             assert_eq!(slot.read().await.unwrap(), None);
@@ -594,5 +637,42 @@ mod tests {
             assert_eq!(slot.read().await.unwrap().as_deref(), Some("a"));
         }
         assert_eq!(names_in(&folder.path().join("new")).unwrap(), ["ESKER"], "nothing stays beside it");
+    }
+
+    #[tokio::test]
+    async fn the_owners_own_object_stands_for_the_identity_that_was_read_beside_it() {
+        let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
+        let (prefix, clock) = (Path::from("p"), Clock::System);
+        let identity = StoreIdentity::new(&Entropy::from_os(clock.clone()), clock.now(), "memory:");
+        let guard = StoreGuard::new(identity.clone(), 7, &StoreLock(None), Metrics::new()).unwrap();
+        let object = |name: String| IdentitySlot::Object { store: Arc::clone(&store), path: prefix.clone().join(name) };
+        // `/` divides a path.
+        let owner = |epoch| IdentitySlot::Object {
+            store: Arc::clone(&store),
+            path: Path::from(format!("p/{}", owner_name(epoch))),
+        };
+        let look = async || {
+            let looked = &guard.0.looked;
+            looked.lock().iter_mut().for_each(|looked| looked.at -= LOOK_COUNTS);
+            guard.look_at_store(&store, &prefix).await.map_err(|error| crate::error::chain(&error))
+        };
+        object(DATA_SIDE.to_owned()).create(&identity.text()).await.unwrap();
+        owner(7).create("mine").await.unwrap();
+
+        assert_eq!(look().await, Ok(()));
+        store.delete(&Path::from("p/ESKER")).await.unwrap();
+        assert_eq!(look().await, Ok(()), "one request, which finds the same object");
+
+        let mine = Path::from(format!("p/{}", owner_name(7)));
+        store.delete(&mine).await.unwrap();
+        owner(7).create("of another store").await.unwrap();
+        assert!(look().await.unwrap_err().contains(&identity.id), "it is looked which store that is");
+        object(DATA_SIDE.to_owned()).create(&identity.text()).await.unwrap();
+        assert_eq!(look().await, Ok(()));
+
+        owner(8).create("a later one").await.unwrap();
+        assert!(look().await.is_err());
+        store.delete(&mine).await.unwrap();
+        assert!(look().await.is_err());
     }
 }

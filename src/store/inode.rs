@@ -1,4 +1,4 @@
-//! Which file it is, whatever its name.
+//! Tells files apart, whatever their names.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;

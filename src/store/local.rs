@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -15,14 +16,15 @@ use rustix::io::Errno;
 
 use super::append_file::{AppendFile, sync_parent};
 use super::direct::{DirectBuffers, DirectWriter};
-use super::space::{Content, DiskSpace, is_full};
-use super::{StoreError, StoreGuard, Traffic};
+use super::space::{DiskSpace, DiskUse, is_full};
+use super::{AppendStore, Capabilities, GrowingFile, StoreError, StoreGuard, Traffic};
 use crate::config::DirectIo;
-use crate::merge::format::{self, Frame, ReadAt};
+use crate::format::{self, Frame, ReadAt};
+use crate::metrics::labels::StoreOperation;
 use crate::model::PhysicalFileId;
 use crate::runtime::Buffer;
 
-/// Where files go that the catalog does not name.
+/// The folder for files that the catalog does not name.
 const LOST_AND_FOUND: &str = "lost+found";
 /// Bytes that are written again at a time.
 const AGAIN_BYTES: u64 = 1 << 20;
@@ -36,17 +38,17 @@ pub struct LocalStore {
     root: Arc<Path>,
     /// Folders whose names this process has made durable.
     folders: Arc<Mutex<HashSet<PathBuf>>>,
-    /// Where direct writes work and are wanted. Not settled while the disk has no room for the trial.
+    /// Buffers for direct writes, where these work and are wanted. Not settled while the disk has no room for the trial.
     direct: Arc<OnceLock<Option<DirectBuffers>>>,
     space: DiskSpace,
-    /// Looks whether this is the store; none for whoever only reads.
+    /// Looks whether this is the store; `None` for a store that is only read.
     guard: Option<StoreGuard>,
     traffic: Traffic,
 }
 
-/// A physical file that grows. One task owns it.
+/// A physical file that grows.
 #[derive(Debug)]
-pub struct LocalFile {
+struct LocalFile {
     file: Arc<Mutex<Growing>>,
     path: String,
     traffic: Traffic,
@@ -87,6 +89,11 @@ impl LocalStore {
         Self { guard: Some(guard), ..self }
     }
 
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let direct_writes = matches!(self.direct.get(), Some(Some(_)));
+        Capabilities { direct_writes, ..Capabilities::LOCAL }
+    }
+
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
@@ -118,14 +125,18 @@ impl LocalStore {
     /// Writes large groups past the page cache where `wanted` says so. `name` names the file of the trial.
     ///
     /// # Errors
-    /// What the operating system says, if direct writes are demanded and do not work. On a full disk nobody can tell: it
-    /// is tried again with the first file that is created.
+    /// The operating system's error, if direct writes are demanded and do not work. On a full disk nobody can tell: it is
+    /// tried again with the first file that is created.
     pub fn with_direct_io(mut self, wanted: DirectIo, name: &str) -> io::Result<Self> {
         self.direct = Arc::default();
         match wanted {
-            DirectIo::Off => drop(self.direct.set(None)),
+            DirectIo::Off => self.direct = Arc::new(OnceLock::from(None)),
             DirectIo::On => try_direct(&self.direct, &self.root, name)?,
-            DirectIo::Auto => drop(try_direct(&self.direct, &self.root, name)),
+            DirectIo::Auto => {
+                if let Err(error) = try_direct(&self.direct, &self.root, name) {
+                    tracing::debug!(root = %self.root.display(), %error, "writes go through the page cache");
+                }
+            }
         }
         Ok(self)
     }
@@ -134,44 +145,14 @@ impl LocalStore {
         self.root.join(file.as_str())
     }
 
-    /// Creates a file; its name is durable when this returns.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`], also when the name is taken.
-    pub async fn create(&self, file: &PhysicalFileId) -> Result<LocalFile, StoreError> {
-        let (path, root, folders) = (self.path(file), Arc::clone(&self.root), Arc::clone(&self.folders));
-        let (direct, look) = (Arc::clone(&self.direct), self.look_first());
-        let name = file.to_string();
-        let created = blocking("create", &name, move || {
-            look()?;
-            if let Some(folder) = path.parent()
-                && !folders.lock().contains(folder)
-            {
-                create_folders(&root, folder)?;
-                folders.lock().insert(folder.to_owned());
-            }
-            if direct.get().is_none() {
-                let trial = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if let Err(error) = try_direct(&direct, &root, &trial) {
-                    tracing::warn!(%error, "the disk takes no direct writes, files are written through the page cache");
-                }
-            }
-            let file = AppendFile::create(&path)?;
-            let buffers = direct.get().cloned().flatten();
-            let direct = buffers.and_then(|buffers| DirectWriter::open(&path, buffers));
-            Ok(Growing { file, direct })
-        });
-        let file = self.traffic.time("put", created).await?;
-        Ok(LocalFile { file: Arc::new(Mutex::new(file)), path: name, traffic: self.traffic.clone() })
-    }
-
     pub(super) async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
         let (path, name) = (self.path(file), file.to_string());
         let read = async {
+            #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
             let read = tokio::task::spawn_blocking(move || read_range(&path, &name, range));
             read.await.map_err(|error| StoreError::failed("get", file.as_str(), error))?
         };
-        self.traffic.time("get", read).await
+        self.traffic.time(StoreOperation::Get, read).await
     }
 
     pub(super) async fn len(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
@@ -181,7 +162,7 @@ impl LocalStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         });
-        self.traffic.time("head", len).await
+        self.traffic.time(StoreOperation::Head, len).await
     }
 
     pub(super) async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
@@ -192,7 +173,7 @@ impl LocalStore {
                 look()?;
                 delete(&path)
             });
-            match self.traffic.time("delete", deleted).await {
+            match self.traffic.time(StoreOperation::Delete, deleted).await {
                 Ok(()) => gone.push(file),
                 // It has been told, and would be again for each of them.
                 Err(_) if self.guard.as_ref().is_some_and(StoreGuard::is_lost) => break,
@@ -212,34 +193,21 @@ impl LocalStore {
             found.sort();
             Ok(found)
         });
-        self.traffic.time("list", listed).await
+        self.traffic.time(StoreOperation::List, listed).await
     }
 
-    /// The physical files in `lost+found/`.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if the disk does not say.
-    pub async fn set_aside_files(&self) -> Result<Vec<PhysicalFileId>, StoreError> {
+    pub(super) async fn set_aside_files(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let root = Arc::clone(&self.root);
         let listed = blocking("list", LOST_AND_FOUND, move || {
             let (mut found, lost) = (vec![], root.join(LOST_AND_FOUND));
             walk(&lost, &lost.join("data"), &mut found)?;
+            found.sort();
             Ok(found)
         });
-        let listed = self.traffic.time("list", listed).await?;
-        Ok(listed.iter().filter_map(|(name, _)| name.parse().ok()).collect())
+        self.traffic.time(StoreOperation::List, listed).await
     }
 
-    /// Ends a file of `len` bytes that a crash left open: writes the bytes of `unsure` once more, appends `end`, and syncs
-    /// it. Returns its length: on a full disk, where the reserve is used up as well, the file goes without its end. Nothing
-    /// is cut off: what the catalog does not know may be known to a newer one.
-    ///
-    /// After a `fdatasync` that failed the kernel may show bytes that are not on the disk, and call the next sync a success:
-    /// only bytes that are written again are written.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`]; it can be repeated.
-    pub async fn seal(
+    pub(super) async fn seal(
         &self,
         file: &PhysicalFileId,
         unsure: Range<u64>,
@@ -250,10 +218,12 @@ impl LocalStore {
         let sealed = blocking("append", file.as_str(), move || {
             look()?;
             let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+            // A sync that failed before the crash may have dropped pages that still read well: written again, they are synced.
+            // And before the end, which says that everything before it is there.
             write_again(&file, unsure)?;
             file.sync_all()?;
             // A start must succeed on a full disk, so this may use what is kept back.
-            match space.insist(Content::Data, || write_end(&file, len, &end)) {
+            match space.insist(DiskUse::Data, || write_end(&file, len, &end)) {
                 // What lives in it is safe, and it reads without its end.
                 Err(error) if is_full(&error) => {
                     tracing::warn!(file = name, "the disk is full: a file is closed without its footer");
@@ -262,50 +232,33 @@ impl LocalStore {
                 ended => ended.map(|()| len + end.len() as u64),
             }
         });
-        self.traffic.time("append", sealed).await
+        self.traffic.time(StoreOperation::Append, sealed).await
     }
 
-    /// The frames of a closed file, by their headers.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn frames(&self, file: &PhysicalFileId) -> Result<Vec<Frame>, StoreError> {
+    pub(super) async fn frames(&self, file: &PhysicalFileId) -> Result<Vec<Frame>, StoreError> {
         let path = self.path(file);
         let walked = blocking("get", file.as_str(), move || {
             let file = fs::File::open(path)?;
             format::walk(&file, file.metadata()?.len()).map_err(io::Error::other)
         });
-        self.traffic.time("get", walked).await
+        self.traffic.time(StoreOperation::Get, walked).await
     }
 
-    /// Gives the inner pages of these ranges of a closed file back to the file system; they read as zeros afterwards.
-    /// Returns how many bytes that are. It can be repeated.
-    ///
-    /// # Errors
-    /// [`StoreError::Unsupported`] if the file system cannot do that; [`StoreError::Failed`].
-    pub async fn punch(&self, file: &PhysicalFileId, ranges: Vec<Range<u64>>) -> Result<u64, StoreError> {
+    pub(super) async fn punch(&self, file: &PhysicalFileId, ranges: Vec<Range<u64>>) -> Result<u64, StoreError> {
         let (path, look) = (self.path(file), self.look_first());
         let punched = blocking("punch", file.as_str(), move || {
             look()?;
             punch(&path, &ranges)
         });
-        let punched = self.traffic.time("punch", punched).await?;
+        let punched = self.traffic.time(StoreOperation::Punch, punched).await?;
         punched.ok_or(StoreError::Unsupported("punching holes"))
     }
 
-    /// Moves what is called `name` below the root to `lost+found/` there. Returns where it is now.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`], also when something of that name is there.
-    pub async fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+    pub(super) async fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
         self.rename(PathBuf::from(name), Path::new(LOST_AND_FOUND).join(name)).await
     }
 
-    /// Moves a file from `lost+found/` back to its place.
-    ///
-    /// # Errors
-    /// As [`Self::set_aside`].
-    pub async fn bring_back(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
+    pub(super) async fn bring_back(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
         let name = PathBuf::from(file.as_str());
         self.rename(Path::new(LOST_AND_FOUND).join(&name), name).await.map(|_| ())
     }
@@ -322,89 +275,90 @@ impl LocalStore {
                 create_folders(&root, folder)?;
             }
             fs::rename(&from, &to)?;
+            // The new name first: a power cut between the two leaves the file under both, never under none.
             sync_parent(&to)?;
             sync_parent(&from)?;
             Ok(to)
         });
-        self.traffic.time("put", moved).await
+        self.traffic.time(StoreOperation::Put, moved).await
     }
 
-    /// Deletes a file in `lost+found/` for good.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`]; it can be repeated.
-    pub async fn delete_set_aside(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
+    pub(super) async fn delete_set_aside(&self, file: &PhysicalFileId) -> Result<(), StoreError> {
         let (path, look) = (self.root.join(LOST_AND_FOUND).join(file.as_str()), self.look_first());
         let deleted = blocking("delete", file.as_str(), move || {
             look()?;
             delete(&path)
         });
-        self.traffic.time("delete", deleted).await
+        self.traffic.time(StoreOperation::Delete, deleted).await
     }
 
-    /// The holes of a file, in order; none where the file system does not tell.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`].
-    pub async fn holes(&self, file: &PhysicalFileId) -> Result<Vec<Range<u64>>, StoreError> {
+    pub(super) async fn holes(&self, file: &PhysicalFileId) -> Result<Vec<Range<u64>>, StoreError> {
         let path = self.path(file);
         let found = blocking("get", file.as_str(), move || holes(&fs::File::open(path)?));
-        self.traffic.time("get", found).await
+        self.traffic.time(StoreOperation::Get, found).await
     }
 
-    /// Opens a file for reading from a blocking thread.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn open(&self, file: &PhysicalFileId) -> io::Result<fs::File> {
+    pub(super) fn open(&self, file: &PhysicalFileId) -> io::Result<fs::File> {
         fs::File::open(self.path(file))
     }
 }
 
-impl LocalFile {
-    /// Appends `parts` and waits until they are durable. Returns the offset of their first byte.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`]. If the disk had no room for `parts`, the file is as before ([`Self::is_usable`]); after any other
-    /// failure it takes nothing more, and what of `parts` is there is not known.
-    pub async fn append(&mut self, parts: Vec<Bytes>) -> Result<u64, StoreError> {
+#[async_trait]
+impl AppendStore for LocalStore {
+    async fn create(&self, file: &PhysicalFileId) -> Result<Box<dyn GrowingFile>, StoreError> {
+        let (path, root, folders) = (self.path(file), Arc::clone(&self.root), Arc::clone(&self.folders));
+        let (direct, look) = (Arc::clone(&self.direct), self.look_first());
+        let name = file.to_string();
+        let created = blocking("create", &name, move || {
+            look()?;
+            if let Some(folder) = path.parent()
+                && !folders.lock().contains(folder)
+            {
+                create_folders(&root, folder)?;
+                // Only once it is durable: the next file in it relies on that.
+                folders.lock().insert(folder.to_owned());
+            }
+            if direct.get().is_none() {
+                let trial = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                if let Err(error) = try_direct(&direct, &root, &trial) {
+                    tracing::warn!(%error, "the disk takes no direct writes, files are written through the page cache");
+                }
+            }
+            let file = AppendFile::create(&path)?;
+            let buffers = direct.get().cloned().flatten();
+            let direct = buffers.and_then(|buffers| DirectWriter::open(&path, buffers));
+            Ok(Growing { file, direct })
+        });
+        let file = self.traffic.time(StoreOperation::Put, created).await?;
+        Ok(Box::new(LocalFile { file: Arc::new(Mutex::new(file)), path: name, traffic: self.traffic.clone() }))
+    }
+}
+
+#[async_trait]
+impl GrowingFile for LocalFile {
+    async fn append(&mut self, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let file = Arc::clone(&self.file);
         let appended = blocking("append", &self.path, move || {
             let mut file = file.lock();
-            let offset = file.append(parts)?;
-            file.file.sync()?;
-            Ok(offset)
+            file.append(parts)?;
+            file.file.sync()
         });
-        self.traffic.time("append", appended).await
+        self.traffic.time(StoreOperation::Append, appended).await
     }
 
-    /// Appends `parts` without waiting for the disk; a later [`Self::append`] makes them durable, too.
-    ///
-    /// # Errors
-    /// As [`Self::append`].
-    pub async fn append_unsynced(&mut self, parts: Vec<Bytes>) -> Result<u64, StoreError> {
+    async fn append_unsynced(&mut self, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let file = Arc::clone(&self.file);
-        let appended = blocking("append", &self.path, move || file.lock().append(parts));
-        self.traffic.time("multipart_part", appended).await
+        let appended = blocking("append", &self.path, move || file.lock().append(parts).map(|_| ()));
+        self.traffic.time(StoreOperation::MultipartPart, appended).await
     }
 
-    /// Whether it takes more: no write or sync has failed, but for want of room.
-    pub fn is_usable(&self) -> bool {
+    fn is_usable(&self) -> bool {
         !self.file.lock().file.is_poisoned()
-    }
-
-    /// Bytes appended so far.
-    pub fn len(&self) -> u64 {
-        self.file.lock().file.len()
-    }
-
-    /// Whether nothing was appended.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
 /// Runs file system calls on a thread that may block.
+#[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
 async fn blocking<T, F>(operation: &'static str, path: &str, work: F) -> Result<T, StoreError>
 where
     T: Send + 'static,
@@ -420,14 +374,14 @@ where
 /// Finds out whether files in `folder` take direct writes, unless the disk has no room for the trial.
 ///
 /// # Errors
-/// What the operating system says, if they do not.
+/// The operating system's error, if they do not.
 fn try_direct(direct: &OnceLock<Option<DirectBuffers>>, folder: &Path, name: &str) -> io::Result<()> {
     let tried = DirectWriter::probe(folder, name);
     if tried.as_ref().is_err_and(|error| is_full(error)) {
         return Ok(());
     }
     // Another file may have settled it meanwhile, in the same way.
-    drop(direct.set(tried.is_ok().then(DirectBuffers::default)));
+    direct.get_or_init(|| tried.is_ok().then(DirectBuffers::default));
     tried
 }
 
@@ -436,6 +390,7 @@ fn create_folders(root: &Path, folder: &Path) -> io::Result<()> {
     if folder == root {
         return Ok(());
     }
+    // From the top: a folder is durable only if those above it are.
     if let Some(parent) = folder.parent() {
         create_folders(root, parent)?;
     }
@@ -461,7 +416,7 @@ fn read_range(path: &Path, name: &str, range: Range<u64>) -> Result<Bytes, Store
     Ok(buffer.freeze())
 }
 
-/// Punches the whole pages within `ranges`; none if the file system cannot.
+/// Punches the whole pages within `ranges`; `None` if the file system cannot.
 fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
     let file = fs::OpenOptions::new().write(true).open(path)?;
     let page = std::os::unix::fs::MetadataExt::blksize(&file.metadata()?).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
@@ -478,6 +433,7 @@ fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
             Err(error) => return Err(error.into()),
         }
     }
+    // Before the catalog counts the holes: it takes them for given back.
     file.sync_all()?;
     Ok(Some(punched))
 }

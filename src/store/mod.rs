@@ -1,46 +1,62 @@
-//! Storage: the only module that talks to a local disk or an S3 backend.
+//! Storage: the only module that talks to a local disk, an S3 backend or an HDFS.
 //!
-//! Two kinds of backend hold physical files. An *append store* ([`LocalStore`]) has real files that grow and are
-//! synced; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
-//! configuration, and the place for the catalog beside it, after it has probed that the store keeps its word.
+//! Two kinds of backend hold physical files. An *append store* ([`AppendStore`]) has real files that grow and are
+//! synced: [`LocalStore`], [`HdfsStore`]; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
+//! configuration, and the place for the catalog beside it ([`Placement`]), after it has probed that the store keeps its
+//! word. Callers ask what a store can do ([`Capabilities`]), and never which kind it is.
 //!
 //! A store knows which one it is ([`StoreIdentity`]), and [`StoreGuard`] looks before anything is destroyed.
 //!
 //! Of an object store a bounded copy may be kept on local disk ([`LocalCopy`]), which is read first.
 //!
-//! What local disks have room for is watched by [`DiskSpace`], and a part of it kept back.
+//! The room on local disks is watched by [`DiskSpace`], and a part of it kept back.
 //!
-//! Every request is counted by operation, and by whether it is for data or for the catalog ([`Counted`]). Retries live
+//! Every request is counted by operation, and by whether it is for data or for the catalog ([`CountedStore`]). Retries live
 //! here, for operations that are safe to repeat: names are never reused, so a repeated put looks at what is there.
 
+mod append;
 pub mod append_file;
+mod capabilities;
 mod counted;
+mod data;
 mod direct;
+mod hdfs;
 mod identity;
 mod inode;
+mod leftover;
 mod local;
 mod local_copy;
 mod object;
 mod open;
+mod opened;
+mod placement;
 mod probe;
 pub mod space;
 
 use std::ops::Range;
 
-use bytes::Bytes;
-
-pub use counted::{Counted, Multipart, Traffic};
-pub use identity::{CATALOG_SIDE, DATA_SIDE, NotTheStore, Slot, StoreGuard, StoreIdentity, StoreLock, StoreOwner};
+#[cfg(test)]
+pub(crate) use append::memory;
+pub use append::{AppendStore, GrowingFile};
+pub use capabilities::{Capabilities, RequestPrice};
+pub use counted::{CountedStore, Multipart, Traffic};
+pub use data::{DataStore, FileWrites};
+pub use hdfs::{HdfsProbeError, HdfsStore};
+pub use identity::{
+    CATALOG_SIDE, DATA_SIDE, IdentitySlot, NotTheStore, StoreGuard, StoreIdentity, StoreLock, StoreOwner,
+};
 pub use inode::Inode;
-pub use local::{LocalFile, LocalStore};
+pub use leftover::remove_leftover;
+pub use local::LocalStore;
 pub use local_copy::LocalCopy;
-pub use object::{ObjectFiles, TOMBSTONE, Upload};
-pub use open::{OpenError, Opened, open, open_data, place_of_catalog};
+pub use object::{FileUpload, ObjectFiles, TOMBSTONE};
+pub use open::{OpenError, OpenedStore, open, open_data, place_of_catalog};
+pub use opened::OpenedFile;
+pub use placement::Placement;
 pub use probe::{ProbeError, probe};
 pub use space::{DiskFull, DiskSpace};
 
 use crate::error::ErrorKind;
-use crate::model::PhysicalFileId;
 
 /// Why storage did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -70,18 +86,18 @@ pub enum StoreError {
     /// The request failed; whether it was carried out is not known.
     #[error("{operation} of {path} failed")]
     Failed {
-        /// What was asked.
+        /// The operation.
         operation: &'static str,
-        /// Of which file.
+        /// The file.
         path: String,
-        /// What the backend says.
+        /// The backend's error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl StoreError {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
@@ -101,126 +117,5 @@ impl StoreError {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         Self::Failed { operation, path: path.to_owned(), source: source.into() }
-    }
-}
-
-/// Where physical files are. Clones share it.
-#[derive(Debug, Clone)]
-pub enum DataStore {
-    /// A folder on a local disk.
-    Local(LocalStore),
-    /// An object store.
-    Object(ObjectFiles),
-}
-
-impl DataStore {
-    /// Looks through `guard` before every step that destroys something.
-    pub fn guarded(self, guard: StoreGuard) -> Self {
-        match self {
-            Self::Local(store) => Self::Local(store.guarded(guard)),
-            Self::Object(store) => Self::Object(store.guarded(guard)),
-        }
-    }
-
-    /// Looks whether this is the store that it should be.
-    ///
-    /// # Errors
-    /// [`StoreError`] if it is not, or if storage does not tell.
-    pub async fn look(&self) -> Result<(), StoreError> {
-        match self {
-            Self::Local(store) => store.look().await,
-            Self::Object(store) => store.look().await,
-        }
-    }
-
-    /// Whether the last look found another store, or none. Nothing is deleted then.
-    pub fn is_lost(&self) -> bool {
-        self.guard().is_some_and(StoreGuard::is_lost)
-    }
-
-    fn is_guarded(&self) -> bool {
-        self.guard().is_some()
-    }
-
-    fn guard(&self) -> Option<&StoreGuard> {
-        match self {
-            Self::Local(store) => store.guard(),
-            Self::Object(store) => store.guard(),
-        }
-    }
-
-    /// What the last look found instead of the store, in words. None if it is there.
-    pub fn lost(&self) -> Option<String> {
-        self.guard().and_then(StoreGuard::lost)
-    }
-
-    /// Reads a range of a file. That a file, or its end, is missing is only said of the store itself: where that is not
-    /// there at the moment, so is everything in it.
-    ///
-    /// # Errors
-    /// [`StoreError`]; never fewer bytes than asked for.
-    pub async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
-        match self.read_once(file, range.clone()).await {
-            Err(StoreError::NotFound(_) | StoreError::Short { .. }) if self.is_guarded() => {
-                self.look().await?;
-                // It may have come back just before the look.
-                self.read_once(file, range).await
-            }
-            read => read,
-        }
-    }
-
-    async fn read_once(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {
-        match self {
-            Self::Local(store) => store.read(file, range).await,
-            Self::Object(store) => store.read(file, range).await,
-        }
-    }
-
-    /// What was read of a file is wrong: forgets what a local copy has of it. Returns whether that is a reason to read
-    /// again, because the bytes may have come from there.
-    pub fn distrust(&self, file: &PhysicalFileId) -> bool {
-        let Some(copy) = self.local_copy() else { return false };
-        // Whether it had anything does not count: another reader may have told it a moment ago.
-        copy.forget(file);
-        true
-    }
-
-    /// The copy on local disk, where there is one.
-    pub fn local_copy(&self) -> Option<&LocalCopy> {
-        match self {
-            Self::Local(_) => None,
-            Self::Object(store) => store.copy(),
-        }
-    }
-
-    /// The length of a file in bytes; none if there is no such file.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if storage does not say.
-    pub async fn len(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
-        match self {
-            Self::Local(store) => store.len(file).await,
-            Self::Object(store) => store.len(file).await,
-        }
-    }
-
-    /// Deletes files and returns those that are gone now; one that did not exist is gone, too.
-    pub async fn delete(&self, files: Vec<PhysicalFileId>) -> Vec<PhysicalFileId> {
-        match self {
-            Self::Local(store) => store.delete(files).await,
-            Self::Object(store) => store.delete(files).await,
-        }
-    }
-
-    /// Names and lengths of everything below `data/`.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if storage does not say.
-    pub async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        match self {
-            Self::Local(store) => store.list().await,
-            Self::Object(store) => store.list().await,
-        }
     }
 }

@@ -17,7 +17,7 @@ use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
 
-/// What stands under the name of a file whose upload was given up by a daemon that took over.
+/// The bytes under the name of a file whose upload was given up by a daemon that took over.
 pub const TOMBSTONE: &[u8] = b"esker: this file was never written\n";
 /// First pause between two tries; doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -34,17 +34,17 @@ pub struct ObjectFiles {
     bytes_in_flight: Arc<Semaphore>,
     bytes_in_flight_max: u32,
     copy: Option<LocalCopy>,
-    /// Looks whether this is the store; none for whoever only reads.
+    /// Looks whether this is the store; `None` for a store that is only read.
     guard: Option<StoreGuard>,
 }
 
 /// A multipart upload of one large file.
 #[derive(Debug)]
-pub struct Upload {
+pub struct FileUpload {
     files: ObjectFiles,
     path: Path,
     id: String,
-    /// What the store calls the parts, by their place.
+    /// The store's names of the parts, by their place.
     parts: Arc<Mutex<Vec<Option<PartId>>>>,
     file: PhysicalFileId,
     /// Bytes of the parts so far.
@@ -144,12 +144,7 @@ impl ObjectFiles {
         Ok(())
     }
 
-    /// Takes the name of a file that an older daemon may still be uploading, so that it cannot arrive any more.
-    /// Returns the file's length if it did arrive.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`] if storage does not answer; [`StoreError::NotTheStore`].
-    pub async fn claim(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
+    pub(super) async fn claim(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
         self.look().await?;
         let path = self.path(file);
         let len = self
@@ -174,18 +169,14 @@ impl ObjectFiles {
     ///
     /// # Cancel safety
     /// A dropped call may leave an upload without a part, which nobody knows and which takes no space.
-    pub async fn begin(&self, file: &PhysicalFileId) -> Result<Upload, StoreError> {
+    pub async fn begin(&self, file: &PhysicalFileId) -> Result<FileUpload, StoreError> {
         let path = self.path(file);
         let begun = self.multipart.create(&path).await;
         let id = begun.map_err(|error| StoreError::failed("multipart_create", file.as_str(), error))?;
-        Ok(Upload { files: self.clone(), path, id, parts: Arc::default(), file: file.clone(), len: 0 })
+        Ok(FileUpload { files: self.clone(), path, id, parts: Arc::default(), file: file.clone(), len: 0 })
     }
 
-    /// Gives up the upload `id` of a file; its parts are deleted. Nothing happens if it was completed or aborted before.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`]; it can be repeated.
-    pub async fn abort(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
+    pub(super) async fn abort(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
         let (path, id) = (self.path(file), id.to_owned());
         match self.retrying("multipart_abort", file, || self.multipart.abort(&path, &id)).await {
             Err(StoreError::NotFound(_)) => Ok(()),
@@ -300,8 +291,8 @@ impl ObjectFiles {
     }
 }
 
-impl Upload {
-    /// What the store calls it.
+impl FileUpload {
+    /// The store's name for it.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -311,6 +302,7 @@ impl Upload {
         let (files, path, id, file) = (self.files.clone(), self.path.clone(), self.id.clone(), self.file.clone());
         let (parts, start) = (Arc::clone(&self.parts), self.len);
         self.len += data.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        // Its place is taken now and not when it is uploaded: parts end in any order.
         let index = {
             let mut parts = parts.lock();
             parts.push(None);
@@ -322,6 +314,7 @@ impl Upload {
             if let Some(place) = parts.lock().get_mut(index) {
                 *place = Some(part);
             }
+            // Not before the store has it: what a copy holds must be the store's.
             if let Some(copy) = &files.copy {
                 copy.keep(&file, start, data);
             }
@@ -343,6 +336,7 @@ impl Upload {
 
     /// Gives the upload up; its parts are deleted. Returns whether nothing is left of it.
     pub async fn abort(self) -> bool {
+        // First: the copy must not answer for a file that will never be there.
         if let Some(copy) = &self.files.copy {
             copy.forget(&self.file);
         }

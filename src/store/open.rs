@@ -1,8 +1,9 @@
-//! From a URL to a store that was tried.
+//! Makes a store of a URL, and tries it.
 
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::limit::LimitStore;
 use object_store::memory::InMemory;
@@ -10,20 +11,23 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use super::{Counted, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, ProbeError, Traffic, probe};
-use crate::catalog::slate::Placement;
+use super::hdfs::{HdfsClient, HdfsFault, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
+use super::{
+    Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
+    ProbeError, Traffic, probe,
+};
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
-use crate::runtime::Entropy;
+use crate::runtime::{Clock, Entropy};
 
 /// A store that was tried, and the catalog's place beside it.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedStore {
     /// Where physical files go.
     pub data: DataStore,
     /// Where the catalog goes.
     pub catalog: Placement,
-    /// What the local disks of both have room for.
+    /// The room on the local disks of both.
     pub space: DiskSpace,
 }
 
@@ -35,7 +39,7 @@ pub enum OpenError {
     Folder {
         /// The folder.
         folder: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
@@ -44,7 +48,7 @@ pub enum OpenError {
     Direct {
         /// The folder.
         folder: PathBuf,
-        /// What the operating system says.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },
@@ -53,16 +57,37 @@ pub enum OpenError {
     Client {
         /// The store.
         url: String,
-        /// What is wrong.
+        /// The fault in the URL or its options.
         #[source]
         source: object_store::Error,
+    },
+    /// There is no client for an HDFS.
+    #[error(
+        "there is no client for {url}: write `hdfs://host:port/folder`, or name the folder with core-site.xml and hdfs-site.xml \
+         in store.hdfs.conf-dir"
+    )]
+    Hdfs {
+        /// The store.
+        url: String,
+        /// The fault in the URL or in Hadoop's configuration.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A folder of an HDFS failed the probe.
+    #[error("the store {url} cannot be used")]
+    HdfsProbe {
+        /// The store.
+        url: String,
+        /// Its misbehaviour.
+        #[source]
+        source: HdfsProbeError,
     },
     /// The store failed the probe.
     #[error("the store {url} cannot be used")]
     Probe {
         /// The store.
         url: String,
-        /// What it did.
+        /// The store's misbehaviour.
         #[source]
         source: ProbeError,
     },
@@ -77,45 +102,78 @@ pub async fn open(
     catalog_url: Option<&StoreUrl>,
     metrics: &Metrics,
     entropy: &Entropy,
-) -> Result<Opened, OpenError> {
-    let place = Place::make(&settings.url, settings)?;
+) -> Result<OpenedStore, OpenError> {
+    let place = StoreRoot::make(&settings.url, settings, metrics, entropy)?;
     let catalog_place = match catalog_url {
-        Some(url) if *url != settings.url => Some((url, Place::make(url, settings)?)),
+        Some(url) if *url != settings.url => Some((url, StoreRoot::make(url, settings, metrics, entropy)?)),
         _ => None,
     };
     let catalog_folder = catalog_place.as_ref().map_or(&place, |(_, place)| place).folder().map(catalog_in);
     let space = disk_space(place.folder(), catalog_folder.as_deref(), settings, metrics)?;
     let data = match &place {
-        Place::Folder(folder) => {
+        StoreRoot::Folder(folder) => {
             let store = LocalStore::new(folder.clone(), Traffic::data(metrics.clone())).with_space(space.clone());
             let store = store.with_direct_io(settings.direct_io, &entropy.hex(8));
             DataStore::Local(store.map_err(|source| OpenError::Direct { folder: folder.clone(), source })?)
         }
-        Place::Store(store, multipart, prefix) => {
+        StoreRoot::Store(store, multipart, prefix) => {
             let traffic = Traffic::data(metrics.clone());
             let multipart = Multipart::new(Arc::clone(multipart), settings.concurrent_requests_max, traffic);
             let counted: Arc<dyn ObjectStore> =
-                Arc::new(Counted::new(Arc::clone(store), Traffic::data(metrics.clone())));
+                Arc::new(CountedStore::new(Arc::clone(store), Traffic::data(metrics.clone())));
             let copy = local_copy(settings, metrics).await;
             DataStore::Object(ObjectFiles::new(counted, multipart, prefix.clone(), settings).with_copy(copy))
+        }
+        StoreRoot::Hdfs(hdfs) => {
+            try_hdfs(hdfs, &settings.url, entropy).boxed().await?;
+            DataStore::Hdfs(hdfs_store(hdfs.clone(), settings, Traffic::data(metrics.clone())))
         }
     };
     let (url, place) = catalog_place.unwrap_or((&settings.url, place));
     let catalog = match place {
-        Place::Folder(folder) => Placement::Local {
+        StoreRoot::Folder(folder) => Placement::Local {
             folder: catalog_in(&folder),
             traffic: Traffic::catalog(metrics.clone()),
             space: space.clone(),
         },
-        Place::Store(store, _, prefix) => {
-            let counted = Counted::new(store, Traffic::catalog(metrics.clone()));
-            let key = prefix.clone().join("probe").join(entropy.hex(16));
-            let probed = probe(&counted, &key).await;
+        StoreRoot::Store(store, _, prefix) => {
+            let counted = CountedStore::new(store, Traffic::catalog(metrics.clone()));
+            let (key, can) = (prefix.clone().join("probe").join(entropy.hex(16)), Capabilities::OBJECT);
+            let probed = probe(&counted, &key, can).await;
             probed.map_err(|source| OpenError::Probe { url: url.to_string(), source })?;
-            Placement::Object { store: Arc::new(counted), prefix: prefix.join("catalog") }
+            Placement::Object { store: Arc::new(counted), prefix: prefix.join("catalog"), can }
+        }
+        StoreRoot::Hdfs(hdfs) => {
+            let placement = hdfs_catalog(hdfs.clone(), settings, Traffic::catalog(metrics.clone()));
+            if *url != settings.url {
+                try_hdfs(&hdfs, url, entropy).boxed().await?;
+            }
+            placement
         }
     };
-    Ok(Opened { data, catalog, space })
+    tracing::debug!(url = %settings.url, capabilities = ?data.capabilities(), "the store is open");
+    Ok(OpenedStore { data, catalog, space })
+}
+
+async fn try_hdfs(hdfs: &HdfsClient, url: &StoreUrl, entropy: &Entropy) -> Result<(), OpenError> {
+    let probed = probe_hdfs(hdfs, &format!("probe/{}", entropy.hex(16))).await;
+    probed.map_err(|source| OpenError::HdfsProbe { url: url.to_string(), source })
+}
+
+/// The folder as an object store, with so many requests at a time, which are counted.
+fn hdfs_objects(hdfs: HdfsClient, settings: &StoreSettings, traffic: Traffic) -> Arc<dyn ObjectStore> {
+    let limited = LimitStore::new(HdfsObjects::new(hdfs), settings.concurrent_requests_max);
+    Arc::new(CountedStore::new(Arc::new(limited), traffic))
+}
+
+fn hdfs_store(hdfs: HdfsClient, settings: &StoreSettings, traffic: Traffic) -> HdfsStore {
+    let objects = hdfs_objects(hdfs.clone(), settings, traffic.clone());
+    HdfsStore::new(hdfs, objects, &settings.hdfs, traffic)
+}
+
+fn hdfs_catalog(hdfs: HdfsClient, settings: &StoreSettings, traffic: Traffic) -> Placement {
+    let store = hdfs_objects(hdfs, settings, traffic);
+    Placement::Object { store, prefix: Path::from("catalog"), can: Capabilities::HDFS }
 }
 
 fn catalog_in(folder: impl AsRef<FilePath>) -> PathBuf {
@@ -145,13 +203,14 @@ pub fn open_data(settings: &StoreSettings, metrics: &Metrics) -> Result<DataStor
         let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
         return Ok(DataStore::Local(LocalStore::new(folder, traffic)));
     }
-    match Place::make(&settings.url, settings)? {
-        Place::Folder(folder) => Ok(DataStore::Local(LocalStore::new(folder, traffic))),
-        Place::Store(store, multipart, prefix) => {
+    match StoreRoot::make(&settings.url, settings, metrics, &Entropy::from_os(Clock::System))? {
+        StoreRoot::Folder(folder) => Ok(DataStore::Local(LocalStore::new(folder, traffic))),
+        StoreRoot::Store(store, multipart, prefix) => {
             let multipart = Multipart::new(multipart, settings.concurrent_requests_max, traffic.clone());
-            let counted = Arc::new(Counted::new(store, traffic));
+            let counted = Arc::new(CountedStore::new(store, traffic));
             Ok(DataStore::Object(ObjectFiles::new(counted, multipart, prefix, settings)))
         }
+        StoreRoot::Hdfs(hdfs) => Ok(DataStore::Hdfs(hdfs_store(hdfs, settings, traffic))),
     }
 }
 
@@ -171,11 +230,14 @@ pub fn place_of_catalog(
         let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
         return local_catalog(&folder, traffic, settings, metrics);
     }
-    Ok(match Place::make(url, settings)? {
-        Place::Folder(folder) => return local_catalog(&folder, traffic, settings, metrics),
-        Place::Store(store, _, prefix) => {
-            Placement::Object { store: Arc::new(Counted::new(store, traffic)), prefix: prefix.join("catalog") }
-        }
+    Ok(match StoreRoot::make(url, settings, metrics, &Entropy::from_os(Clock::System))? {
+        StoreRoot::Hdfs(hdfs) => hdfs_catalog(hdfs, settings, traffic),
+        StoreRoot::Folder(folder) => return local_catalog(&folder, traffic, settings, metrics),
+        StoreRoot::Store(store, _, prefix) => Placement::Object {
+            store: Arc::new(CountedStore::new(store, traffic)),
+            prefix: prefix.join("catalog"),
+            can: Capabilities::OBJECT,
+        },
     })
 }
 
@@ -192,6 +254,7 @@ fn local_catalog(
     Ok(Placement::Local { folder, traffic, space })
 }
 
+#[expect(clippy::disallowed_methods, reason = "awaited at once, and without it there is no local copy")]
 async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<LocalCopy> {
     let copy = settings.local_copy.clone()?;
     let store = format!("{} {}", settings.url, settings.endpoint.as_deref().unwrap_or_default());
@@ -199,21 +262,22 @@ async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<Local
     tokio::task::spawn_blocking(move || LocalCopy::open(&copy, &store, &metrics)).await.ok().flatten()
 }
 
-/// What a URL names.
-enum Place {
+/// The place that a URL names.
+enum StoreRoot {
     Folder(PathBuf),
     Store(Arc<dyn ObjectStore>, Arc<dyn MultipartStore>, Path),
+    Hdfs(HdfsClient),
 }
 
-impl Place {
+impl StoreRoot {
     fn folder(&self) -> Option<&PathBuf> {
         match self {
             Self::Folder(folder) => Some(folder),
-            Self::Store(..) => None,
+            Self::Store(..) | Self::Hdfs(_) => None,
         }
     }
 
-    fn make(url: &StoreUrl, settings: &StoreSettings) -> Result<Self, OpenError> {
+    fn make(url: &StoreUrl, settings: &StoreSettings, metrics: &Metrics, entropy: &Entropy) -> Result<Self, OpenError> {
         match url {
             StoreUrl::File(folder) => {
                 let made = std::fs::create_dir_all(folder.join("data")).and_then(|()| std::path::absolute(folder));
@@ -223,6 +287,11 @@ impl Place {
             StoreUrl::Memory => {
                 let store = Arc::new(InMemory::new());
                 Ok(Self::Store(Arc::<InMemory>::clone(&store), store, Path::default()))
+            }
+            StoreUrl::Hdfs { authority, path } => {
+                let client = HdfsClient::new(authority, path, entropy.hex(8), settings, metrics);
+                let failed = |source: HdfsFault| OpenError::Hdfs { url: url.to_string(), source: source.into() };
+                Ok(Self::Hdfs(client.map_err(failed)?))
             }
             StoreUrl::S3 { bucket, prefix } => {
                 let store =
@@ -240,8 +309,7 @@ fn s3(bucket: &str, settings: &StoreSettings) -> Result<object_store::aws::Amazo
         max_retries: 5,
         retry_timeout: settings.retry_timeout,
     };
-    let allow_http = settings.allow_http || settings.endpoint.as_ref().is_some_and(|url| is_loopback(url));
-    let options = ClientOptions::new().with_timeout(settings.request_timeout).with_allow_http(allow_http);
+    let options = ClientOptions::new().with_timeout(settings.request_timeout).with_allow_http(settings.allow_http);
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_client_options(options)
@@ -258,9 +326,4 @@ fn s3(bucket: &str, settings: &StoreSettings) -> Result<object_store::aws::Amazo
             builder.with_access_key_id(&credentials.access_key).with_secret_access_key(credentials.secret_key.expose());
     }
     builder.build()
-}
-
-/// Whether plain HTTP to this endpoint stays on this machine.
-fn is_loopback(url: &str) -> bool {
-    ["http://127.", "http://localhost", "http://[::1]"].iter().any(|start| url.starts_with(start))
 }

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 
+use super::Capabilities;
+
 /// Why a store is not fit to hold the catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -20,33 +22,33 @@ pub enum ProbeError {
          answered. Use a store with conditional writes"
     )]
     UpdateIgnored,
-    /// What was written is not what is read.
+    /// The bytes that were read are not those that were written.
     #[error("the store gave back other bytes than the probe had written to {0}")]
     NotReadBack(Path),
     /// A request of the probe failed.
     #[error("the store does not answer the probe's {step}")]
     Failed {
-        /// What was tried.
+        /// The step that was tried.
         step: &'static str,
-        /// What it said.
+        /// The error of the step.
         #[source]
         source: Error,
     },
 }
 
-/// Creates `key` twice, reads it back, updates it twice with the same tag, and deletes it.
+/// Creates `key` twice, reads it back, updates it twice with the same tag if the store `can` do that, and deletes it.
 ///
 /// # Errors
 /// [`ProbeError`] if the store does not refuse what it must refuse.
-pub async fn probe(store: &dyn ObjectStore, key: &Path) -> Result<(), ProbeError> {
-    let answer = conditions(store, key).await;
+pub async fn probe(store: &dyn ObjectStore, key: &Path, can: Capabilities) -> Result<(), ProbeError> {
+    let answer = conditions(store, key, can).await;
     if let Err(source) = store.delete(key).await {
         tracing::warn!(%key, %source, "the probe's object could not be deleted");
     }
     answer
 }
 
-async fn conditions(store: &dyn ObjectStore, key: &Path) -> Result<(), ProbeError> {
+async fn conditions(store: &dyn ObjectStore, key: &Path, can: Capabilities) -> Result<(), ProbeError> {
     let failed = |step| move |source| ProbeError::Failed { step, source };
     let put = |text: &'static str, mode| store.put_opts(key, Bytes::from(text).into(), PutOptions::from(mode));
     let first = put("first", PutMode::Create).await.map_err(failed("create"))?;
@@ -58,6 +60,9 @@ async fn conditions(store: &dyn ObjectStore, key: &Path) -> Result<(), ProbeErro
     let read = store.get(key).await.map_err(failed("get"))?.bytes().await.map_err(failed("get"))?;
     if read != "first" {
         return Err(ProbeError::NotReadBack(key.clone()));
+    }
+    if !can.conditional_updates {
+        return Ok(());
     }
     let version = UpdateVersion { e_tag: first.e_tag, version: first.version };
     put("updated", PutMode::Update(version.clone())).await.map_err(failed("conditional update"))?;
@@ -74,14 +79,14 @@ mod tests {
 
     use super::*;
     use crate::metrics::Metrics;
-    use crate::store::{Counted, Traffic};
+    use crate::store::{CountedStore, Traffic};
 
     #[tokio::test]
     async fn a_store_with_conditions_passes_and_is_left_empty() {
         let store = std::sync::Arc::new(InMemory::new());
-        let counted = Counted::new(store.clone(), Traffic::data(Metrics::new()));
+        let counted = CountedStore::new(std::sync::Arc::<InMemory>::clone(&store), Traffic::data(Metrics::new()));
 
-        probe(&counted, &Path::from("probe/1")).await.unwrap();
+        probe(&counted, &Path::from("probe/1"), Capabilities::OBJECT).await.unwrap();
 
         assert!(store.head(&Path::from("probe/1")).await.is_err());
     }

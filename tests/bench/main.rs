@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
+use esker_test_support::process::esker;
 use serde_json::Value;
 
 fn bench(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let mut command = esker();
     command.args(["bench", "--data-dir"]).arg(folder).args(arguments).output().unwrap()
 }
 
@@ -19,7 +20,7 @@ fn a_report_has_every_cell_every_target_and_every_round_and_nothing_is_left_behi
     let (data, json) = (folder.path().join("data"), folder.path().join("report.json"));
 
     let mut arguments =
-        "--quick --sizes 4kb,64kb --clients 1,4 --rounds 2 --seconds 0.05".split(' ').collect::<Vec<_>>();
+        "--quick --sizes 4kb,64kb --clients 1,4 --rounds 2 --seconds 0.2".split(' ').collect::<Vec<_>>();
     arguments.extend(["--doors", "native,s3,s3-sha256", "--json", json.to_str().unwrap()]);
     let output = bench(&data, &arguments);
 
@@ -70,7 +71,7 @@ fn a_folder_for_the_report_that_is_not_there_is_told_before_anything_is_measured
 
 fn churn(folder: &Path, arguments: &str) -> (Value, String) {
     let json = folder.join("churn.json");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let mut command = esker();
     command.args(["bench", "churn"]).args(arguments.split(' ')).arg("--data-dir").arg(folder.join("data"));
     let output = command.arg("--json").arg(&json).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

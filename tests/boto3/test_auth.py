@@ -1,5 +1,7 @@
 """Who may come in: signatures, keys, clocks."""
 
+import urllib.error
+import urllib.request
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -48,6 +50,11 @@ def test_an_anonymous_request_is_refused(server, s3, bucket, key):
         nobody.list_objects_v2(Bucket=bucket)
     with refused(403, "AccessDenied"):
         nobody.list_buckets()
+    # Before its body is read, which is no XML.
+    asked = urllib.request.Request(f"{server.endpoint}/{bucket}?delete", data=b"<Nope", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as answer:
+        urllib.request.urlopen(asked)
+    assert answer.value.code == 403 and b"AccessDenied" in answer.value.read()
     assert body_of(s3, bucket, key) == b"private"
 
 

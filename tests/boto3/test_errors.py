@@ -82,6 +82,7 @@ def test_a_method_that_means_nothing_is_refused(raw, bucket, method, key, query)
 
 
 POLITE = {
+    "get_public_access_block": "NoSuchPublicAccessBlockConfiguration",
     "get_bucket_encryption": "ServerSideEncryptionConfigurationNotFoundError",
     "get_bucket_policy": "NoSuchBucketPolicy",
     "get_bucket_tagging": "NoSuchTagSet",
@@ -105,6 +106,42 @@ def test_the_owner_has_full_control(s3, bucket, key):
 def test_a_configuration_that_was_never_set_is_not_there(s3, new_bucket, operation):
     with refused(404, POLITE[operation]):
         getattr(s3, operation)(Bucket=new_bucket)
+
+
+NEVER_SET = ["delete_bucket_cors", "delete_bucket_encryption", "delete_bucket_lifecycle",
+             "delete_bucket_ownership_controls", "delete_bucket_policy", "delete_bucket_replication",
+             "delete_bucket_tagging", "delete_bucket_website", "delete_public_access_block"]
+
+
+@pytest.mark.parametrize("operation", NEVER_SET)
+def test_deleting_what_was_never_set_is_done(s3, new_bucket, operation):
+    answer = getattr(s3, operation)(Bucket=new_bucket)
+
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == 204
+    s3.head_bucket(Bucket=new_bucket)
+    with refused(404, "NoSuchBucket"):
+        getattr(s3, operation)(Bucket=new_bucket + "-absent")
+
+
+def test_deleting_tags_that_an_object_does_not_have_is_done(s3, bucket, key):
+    s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+
+    assert s3.delete_object_tagging(Bucket=bucket, Key=key)["ResponseMetadata"]["HTTPStatusCode"] == 204
+    assert body_of(s3, bucket, key) == b"x"
+
+
+def test_the_owner_pays(s3, bucket):
+    assert s3.get_bucket_request_payment(Bucket=bucket)["Payer"] == "BucketOwner"
+
+
+@pytest.mark.parametrize("operation", ["get_object_retention", "get_object_legal_hold"])
+def test_nothing_is_locked(s3, bucket, key, operation):
+    with refused(404, "NoSuchKey"):
+        getattr(s3, operation)(Bucket=bucket, Key=key)
+    s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+
+    with refused(400, "InvalidRequest"):
+        getattr(s3, operation)(Bucket=bucket, Key=key)
 
 
 def test_an_object_has_no_tags(s3, bucket, key):

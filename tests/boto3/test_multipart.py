@@ -363,6 +363,38 @@ def test_uploads_are_listed_by_prefix_and_in_pages(s3, bucket, prefix):
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
 
 
+def test_ten_thousand_parts_are_listed_and_the_last_of_them_completes(server, bucket, key):
+    # More parts at once than the pool of the other tests serves.
+    s3 = server.client(max_pool_connections=24)
+    where = {"Bucket": bucket, "Key": key}
+    upload = Upload(s3, bucket, key, s3.create_multipart_upload(**where)["UploadId"])
+    in_threads(24, lambda number: upload.part(number, b"%d" % number), range(1, 10_001))
+
+    pages = list(s3.get_paginator("list_parts").paginate(**upload.where))
+
+    assert [part["PartNumber"] for page in pages for part in page["Parts"]] == list(range(1, 10_001))
+    assert max(len(page["Parts"]) for page in pages) == 1000
+    with refused(400, "EntityTooSmall"):
+        upload.complete()
+    upload.complete([10_000])
+    assert body_of(s3, bucket, key) == b"10000"
+
+
+def test_uploads_are_listed_by_folder_in_pages_of_one(s3, bucket, prefix):
+    keys = [prefix + name for name in ("a/1", "f/b/c", "f/q", "plain", "z/b")]
+    uploads = [s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"] for key in keys]
+
+    pages = list(s3.get_paginator("list_multipart_uploads").paginate(
+        Bucket=bucket, Prefix=prefix, Delimiter="/", PaginationConfig={"PageSize": 1}))
+
+    folders = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", [])]
+    assert folders == [prefix + name for name in ("a/", "f/", "z/")]
+    assert [entry["Key"] for page in pages for entry in page.get("Uploads", [])] == [prefix + "plain"]
+    assert all(len(page.get("CommonPrefixes", [])) + len(page.get("Uploads", [])) == 1 for page in pages)
+    for key, upload_id in zip(keys, uploads):
+        s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+
+
 def test_two_uploads_to_one_key_do_not_mix(s3, bucket, key):
     first, second = (Upload(s3, bucket, key, s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
                      for _ in range(2))

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from botocore.exceptions import ClientError
 
 from checksums import etag
 from expect import body_of, refused
@@ -57,8 +58,14 @@ def test_a_range_without_bytes_is_416(s3, bucket, stored, asked):
 def test_an_empty_object_has_no_ranges(s3, bucket, key, asked):
     s3.put_object(Bucket=bucket, Key=key, Body=b"")
 
-    with refused(416, "InvalidRange"):
+    with pytest.raises(ClientError) as error:
         s3.get_object(Bucket=bucket, Key=key, Range=asked)
+
+    assert error.value.response["Error"]["Code"] == "InvalidRange"
+    assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 416
+    # Clients that read in ranges alone learn from it that the object is empty.
+    assert error.value.response["Error"]["ActualObjectSize"] == "0"
+    assert error.value.response["ResponseMetadata"]["HTTPHeaders"]["content-range"] == "bytes */0"
 
 
 @pytest.mark.parametrize("asked", ["bytes=abc", "items=0-1", "bytes=9-2", "bytes=-", "bytes"])

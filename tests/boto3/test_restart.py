@@ -19,25 +19,29 @@ STOP_SECONDS = 30
 class Daemon:
     """A daemon of the test's own, on a directory of its own."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, environment=None):
         self.directory = directory
+        self.environment = environment or {}
         self.process = None
 
     def start(self):
         """Starts it and returns a client and its bucket."""
+        server = self.start_server()
+        return server.client(retries={"total_max_attempts": 1, "mode": "standard"}), server.bucket
+
+    def start_server(self):
         ready = self.directory / "ready.json"
         ready.unlink(missing_ok=True)
         command = [os.environ["ESKER_BIN"], "dev", "--data-dir", self.directory / "data", "--s3", "127.0.0.1:0",
                    "--api", "127.0.0.1:0", "--ready-file", ready]
         with open(self.directory / "esker.log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **self.environment})
         deadline = time.monotonic() + STOP_SECONDS
         while not (ready.exists() and ready.stat().st_size):
             assert self.process.poll() is None and time.monotonic() < deadline, "esker did not start"
             time.sleep(0.05)
         told = json.loads(ready.read_text())
-        server = Server(told["s3"], told["access_key"], told["secret_key"], told["bucket"], told["api"])
-        return server.client(retries={"total_max_attempts": 1, "mode": "standard"}), server.bucket
+        return Server(told["s3"], told["access_key"], told["secret_key"], told["bucket"], told["api"])
 
     def stop(self, kill):
         self.process.kill() if kill else self.process.terminate()

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker::api::wire::{BatchAnswer, BatchHead, ListedSegment, PutParams, RestoreJob, RestoredJob, SegmentInfo};
-use esker::catalog::record::{CheckpointKind, CheckpointState};
-use esker::client::{Client, ClientError};
+use esker_client::wire::{
+    BatchAnswer, BatchHead, CheckpointKind, CheckpointState, ErrorKind, ListedSegment, PutParams, RestoreJob,
+    RestoredJob, SegmentInfo,
+};
+use esker_client::{Client, ClientError};
 use http::StatusCode;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -537,7 +539,7 @@ impl Putter {
                 for (mut sent, answer) in batch.into_iter().zip(answers) {
                     match answer {
                         BatchAnswer::Stored(info) => sent.handle = Some(info.handle),
-                        BatchAnswer::Error(body) if body.error.kind == "conflict" => continue,
+                        BatchAnswer::Error(body) if body.error.kind == ErrorKind::Conflict => continue,
                         BatchAnswer::Error(body) => {
                             self.round.expect_end("a put of many", &*Cause::from(body.error.message))
                         }

@@ -66,6 +66,25 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Leaves out what only a folder on a disk suffers.
+    pub fn is_not_on_a_disk(&mut self) {
+        if matches!(self.before, Before::EmptyVolume | Before::FullDisk) {
+            self.before = Before::Nothing;
+        }
+        give_time(&mut self.environment);
+    }
+}
+
+/// A store that other machines make up needs longer to answer, and leases need longer to be recovered.
+pub fn give_time(environment: &mut [(&'static str, String)]) {
+    for (key, value) in environment {
+        if ["ESKER__STORE__REQUEST_TIMEOUT", "ESKER__STORE__RETRY_TIMEOUT"].contains(key) {
+            *value = "20 s".to_owned();
+        }
+    }
+}
+
 impl Before {
     fn draw(rng: &mut StdRng) -> Self {
         match rng.random_range(0..100) {

@@ -3,8 +3,8 @@
 use std::fs;
 
 use bytes::Bytes;
-use esker::api::wire::PutParams;
-use esker::client::{Client, ClientError};
+use esker_client::wire::PutParams;
+use esker_client::{Client, ClientError};
 use tempfile::tempdir;
 
 use super::eventually;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use esker::api::wire::PutParams;
-use esker::client::{Client, ClientError};
+use esker_client::wire::PutParams;
+use esker_client::{Client, ClientError};
 use object_store::aws::AmazonS3;
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};

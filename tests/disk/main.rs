@@ -2,16 +2,16 @@
 //!
 //! The full disk is an ext4 image of 96 MiB, mounted over a loop device in a mount namespace of the test's own, so that
 //! nothing of it is left. That takes a user who may mount; elsewhere these tests say that they are skipped, and what stands
-//! in for them are the unit tests of `catalog/slate/disk.rs`, `catalog/slate/tests.rs` and `store/space`, where a full disk is
+//! in for them are the unit tests of `catalog/slate/disk.rs`, `catalog/slate/tests` and `store/space`, where a full disk is
 //! made up. The disk that fails is a library in front of libc ([`shim`]), built with `cc`.
 
-#![allow(clippy::disallowed_methods, clippy::let_underscore_must_use, clippy::unwrap_used, missing_docs)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
-#[path = "../support/process.rs"]
-mod process;
+#![allow(
+    clippy::disallowed_methods,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod eio;
 mod full;
@@ -21,6 +21,8 @@ mod small_disk;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use esker_test_support::{self as support, process};
 
 /// Longest time that anything may take that should happen soon.
 const SOON: Duration = Duration::from_secs(60);

@@ -2,9 +2,10 @@
 
 use http::StatusCode;
 
+use crate::crashes::commits;
 use crate::faults::{Fault, Op, Rule, any, data, log};
 use crate::s3_server::S3Server;
-use crate::support::{Running, assert_exactly, create_job, put, server_and_daemon, settings};
+use crate::support::{Running, SOON, assert_exactly, create_job, eventually, put, server_and_daemon, settings};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_and_a_commit_that_s3_was_too_busy_for_are_repeated() {
@@ -24,8 +25,11 @@ async fn a_name_is_claimed_though_s3_was_too_busy_at_first() {
     let (server, first) = server_and_daemon(&[]).await;
     let never = server.faults().add(Rule::on(Op::Put, data), Fault::Refused);
     let client = first.new_client();
+    let before = commits(&server);
     let lost = tokio::spawn(async move { put(&client, 1, 1000).await });
-    crate::support::eventually("the commit is there", crate::support::SOON, || async { never.hits() > 0 }).await;
+    // The bytes are refused, and the commit that names their file is durable: in either order.
+    let both = || async { never.hits() > 0 && commits(&server) > before };
+    eventually("the commit is there", SOON, both).await;
     first.kill().await;
     assert!(lost.await.unwrap().is_err());
     never.lift();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use esker::client::{Client, ClientError};
 use esker::runtime::Clock;
+use esker_client::{Client, ClientError};
 use http::StatusCode;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;

@@ -6,7 +6,14 @@
 //! Races are set up with gates that hold a request until the test opens them, not with sleeps. Random runs print their
 //! seed; `FAULTS_SEED` replays one.
 
-#![allow(clippy::disallowed_methods, clippy::let_underscore_must_use, clippy::unwrap_used, missing_docs)]
+#![allow(
+    clippy::clone_on_ref_ptr,
+    clippy::disallowed_methods,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub
+)]
 
 mod big;
 mod clocks;

@@ -1,6 +1,8 @@
 //! Commands on an object store without a daemon, and beside one.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
+
+use esker_test_support::process;
 
 use crate::faults::{Op, data};
 use crate::s3_server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
@@ -8,10 +10,8 @@ use crate::support::{
     PREFIX, Running, Written, assert_exactly, data_files, object_key, put, server_and_daemon, settings,
 };
 
-/// Runs the program on the server's store, named key by key.
-async fn esker(server: &S3Server, args: &[&str]) -> (Option<i32>, Output) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
-    command.args(args).stdin(Stdio::null());
+/// The keys of the configuration that name the server's store, for the program.
+pub fn keys(server: &S3Server) -> impl Iterator<Item = String> {
     let keys = [
         ("store.url", format!("s3://{BUCKET}/{PREFIX}")),
         ("store.endpoint", server.endpoint()),
@@ -22,9 +22,13 @@ async fn esker(server: &S3Server, args: &[&str]) -> (Option<i32>, Output) {
         ("store.retry-timeout", "1 s".to_owned()),
         ("catalog.poll-interval", "1 s".to_owned()),
     ];
-    for (key, value) in keys {
-        command.arg("--set").arg(format!("{key}={value}"));
-    }
+    keys.into_iter().map(|(key, value)| format!("--set={key}={value}"))
+}
+
+/// Runs the program on the server's store, named key by key.
+async fn esker(server: &S3Server, args: &[&str]) -> (Option<i32>, Output) {
+    let mut command = process::esker();
+    command.args(args).args(keys(server)).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     (output.status.code(), output)
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use esker::client::ClientError;
+use esker_client::ClientError;
+use esker_client::wire::ErrorKind;
 use http::StatusCode;
 
 use crate::faults::{Fault, Op, Rule, data};
@@ -53,7 +54,7 @@ async fn flipped_bits_are_an_error_and_counted_and_never_handed_out() {
 
     for error in [whole, part] {
         assert_eq!(error.status(), Some(StatusCode::INTERNAL_SERVER_ERROR), "{error}");
-        assert!(matches!(&error, ClientError::Refused { kind, .. } if kind == "corrupt"), "{error}");
+        assert!(matches!(&error, ClientError::Refused { kind: ErrorKind::Corrupt, .. }), "{error}");
     }
     assert!(metric(&daemon.client, CORRUPT).await >= before + 2.0);
     flips.lift();
@@ -88,7 +89,7 @@ async fn a_file_that_somebody_deleted_is_an_error_and_other_segments_stay() {
 
     let error = daemon.client.get(&lost.info.segment).await.unwrap_err();
 
-    assert!(matches!(&error, ClientError::Refused { kind, .. } if kind == "corrupt"), "{error}");
+    assert!(matches!(&error, ClientError::Refused { kind: ErrorKind::Corrupt, .. }), "{error}");
     assert_eq!(daemon.client.get(&kept.info.segment).await.unwrap(), kept.data);
     assert_eq!(data_files(&server).len(), 1);
 }

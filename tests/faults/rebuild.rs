@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use esker::daemon::rebuild::{RebuildError, RebuildOptions, Step, rebuild};
+use esker::engine::rebuild::{RebuildError, RebuildOptions, RebuildProgress, rebuild};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use tokio::runtime::Handle;
@@ -108,7 +108,7 @@ async fn a_rebuild_that_is_cut_short_at_any_step_leaves_nothing_half() {
         let settings_now = settings(&server, &changed());
         let cut_short = tokio::spawn(async move {
             let step = AtomicUsize::new(0);
-            let crash = |at: Step| assert!(step.fetch_add(1, Ordering::Relaxed) < last, "a crash at {at:?}");
+            let crash = |at: RebuildProgress| assert!(step.fetch_add(1, Ordering::Relaxed) < last, "a crash at {at:?}");
             rebuild(&settings_now, options, &crash).await
         });
         assert!(cut_short.await.unwrap_err().is_panic());
@@ -149,10 +149,10 @@ async fn a_daemon_that_still_runs_is_shut_out_first() {
 const REPLACE: RebuildOptions = RebuildOptions { replace: true, read_data: false };
 
 /// Does something when the files have been listed.
-fn once_listed<F: Future<Output = ()>>(then: impl Fn() -> F + Send + Sync) -> impl Fn(Step) + Send + Sync {
+fn once_listed<F: Future<Output = ()>>(then: impl Fn() -> F + Send + Sync) -> impl Fn(RebuildProgress) + Send + Sync {
     let runtime = Handle::current();
     move |step| {
-        if matches!(step, Step::Listed(_)) {
+        if matches!(step, RebuildProgress::Listed(_)) {
             tokio::task::block_in_place(|| runtime.block_on(then()));
         }
     }

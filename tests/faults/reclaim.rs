@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use esker::api::wire::{BatchAnswer, BatchHead, SegmentInfo};
-use esker::client::Client;
+use esker_client::Client;
+use esker_client::wire::{BatchAnswer, BatchHead, SegmentInfo};
 use http::StatusCode;
 
 use crate::faults::{Fault, Gate, Op, Rule, any, data};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use esker::api::wire::{BatchAnswer, BatchHead, RestoreRequest, SegmentInfo};
-use esker::client::{Client, ClientError, Restore};
+use esker_client::wire::{BatchAnswer, BatchHead, ErrorKind, RestoreRequest, SegmentInfo};
+use esker_client::{Client, ClientError, Restore};
 use futures::StreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
@@ -154,7 +154,7 @@ async fn a_restore_whose_bytes_are_damaged_in_the_middle_breaks_off_and_names_th
         }
     };
 
-    let ClientError::BrokenOff { whole: told, segment, message } = &error else { panic!("{error}") };
+    let ClientError::BrokenOff { whole: told, segment, message, .. } = &error else { panic!("{error}") };
     assert_eq!((*told, segment.as_ref()), (whole, Some(&infos[usize::try_from(whole).unwrap()].segment)), "{error}");
     assert!(whole > 0 && message.contains("checksum"), "{error}");
     flips.lift();
@@ -201,7 +201,7 @@ async fn a_restore_whose_store_is_gone_is_an_error_soon() {
         server.objects().remove(&key);
     }
     let error = daemon.client.restore(&these(&infos)).await.unwrap_err();
-    assert!(matches!(&error, ClientError::Refused { kind, .. } if kind == "corrupt"), "{error}");
+    assert!(matches!(&error, ClientError::Refused { kind: ErrorKind::Corrupt, .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,7 +261,7 @@ async fn objects_of_a_bucket_become_plain_files() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("out");
 
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_esker"))
+    let output = esker_test_support::process::esker()
         .args(["export", "--bucket", "flink", "--prefix", "jobs/", "--json", "--to", to.to_str().unwrap()])
         .args(["--api", &format!("http://{}", daemon.address())])
         .output()

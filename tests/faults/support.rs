@@ -6,13 +6,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker::api::wire::{PutParams, SegmentInfo};
 use esker::catalog::command::Command;
-use esker::client::{Client, ClientError};
 use esker::config::{Config, Settings};
 use esker::daemon::{Addresses, Daemon};
 use esker::error::chain;
 use esker::runtime::Clock;
+use esker_client::wire::{PutParams, SegmentInfo};
+use esker_client::{Client, ClientError};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -249,10 +249,10 @@ async fn obey(daemon: Daemon, mut orders: mpsc::Receiver<Order>) -> Option<Daemo
                 while until.recv().is_ok() {}
             }
             Order::CreateBucket(bucket, reply) => {
-                daemon.catalog().execute(Command::CreateBucket(bucket.to_owned())).await.unwrap();
+                daemon.running().catalog().execute(Command::CreateBucket(bucket.to_owned())).await.unwrap();
                 reply.send(()).expect("the test waits for it");
             }
-            Order::Check(reply) => drop(reply.send(daemon.catalog().view().check())),
+            Order::Check(reply) => drop(reply.send(daemon.running().catalog().recount().faults)),
             Order::ShutDown(reply) => {
                 let ended = daemon.shut_down().await;
                 drop(reply.send(ended.map(|_| ()).map_err(|error| chain(&error))));

@@ -255,7 +255,7 @@ async fn dead_files_are_deleted_though_deletes_fail_and_live_ones_stay() {
     server.faults().add(Rule::on(Op::Delete, data).times(2), Fault::Refused);
     server.faults().add(Rule::on(Op::Delete, data).times(1), Fault::AckLost);
     daemon.client.begin(JOB, 2).await.unwrap();
-    let params = esker::api::wire::PutParams { checkpoint: Some(2), ..params() };
+    let params = esker_client::wire::PutParams { checkpoint: Some(2), ..params() };
     let data = bytes_of(2, 1000);
     let info = daemon.client.put(JOB, &params, Some("key-2"), data.clone()).await.unwrap();
     let living = Written { key: "key-2".to_owned(), data, info };

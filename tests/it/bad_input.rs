@@ -1,8 +1,9 @@
 //! What a client can do wrong: it is told what, the daemon lives on, and nothing is left behind.
 
 use bytes::Bytes;
-use esker::client::ClientError;
 use esker::model::crc32c;
+use esker_client::ClientError;
+use esker_client::wire::ErrorKind;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -185,7 +186,7 @@ async fn a_segment_for_a_checkpoint_that_is_over_is_refused() {
             let error = daemon.client.put("j", &checkpoint(n), None, pattern(1, len).into()).await.unwrap_err();
 
             let ClientError::Refused { status, kind, .. } = error else { panic!("{error}") };
-            assert_eq!((status.as_u16(), kind.as_str()), (409, "conflict"), "{n}");
+            assert_eq!((status.as_u16(), kind), (409, ErrorKind::Conflict), "{n}");
         }
     }
     nothing_is_left(&daemon).await;
@@ -381,7 +382,7 @@ async fn bytes_that_were_damaged_on_disk_are_never_handed_out() {
     let error = daemon.client.get(&info.segment).await.unwrap_err();
 
     let ClientError::Refused { status, kind, .. } = error else { panic!("{error}") };
-    assert_eq!((status.as_u16(), kind.as_str()), (500, "corrupt"));
+    assert_eq!((status.as_u16(), kind), (500, ErrorKind::Corrupt));
     assert_eq!(daemon.metric("esker_corrupt_reads_total").await, 1.0);
     // The damage is in the first block alone.
     let end = daemon.client.get_range(&info.segment, 2_500_000..3_000_000).await.unwrap();

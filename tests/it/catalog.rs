@@ -1,7 +1,7 @@
 //! The catalog's state machine against a model too simple to be wrong.
 //!
 //! The state counts references; the model has none: what lives is what checkpoints, object versions and uploads name,
-//! collected anew at every step. After every step both agree, nothing that [`State::check`] looks at is off, and the
+//! collected anew at every step. After every step both agree, nothing that [`CatalogState::check`] looks at is off, and the
 //! records that were written make the same state again, with and without the bytes that were on their way.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use esker::catalog::command::{
-    About, Bind, Claim, Command, Condition, Item, Leavings, MadeBy, Move, Moved, NewSegment, ObjectContent,
-    ObjectToDelete, Outcome, PutObject, Refusal, Restore, Store, StoreFile, StoreToken, Stored,
+    Bind, Command, Condition, MadeBy, Move, Moved, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject,
+    Refusal, RestorePoint, Store, StoreFile, StoreItem, StoreToken, Stored,
 };
-use esker::catalog::record::{CheckpointKind, FileState, JobEnd, Mutation, ObjectHeaders, PartRecord, UploadRecord};
-use esker::catalog::state::{ListQuery, Listed, State};
+use esker::catalog::mutation::Mutation;
+use esker::catalog::state::{CatalogState, ListQuery, Listed};
 use esker::model::{
-    CheckpointId, IdempotencyKey, JobId, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentCrc,
-    SegmentId, StateScope, Writer,
+    About, CheckpointId, CheckpointKind, Claim, FileState, IdempotencyKey, JobEnd, JobId, Lane, LaneOf, Leavings,
+    Location, Millis, NewUpload, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment, SegmentCrc, SegmentId,
+    StateScope, Writer,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -351,7 +352,7 @@ impl Model {
 
 /// The state, what was written of it, and the model.
 struct World {
-    state: State,
+    state: CatalogState,
     model: Model,
     /// What the journal holds.
     written: BTreeMap<Bytes, Bytes>,
@@ -360,7 +361,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { state: State::default(), model: Model::default(), written: BTreeMap::new(), next: 1 };
+        let mut world =
+            Self { state: CatalogState::default(), model: Model::default(), written: BTreeMap::new(), next: 1 };
         world.apply(Command::CreateBucket(BUCKET.to_owned())).unwrap();
         world.model.bucket = true;
         world
@@ -535,7 +537,7 @@ impl World {
         let repeat = moves && !completed && claimed == Some(&from);
         let wanted = completed && !in_the_way || repeat;
         let claim = if claim { Claim::Claim } else { Claim::NoClaim };
-        let restore = Restore { job: to.clone(), from: from.clone(), checkpoint: CheckpointId(checkpoint), claim };
+        let restore = RestorePoint { job: to.clone(), from: from.clone(), checkpoint: CheckpointId(checkpoint), claim };
         let outcome = self.apply(Command::Restore(restore));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
         if !wanted {
@@ -605,14 +607,14 @@ impl World {
         let mut segments = vec![];
         for id in self.model.live() {
             let Some(view) = self.state.segment(id) else { continue };
-            let elsewhere = view.record.location.file() != source.as_ref();
+            let elsewhere = view.location.file() != source.as_ref();
             if elsewhere && segments.len() % 3 != 1 {
                 continue;
             }
-            let len = view.record.location.len();
+            let len = view.location.len();
             let place = Segment { file: to.clone(), offset: at, len };
             // What is elsewhere was moved since it was read: it stays where it is.
-            let from = if elsewhere { Location::Inline { len: len + 1 } } else { view.record.location };
+            let from = if elsewhere { Location::Inline { len: len + 1 } } else { view.location };
             if !elsewhere {
                 self.model.places.insert(id, Some(to.clone()));
             }
@@ -669,7 +671,7 @@ impl World {
             Condition::Match(etag) => (Some(etag), holds == Some(true)),
             _ => (None, true),
         };
-        let object = ObjectToDelete { key: key.to_owned(), if_match };
+        let object = ObjectToDelete { key: key.to_owned(), if_match, if_put_at: None };
         let outcome = self.apply(Command::DeleteObjects(BUCKET.to_owned(), vec![object]));
         match outcome {
             Err(refusal) => assert!(!self.model.bucket, "{refusal}"),
@@ -693,14 +695,9 @@ impl World {
         if !self.model.uploads.contains_key(&self.upload(n)) {
             self.model.uploads_made[usize::from(n)] += 1;
         }
-        let record = UploadRecord {
-            bucket: BUCKET.to_owned(),
-            key: key(n),
-            headers: ObjectHeaders::default(),
-            checksum: None,
-            created: self.now(),
-        };
-        let outcome = self.apply(Command::CreateUpload(self.upload(n), Arc::new(record)));
+        let (bucket, headers) = (BUCKET.to_owned(), ObjectHeaders::default());
+        let upload = NewUpload { bucket, key: key(n), headers, checksum: None };
+        let outcome = self.apply(Command::CreateUpload(self.upload(n), Arc::new(upload), self.now()));
         assert_eq!(outcome.is_ok(), self.model.bucket);
         if self.model.bucket {
             self.model.uploads.entry(self.upload(n)).or_default();
@@ -769,7 +766,7 @@ impl World {
         self.model.in_flight.push(arriving);
     }
 
-    fn item(&self, brings: &Brings, id: SegmentId, location: Location) -> (Item, Brings) {
+    fn item(&self, brings: &Brings, id: SegmentId, location: Location) -> (StoreItem, Brings) {
         let (owner, checkpoint, content) = match brings {
             Brings::Segment { job, checkpoint, content, .. } => (*job, Some(CheckpointId(*checkpoint)), *content),
             _ => (0, None, 0),
@@ -781,23 +778,18 @@ impl World {
         let crc = SegmentCrc { whole: u32::from(content), ..SegmentCrc::default() };
         let segment = NewSegment { id, about, location, inline, crc };
         let object = |key: &str, condition, content| {
-            let modified = self.now();
-            Bind::Object(Box::new(PutObject {
-                bucket: BUCKET.to_owned(),
-                key: key.to_owned(),
-                condition,
-                content,
-                modified,
-            }))
+            Bind::Object(Box::new(PutObject { bucket: BUCKET.to_owned(), key: key.to_owned(), condition, content }))
         };
-        let content = |segments: Vec<SegmentId>, upload: Option<MadeBy>| ObjectContent::Segments {
-            len: segments.iter().map(|id| self.model.lens[id]).sum(),
-            part_lens: vec![],
-            etag: id.to_string(),
-            headers: ObjectHeaders::default(),
-            checksum: None,
-            segments,
-            upload,
+        let content = |segments: Vec<SegmentId>, upload: Option<MadeBy>| {
+            let head = ObjectHead {
+                len: segments.iter().map(|id| self.model.lens[id]).sum(),
+                part_lens: vec![],
+                etag: id.to_string(),
+                modified: self.now(),
+                headers: ObjectHeaders::default(),
+                checksum: None,
+            };
+            ObjectContent::Segments { segments, head, upload }
         };
         let (segments, bind) = match brings {
             Brings::Segment { key, .. } => {
@@ -809,13 +801,19 @@ impl World {
                 (vec![segment], object(&key(*n), condition, content(vec![id], None)))
             }
             Brings::Copy { from, to } => {
-                let copy =
-                    ObjectContent::CopyOf { bucket: BUCKET.to_owned(), key: key(*from), if_match: None, headers: None };
+                let copy = ObjectContent::CopyOf {
+                    bucket: BUCKET.to_owned(),
+                    key: key(*from),
+                    if_match: None,
+                    headers: None,
+                    modified: self.now(),
+                    storage_class: None,
+                    checksum: None,
+                };
                 (vec![], object(&key(*to), Condition::None, copy))
             }
             Brings::Part { upload: n, number } => {
-                let part =
-                    PartRecord { segment: Some(id), len, etag: String::new(), checksum: None, modified: self.now() };
+                let part = PartHead { len, etag: String::new(), checksum: None, modified: self.now() };
                 (vec![segment], Bind::Part { upload: self.upload(*n), number: *number, part })
             }
             Brings::Complete { upload: n, key: k } => {
@@ -825,14 +823,14 @@ impl World {
                 (vec![segment], object(&key(*k), Condition::None, content(segments, made_by)))
             }
         };
-        (Item { segments, bind }, brings.clone())
+        (StoreItem { segments, bind }, brings.clone())
     }
 
     /// Compares the answer with what the model says, and lets the model follow.
     fn stored(
         &mut self,
         id: SegmentId,
-        item: &Item,
+        item: &StoreItem,
         brings: &Brings,
         answer: Result<Stored, Refusal>,
         arriving: &mut ModelStore,
@@ -906,7 +904,7 @@ impl World {
                 let source = self.model.current(key)?;
                 Some((source.segments.clone(), source.etag.clone()))
             }
-            ObjectContent::Segments { segments, etag, .. } => {
+            ObjectContent::Segments { segments, head, .. } => {
                 if let Brings::Complete { upload: n, .. } = brings {
                     let parts = self.model.uploads.get(&self.upload(*n))?;
                     let old = &segments[..segments.len() - 1];
@@ -919,7 +917,7 @@ impl World {
                         return None;
                     }
                 }
-                Some((segments.clone(), etag.clone()))
+                Some((segments.clone(), head.etag.clone()))
             }
         }
     }
@@ -952,7 +950,7 @@ impl World {
         for (_, (arrives, store)) in alive {
             if arrives { self.model.confirm(store) } else { self.model.fail(store) }
         }
-        let mut state = State::default();
+        let mut state = CatalogState::default();
         for (key, value) in &self.written {
             state.load(key, value).unwrap();
         }
@@ -979,7 +977,7 @@ impl World {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.state.check(), Vec::<String>::new());
-        let alive: BTreeSet<SegmentId> = self.state.all_segments().map(|(id, _)| id).collect();
+        let alive: BTreeSet<SegmentId> = self.state.all_segments().map(|view| view.id).collect();
         prop_assert_eq!(&alive, &self.model.live());
         prop_assert_eq!(self.state.space().live_bytes, self.model.live_bytes());
         let visible: BTreeSet<SegmentId> = alive.into_iter().filter(|id| self.state.segment(*id).is_some()).collect();
@@ -997,15 +995,14 @@ impl World {
         prop_assert_eq!(&listed, &self.model.listing());
         for (key, etag) in listed {
             let object = self.state.object(BUCKET, &key).unwrap();
-            prop_assert_eq!(&object.record.etag, &etag);
+            prop_assert_eq!(&object.head().etag, &etag);
             let len: u64 = object
-                .record
-                .segments
+                .segments()
                 .iter()
                 .filter_map(|id| self.state.segment(*id))
-                .map(|segment| segment.record.location.len())
+                .map(|segment| segment.location.len())
                 .sum();
-            prop_assert_eq!(len, object.record.len, "{} names a segment that cannot be read", key);
+            prop_assert_eq!(len, object.head().len, "{} names a segment that cannot be read", key);
         }
         self.compare_files()
     }
@@ -1032,20 +1029,15 @@ impl World {
 }
 
 /// Everything that can be seen of a state in which nothing is on its way.
-fn picture(state: &State) -> String {
-    let mut segments: Vec<_> = state.all_segments().map(|(id, record)| format!("{id} {record:?}")).collect();
+fn picture(state: &CatalogState) -> String {
+    let mut segments: Vec<_> = state.all_segments().map(|view| format!("{view:?}")).collect();
     segments.sort();
     let files: Vec<_> = state.files().map(|file| format!("{file:?}")).collect();
-    let jobs: Vec<_> = state
-        .jobs()
-        .into_iter()
-        .map(|(id, record, n)| format!("{id} {record:?} {n} {:?}", state.checkpoints(&id)))
-        .collect();
-    let uploads: Vec<_> = state
-        .uploads()
-        .map(|(id, record)| format!("{id} {record:?} {:?}", state.parts(id).collect::<Vec<_>>()))
-        .collect();
-    let objects: Vec<_> = (0..3).map(|n| format!("{:?}", state.object(BUCKET, &key(n)).map(|o| o.record))).collect();
+    let jobs: Vec<_> =
+        state.jobs().into_iter().map(|job| format!("{job:?} {:?}", state.checkpoints(&job.id))).collect();
+    let uploads: Vec<_> =
+        state.uploads().map(|view| format!("{view:?} {:?}", state.parts(&view.id).collect::<Vec<_>>())).collect();
+    let objects: Vec<_> = (0..3).map(|n| format!("{:?}", state.object(BUCKET, &key(n)))).collect();
     format!("{segments:#?}{files:#?}{jobs:#?}{uploads:#?}{objects:#?}{:?}", state.space())
 }
 

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use esker::client::Client;
+use esker_client::Client;
 
 use crate::clock;
 use crate::daemon::{checkpoint, files};

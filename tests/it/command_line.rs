@@ -3,9 +3,10 @@
 use std::process::{Command, Output};
 
 use crate::daemon::TestDaemon;
+use crate::process;
 
 fn esker(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_esker")).args(arguments).output().unwrap()
+    process::esker().args(arguments).output().unwrap()
 }
 
 /// The exit code, and what it says of the error.
@@ -95,7 +96,7 @@ fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
         "store.secret-key=b",
         &endpoint,
     ];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let mut command = process::esker();
     command.arg("serve").args(sets.iter().flat_map(|set| ["--set", set])).stderr(std::fs::File::create(&log).unwrap());
     let mut child = command.spawn().unwrap();
     let said = || std::fs::read_to_string(&log).unwrap();
@@ -116,4 +117,78 @@ fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
     }
     assert_eq!(child.wait().unwrap().code(), Some(1), "{}", said());
     assert!(said().contains("terminated during the start"), "{}", said());
+}
+
+#[test]
+fn the_help_says_what_exit_codes_mean() {
+    for command in [&[][..], &["dev"], &["serve"], &["put"], &["get"], &["ls"], &["verify"], &["rebuild"], &["restore"]]
+    {
+        let output = esker(&[command, &["--help"]].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+
+        assert!(text.contains("Exit codes:") && text.contains("2  it could not be tried"), "{command:?}: {text}");
+    }
+}
+
+#[test]
+fn without_a_daemon_to_talk_to_nothing_can_be_tried() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("to");
+    let (to, file) = (to.to_str().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml"));
+    let commands = [
+        &["put", "--job", "j", "--checkpoint", "1", file][..],
+        &["get", "01JD0000000000000000000000"],
+        &["ls"],
+        &["du"],
+        &["reclaim", "--dry-run"],
+        &["gc", "--dry-run"],
+        &["verify"],
+        &["restore", "--job", "j", "--checkpoint", "1", "--to", to],
+        &["export", "--job", "j", "--to", to],
+    ];
+    for command in commands {
+        let (code, text) = fails(&[command, &["--api", &api]].concat());
+
+        assert_eq!(code, Some(2), "{command:?}: {text}");
+        assert!(text.contains("no answer from"), "{command:?}: {text}");
+    }
+    assert_eq!(fails(&["ls", "--api", "nowhere"]).0, Some(2));
+    assert_eq!(fails(&["put", "--job", "j", "--checkpoint", "1", "/no/such/file", "--api", &api]).0, Some(2));
+    assert_eq!(fails(&["inspect", "/no/such/file"]).0, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_daemon_does_not_have_went_wrong_and_what_makes_no_sense_could_not_be_tried() {
+    let daemon = TestDaemon::start(&[]).await;
+    let api = format!("http://{}", daemon.api());
+    let code = |arguments: &[&str]| fails(&[arguments, &["--api", &api]].concat());
+
+    let unknown = "01JD0000000000000000000000";
+    for gone in [&["get", unknown][..], &["ls", "--job", "nobody"], &["du", "--job", "nobody"]] {
+        let (code, text) = code(gone);
+        assert_eq!(code, Some(1), "{gone:?}: {text}");
+    }
+    let (code, text) = code(&["get", "nonsense"]);
+    assert_eq!(code, Some(2), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_says_whose_state_it_is() {
+    let daemon = TestDaemon::start(&[]).await;
+    let api = format!("http://{}", daemon.api());
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
+    let put = ["put", "--api", &api, "--job", "j", "--checkpoint", "1", "--scope", "shared", file];
+    let whose = ["--operator", "sum", "--subtask", "1", "--parallelism", "4", "--task-manager", "tm-7"];
+
+    let stored = esker(&[&put[..], &whose].concat());
+    assert_eq!(stored.status.code(), Some(0), "{}", String::from_utf8_lossy(&stored.stderr));
+    let half = esker(&[&put[..], &whose[..2]].concat());
+    assert_eq!(half.status.code(), Some(2), "{}", String::from_utf8_lossy(&half.stderr));
+
+    let segments = daemon.client.segments("j", None, None).await.unwrap().segments;
+    assert_eq!(segments.len(), 1);
+    assert_eq!((segments[0].subtask.as_deref(), segments[0].scope.as_str()), (Some("sum_1_4"), "shared"));
 }

@@ -1,8 +1,8 @@
 //! The physical file: damage is noticed, a torn end loses nothing before it, and version 1 stays readable.
 
 use bytes::Bytes;
-use esker::merge::format::{self, Entry, Frame, Header, ReadAt, Scan};
-use esker::model::{CheckpointId, Label, Millis, SegmentId, StateScope, SubtaskKey, Writer, crc32c};
+use esker::format::{self, FileScan, FooterEntry, Frame, Header, ReadAt};
+use esker::model::{About, CheckpointId, Label, Millis, SegmentId, StateScope, SubtaskKey, Writer, crc32c};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -25,7 +25,7 @@ struct Built {
     frames: Vec<Frame>,
     /// Where each frame ends.
     ends: Vec<u64>,
-    entries: Vec<Entry>,
+    entries: Vec<FooterEntry>,
     data_len: u64,
 }
 
@@ -61,24 +61,26 @@ fn build(parts: &[Part]) -> Built {
 }
 
 /// Every combination of fields that may be absent appears in the first four entries.
-fn entry(index: u32, offset: u64, data: &[u8]) -> Entry {
+fn entry(index: u32, offset: u64, data: &[u8]) -> FooterEntry {
     let label = |text: &str| Some(Label::parse("label", text).unwrap());
     let known = index.is_multiple_of(2);
     let subtask = SubtaskKey { operator: label("map→sink").unwrap(), index, parallelism: 128 };
-    Entry {
+    FooterEntry {
         id: SegmentId(ULID + 1 + u128::from(index)),
         offset,
         len: data.len() as u64,
         crc32c: crc32c(data),
-        job: "checkpoints/jobs/wörd-count".parse().unwrap(),
-        scope: if known { StateScope::Shared } else { StateScope::Exclusive },
-        writer: Writer {
-            subtask: known.then_some(subtask),
-            task_manager: if index < 2 { label("tm-1") } else { None },
+        about: About {
+            job: "checkpoints/jobs/wörd-count".parse().unwrap(),
+            scope: if known { StateScope::Shared } else { StateScope::Exclusive },
+            writer: Writer {
+                subtask: known.then_some(subtask),
+                task_manager: if index < 2 { label("tm-1") } else { None },
+            },
+            checkpoint: (index != 1).then_some(CheckpointId(u64::from(index) + 40)),
+            name: if index == 3 { None } else { label("s3://bucket/chk-41/0b5c") },
         },
-        checkpoint: (index != 1).then_some(CheckpointId(u64::from(index) + 40)),
         savepoint: false,
-        name: if index == 3 { None } else { label("s3://bucket/chk-41/0b5c") },
     }
 }
 
@@ -91,7 +93,7 @@ fn sample() -> Built {
     ])
 }
 
-fn scan(bytes: &[u8]) -> Scan {
+fn scan(bytes: &[u8]) -> FileScan {
     format::scan(bytes, 0, bytes.len() as u64).unwrap()
 }
 
@@ -153,7 +155,7 @@ fn a_tail_torn_off_at_any_length_leaves_the_frames_before_it() {
         let valid = if cut < format::HEADER_BYTES { 0 } else { built.ends[..whole].last().copied().unwrap_or(64) };
 
         let mut torn = built.bytes[..cut as usize].to_vec();
-        assert_eq!(scan(&torn), Scan { frames: frames.clone(), valid_len: valid }, "cut at {cut}");
+        assert_eq!(scan(&torn), FileScan { frames: frames.clone(), valid_len: valid }, "cut at {cut}");
         assert!(format::read_index(&torn[..], cut).is_err(), "cut at {cut}");
 
         // A disk that had grown the file but not written its last blocks shows zeros there.
@@ -170,7 +172,7 @@ fn a_walk_from_the_middle_finds_the_rest() {
 
     let found = format::scan(&built.bytes[..], built.ends[1], built.bytes.len() as u64).unwrap();
 
-    assert_eq!(found, Scan { frames: built.frames[2..].to_vec(), valid_len: built.data_len });
+    assert_eq!(found, FileScan { frames: built.frames[2..].to_vec(), valid_len: built.data_len });
 }
 
 #[test]
@@ -235,7 +237,7 @@ proptest! {
         let (found, entries) = format::read_index(&built.bytes[..], built.bytes.len() as u64).unwrap();
 
         prop_assert_eq!((found, entries), (header(), built.entries));
-        prop_assert_eq!(scan(&built.bytes), Scan { frames: built.frames, valid_len: built.data_len });
+        prop_assert_eq!(scan(&built.bytes), FileScan { frames: built.frames, valid_len: built.data_len });
     }
 
     #[test]

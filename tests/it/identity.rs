@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use esker::api::wire::SegmentInfo;
-use esker::catalog::record::RecordKey;
-use esker::catalog::slate::{Journal, JournalError, JournalSettings, Placement};
-use esker::client::Client;
-use esker::merge::format::encode_frame;
+use bytes::Bytes;
+use esker::catalog::mutation::Mutation;
+use esker::catalog::slate::{Journal, JournalError, JournalSettings};
+use esker::format::encode_frame;
 use esker::metrics::Metrics;
 use esker::model::SegmentHasher;
-use esker::store::{DiskSpace, Traffic};
+use esker::store::{DiskSpace, Placement, Traffic};
+use esker_client::Client;
+use esker_client::wire::{GcReport, SegmentInfo};
 use http::StatusCode;
 use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
 use tempfile::TempDir;
@@ -549,7 +550,9 @@ async fn as_an_older_version(root: &Path) {
         space: DiskSpace::default(),
     };
     let journal = Journal::open(place, JournalSettings::local(), |_, _| Ok::<_, JournalError>(())).await.unwrap();
-    let deleted = journal.write(vec![RecordKey::Owner.delete()], esker::catalog::slate::Haste::Now).await.unwrap();
+    // The record of its last owner.
+    let delete = Mutation::Delete { key: Bytes::from_static(b"w") };
+    let deleted = journal.write(vec![delete], esker::catalog::slate::Haste::Now).await.unwrap();
     deleted.durable().await.unwrap();
     journal.close().await.unwrap();
     for name in ["ESKER", "catalog/STORE"] {
@@ -577,7 +580,7 @@ async fn a_store_of_an_older_version_gets_its_identity_if_all_its_files_are_ther
     fs::rename(&file, &hidden).unwrap();
 
     let refused = TestDaemon::try_start_on(folder, vec![]).await;
-    let (folder, error) = refused.err().expect("its only file is missing");
+    let (folder, error) = refused.expect_err("its only file is missing");
     assert!(error.is_refusal() && error.to_string().contains("none of them is there"), "{error}");
     assert!(!root.join("ESKER").exists() && !root.join("catalog/STORE").exists());
 
@@ -618,7 +621,7 @@ async fn a_durable_file_that_is_missing_or_short_refuses_the_start_until_the_ope
 
     let (folder, error) = TestDaemon::try_start_on(folder, vec![]).await.err().unwrap();
     let text = error.to_string();
-    assert!(error.is_refusal() && text.contains("2 files that hold 2 durable segments"), "{text}");
+    assert!(error.is_refusal() && text.contains("durable segments are missing or too short: 2 in 2 files: "), "{text}");
     assert!(
         text.contains("has 1000 bytes") && text.contains("does not exist") && text.contains("--drop-lost"),
         "{text}"
@@ -662,9 +665,23 @@ async fn files_that_nobody_names_lie_in_lost_and_found_for_the_grace() {
     fs::write(root.join(stray("2")), b"of a run").unwrap();
     daemon.metric_becomes("esker_set_aside_files_total", 2.0).await;
     assert_eq!(files(&root.join("lost+found")).len(), 2);
+    daemon.metric_becomes("esker_unnamed_files", 2.0).await;
+    let report = daemon.client.gc_report().await.unwrap();
+    let told = |n: usize| {
+        let aside = &report.set_aside[n];
+        (aside.file.clone(), aside.bytes, aside.since_ms.zip(aside.until_ms).map(|(since, until)| until - since))
+    };
+    assert_eq!((report.unnamed.len(), report.set_aside.len()), (0, 2), "{report:?}");
+    assert_eq!([told(0), told(1)], [(stray("1"), 10, Some(3_600_000)), (stray("2"), 8, Some(3_600_000))]);
     assert!(daemon.client.get(&info.segment).await.unwrap() == pattern(1, LEN));
 
     let folder = daemon.shut_down().await;
+    let (code, text) = run("gc", folder.path(), &["--dry-run", "--json"]);
+    assert_eq!(code, Some(0), "{text}");
+    let stopped: GcReport = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let files_of = |report: &GcReport| report.set_aside.iter().map(|aside| aside.file.clone()).collect::<Vec<_>>();
+    assert_eq!(files_of(&stopped), files_of(&report));
+    assert!(stopped.set_aside.iter().all(|aside| aside.until_ms.is_none()), "its grace begins with the next start");
     let short = flags(&[("reclaim.sweep-grace", "10 ms")]);
     let daemon = TestDaemon::try_start_on(folder, short).await.map_err(|(_, error)| error).unwrap();
     daemon.metric_becomes("esker_swept_files_total", 2.0).await;

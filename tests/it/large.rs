@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use esker::api::wire::{BatchAnswer, BatchHead, PutParams, RestoreRequest, SegmentInfo};
 use esker::catalog::command::Command;
-use esker::client::{ClientError, Restore};
 use esker::config::Config;
 use esker::daemon::Daemon;
+use esker_client::wire::{BatchAnswer, BatchHead, PutParams, RestoreRequest, SegmentInfo};
+use esker_client::{ClientError, Restore};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
@@ -45,9 +45,9 @@ async fn prepare(folder: &Path) {
     ];
     let flags = flags.map(|(key, value)| (key.to_owned(), value));
     let daemon = Daemon::start(Config::load_with(None, [], &flags).unwrap().settings().unwrap()).await.unwrap();
-    daemon.catalog().execute(Command::CreateBucket(BUCKET.to_owned())).await.unwrap();
+    daemon.running().catalog().execute(Command::CreateBucket(BUCKET.to_owned())).await.unwrap();
     for object in [SMALL, LARGE, MANY] {
-        object.put(daemon.catalog(), folder, BUCKET).await;
+        object.put(daemon.running().catalog(), folder, BUCKET).await;
     }
     daemon.shut_down().await.unwrap();
 }

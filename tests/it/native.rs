@@ -1,14 +1,14 @@
 //! The native API as a worker uses it.
 
 use bytes::Bytes;
-use esker::api::wire::{BatchAnswer, BatchHead, PutParams};
-use esker::catalog::record::CheckpointState;
-use esker::client::Client;
+use esker_client::Client;
+use esker_client::wire::{BatchAnswer, BatchHead, CheckpointState, PutParams};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use crate::daemon::{TestDaemon, checkpoint};
+use crate::raw::{ask, request};
 use crate::support::pattern;
 
 /// Inside the catalog, in a file with others, and streamed into one of its own.
@@ -138,7 +138,7 @@ async fn checkpoints_live_as_flink_says() {
 
     client.subsume("j", 1).await.unwrap();
 
-    let gone = |answer: Result<Bytes, esker::client::ClientError>| answer.unwrap_err().status();
+    let gone = |answer: Result<Bytes, esker_client::ClientError>| answer.unwrap_err().status();
     assert_eq!(gone(client.get(&segments[0]).await), Some(StatusCode::NOT_FOUND), "subsumed");
     assert_eq!(gone(client.get(&segments[1]).await), Some(StatusCode::NOT_FOUND), "aborted");
     assert_eq!(client.get(&segments[2]).await.unwrap(), pattern(3, 100_000));
@@ -221,7 +221,7 @@ async fn http_2_carries_many_puts_on_one_connection() {
 
     for (n, (status, body)) in answers.into_iter().enumerate() {
         assert_eq!(status, StatusCode::CREATED);
-        let info: esker::api::wire::SegmentInfo = serde_json::from_slice(&body).unwrap();
+        let info: esker_client::wire::SegmentInfo = serde_json::from_slice(&body).unwrap();
         let (_, bytes) = send("GET", format!("/v1/segments/{}", info.segment), vec![]).await;
         assert_eq!(bytes, pattern(n as u64, 50_000));
     }
@@ -246,4 +246,25 @@ async fn with_tokens_only_their_bearers_come_in() {
     }
     // Health and metrics are for everyone on the port.
     with(None).metrics().await.unwrap();
+}
+
+#[tokio::test]
+async fn slashes_of_a_handle_may_be_raw_and_those_of_a_job_are_told_to_be_encoded() {
+    let daemon = daemon().await;
+    let info = daemon.client.put("j", &checkpoint(1), None, pattern(1, 100_000).into()).await.unwrap();
+    assert!(info.handle.contains('/'), "{}", info.handle);
+
+    for handle in [info.handle.clone(), info.handle.replace('/', "%2F")] {
+        let answer = ask(daemon.api(), request("GET", &format!("/v1/handles/{handle}"), "", b"")).await;
+        assert_eq!((answer.status, answer.body == pattern(1, 100_000)), (200, true), "{handle}");
+    }
+
+    daemon.client.create_job("team/count").await.unwrap();
+    let encoded = ask(daemon.api(), request("GET", "/v1/jobs/team%2Fcount", "", b"")).await;
+    assert_eq!(encoded.status, 200, "{}", encoded.text());
+    let raw = ask(daemon.api(), request("GET", "/v1/jobs/team/count", "", b"")).await;
+    assert_eq!((raw.status, raw.error()), (404, ("not_found".to_owned(), "path".to_owned())));
+    assert!(raw.text().contains("%2F"), "{}", raw.text());
+    let other = ask(daemon.api(), request("GET", "/v1/nothing", "", b"")).await;
+    assert!(other.status == 404 && !other.text().contains("%2F"), "{}", other.text());
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use esker::api::wire::SegmentInfo;
+use esker_client::wire::SegmentInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixStream};
 
@@ -277,7 +277,8 @@ async fn writers_that_stop_in_the_middle_give_way_to_others() {
         stopped.push(raw);
     }
     let begun = Instant::now();
-    while daemon.metric("esker_in_flight_bytes").await < f64::from(6 << 20) {
+    // All there is but for what the connections themselves take.
+    while daemon.metric("esker_in_flight_bytes").await < f64::from(5 << 20) {
         assert!(begun.elapsed() < Duration::from_secs(10), "they hold nothing");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -285,7 +286,7 @@ async fn writers_that_stop_in_the_middle_give_way_to_others() {
     for seed in 0..10 {
         put(&daemon, seed, 1 << 20).await;
     }
-    assert!(daemon.metric("esker_rejected_total{reason=\"slow\"}").await >= 6.0, "they gave way");
+    assert!(daemon.metric("esker_rejected_total{reason=\"slow\"}").await >= 5.0, "they gave way");
 }
 
 #[tokio::test]
@@ -322,7 +323,7 @@ async fn a_daemon_that_was_stopped_blames_nobody() {
     let environment: Vec<_> = limits.iter().map(|key| (key.as_str(), "1 s".to_owned())).collect();
     let mut process = Process::spawn(folder.path(), &environment);
     let ready = process.wait_ready();
-    let client = esker::client::Client::new(&ready.api, None).unwrap();
+    let client = esker_client::Client::new(&ready.api, None).unwrap();
     client.create_job("j").await.unwrap();
     let api = ready.api.trim_start_matches("http://").parse().unwrap();
     let (data, half) = (pattern(1, 1000), 500);

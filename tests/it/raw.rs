@@ -82,6 +82,15 @@ impl Raw {
         Some(answer)
     }
 
+    /// Everything up to the end of the connection as one answer, whose body is as it came: of one to HEAD, there is none.
+    pub async fn last_answer(&mut self) -> Answer {
+        while self.more().await {}
+        let head = self.received.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer") + 4;
+        let body = self.received.split_off(head);
+        let (status, headers) = parse_head(&String::from_utf8(std::mem::take(&mut self.received)).unwrap());
+        Answer { status, headers, body }
+    }
+
     async fn chunks(&mut self) -> Option<Vec<u8>> {
         let mut body = vec![];
         loop {

@@ -2,26 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use esker::api::wire::PutParams;
-use esker::catalog::slate::{Journal, JournalError, Placement, Present};
-use esker::client::Client;
+use esker::catalog::slate::{Journal, JournalError, Present};
 use esker::config::{Config, Settings};
-use esker::daemon::identity::IdentityError;
-use esker::daemon::rebuild::{RebuildError, RebuildOptions, Step, rebuild};
-use esker::merge::format::{self, Entry, Header};
+use esker::engine::identity::IdentityError;
+use esker::engine::rebuild::{RebuildError, RebuildOptions, RebuildProgress, rebuild};
+use esker::format::{self, FooterEntry, Header};
 use esker::metrics::Metrics;
-use esker::model::{CheckpointId, Millis, PhysicalFileId, SegmentId, StateScope, Writer, crc32c};
-use esker::store::{DiskSpace, Traffic};
+use esker::model::{About, CheckpointId, Millis, PhysicalFileId, SegmentId, StateScope, Writer, crc32c};
+use esker::store::{DiskSpace, Placement, Traffic};
+use esker_client::Client;
+use esker_client::wire::PutParams;
 use futures::TryStreamExt;
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt};
 use tempfile::TempDir;
 
 use crate::daemon::files;
-use crate::process::{Process, Ready};
+use crate::process::{self, Process, Ready};
 use crate::support::pattern;
 
 /// More than is kept inside the catalog.
@@ -143,7 +143,7 @@ impl World {
     }
 
     fn run(&self, command: &str, more: &[&str]) -> (Option<i32>, String) {
-        let mut esker = Command::new(env!("CARGO_BIN_EXE_esker"));
+        let mut esker = process::esker();
         let Output { status, stdout, stderr } =
             esker.arg(command).arg("--data-dir").arg(self.data()).args(more).output().unwrap();
         (status.code(), String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap())
@@ -354,7 +354,7 @@ async fn a_rebuild_that_is_cut_short_at_any_step_is_done_again() {
         let settings = settings(&world);
         let cut_short = tokio::spawn(async move {
             let step = AtomicUsize::new(0);
-            let crash = |at: Step| assert!(step.fetch_add(1, Ordering::Relaxed) < last, "a crash at {at:?}");
+            let crash = |at: RebuildProgress| assert!(step.fetch_add(1, Ordering::Relaxed) < last, "a crash at {at:?}");
             rebuild(&settings, options, &crash).await
         });
         assert!(cut_short.await.unwrap_err().is_panic());
@@ -403,9 +403,15 @@ async fn a_daemon_and_a_rebuild_keep_each_other_off_from_the_first_look_on() {
     assert!(process.terminate().success());
 
     let (start, world_data) = (AtomicUsize::new(0), world.data());
-    let starts = |at: Step| {
-        if matches!(at, Step::Listed(_) | Step::RoomMade(_) | Step::Begun | Step::Written) {
-            let mut esker = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let starts = |at: RebuildProgress| {
+        if matches!(
+            at,
+            RebuildProgress::Listed(_)
+                | RebuildProgress::RoomMade(_)
+                | RebuildProgress::Begun
+                | RebuildProgress::Written
+        ) {
+            let mut esker = process::esker();
             esker.args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"]).arg(&world_data);
             let output = esker.output().unwrap();
             assert!(!output.status.success(), "it started at {at:?}");
@@ -422,11 +428,11 @@ async fn a_daemon_refuses_a_catalog_that_is_half_rebuilt() {
     world.lose_catalog();
     let settings = settings(&world);
     let cut_short = tokio::spawn(async move {
-        rebuild(&settings, RebuildOptions::default(), &|at| assert!(at != Step::Wrote, "a crash")).await
+        rebuild(&settings, RebuildOptions::default(), &|at| assert!(at != RebuildProgress::Wrote, "a crash")).await
     });
     assert!(cut_short.await.unwrap_err().is_panic());
 
-    let output = Command::new(env!("CARGO_BIN_EXE_esker"))
+    let output = process::esker()
         .args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"])
         .arg(world.data())
         .output()
@@ -441,7 +447,7 @@ async fn a_daemon_refuses_a_catalog_that_is_half_rebuilt() {
 async fn a_folder_without_files_cannot_be_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
     for missing in [folder.path().to_owned(), folder.path().join("missing")] {
-        let mut esker = Command::new(env!("CARGO_BIN_EXE_esker"));
+        let mut esker = process::esker();
         let output = esker.args(["rebuild", "--data-dir"]).arg(&missing).output().unwrap();
 
         assert_eq!(output.status.code(), Some(2));
@@ -455,17 +461,19 @@ fn file(folder: &Path, epoch: u64, ulid: u128, segments: &[(u128, &[u8])]) -> Pa
     let mut entries = vec![];
     for (index, (id, data)) in (0..).zip(segments) {
         bytes.extend(format::encode_frame(index, data.len() as u64, crc32c(data)));
-        entries.push(Entry {
+        entries.push(FooterEntry {
             id: SegmentId(*id),
             offset: bytes.len() as u64,
             len: data.len() as u64,
             crc32c: crc32c(data),
-            job: "j".parse().unwrap(),
-            scope: StateScope::Exclusive,
-            writer: Writer::default(),
-            checkpoint: Some(CheckpointId(5)),
+            about: About {
+                job: "j".parse().unwrap(),
+                scope: StateScope::Exclusive,
+                writer: Writer::default(),
+                checkpoint: Some(CheckpointId(5)),
+                name: None,
+            },
             savepoint: false,
-            name: None,
         });
         bytes.extend_from_slice(data);
     }

@@ -1,17 +1,18 @@
 //! Getting space back on a local disk, as worker and operator see it.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use esker::api::wire::{BatchAnswer, BatchHead, SegmentInfo};
-use esker::merge::format;
+use esker::format;
 use esker::metrics::Metrics;
 use esker::model::PhysicalFileId;
-use esker::store::{LocalStore, Traffic};
+use esker::store::{DataStore, LocalStore, Traffic};
+use esker_client::wire::{BatchAnswer, BatchHead, SegmentInfo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::daemon::{TestDaemon, files};
+use crate::process;
 use crate::support::pattern;
 
 /// Reclaiming happens when the test says so.
@@ -60,7 +61,7 @@ fn on_disk(daemon: &TestDaemon) -> u64 {
 }
 
 fn esker(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_esker")).args(arguments).output().unwrap()
+    process::esker().args(arguments).output().unwrap()
 }
 
 fn json(arguments: &[&str]) -> serde_json::Value {
@@ -128,7 +129,7 @@ async fn holes_that_a_crash_left_uncounted_are_counted_by_the_next_round() {
     let living = mostly_dead(&daemon).await;
     let file: PhysicalFileId = living[0].0.file.as_ref().unwrap().parse().unwrap();
     // As the reclaimer does, but that the daemon dies before it can say so.
-    let store = LocalStore::new(daemon.folder().to_owned(), Traffic::data(Metrics::new()));
+    let store = DataStore::Local(LocalStore::new(daemon.folder().to_owned(), Traffic::data(Metrics::new())));
     let dead = |frame: &&format::Frame| living.iter().all(|(info, _)| info.offset != frame.offset);
     let frames = store.frames(&file).await.unwrap();
     let ranges = frames.iter().filter(dead).map(|frame| frame.offset..frame.offset + frame.len).collect();

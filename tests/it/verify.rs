@@ -1,12 +1,13 @@
 //! `esker verify` names what is wrong with a folder.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-use esker::api::wire::SegmentInfo;
+use esker_client::wire::SegmentInfo;
 use tempfile::TempDir;
 
 use crate::daemon::{TestDaemon, checkpoint, files};
+use crate::process::esker;
 use crate::support::pattern;
 
 /// A folder that a daemon has left in order, with one closed file in it, and a segment in that.
@@ -19,7 +20,7 @@ async fn folder() -> (TempDir, SegmentInfo) {
 }
 
 fn verify(folder: &Path, more: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let mut command = esker();
     command.args(["verify", "--data-dir"]).arg(folder).args(more).output().unwrap()
 }
 
@@ -126,7 +127,7 @@ async fn a_segment_is_read_from_its_handle_alone() {
     let (folder, info) = folder().await;
 
     let read = |handle: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+        let mut command = esker();
         command.args(["get", "--handle", handle, "--data-dir"]).arg(folder.path()).output().unwrap()
     };
 
@@ -185,7 +186,7 @@ async fn a_running_daemon_counts_for_itself() {
     let api = format!("http://{}", daemon.api());
 
     let ask = |more: &'static [&'static str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+        let mut command = esker();
         command.args(["verify", "--api", &api]).args(more);
         tokio::task::spawn_blocking(move || command.output().unwrap())
     };
@@ -217,7 +218,7 @@ async fn holes_where_nothing_lives_are_no_fault_and_a_rebuild_does_not_bring_the
 
     assert_eq!(said(folder.path()).0, Some(0));
     std::fs::rename(folder.path().join("catalog"), folder.path().join("lost")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_esker"));
+    let mut command = esker();
     let output = command.args(["rebuild", "--json", "--data-dir"]).arg(folder.path()).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
 

@@ -2,13 +2,9 @@
 //! `shared/` are put and deleted through the S3 door, and `du` on the data folder follows what lives. Meanwhile reads go
 //! on, and the daemon is killed. [`checkpoints`] plays a job with fast checkpoints.
 
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::clone_on_ref_ptr, clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod checkpoints;
-#[path = "../support/process.rs"]
-mod process;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use esker_test_support::{self as support, process};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::aws::AmazonS3;
 use object_store::path::Path as Key;

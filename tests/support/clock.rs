@@ -15,3 +15,11 @@ pub fn wrong_by(off: &str) -> Option<[(&'static str, String); 3]> {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
     ])
 }
+
+/// Removes what `faketime` keeps in shared memory for a process that was killed.
+pub fn forget(process: u32) {
+    for name in [format!("faketime_shm_{process}"), format!("sem.faketime_sem_{process}")] {
+        // There is none of a process whose clock was right.
+        drop(std::fs::remove_file(PathBuf::from("/dev/shm").join(name)));
+    }
+}

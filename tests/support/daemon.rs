@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use esker::api::wire::PutParams;
-use esker::client::Client;
 use esker::config::{Config, Settings};
 use esker::daemon::{Daemon, StartError};
+use esker_client::Client;
+use esker_client::wire::PutParams;
 use tempfile::TempDir;
 
 /// A daemon on a folder of its own.
+#[derive(Debug)]
 pub struct TestDaemon {
     pub client: Client,
     daemon: Daemon,
@@ -30,7 +31,7 @@ impl TestDaemon {
 
     /// Starts one on a folder that is there, which may be refused; then the folder comes back.
     pub async fn try_start_on(folder: TempDir, flags: Vec<(String, String)>) -> Result<Self, (TempDir, StartError)> {
-        let daemon = match Daemon::start(settings(folder.path(), &flags)).await {
+        let daemon = match Box::pin(Daemon::start(settings(folder.path(), &flags))).await {
             Ok(daemon) => daemon,
             Err(error) => return Err((folder, error)),
         };
@@ -58,6 +59,11 @@ impl TestDaemon {
     pub async fn shut_down(self) -> TempDir {
         self.daemon.shut_down().await.unwrap();
         self.folder
+    }
+
+    /// Has it look at its files.
+    pub fn reload(&self) {
+        self.daemon.reload();
     }
 
     pub fn api(&self) -> std::net::SocketAddr {

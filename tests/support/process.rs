@@ -9,9 +9,13 @@ use object_store::ClientOptions;
 use object_store::aws::AmazonS3Builder;
 use serde::Deserialize;
 
-/// The program under test.
+use crate::clock;
+
+/// The program under test. Cargo builds it for every test that runs, one folder above the test.
 pub fn esker() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_esker"))
+    let test = std::env::current_exe().expect("the system tells which program this is");
+    let folder = test.parent().and_then(Path::parent).expect("a test is in target/*/deps");
+    Command::new(folder.join("esker"))
 }
 
 /// What a daemon says once it answers.
@@ -38,6 +42,7 @@ impl Ready {
 }
 
 /// A running `esker dev`. Dropping it is `kill -9`.
+#[derive(Debug)]
 pub struct Process {
     child: Child,
     ready_file: PathBuf,
@@ -45,13 +50,29 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a daemon on `folder/data`, with free ports; its log goes to `folder/log`.
+    /// Starts a daemon on `folder/data`, with free ports; its log goes to `folder/log`, what it prints to `folder/stdout`.
     pub fn spawn(folder: &Path, environment: &[(&str, String)]) -> Self {
         let (ready_file, log) = (folder.join("ready.json"), folder.join("log"));
         drop(std::fs::remove_file(&ready_file));
         let mut command = esker();
         command.args(["dev", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--data-dir"]).arg(folder.join("data"));
         command.arg("--ready-file").arg(&ready_file).envs(environment.iter().map(|(key, value)| (key, value)));
+        let printed = append_to(&folder.join("stdout"));
+        let child = command.stdin(Stdio::null()).stdout(printed).stderr(append_to(&log)).spawn();
+        Self { child: child.expect("the program starts"), ready_file, log }
+    }
+
+    /// Starts a daemon on the store `url`, with free ports and a bucket; its log goes to `folder/log`.
+    pub fn serve(folder: &Path, url: &str, environment: &[(&str, String)]) -> Self {
+        let (ready_file, log) = (folder.join("ready.json"), folder.join("log"));
+        drop(std::fs::remove_file(&ready_file));
+        let mut command = esker();
+        command.args(["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--ready-file"]).arg(&ready_file);
+        let store = format!("store.url={url}");
+        let set =
+            [store.as_str(), "auth.access-key=esker", "auth.secret-key=esker-secret", r#"server.buckets=["esker"]"#];
+        command.args(set.iter().flat_map(|set| ["--set", set]));
+        command.envs(environment.iter().map(|(key, value)| (key, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append_to(&log)).spawn();
         Self { child: child.expect("the program starts"), ready_file, log }
     }
@@ -73,6 +94,11 @@ impl Process {
     /// The process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the daemon is our child").is_some()
     }
 
     /// Sends a signal, by its name without `SIG`.
@@ -113,6 +139,7 @@ impl Drop for Process {
         // It may have ended by itself.
         drop(self.child.kill());
         drop(self.child.wait());
+        clock::forget(self.child.id());
     }
 }
 

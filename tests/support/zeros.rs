@@ -4,11 +4,11 @@ use std::path::Path;
 
 use esker::catalog::Catalog;
 use esker::catalog::command::{
-    About, Bind, Command, Condition, Item, NewSegment, ObjectContent, Outcome, PutObject, Store, StoreFile,
+    Bind, Command, Condition, NewSegment, ObjectContent, Outcome, PutObject, Store, StoreFile, StoreItem,
 };
-use esker::catalog::record::ObjectHeaders;
 use esker::model::{
-    BLOCK_BYTES, Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, SegmentId, StateScope, Writer, crc32c,
+    About, BLOCK_BYTES, Lane, LaneOf, Location, Millis, ObjectHead, ObjectHeaders, PhysicalFileId, Segment, SegmentCrc,
+    SegmentId, StateScope, Writer, crc32c,
 };
 
 /// An object of zeros.
@@ -25,6 +25,8 @@ pub struct Zeros {
 }
 
 impl Zeros {
+    /// Its bytes; it has some.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> u64 {
         self.segments * self.segment_bytes
     }
@@ -49,7 +51,7 @@ impl Zeros {
         futures::future::try_join_all(files.iter().map(close)).await.unwrap();
     }
 
-    fn item(&self, files: &[PhysicalFileId], bucket: &str) -> Item {
+    fn item(&self, files: &[PhysicalFileId], bucket: &str) -> StoreItem {
         let block = crc32c(&vec![0; usize::try_from(BLOCK_BYTES).unwrap()]);
         let blocks = usize::try_from(self.segment_bytes / BLOCK_BYTES).unwrap();
         let crc = SegmentCrc { whole: 0, blocks: vec![block; blocks].into() };
@@ -72,18 +74,19 @@ impl Zeros {
             crc: crc.clone(),
         };
         let segments: Vec<NewSegment> = (0..self.segments).map(segment).collect();
-        let content = ObjectContent::Segments {
-            segments: segments.iter().map(|segment| segment.id).collect(),
+        let head = ObjectHead {
             len: self.len(),
             etag: "zeros".to_owned(),
+            modified: Millis(0),
             headers: ObjectHeaders::default(),
             checksum: None,
             part_lens: vec![],
-            upload: None,
         };
+        let ids = segments.iter().map(|segment| segment.id).collect();
+        let content = ObjectContent::Segments { segments: ids, head, upload: None };
         let (bucket, key) = (bucket.to_owned(), self.key.to_owned());
-        let put = PutObject { bucket, key, condition: Condition::None, content, modified: esker::model::Millis(0) };
-        Item { segments, bind: Bind::Object(Box::new(put)) }
+        let put = PutObject { bucket, key, condition: Condition::None, content };
+        StoreItem { segments, bind: Bind::Object(Box::new(put)) }
     }
 }
 

@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::Busy;
 use super::flow::Flow;
+use crate::api::exchange::Exchange;
 use crate::runtime::Payer;
 
 /// The most that HTTP/2 puts into one frame by default.
@@ -21,33 +22,43 @@ const PIECE_BYTES_MAX: u64 = 16 << 10;
 const PIECE_BYTES_MIN: u64 = 1 << 10;
 
 /// The body of an answer.
-pub struct Answer<B> {
+pub struct AnswerBody<B> {
     body: B,
     payer: Payer,
-    pieces: Option<Pieces>,
+    exchange: Exchange,
+    pieces: Option<AnswerPieces>,
     /// The connection is busy until the body is out.
     _busy: Busy,
 }
 
-struct Pieces {
+crate::runtime::opaque_debug!(AnswerBody<B>);
+
+struct AnswerPieces {
     flow: Arc<Flow>,
     rest: Bytes,
     bytes_max: usize,
 }
 
-impl<B> Answer<B> {
+impl<B> AnswerBody<B> {
     /// `body`, whose connection has no other answer.
-    pub fn alone(body: B, payer: Payer, busy: Busy) -> Self {
-        Self { body, payer, pieces: None, _busy: busy }
+    pub fn alone(body: B, payer: Payer, exchange: Exchange, busy: Busy) -> Self {
+        Self { body, payer, exchange, pieces: None, _busy: busy }
     }
 
     /// `body`, which leaves beside others. Its pieces are smaller than what has to leave within half a `window`.
-    pub fn beside_others(body: B, payer: Payer, busy: Busy, bytes_per_second: u64, window: Duration) -> Self {
+    pub fn beside_others(
+        body: B,
+        payer: Payer,
+        exchange: Exchange,
+        busy: Busy,
+        bytes_per_second: u64,
+        window: Duration,
+    ) -> Self {
         let flow = Arc::new(Flow::leaving(window));
         busy.peer().add(&flow);
         let half = bytes_per_second.saturating_mul(window.as_secs()) / 2;
         let bytes_max = half.clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX) as usize;
-        Self { body, payer, pieces: Some(Pieces { flow, rest: Bytes::new(), bytes_max }), _busy: busy }
+        Self { body, payer, exchange, pieces: Some(AnswerPieces { flow, rest: Bytes::new(), bytes_max }), _busy: busy }
     }
 
     fn left(&self) -> usize {
@@ -55,14 +66,17 @@ impl<B> Answer<B> {
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for AnswerBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if self.left() == 0 {
-            let Self { body, payer, .. } = &mut *self;
-            let frame = ready!(payer.sync_scope(|| Pin::new(body).poll_frame(cx)));
+            let Self { body, payer, exchange, .. } = &mut *self;
+            let frame = ready!(exchange.sync_scope(|| payer.sync_scope(|| Pin::new(body).poll_frame(cx))));
+            if let Some(Ok(frame)) = &frame {
+                exchange.sent(frame.data_ref().map_or(0, Bytes::len) as u64);
+            }
             let Some(pieces) = &mut self.pieces else { return Poll::Ready(frame) };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => pieces.rest = data,
@@ -89,27 +103,27 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Answer<B> {
     }
 }
 
-impl Pieces {
+impl AnswerPieces {
     fn next(&mut self) -> Bytes {
         let bytes = self.rest.split_to(self.rest.len().min(self.bytes_max));
         self.flow.handed_out(bytes.len() as u64);
-        Bytes::from_owner(OnItsWay { bytes, flow: Arc::clone(&self.flow) })
+        Bytes::from_owner(PieceInFlight { bytes, flow: Arc::clone(&self.flow) })
     }
 }
 
 /// A piece that the peer has yet to take.
-struct OnItsWay {
+struct PieceInFlight {
     bytes: Bytes,
     flow: Arc<Flow>,
 }
 
-impl AsRef<[u8]> for OnItsWay {
+impl AsRef<[u8]> for PieceInFlight {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for OnItsWay {
+impl Drop for PieceInFlight {
     fn drop(&mut self) {
         self.flow.taken(self.bytes.len() as u64);
     }

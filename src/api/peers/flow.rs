@@ -1,4 +1,4 @@
-//! What is moving between a peer and the daemon, and whether it moves fast enough.
+//! Measures the bytes that move between a peer and the daemon, and judges whether they move fast enough.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -7,20 +7,20 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 
-/// How fast is fast enough, and how much time has passed since the last look.
+/// The pace that is fast enough, and the time since the last look.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct PaceLimits {
     /// 0: any pace is.
     pub bytes_per_second: u64,
-    /// How far a peer may fall behind.
+    /// The time by which a peer may fall behind.
     pub window: Duration,
     /// Since the last look.
     pub passed: Duration,
-    /// How far it may fall behind while others wait for what it holds, if they do.
+    /// The time by which it may fall behind while others wait for the memory that it holds, if any do.
     pub short: Option<Duration>,
 }
 
-/// What a look says.
+/// The result of a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It moves, or it is not the peer that is waited for.
@@ -29,7 +29,7 @@ pub enum Verdict {
     Slow,
 }
 
-/// How much longer a peer may fall behind.
+/// The time by which a peer may still fall behind.
 ///
 /// It is time, not bytes: waiting for the peer uses it up, and each byte that moves gives back the time in which it had
 /// to. So a peer at the least rate or above never runs out, in whatever lumps its system passes the bytes on, as long as
@@ -49,7 +49,7 @@ impl Allowance {
     }
 
     /// Takes note of how many bytes have moved by now, and whether the peer is waited for.
-    pub fn look(&mut self, moved: u64, waits: bool, pace: &Pace) -> Verdict {
+    pub fn look(&mut self, moved: u64, waits: bool, pace: &PaceLimits) -> Verdict {
         let more = moved.saturating_sub(self.moved) as f64;
         self.moved = moved;
         if pace.bytes_per_second == 0 {
@@ -106,7 +106,7 @@ impl Flow {
     }
 
     /// Takes note of what has moved since the last look.
-    pub fn look(&self, pace: &Pace) -> Verdict {
+    pub fn look(&self, pace: &PaceLimits) -> Verdict {
         if self.given_up.load(Ordering::Relaxed) {
             return Verdict::Fine;
         }
@@ -114,7 +114,7 @@ impl Flow {
         self.allowance.lock().look(moved, waits, pace)
     }
 
-    /// Has whoever reads the body know that no more will come.
+    /// Tells whoever reads the body that no more will come.
     pub fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
         self.reader.wake();
@@ -149,11 +149,15 @@ impl Flow {
 mod tests {
     use super::*;
 
-    const PACE: Pace =
-        Pace { bytes_per_second: 1000, window: Duration::from_secs(60), passed: Duration::from_secs(1), short: None };
+    const PACE: PaceLimits = PaceLimits {
+        bytes_per_second: 1000,
+        window: Duration::from_secs(60),
+        passed: Duration::from_secs(1),
+        short: None,
+    };
 
-    /// For how many seconds of waiting a peer is fine that moves `bytes` every `every` seconds.
-    fn lasts(bytes: u64, every: u64, pace: Pace) -> Option<u64> {
+    /// Seconds of waiting after which a peer is still fine that moves `bytes` every `every` seconds.
+    fn lasts(bytes: u64, every: u64, pace: PaceLimits) -> Option<u64> {
         let (mut allowance, mut moved) = (Allowance::new(pace.window), 0);
         (1..10_000).find(|second| {
             moved += if second % every == 0 { bytes } else { 0 };
@@ -178,7 +182,7 @@ mod tests {
 
     #[test]
     fn when_others_wait_for_its_memory_it_is_slow_sooner_and_only_then() {
-        let short = Pace { short: Some(Duration::from_secs(2)), ..PACE };
+        let short = PaceLimits { short: Some(Duration::from_secs(2)), ..PACE };
         assert_eq!(lasts(1, 45, short), Some(3));
         assert_eq!(lasts(1000, 1, short), None);
 
@@ -199,6 +203,6 @@ mod tests {
 
     #[test]
     fn without_a_rate_nobody_is_slow() {
-        assert_eq!(lasts(0, 1, Pace { bytes_per_second: 0, ..PACE }), None);
+        assert_eq!(lasts(0, 1, PaceLimits { bytes_per_second: 0, ..PACE }), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Who is connected, and which of them hold something and get nowhere.
+//! Keeps the list of connections, and ends those that hold something and get nowhere.
 //!
 //! Every connection of every door has a [`Peer`], which the socket, the requests on it and their bodies keep up to date
 //! with plain counters. One task, [`Peers::watch`], looks at all of them once in a while and ends what has to end:
@@ -39,8 +39,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::LimitsSettings;
 use crate::metrics::Metrics;
-use crate::runtime::{Budgets, ByteBudget, Clock, Share};
-use flow::{Allowance, Flow, Pace, Verdict};
+use crate::metrics::labels::RejectReason;
+use crate::runtime::{Budgets, ByteBudget, Clock, PaidByBoth, Share};
+use flow::{Allowance, Flow, PaceLimits, Verdict};
 
 /// Between two looks, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -51,8 +52,14 @@ const RESERVED_LIFE: Duration = Duration::from_secs(5);
 /// When memory is short, who holds some and gets nowhere gives way after this part of `limits.rate-window`. No sooner:
 /// memory is short when everybody is busy, and then a client that means well may not get to send for many seconds.
 const WHEN_SHORT: u32 = 2;
-/// Who holds less frees nothing by giving way.
+/// Bytes below which a peer frees nothing by giving way.
 const HELD_BYTES_MIN: u64 = 64 << 10;
+/// Memory of a connection in use, as the system counts it: two read buffers, one with the first bytes of a body that waits
+/// for memory and one with what came after them, the state of its request, and half as much again that the allocator
+/// keeps in fragments. An idle one has a quarter of it.
+const CONNECTION_BYTES: u64 = 96 << 10;
+/// What TLS adds: the buffers of records in both directions, and the state of a handshake.
+const TLS_BYTES: u64 = 64 << 10;
 /// Between two lines in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -70,31 +77,32 @@ pub enum Reason {
 }
 
 impl Reason {
-    fn label(self) -> &'static str {
+    fn label(self) -> RejectReason {
         match self {
-            Self::Silent => "silent",
-            Self::SlowBody => "slow",
-            Self::SlowReader => "slow_reader",
-            Self::Connections => "connections",
+            Self::Silent => RejectReason::Silent,
+            Self::SlowBody => RejectReason::Slow,
+            Self::SlowReader => RejectReason::SlowReader,
+            Self::Connections => RejectReason::Connections,
         }
     }
 }
 
 /// All connections. Clones share them.
 #[derive(Clone)]
-pub struct Peers(Arc<Inner>);
+pub struct Peers(Arc<PeersShared>);
 
-struct Inner {
+crate::runtime::opaque_debug!(Peers);
+
+struct PeersShared {
     limits: LimitsSettings,
     metrics: Metrics,
-    reads: ByteBudget,
-    writes: ByteBudget,
-    open: Mutex<Open>,
-    tally: Mutex<Tally>,
+    budgets: Budgets,
+    open: Mutex<OpenPeers>,
+    tally: Mutex<EndedPeers>,
 }
 
 #[derive(Default)]
-struct Open {
+struct OpenPeers {
     /// By age, the oldest first.
     peers: BTreeMap<u64, Seated>,
     last: u64,
@@ -107,7 +115,7 @@ struct Seated {
     notes: Notes,
 }
 
-/// What the last look at a connection saw.
+/// State of a connection at the last look.
 struct Notes {
     begun: u64,
     read: u64,
@@ -118,11 +126,11 @@ struct Notes {
     out: Allowance,
 }
 
-/// What was ended since the log was told.
+/// Connections that were ended since the log last told of them.
 #[derive(Default)]
-struct Tally {
+struct EndedPeers {
     counts: BTreeMap<Reason, u64>,
-    /// Where the first of them came from, if it has an address.
+    /// The address of the first of them, if it has one.
     example: Option<SocketAddr>,
     told: Option<Instant>,
 }
@@ -132,8 +140,10 @@ struct Tally {
 pub struct Peer {
     address: Option<SocketAddr>,
     reserved: bool,
-    /// What it may hold of the budget.
+    /// The share of the budget that it may hold.
     share: Share,
+    /// Memory for what it sends.
+    memory: ByteBudget,
     read: AtomicU64,
     written: AtomicU64,
     /// Whether the socket takes no more for now.
@@ -156,9 +166,13 @@ pub struct Seat {
     peers: Peers,
     number: u64,
     peer: Arc<Peer>,
+    /// The connection's own memory. `None` if connections have all of the budget that they may have.
+    _paid: Option<PaidByBoth>,
 }
 
-/// What a look decides.
+crate::runtime::opaque_debug!(Seat);
+
+/// The decision of a look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// As HTTP wants: after the requests in progress, of which there are none.
@@ -169,12 +183,21 @@ enum End {
 impl Peers {
     /// Nobody yet.
     pub fn new(limits: LimitsSettings, metrics: Metrics, budgets: &Budgets) -> Self {
-        let (reads, writes) = (budgets.reads.clone(), budgets.writes.clone());
-        Self(Arc::new(Inner { limits, metrics, reads, writes, open: Mutex::default(), tally: Mutex::default() }))
+        let budgets = budgets.clone();
+        Self(Arc::new(PeersShared { limits, metrics, budgets, open: Mutex::default(), tally: Mutex::default() }))
     }
 
     /// A place for a new connection; another one may have to go for it.
     pub fn admit(&self, address: Option<SocketAddr>) -> Seat {
+        self.admit_for(address, CONNECTION_BYTES)
+    }
+
+    /// The same for a connection that speaks TLS.
+    pub fn admit_tls(&self, address: Option<SocketAddr>) -> Seat {
+        self.admit_for(address, CONNECTION_BYTES + TLS_BYTES)
+    }
+
+    fn admit_for(&self, address: Option<SocketAddr>, bytes: u64) -> Seat {
         let limits = &self.0.limits;
         let (seat, left) = {
             let mut open = self.0.open.lock();
@@ -184,9 +207,11 @@ impl Peers {
             let crowded = reserved && open.reserved >= limits.connections_reserved;
             let leaves = if crowded { open.oldest_reserved() } else { idle };
             let left = leaves.and_then(|number| open.leave(number));
-            let peer = Arc::new(Peer::new(address, reserved, limits.connection_memory_bytes));
+            let peer =
+                Arc::new(Peer::new(address, reserved, limits.connection_memory_bytes, self.0.budgets.writes.clone()));
             let number = open.enter(Arc::clone(&peer), limits);
-            (Seat { peers: self.clone(), number, peer }, left)
+            let paid = self.0.budgets.pay_for_both(bytes);
+            (Seat { peers: self.clone(), number, peer, _paid: paid }, left)
         };
         if let Some(left) = left {
             // One that is idle after a request loses nothing; the others never sent any.
@@ -201,7 +226,7 @@ impl Peers {
     /// Counts what was ended for this reason.
     pub fn count(&self, reason: Reason, address: Option<SocketAddr>) {
         if reason != Reason::SlowBody {
-            self.0.metrics.rejected.with_label_values(&[reason.label()]).inc();
+            self.0.metrics.rejected.of(reason.label()).inc();
         }
         let mut tally = self.0.tally.lock();
         *tally.counts.entry(reason).or_default() += 1;
@@ -231,9 +256,12 @@ impl Peers {
 
     fn look(&self, passed: Duration) {
         let limits = &self.0.limits;
-        let pace = Pace { bytes_per_second: limits.rate_bytes_min, window: limits.rate_window, passed, short: None };
-        let bodies = Pace { short: self.0.writes.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
-        let answers = Pace { short: self.0.reads.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
+        let pace =
+            PaceLimits { bytes_per_second: limits.rate_bytes_min, window: limits.rate_window, passed, short: None };
+        let bodies =
+            PaceLimits { short: self.0.budgets.writes.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
+        let answers =
+            PaceLimits { short: self.0.budgets.reads.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
         let (mut ends, mut slow) = (vec![], vec![]);
         for Seated { peer, notes } in self.0.open.lock().peers.values_mut() {
             slow.extend(peer.slow_bodies(&bodies).map(|flow| (flow, peer.address)));
@@ -284,7 +312,7 @@ impl Peers {
     }
 }
 
-impl Open {
+impl OpenPeers {
     fn enter(&mut self, peer: Arc<Peer>, limits: &LimitsSettings) -> u64 {
         self.last += 1;
         *self.places(peer.reserved) += 1;
@@ -331,11 +359,12 @@ impl Open {
 }
 
 impl Peer {
-    fn new(address: Option<SocketAddr>, reserved: bool, memory_bytes: u64) -> Self {
+    fn new(address: Option<SocketAddr>, reserved: bool, memory_bytes: u64, memory: ByteBudget) -> Self {
         Self {
             address,
             reserved,
             share: Share::new(memory_bytes),
+            memory,
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             write_waits: AtomicBool::new(false),
@@ -353,7 +382,12 @@ impl Peer {
         self.reserved
     }
 
-    /// What it may hold of the budget.
+    /// Where it comes from, if that is a network.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// The share of the budget that it may hold.
     pub fn share(&self) -> &Share {
         &self.share
     }
@@ -375,7 +409,7 @@ impl Peer {
         Busy::new(self)
     }
 
-    /// Has `flow` looked at for as long as somebody holds it.
+    /// Looks at `flow` for as long as somebody holds it.
     pub fn add(&self, flow: &Arc<Flow>) {
         let mut flows = self.flows.lock();
         flows.retain(|flow| flow.strong_count() > 0);
@@ -387,15 +421,15 @@ impl Peer {
     }
 
     /// Bodies that come in too slowly, or whose memory others need.
-    fn slow_bodies(&self, pace: &Pace) -> impl Iterator<Item = Arc<Flow>> + use<> {
-        let pace = Pace { short: pace.short.filter(|_| self.share.held() >= HELD_BYTES_MIN), ..*pace };
+    fn slow_bodies(&self, pace: &PaceLimits) -> impl Iterator<Item = Arc<Flow>> + use<> {
+        let pace = PaceLimits { short: pace.short.filter(|_| self.share.held() >= HELD_BYTES_MIN), ..*pace };
         let flows: Vec<_> = self.flows.lock().iter().filter_map(Weak::upgrade).collect();
         flows.into_iter().filter(move |flow| flow.arrives() && flow.look(&pace) == Verdict::Slow)
     }
 
     /// Whether answers go out too slowly: by the socket, or one of several on it.
-    fn answers_are_slow(&self, notes: &mut Notes, pace: &Pace) -> bool {
-        let pace = Pace { short: pace.short.filter(|_| self.share.held() >= HELD_BYTES_MIN), ..*pace };
+    fn answers_are_slow(&self, notes: &mut Notes, pace: &PaceLimits) -> bool {
+        let pace = PaceLimits { short: pace.short.filter(|_| self.share.held() >= HELD_BYTES_MIN), ..*pace };
         let (moved, waits) = (self.written.load(Ordering::Relaxed), self.write_waits.load(Ordering::Relaxed));
         let socket = notes.out.look(moved, waits, &pace);
         let flows: Vec<_> = self.flows.lock().iter().filter_map(Weak::upgrade).collect();
@@ -435,7 +469,7 @@ impl Busy {
         Self(Arc::clone(peer))
     }
 
-    /// Whose request it is.
+    /// The peer whose request it is.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.0
     }

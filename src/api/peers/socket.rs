@@ -6,20 +6,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
 use super::Peer;
 
+/// Bytes that are read at once while bodies wait for memory, a little less than 16 KiB. hyper doubles a connection's read
+/// buffer when a read fills it, and halves it when two leave most of it empty; what waits for memory waits in two such
+/// buffers, which would be the most that a connection costs. With memory for everybody fewer and longer reads are cheaper.
+const READ_BYTES_WHEN_SHORT: u64 = (16 << 10) - 1;
+
 /// A socket whose traffic its [`Peer`] knows of.
-pub struct Counted<S> {
-    socket: S,
+pub struct CountedSocket<S> {
+    socket: Take<S>,
     peer: Arc<Peer>,
 }
 
-impl<S> Counted<S> {
+crate::runtime::opaque_debug!(CountedSocket<S>);
+
+impl<S: AsyncRead> CountedSocket<S> {
     /// `socket`, which belongs to `peer`.
     pub fn new(socket: S, peer: Arc<Peer>) -> Self {
-        Self { socket, peer }
+        Self { socket: socket.take(u64::MAX), peer }
     }
 
     fn wrote(&self, wrote: &Poll<Result<usize>>) {
@@ -30,18 +37,20 @@ impl<S> Counted<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountedSocket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<Result<()>> {
         let before = buf.filled().len();
+        let limit = if self.peer.memory.is_short() { READ_BYTES_WHEN_SHORT } else { u64::MAX };
+        self.socket.set_limit(limit);
         let read = Pin::new(&mut self.socket).poll_read(cx, buf);
         self.peer.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CountedSocket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
-        let wrote = Pin::new(&mut self.socket).poll_write(cx, buf);
+        let wrote = Pin::new(self.socket.get_mut()).poll_write(cx, buf);
         self.wrote(&wrote);
         wrote
     }
@@ -51,20 +60,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        let wrote = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        let wrote = Pin::new(self.socket.get_mut()).poll_write_vectored(cx, bufs);
         self.wrote(&wrote);
         wrote
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.socket.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        Pin::new(self.socket.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        Pin::new(self.socket.get_mut()).poll_shutdown(cx)
     }
 }

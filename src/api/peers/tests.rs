@@ -2,6 +2,7 @@ use std::future::Future;
 
 use super::*;
 use crate::config::Config;
+use crate::metrics::labels::RejectReason;
 
 fn peers(flags: &[(&str, &str)]) -> Peers {
     let base = [("limits.head-timeout", "10 s"), ("limits.idle-timeout", "60 s"), ("limits.connections-max", "2")];
@@ -9,7 +10,7 @@ fn peers(flags: &[(&str, &str)]) -> Peers {
     let flags: Vec<_> = all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let limits = Config::load_with(None, [], &flags).unwrap().settings().unwrap().limits;
     let metrics = Metrics::new();
-    let budgets = Budgets::new(1 << 20, 0, 0, metrics.in_flight_bytes.clone());
+    let budgets = Budgets::new(1 << 20, 0, 0, 0, metrics.in_flight_bytes.clone());
     Peers::new(limits, metrics, &budgets)
 }
 
@@ -25,8 +26,8 @@ fn ends(seat: &Seat) -> (bool, bool) {
     (seat.peer().close().is_cancelled(), seat.peer().cut().is_cancelled())
 }
 
-fn rejected(peers: &Peers, reason: &str) -> u64 {
-    peers.0.metrics.rejected.with_label_values(&[reason]).get()
+fn rejected(peers: &Peers, reason: RejectReason) -> u64 {
+    peers.0.metrics.rejected.of(reason).get()
 }
 
 #[test]
@@ -41,7 +42,7 @@ fn who_sends_no_whole_head_in_time_is_cut() {
     peers.look(seconds(2));
 
     assert_eq!((ends(&silent), ends(&begun)), ((false, true), (false, true)), "a head that trickles is none");
-    assert_eq!(rejected(&peers, "silent"), 2);
+    assert_eq!(rejected(&peers, RejectReason::Silent), 2);
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn a_connection_is_idle_between_requests_and_not_during_one() {
     assert_eq!(ends(&one), (false, false));
     peers.look(seconds(2));
     assert_eq!(ends(&one), (false, true), "the next head was begun and not finished");
-    assert_eq!(rejected(&peers, "silent"), 1);
+    assert_eq!(rejected(&peers, RejectReason::Silent), 1);
 }
 
 #[test]
@@ -150,7 +151,7 @@ fn an_answer_that_nobody_takes_is_cut() {
     }
 
     assert_eq!((ends(&stalled), ends(&slow)), ((false, true), (false, false)));
-    assert_eq!(rejected(&peers, "slow_reader"), 1);
+    assert_eq!(rejected(&peers, RejectReason::SlowReader), 1);
 }
 
 async fn is_ready(future: impl Future<Output = ()>) -> bool {

@@ -1,8 +1,11 @@
 //! Checksums of bodies: what a client says they are, and what they turn out to be.
 //!
-//! S3 knows five algorithms, sent in a header before the body or in a trailer after it; older clients send
+//! S3 knows ten algorithms, sent in a header before the body or in a trailer after it; older clients send
 //! `Content-MD5`. s3s checks only the signature's SHA-256, so everything else is checked here, before anything becomes
-//! visible.
+//! visible. Five of them came in 2026, and s3s has no fields for them: their values are read and written beside it.
+//!
+//! An object that comes without a checksum has none. S3 computes a CRC64NVME then; here every segment has its CRC-32C, which
+//! every read is checked against, and a second sum of every body would be paid for by all.
 //!
 //! # Source
 //! <https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html>
@@ -10,12 +13,15 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::CrcAlgorithm;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use s3s::crypto::{Checksum as _, Md5, Sha1, Sha256};
 use s3s::{S3Error, S3ErrorCode, S3Result};
+use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh64::Xxh64;
 
 use super::errors::{custom, payload_hash_mismatch, refuse, refuse_as};
-use crate::catalog::record::ObjectChecksum;
+use crate::engine::intake::Digests;
+use crate::model::{NewUpload, ObjectChecksum};
 
 /// Begins the names of the headers and trailers with checksums.
 const HEADER_PREFIX: &str = "x-amz-checksum-";
@@ -30,10 +36,26 @@ pub(super) enum Algorithm {
     Crc64Nvme,
     Sha1,
     Sha256,
+    Sha512,
+    Md5,
+    XxHash64,
+    XxHash3,
+    XxHash128,
 }
 
 impl Algorithm {
-    pub(super) const ALL: [Self; 5] = [Self::Crc32, Self::Crc32c, Self::Crc64Nvme, Self::Sha1, Self::Sha256];
+    pub(super) const ALL: [Self; 10] = [
+        Self::Crc32,
+        Self::Crc32c,
+        Self::Crc64Nvme,
+        Self::Sha1,
+        Self::Sha256,
+        Self::Sha512,
+        Self::Md5,
+        Self::XxHash64,
+        Self::XxHash3,
+        Self::XxHash128,
+    ];
 
     /// Its name, as S3 writes it.
     pub(super) fn name(self) -> &'static str {
@@ -43,6 +65,11 @@ impl Algorithm {
             Self::Crc64Nvme => "CRC64NVME",
             Self::Sha1 => "SHA1",
             Self::Sha256 => "SHA256",
+            Self::Sha512 => "SHA512",
+            Self::Md5 => "MD5",
+            Self::XxHash64 => "XXHASH64",
+            Self::XxHash3 => "XXHASH3",
+            Self::XxHash128 => "XXHASH128",
         }
     }
 
@@ -63,16 +90,18 @@ impl Algorithm {
             Self::Crc32 => Some(CrcAlgorithm::Crc32IsoHdlc),
             Self::Crc32c => Some(CrcAlgorithm::Crc32Iscsi),
             Self::Crc64Nvme => Some(CrcAlgorithm::Crc64Nvme),
-            Self::Sha1 | Self::Sha256 => None,
+            _ => None,
         }
     }
 
     fn value_bytes(self) -> usize {
         match self {
             Self::Crc32 | Self::Crc32c => 4,
-            Self::Crc64Nvme => 8,
+            Self::Crc64Nvme | Self::XxHash64 | Self::XxHash3 => 8,
+            Self::Md5 | Self::XxHash128 => 16,
             Self::Sha1 => 20,
             Self::Sha256 => 32,
+            Self::Sha512 => 64,
         }
     }
 
@@ -80,7 +109,7 @@ impl Algorithm {
     fn decode(self, value: &str) -> S3Result<Vec<u8>> {
         let bytes = BASE64.decode(value).ok().filter(|bytes| bytes.len() == self.value_bytes());
         bytes.ok_or_else(|| {
-            let header = format!("{HEADER_PREFIX}{}", self.name().to_lowercase());
+            let header = self.header();
             refuse(S3ErrorCode::InvalidRequest, format!("the value of {header} is not base64 of that checksum"))
         })
     }
@@ -89,8 +118,18 @@ impl Algorithm {
         match (self.crc(), self) {
             (Some(crc), _) => Hasher::Crc(Box::new(crc_fast::Digest::new(crc)), self.value_bytes()),
             (None, Self::Sha1) => Hasher::Sha1(Box::new(Sha1::new())),
+            (None, Self::Sha512) => Hasher::Sha512(Box::new(<sha2::Sha512 as sha2::Digest>::new())),
+            (None, Self::Md5) => Hasher::Md5(Box::new(Md5::new())),
+            (None, Self::XxHash64) => Hasher::XxHash64(Box::new(Xxh64::new(0))),
+            (None, Self::XxHash3) => Hasher::XxHash3(Box::default()),
+            (None, Self::XxHash128) => Hasher::XxHash128(Box::default()),
             (None, _) => Hasher::Sha256(Box::new(Sha256::new())),
         }
+    }
+
+    /// The header that brings a value of it.
+    pub(super) fn header(self) -> String {
+        format!("{HEADER_PREFIX}{}", self.name().to_ascii_lowercase())
     }
 
     /// The checksum of `bytes`.
@@ -101,11 +140,36 @@ impl Algorithm {
     }
 }
 
+/// The way in which the checksum of a multipart object is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ChecksumPlan {
+    pub algorithm: Algorithm,
+    pub full_object: bool,
+}
+
+impl ChecksumPlan {
+    /// The plan as the catalog records it.
+    pub(super) fn record(self) -> (String, bool) {
+        (self.algorithm.name().to_owned(), self.full_object)
+    }
+
+    /// The plan of an upload that the catalog remembers.
+    pub(super) fn of(upload: &NewUpload) -> Option<Self> {
+        let (name, full_object) = upload.checksum.as_ref()?;
+        Some(Self { algorithm: Algorithm::parse(name).ok()?, full_object: *full_object })
+    }
+}
+
 /// A checksum while its bytes arrive.
 enum Hasher {
     Crc(Box<crc_fast::Digest>, usize),
     Sha1(Box<Sha1>),
     Sha256(Box<Sha256>),
+    Sha512(Box<sha2::Sha512>),
+    Md5(Box<Md5>),
+    XxHash64(Box<Xxh64>),
+    XxHash3(Box<Xxh3>),
+    XxHash128(Box<Xxh3>),
 }
 
 impl Hasher {
@@ -114,6 +178,10 @@ impl Hasher {
             Self::Crc(digest, _) => digest.update(bytes),
             Self::Sha1(digest) => digest.update(bytes),
             Self::Sha256(digest) => digest.update(bytes),
+            Self::Sha512(digest) => sha2::Digest::update(&mut **digest, bytes),
+            Self::Md5(digest) => digest.update(bytes),
+            Self::XxHash64(digest) => digest.update(bytes),
+            Self::XxHash3(digest) | Self::XxHash128(digest) => digest.update(bytes),
         }
     }
 
@@ -122,23 +190,28 @@ impl Hasher {
             Self::Crc(digest, width) => digest.finalize().to_be_bytes()[8 - width..].to_vec(),
             Self::Sha1(digest) => digest.finalize().to_vec(),
             Self::Sha256(digest) => digest.finalize().to_vec(),
+            Self::Sha512(digest) => sha2::Digest::finalize(*digest).to_vec(),
+            Self::Md5(digest) => digest.finalize().to_vec(),
+            Self::XxHash64(digest) => digest.digest().to_be_bytes().to_vec(),
+            Self::XxHash3(digest) => digest.digest().to_be_bytes().to_vec(),
+            Self::XxHash128(digest) => digest.digest128().to_be_bytes().to_vec(),
         }
     }
 }
 
-/// What a client says of a body, and what else is to be computed of it.
+/// The client's claims about a body, and the digests that must be computed besides.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     md5: Option<[u8; 16]>,
     /// The value is none if it comes in a trailer or is only to be computed.
     checksums: Vec<(Algorithm, Option<Vec<u8>>)>,
     trailer: Option<Algorithm>,
-    /// Of the payload, where s3s does not check it.
+    /// The hash of the payload, where s3s does not check it.
     payload_sha256: Option<Vec<u8>>,
 }
 
 impl Claims {
-    /// What the headers of a request with a body say of it.
+    /// Reads the claims in the headers of a request with a body.
     ///
     /// # Errors
     /// `InvalidDigest` or `InvalidRequest` for a value that cannot be one.
@@ -166,14 +239,14 @@ impl Claims {
         Ok(claims)
     }
 
-    /// Has `algorithm` computed in any case.
+    /// Computes `algorithm` in any case.
     pub(super) fn also(&mut self, algorithm: Algorithm) {
         if !self.checksums.iter().any(|(known, _)| *known == algorithm) {
             self.checksums.push((algorithm, None));
         }
     }
 
-    /// Has the payload hash of the signature checked, where the signature itself is not.
+    /// Checks the payload hash of the signature, where the signature itself is not checked.
     pub(super) fn check_payload_hash(&mut self, headers: &HeaderMap) {
         let value = text(headers, "x-amz-content-sha256").filter(|value| value.len() == 64);
         self.payload_sha256 = value.and_then(|value| hex::decode(value).ok());
@@ -184,7 +257,7 @@ impl Claims {
         self.md5.is_none() && self.checksums.is_empty() && self.payload_sha256.is_none()
     }
 
-    /// What the signature says of the payload, and nothing else.
+    /// Reads the signature's claim about the payload, and no other.
     pub(super) fn of_payload(headers: &HeaderMap) -> Self {
         let mut claims = Self::default();
         claims.check_payload_hash(headers);
@@ -200,7 +273,7 @@ impl Claims {
     }
 }
 
-/// What the entity tag is made of.
+/// The digest that becomes the entity tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EtagNeeds {
     Md5,
@@ -246,7 +319,9 @@ impl BodyHasher {
             if claimed.is_some_and(|claimed| claimed != value) {
                 return Err(bad_digest(algorithm.name()));
             }
-            checksums.push((algorithm, value));
+            let value = BASE64.encode(value);
+            let algorithm = algorithm.name().to_owned();
+            checksums.push(ObjectChecksum { algorithm, value, composite: false, parts: vec![] });
         }
         let payload = payload.map(|payload| payload.finalize().to_vec());
         if payload != claims.payload_sha256 {
@@ -258,8 +333,8 @@ impl BodyHasher {
 
 impl Claims {
     fn take_trailer(&mut self, trailers: Option<&HeaderMap>) -> S3Result<()> {
-        let Some(algorithm) = self.trailer else { return Ok(()) };
-        let name = format!("{HEADER_PREFIX}{}", algorithm.name().to_lowercase());
+        let Some(algorithm) = self.trailer else { return none_came(trailers) };
+        let name = algorithm.header();
         let value = trailers.and_then(|trailers| text(trailers, &name)).ok_or_else(|| {
             let message = format!("the trailer {name} was announced and did not come");
             refuse_as(StatusCode::BAD_REQUEST, custom("MalformedTrailerError"), message)
@@ -278,26 +353,14 @@ impl Claims {
     }
 }
 
-/// What a body turned out to be.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Digests {
-    /// MD5, if it was asked for.
-    pub md5: Option<[u8; 16]>,
-    checksums: Vec<(Algorithm, Vec<u8>)>,
-}
-
-impl Digests {
-    /// The checksum of one algorithm in base64, if it was computed.
-    pub(super) fn get(&self, algorithm: Algorithm) -> Option<String> {
-        let found = self.checksums.iter().find(|(known, _)| *known == algorithm);
-        found.map(|(_, value)| BASE64.encode(value))
+/// Refuses a checksum in a trailer that was not announced: it was not computed, so it cannot be compared.
+fn none_came(trailers: Option<&HeaderMap>) -> S3Result<()> {
+    let mut names = trailers.into_iter().flat_map(HeaderMap::keys);
+    if names.any(|name| name.as_str().starts_with(HEADER_PREFIX)) {
+        let message = "a checksum came in a trailer that x-amz-trailer does not announce";
+        return Err(refuse_as(StatusCode::BAD_REQUEST, custom("MalformedTrailerError"), message));
     }
-
-    /// The checksum that the client sent or asked for.
-    pub(super) fn first(&self) -> Option<ObjectChecksum> {
-        let (algorithm, value) = self.checksums.first()?;
-        Some(ObjectChecksum { algorithm: algorithm.name().to_owned(), value: BASE64.encode(value), composite: false })
-    }
+    Ok(())
 }
 
 /// The checksum of a multipart object as the checksum of its parts' checksums, with their number.
@@ -375,6 +438,30 @@ macro_rules! set_checksum {
 }
 pub(super) use set_checksum;
 
+/// Algorithms that s3s has fields for.
+const KNOWN_TO_S3S: [Algorithm; 5] =
+    [Algorithm::Crc32, Algorithm::Crc32c, Algorithm::Crc64Nvme, Algorithm::Sha1, Algorithm::Sha256];
+
+/// Tells a checksum that s3s has no field for in a header of the answer.
+pub(super) fn add_header(headers: &mut HeaderMap, algorithm: &str, value: &str) {
+    let Some(algorithm) = beside_s3s(algorithm) else { return };
+    if let (Ok(name), Ok(value)) = (HeaderName::try_from(algorithm.header()), HeaderValue::from_str(value)) {
+        headers.insert(name, value);
+    }
+}
+
+/// The element that tells a checksum that s3s has no field for in an answer of XML; empty for others.
+pub(super) fn more_element(algorithm: &str, value: &str) -> String {
+    beside_s3s(algorithm).map_or_else(String::new, |algorithm| {
+        let name = algorithm.name();
+        format!("<Checksum{name}>{value}</Checksum{name}>")
+    })
+}
+
+fn beside_s3s(algorithm: &str) -> Option<Algorithm> {
+    Algorithm::parse(algorithm).ok().filter(|algorithm| !KNOWN_TO_S3S.contains(algorithm))
+}
+
 /// The value that a typed input of s3s has for an algorithm.
 macro_rules! checksum_field {
     ($input:expr, $algorithm:expr) => {
@@ -384,6 +471,7 @@ macro_rules! checksum_field {
             Algorithm::Crc64Nvme => $input.checksum_crc64nvme.as_deref(),
             Algorithm::Sha1 => $input.checksum_sha1.as_deref(),
             Algorithm::Sha256 => $input.checksum_sha256.as_deref(),
+            _ => None,
         }
     };
 }
@@ -409,14 +497,35 @@ mod tests {
         result.unwrap_err().code().as_str().to_owned()
     }
 
-    /// The check values of the published catalogues of CRCs, and FIPS 180.
-    const CHECK: [(&str, &str); 5] = [
+    /// The check values of the published catalogues of CRCs, FIPS 180, RFC 1321, and what `xxhsum` of xxHash 0.8 says.
+    const CHECK: [(&str, &str); 10] = [
         ("x-amz-checksum-crc32", "y/Q5Jg=="),
         ("x-amz-checksum-crc32c", "4waSgw=="),
         ("x-amz-checksum-crc64nvme", "rosUhgp5mIg="),
         ("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE="),
         ("x-amz-checksum-sha256", "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
+        (
+            "x-amz-checksum-sha512",
+            "2eZ2LdHI6vbWGzxhkvxAjU1tXxF20MKRabwk5xw/J0rSf81YEbMT1oH35V7ALXPUmclUVba1u1A6z1dPuo/+hQ==",
+        ),
+        ("x-amz-checksum-md5", "JfnnlDI7RTiF9RgfG2JNCw=="),
+        ("x-amz-checksum-xxhash64", "jLhB20DmroM="),
+        ("x-amz-checksum-xxhash3", "ctyxi2ehff8="),
+        ("x-amz-checksum-xxhash128", "MxGUd+3l3NXpcWQnaB1YYA=="),
     ];
+
+    #[test]
+    fn plans_survive_their_form_in_the_catalog() {
+        let plan = ChecksumPlan { algorithm: Algorithm::Crc64Nvme, full_object: true };
+        let upload = NewUpload {
+            bucket: "b".into(),
+            key: "k".into(),
+            headers: crate::model::ObjectHeaders::default(),
+            checksum: Some(plan.record()),
+        };
+
+        assert_eq!(ChecksumPlan::of(&upload), Some(plan));
+    }
 
     #[test]
     fn right_checksums_pass_and_are_told_in_headers_and_trailers() {
@@ -427,8 +536,8 @@ mod tests {
             let by_trailer = check(&[("x-amz-trailer", name)], &[(name, value)], DIGITS).unwrap();
 
             for digests in [by_header, by_trailer] {
-                assert_eq!(digests.get(algorithm).as_deref(), Some(value));
-                let first = digests.first().unwrap();
+                assert_eq!(digests.get(algorithm.name()), Some(value));
+                let first = &digests.checksums[0];
                 assert_eq!((first.algorithm.as_str(), first.composite), (algorithm.name(), false));
             }
         }
@@ -448,12 +557,19 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_in_a_trailer_has_to_be_announced() {
+        assert_eq!(code(check(&[], &[CHECK[0]], DIGITS)), "MalformedTrailerError");
+        assert!(check(&[], &[("x-amz-trailer-signature", "0")], DIGITS).is_ok());
+    }
+
+    #[test]
     fn values_that_cannot_be_checksums_are_refused() {
         for value in ["", "not base64!", "AAA=", "rosUhgp5mIg="] {
             assert_eq!(code(check(&[("x-amz-checksum-crc32", value)], &[], DIGITS)), "InvalidRequest", "{value}");
             assert_eq!(code(check(&[("content-md5", value)], &[], DIGITS)), "InvalidDigest", "{value}");
         }
         assert_eq!(code(check(&[("x-amz-checksum-xxhash3", "AAAA")], &[], DIGITS)), "InvalidRequest");
+        assert_eq!(code(check(&[("x-amz-checksum-md4", "AAAA")], &[], DIGITS)), "InvalidRequest");
     }
 
     #[test]

@@ -19,18 +19,17 @@ use futures::{Stream, StreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use s3s::StdError;
 
+use super::errors::{self, BodyFault};
 use super::intake::Unchecked;
 
 /// Bytes of a signed chunk at most; clients send 64 or 128 KiB.
 pub(super) const SIGNED_CHUNK_BYTES_MAX: u64 = 4 << 20;
-/// Says so. Its text is how it is recognised inside other errors.
-pub(super) const SIGNED_CHUNK_TOO_LARGE: &str = "a signed chunk is too large";
 /// Bytes of the line before a chunk.
 const LINE_BYTES_MAX: usize = 1024;
 /// Bytes of all trailers.
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
 
-/// What becomes of the framing.
+/// The treatment of the framing.
 #[derive(Debug, Clone)]
 pub(super) enum Framing {
     /// It stays as it is: it is signed.
@@ -43,28 +42,36 @@ pub(super) enum Framing {
 
 /// The framing is not what it should be.
 #[derive(Debug, thiserror::Error)]
-#[error("aws-chunked framing: {0}")]
-struct Malformed(&'static str);
+enum MalformedChunk {
+    #[error("aws-chunked framing: {0}")]
+    Framing(&'static str),
+    #[error("a signed chunk is too large")]
+    SignedTooLarge,
+}
 
-/// Applies `framing` to a body.
+/// Applies `framing` to a body. A signed chunk that is too large is told to `fault`.
 pub(super) fn framed(
     body: impl Stream<Item = Result<Bytes, StdError>> + Send + 'static,
     framing: Framing,
+    fault: BodyFault,
 ) -> impl Stream<Item = Result<Bytes, StdError>> + Send {
-    let start = (Box::pin(body), Some(Parser::new(framing)), VecDeque::new());
-    futures::stream::unfold(start, |(mut body, mut parser, mut out)| async move {
+    let start = (Box::pin(body), Some(Parser::new(framing)), VecDeque::new(), fault);
+    futures::stream::unfold(start, |(mut body, mut parser, mut out, fault)| async move {
         loop {
             if let Some(bytes) = out.pop_front() {
-                return Some((Ok(bytes), (body, parser, out)));
+                return Some((Ok(bytes), (body, parser, out, fault)));
             }
             let mut now = parser.take()?;
             let done = match body.next().await {
                 Some(Ok(bytes)) => now.push(bytes, &mut out).map(|()| parser = Some(now)),
-                Some(Err(error)) => return Some((Err(error), (body, None, out))),
+                Some(Err(error)) => return Some((Err(error), (body, None, out, fault))),
                 None => now.end(),
             };
             if let Err(error) = done {
-                return Some((Err(error.into()), (body, None, VecDeque::new())));
+                if matches!(error, MalformedChunk::SignedTooLarge) {
+                    fault.set(errors::signed_chunk_too_large(SIGNED_CHUNK_BYTES_MAX));
+                }
+                return Some((Err(error.into()), (body, None, VecDeque::new(), fault)));
             }
         }
     })
@@ -73,13 +80,13 @@ pub(super) fn framed(
 #[derive(Debug)]
 struct Parser {
     framing: Framing,
-    state: State,
+    state: ChunkState,
     /// The line or the trailers as far as they have arrived.
     held: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ChunkState {
     Line,
     Data {
         left: u64,
@@ -93,33 +100,33 @@ enum State {
 
 impl Parser {
     fn new(framing: Framing) -> Self {
-        Self { framing, state: State::Line, held: vec![] }
+        Self { framing, state: ChunkState::Line, held: vec![] }
     }
 
     /// Takes in bytes, and gives out what the framing says.
-    fn push(&mut self, mut bytes: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed> {
+    fn push(&mut self, mut bytes: Bytes, out: &mut VecDeque<Bytes>) -> Result<(), MalformedChunk> {
         if matches!(self.framing, Framing::Watched) {
             out.push_back(bytes.clone());
         }
         while !bytes.is_empty() {
             match self.state {
-                State::Line => self.line(&mut bytes, out)?,
-                State::Data { left } => {
+                ChunkState::Line => self.line(&mut bytes, out)?,
+                ChunkState::Data { left } => {
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                     let left = left - take as u64;
                     self.data(bytes.split_to(take), out);
-                    self.state = if left == 0 { State::AfterData { left: 2 } } else { State::Data { left } };
+                    self.state = if left == 0 { ChunkState::AfterData { left: 2 } } else { ChunkState::Data { left } };
                 }
-                State::AfterData { left } => {
+                ChunkState::AfterData { left } => {
                     let expected = if left == 2 { b'\r' } else { b'\n' };
                     if bytes.split_to(1)[0] != expected {
-                        return Err(Malformed("a chunk is longer than it says"));
+                        return Err(MalformedChunk::Framing("a chunk is longer than it says"));
                     }
-                    self.state = if left == 1 { State::Line } else { State::AfterData { left: left - 1 } };
+                    self.state = if left == 1 { ChunkState::Line } else { ChunkState::AfterData { left: left - 1 } };
                 }
-                State::Trailers => {
+                ChunkState::Trailers => {
                     if self.held.len() + bytes.len() > TRAILER_BYTES_MAX {
-                        return Err(Malformed("the trailers are too long"));
+                        return Err(MalformedChunk::Framing("the trailers are too long"));
                     }
                     self.held.extend_from_slice(&bytes);
                     if matches!(self.framing, Framing::Renewed) {
@@ -132,22 +139,22 @@ impl Parser {
         Ok(())
     }
 
-    fn line(&mut self, bytes: &mut Bytes, out: &mut VecDeque<Bytes>) -> Result<(), Malformed> {
+    fn line(&mut self, bytes: &mut Bytes, out: &mut VecDeque<Bytes>) -> Result<(), MalformedChunk> {
         let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
         let part = bytes.split_to(end.unwrap_or(bytes.len()));
         if self.held.len() + part.len() > LINE_BYTES_MAX {
-            return Err(Malformed("the line before a chunk is too long"));
+            return Err(MalformedChunk::Framing("the line before a chunk is too long"));
         }
         self.held.extend_from_slice(&part);
         if end.is_none() {
             return Ok(());
         }
-        let size = chunk_size(&self.held).ok_or(Malformed("the line before a chunk has no size"))?;
+        let size = chunk_size(&self.held).ok_or(MalformedChunk::Framing("the line before a chunk has no size"))?;
         self.held.clear();
         if matches!(self.framing, Framing::Watched) && size > SIGNED_CHUNK_BYTES_MAX {
-            return Err(Malformed(SIGNED_CHUNK_TOO_LARGE));
+            return Err(MalformedChunk::SignedTooLarge);
         }
-        self.state = if size == 0 { State::Trailers } else { State::Data { left: size } };
+        self.state = if size == 0 { ChunkState::Trailers } else { ChunkState::Data { left: size } };
         if size == 0 && matches!(self.framing, Framing::Renewed) {
             out.push_back(Bytes::from_static(b"0\r\n"));
         }
@@ -167,9 +174,9 @@ impl Parser {
     }
 
     /// The body has ended.
-    fn end(self) -> Result<(), Malformed> {
-        if self.state != State::Trailers {
-            return Err(Malformed("the body ends within a chunk"));
+    fn end(self) -> Result<(), MalformedChunk> {
+        if self.state != ChunkState::Trailers {
+            return Err(MalformedChunk::Framing("the body ends within a chunk"));
         }
         if let Framing::Removed(unchecked) = &self.framing {
             *unchecked.trailers.lock() = Some(trailers(&self.held)?);
@@ -188,8 +195,8 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-fn trailers(text: &[u8]) -> Result<HeaderMap, Malformed> {
-    let malformed = || Malformed("a trailer is not a header");
+fn trailers(text: &[u8]) -> Result<HeaderMap, MalformedChunk> {
+    let malformed = || MalformedChunk::Framing("a trailer is not a header");
     let mut headers = HeaderMap::new();
     for line in text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()) {
         let at = line.iter().position(|byte| *byte == b':').ok_or_else(malformed)?;
@@ -208,9 +215,13 @@ mod tests {
     use super::*;
 
     fn apply(body: &[u8], step: usize, framing: Framing) -> Result<Vec<u8>, String> {
+        apply_and_tell(body, step, framing, BodyFault::default())
+    }
+
+    fn apply_and_tell(body: &[u8], step: usize, framing: Framing, fault: BodyFault) -> Result<Vec<u8>, String> {
         let pieces: Vec<Result<Bytes, StdError>> =
             body.chunks(step).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-        let out = framed(futures::stream::iter(pieces), framing);
+        let out = framed(futures::stream::iter(pieces), framing, fault);
         let joined = out.try_fold(vec![], |mut all, bytes| async move {
             all.extend_from_slice(&bytes);
             Ok(all)
@@ -254,9 +265,11 @@ mod tests {
 
     #[test]
     fn signed_chunks_are_limited() {
-        let error = apply(b"7fffffff;chunk-signature=x\r\n", 5, Framing::Watched).unwrap_err();
+        let fault = BodyFault::default();
 
-        let answer = super::super::errors::body(&error.into());
+        apply_and_tell(b"7fffffff;chunk-signature=x\r\n", 5, Framing::Watched, fault.clone()).unwrap_err();
+
+        let answer = fault.take().unwrap();
         assert_eq!(answer.code().as_str(), "InvalidRequest", "IncompleteBody would be repeated");
         assert!(answer.message().is_some_and(|text| text.contains("4194304 bytes")), "{answer:?}");
     }

@@ -1,19 +1,18 @@
-//! What a client says must hold of an object, for reads, writes and copies.
+//! Conditions that a client sets on an object, for reads, writes and copies.
 //!
 //! # Source
 //! RFC 9110, sections 13.1 and 13.2; <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-requests.html>
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use http::header::{ETAG, LAST_MODIFIED};
-use http::{HeaderMap, HeaderValue};
+use http::header::{ETAG, IF_RANGE, LAST_MODIFIED};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use s3s::dto::{ETag, ETagCondition, Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use super::errors::{not_implemented, refuse};
-use crate::catalog::command::{Condition, Refusal};
-use crate::catalog::record::ObjectRecord;
-use crate::model::Millis;
+use crate::engine::Condition;
+use crate::model::{Millis, ObjectHead};
 
 /// The condition of a put.
 ///
@@ -32,18 +31,38 @@ pub(super) fn of_put(if_match: Option<&ETagCondition>, if_none_match: Option<&ET
     }
 }
 
-/// Refuses what fails already, before a body is read; the catalog decides when it is stored.
-///
-/// # Errors
-/// The refusal that the catalog would answer now.
-pub(super) fn fails_already(condition: &Condition, key: &str, existing: Option<&ObjectRecord>) -> Result<(), Refusal> {
-    let failed = || Err(Refusal::ConditionFailed(key.to_owned()));
-    match (condition, existing) {
-        (Condition::Absent, Some(_)) => failed(),
-        (Condition::Match(_), None) => Err(Refusal::NoSuchKey(key.to_owned())),
-        (Condition::Match(wanted), Some(object)) if object.etag != *wanted => failed(),
-        (Condition::NoneMatch(unwanted), Some(object)) if object.etag == *unwanted => failed(),
-        _ => Ok(()),
+/// Entity tags where a read names several; s3s reads one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TagLists {
+    pub if_match: Vec<String>,
+    pub if_none_match: Vec<String>,
+}
+
+/// No object has this entity tag.
+const TAG_OF_NOTHING: &str = "?";
+
+/// The entity tags in a header that s3s would not read as one: a list, or what is no tag and so belongs to no object.
+pub(super) fn odd_tags(headers: &HeaderMap, name: &HeaderName) -> Option<Vec<String>> {
+    let value = headers.get(name).filter(|value| !value.is_empty())?;
+    if ETagCondition::parse_http_header(value.as_bytes()).is_ok() && !value.as_bytes().contains(&b',') {
+        return None;
+    }
+    let text = std::str::from_utf8(value.as_bytes()).unwrap_or(TAG_OF_NOTHING);
+    let one = |tag: &str| match ETagCondition::parse_http_header(tag.trim().as_bytes()) {
+        Ok(ETagCondition::ETag(tag)) => tag.into_value(),
+        _ => TAG_OF_NOTHING.to_owned(),
+    };
+    Some(text.split(',').filter(|tag| !tag.trim().is_empty()).map(one).collect())
+}
+
+/// Whether a range counts: an `If-Range` names this version of the object.
+pub(super) fn range_counts(headers: &HeaderMap, object: &ObjectHead) -> bool {
+    let Some(value) = headers.get(IF_RANGE) else { return true };
+    let text = value.to_str().unwrap_or_default().trim();
+    match Timestamp::parse(TimestampFormat::HttpDate, text) {
+        Ok(time) => whole_seconds(millis(&time)) == whole_seconds(object.modified),
+        // A weak tag names no bytes. Some clients leave out the quotes.
+        Err(_) => text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text) == object.etag,
     }
 }
 
@@ -52,11 +71,13 @@ pub(super) fn fails_already(condition: &Condition, key: &str, existing: Option<&
 pub(super) struct ReadConditions {
     pub if_match: Option<ETagCondition>,
     pub if_none_match: Option<ETagCondition>,
+    /// Besides them.
+    pub lists: TagLists,
     pub if_modified_since: Option<Timestamp>,
     pub if_unmodified_since: Option<Timestamp>,
 }
 
-/// Which condition does not hold.
+/// The condition that does not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fails {
     /// The object is not the one that the client means.
@@ -78,7 +99,7 @@ impl ReadConditions {
     ///
     /// # Errors
     /// `PreconditionFailed`, or `NotModified` with the headers that a 304 has.
-    pub(super) fn check_read(&self, object: &ObjectRecord) -> S3Result<()> {
+    pub(super) fn check_read(&self, object: &ObjectHead) -> S3Result<()> {
         match self.check(&object.etag, object.modified) {
             Ok(()) => Ok(()),
             Err(Fails::NotModified) => Err(not_modified(object)),
@@ -90,7 +111,7 @@ impl ReadConditions {
     ///
     /// # Errors
     /// `PreconditionFailed`, whichever it is.
-    pub(super) fn check_source(&self, object: &ObjectRecord) -> S3Result<()> {
+    pub(super) fn check_source(&self, object: &ObjectHead) -> S3Result<()> {
         self.check(&object.etag, object.modified).map_err(|_| precondition_failed())
     }
 
@@ -98,6 +119,13 @@ impl ReadConditions {
     fn check(&self, etag: &str, modified: Millis) -> Result<(), Fails> {
         let is_it = |wanted: &ETagCondition| wanted.as_etag().is_none_or(|wanted| wanted.value() == etag);
         let after = |time: &Timestamp| whole_seconds(modified) > whole_seconds(millis(time));
+        let TagLists { if_match, if_none_match } = &self.lists;
+        if !if_match.is_empty() && !if_match.iter().any(|wanted| wanted == etag) {
+            return Err(Fails::Precondition);
+        }
+        if if_none_match.iter().any(|unwanted| unwanted == etag) {
+            return Err(Fails::NotModified);
+        }
         match (&self.if_match, &self.if_unmodified_since) {
             (Some(wanted), _) if !is_it(wanted) => return Err(Fails::Precondition),
             (None, Some(time)) if after(time) => return Err(Fails::Precondition),
@@ -115,7 +143,7 @@ fn precondition_failed() -> S3Error {
     refuse(S3ErrorCode::PreconditionFailed, "at least one of the conditions you set does not hold")
 }
 
-fn not_modified(object: &ObjectRecord) -> S3Error {
+fn not_modified(object: &ObjectHead) -> S3Error {
     let mut error = refuse(S3ErrorCode::NotModified, "the object is the one you have");
     let mut headers = HeaderMap::new();
     if let Ok(value) = etag(&object.etag).to_http_header() {
@@ -186,6 +214,50 @@ mod tests {
         assert_eq!(check(with(None, tag("\"x\""))), Ok(()));
         assert_eq!(check(with(None, tag("\"e\""))), Err(Fails::NotModified));
         assert_eq!(check(with(None, tag("*"))), Err(Fails::NotModified));
+    }
+
+    #[test]
+    fn of_several_entity_tags_one_has_to_be_it() {
+        let of = |if_match: &[&str], if_none_match: &[&str]| {
+            let list = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect();
+            let lists = TagLists { if_match: list(if_match), if_none_match: list(if_none_match) };
+            check(ReadConditions { lists, ..Default::default() })
+        };
+
+        assert_eq!([of(&["x", "e"], &[]), of(&[], &["x", "y"])], [Ok(()), Ok(())]);
+        assert_eq!(of(&["x", "y"], &[]), Err(Fails::Precondition));
+        assert_eq!(of(&[], &["x", "e"]), Err(Fails::NotModified));
+    }
+
+    #[test]
+    fn what_is_no_entity_tag_belongs_to_no_object() {
+        let odd = |value: &str| {
+            let headers = HeaderMap::from_iter([(http::header::IF_MATCH, value.parse().unwrap())]);
+            odd_tags(&headers, &http::header::IF_MATCH)
+        };
+        let tags = |tags: &[&str]| Some(tags.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>());
+
+        assert_eq!([odd("\"e\""), odd("e"), odd("*"), odd("W/\"e\"")], [None, None, None, None]);
+        assert_eq!(odd("\"a\", W/\"b\",c"), tags(&["a", "b", "c"]));
+        assert_eq!(odd("\"e"), tags(&["?"]));
+        assert_eq!(odd("no tag"), tags(&["?"]));
+    }
+
+    #[test]
+    fn a_range_counts_for_the_version_that_it_was_made_for() {
+        let object = ObjectHead {
+            len: 0,
+            etag: "e".into(),
+            modified: Millis(1_000_500),
+            headers: Default::default(),
+            checksum: None,
+            part_lens: vec![],
+        };
+        let counts = |value: &str| range_counts(&HeaderMap::from_iter([(IF_RANGE, value.parse().unwrap())]), &object);
+
+        assert!(range_counts(&HeaderMap::new(), &object));
+        assert!(counts("\"e\"") && counts("e") && counts("Thu, 01 Jan 1970 00:16:40 GMT"));
+        assert!(!counts("\"x\"") && !counts("W/\"e\"") && !counts("Thu, 01 Jan 1970 00:16:41 GMT") && !counts(""));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //!   does not read it.
 //! - A completion that takes long is kept alive with white space, as S3 does; its errors then stand inside a 200.
 //! - Without configured keys, signatures are taken off, so that signed and anonymous requests both pass.
-//! - Ranges that make no sense are ignored, as RFC 9110 wants, not refused.
+//! - Answers to HEAD, and 304, have no body.
+//! - What s3s would misread or refuse is changed once its signature is checked ([`super::again`]).
 //!
 //! Each answer is timed by its operation, and refusals are counted by their reason.
 
@@ -17,26 +18,29 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
-use http::header::{AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HOST, RANGE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use parking_lot::Mutex;
-use s3s::dto;
-use s3s::route::S3Route;
-use s3s::{
-    Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError,
-};
+use percent_encoding::percent_decode_str;
+use s3s::{Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Result, StdError};
 
-use super::access::Hosts;
 use super::checksums::{BodyHasher, Claims, EtagNeeds};
 use super::chunked::{Framing, framed};
-use super::errors::{self, BodyStalled, incomplete_body, not_implemented, payload_hash_mismatch, refuse};
+use super::errors::{self, BodyFault, not_implemented, payload_hash_mismatch, refuse};
+use super::hosts::Hosts;
 use super::intake::Unchecked;
-use super::{signature, xml};
+use super::mismatch::{Checker, SentHead};
+use super::request_xml::{self, Document};
+use super::surface::Named;
+use super::{heads, signature, xml};
+use crate::api::exchange::{Exchange, ExchangeNotes, told_referer};
 use crate::api::peers::{Peers, Reason};
+use crate::api::status::WITHOUT_TLS;
 use crate::api::unread::BodyError;
 use crate::metrics::Metrics;
+use crate::metrics::labels::{DoorLabel, MetricLabel, Operation, RejectReason};
+use crate::model::KeyLayout;
 use crate::runtime::{Clock, Entropy};
 
 /// Bytes of a request's XML at most: 10,000 parts with checksums, or 1,000 keys of 1 KiB, written wastefully.
@@ -48,51 +52,60 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Between two blanks.
 const BLANK_EVERY: Duration = Duration::from_secs(1);
 /// The operation that may take long.
-const LONG_OPERATION: &str = "CompleteMultipartUpload";
+const LONG_OPERATION: Operation = Operation::CompleteMultipartUpload;
 /// Names of query parameters that sign a request.
 const SIGNATURE_PARAMETERS: [&str; 4] = ["Signature", "AWSAccessKeyId", "Expires", "x-amz-security-token"];
 
-/// Which operation a request turned out to be; set once it is known.
+/// The operation that a request turned out to be; set once it is known.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Operation(Arc<OnceLock<String>>);
+pub(super) struct OperationCell(Arc<OnceLock<Operation>>);
 
-impl Operation {
+impl OperationCell {
     pub(super) fn set(&self, name: &str) {
-        // Known already: the request passes a second time.
-        drop(self.0.set(name.to_owned()));
+        // A request that passes a second time keeps its operation.
+        self.0.get_or_init(|| Operation::of_s3(name));
     }
 
-    fn name(&self) -> &str {
-        self.0.get().map_or("none", String::as_str)
+    fn get(&self) -> Operation {
+        self.0.get().copied().unwrap_or(Operation::None)
     }
 }
 
-/// Who signed a request whose signature was checked and taken off.
+/// The signer of a request whose signature was checked and taken off.
 #[derive(Debug, Clone)]
 pub(super) struct SignedBy(pub String);
-
-/// What went wrong while s3s read a body: s3s itself would call it an internal error.
-#[derive(Debug, Clone, Default)]
-struct Fault(Arc<Mutex<Option<S3Error>>>);
 
 /// The S3 door as an HTTP service, for `hyper`.
 #[derive(Clone)]
 pub struct S3Service {
     gate: Arc<Gate>,
-    /// Set when it turns everything away.
-    full: Option<Peers>,
+    turns: Turns,
 }
+
+/// Whether requests are answered, or turned away and why.
+#[derive(Clone)]
+enum Turns {
+    Nobody,
+    /// There is no place for the connection.
+    AllWhoComeLate(Peers),
+    /// They came without TLS to a port that speaks it.
+    AllWithoutTls,
+}
+
+crate::runtime::opaque_debug!(S3Service);
 
 #[derive(Debug)]
 pub(super) struct Gate {
     pub s3: s3s::service::S3Service,
+    /// Finds out why signatures do not match.
+    pub checker: Checker,
     pub entropy: Entropy,
     pub metrics: Metrics,
     pub hosts: Hosts,
     pub signatures: Signatures,
     /// Between two pieces of a body.
     pub body_timeout: Duration,
-    /// From head to answer.
+    /// Longest time from the head of a request to its answer.
     pub request_timeout: Duration,
 }
 
@@ -105,12 +118,17 @@ pub(super) enum Signatures {
 
 impl S3Service {
     pub(super) fn new(gate: Gate) -> Self {
-        Self { gate: Arc::new(gate), full: None }
+        Self { gate: Arc::new(gate), turns: Turns::Nobody }
     }
 
     /// The same door when there is no place for a connection: everything is told to come back.
     pub fn full(&self, peers: Peers) -> Self {
-        Self { gate: Arc::clone(&self.gate), full: Some(peers) }
+        Self { gate: Arc::clone(&self.gate), turns: Turns::AllWhoComeLate(peers) }
+    }
+
+    /// The same door for those who speak plain HTTP where TLS is spoken: everything is told so.
+    pub fn without_tls(&self) -> Self {
+        Self { gate: Arc::clone(&self.gate), turns: Turns::AllWithoutTls }
     }
 }
 
@@ -125,11 +143,16 @@ where
 
     fn call(&self, request: Request<B>) -> Self::Future {
         let gate = Arc::clone(&self.gate);
-        if let Some(peers) = &self.full {
-            peers.count(Reason::Connections, None);
-            return Box::pin(async move { gate.turn_away() });
-        }
-        Box::pin(async move { gate.answer(request).await })
+        let error = match &self.turns {
+            Turns::Nobody => return Box::pin(async move { gate.answer(request).await }),
+            Turns::AllWhoComeLate(peers) => {
+                peers.count(Reason::Connections, None);
+                errors::slow_down("all connections are taken, repeat the request more slowly")
+            }
+            Turns::AllWithoutTls => refuse(S3ErrorCode::InvalidRequest, WITHOUT_TLS),
+        };
+        let head = request.method() == Method::HEAD;
+        Box::pin(async move { gate.turn_away(error, head) })
     }
 }
 
@@ -140,42 +163,99 @@ impl Gate {
         B::Error: Into<StdError>,
     {
         let started = Clock::instant();
-        let (id, operation, fault) = (self.entropy.hex(8).to_uppercase(), Operation::default(), Fault::default());
+        let (operation, fault) = (OperationCell::default(), BodyFault::default());
+        let exchange = Exchange::current();
+        let id = self.id(exchange.as_ref());
+        if let Some(exchange) = &exchange {
+            exchange.note(|notes| self.note_head(request.uri(), request.headers(), notes));
+        }
         let (head, referer) = (request.method() == Method::HEAD, request.headers().get("referer").cloned());
         let mut answer = match self.admit(request, &operation, &fault).await {
             Ok(request) => {
                 let xml = self.is_read_whole(&request);
+                // A signature is checked with the head alone, and that is gone with the request.
+                let checked = self.signatures == Signatures::Checked;
+                let sent = if checked { SentHead::of(&request) } else { None };
                 let answer = self.run(request, &operation).await?;
-                let because = fault.0.lock().take();
-                explained(answer, because, xml)?
+                let because = fault.take();
+                if checked && xml::is_mismatch(&answer) {
+                    http_answer(self.checker.explain(sent.as_ref(), &self.hosts.domains).await)?
+                } else {
+                    explained(answer, because, xml)?
+                }
             }
             Err(error) => http_answer(error)?,
         };
         if head && answer.status() == StatusCode::OK && answer.headers().contains_key(CONTENT_RANGE) {
             *answer.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
-        let code = xml::complete(&mut answer, &id, operation.name());
+        let code = xml::complete(&mut answer, &id, operation.get());
+        without_body(&mut answer, head);
         if let Some(reason) = code.as_deref().and_then(reason)
             && !errors::is_counted(answer.headers())
         {
-            self.metrics.rejected.with_label_values(&[reason]).inc();
+            self.metrics.rejected.of(reason).inc();
+        }
+        if let Some(exchange) = &exchange {
+            exchange.note(|notes| {
+                notes.operation = Some(operation.get().as_str().to_owned());
+                notes.code = code.clone();
+            });
         }
         let seconds = started.elapsed().as_secs_f64();
-        self.metrics.answer_seconds.with_label_values(&["s3", operation.name()]).observe(seconds);
+        self.metrics.answer_seconds.of((DoorLabel::S3, operation.get())).observe(seconds);
         let status = answer.status().as_u16();
         // S3A tells the operation, path and job of its user in the referer.
-        tracing::debug!(id, operation = operation.name(), status, code, ?referer, seconds, "answered at the S3 door");
+        tracing::debug!(
+            id,
+            operation = operation.get().as_str(),
+            status,
+            code,
+            referer = referer.as_ref().map(told_referer),
+            seconds,
+            "answered at the S3 door"
+        );
         Ok(answer)
     }
 
-    fn turn_away(&self) -> Result<HttpResponse, HttpError> {
-        let mut answer = http_answer(errors::slow_down("all connections are taken, repeat the request more slowly"))?;
-        xml::complete(&mut answer, &self.entropy.hex(8).to_uppercase(), "none");
+    /// Names the request.
+    fn id(&self, exchange: Option<&Exchange>) -> String {
+        exchange.map_or_else(|| self.entropy.hex(8).to_uppercase(), |exchange| exchange.id().to_owned())
+    }
+
+    /// What a head says of itself, true or not: the access log tells of those, too, that are refused.
+    fn note_head(&self, uri: &Uri, headers: &HeaderMap, notes: &mut ExchangeNotes) {
+        let (bucket, key) = self.place(uri, headers);
+        if let (Some(bucket), Some(key)) = (&bucket, &key) {
+            let about = KeyLayout::of(bucket, key).about;
+            notes.job = Some(about.job.to_string());
+        }
+        (notes.bucket, notes.key) = (bucket, key);
+        notes.key_id = signature::claimed_key(uri, headers);
+    }
+
+    /// Bucket and key of an address, as they are read.
+    fn place(&self, uri: &Uri, headers: &HeaderMap) -> (Option<String>, Option<String>) {
+        let path = percent_decode_str(uri.path().strip_prefix('/').unwrap_or_default()).decode_utf8_lossy();
+        let (bucket, key) = match self.hosts.bucket(host_of(uri, headers)) {
+            Some(bucket) => (bucket, &*path),
+            None => path.split_once('/').unwrap_or((&path, "")),
+        };
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        (some(bucket), some(key))
+    }
+
+    fn turn_away(&self, error: S3Error, head: bool) -> Result<HttpResponse, HttpError> {
+        let mut answer = http_answer(error)?;
+        let exchange = Exchange::current();
+        let code = xml::complete(&mut answer, &self.id(exchange.as_ref()), Operation::None);
+        exchange.iter().for_each(|exchange| exchange.note(|notes| notes.code.clone_from(&code)));
+        without_body(&mut answer, head);
         Ok(answer)
     }
 
     /// Refuses what s3s would do and should not, and prepares the rest for it.
-    async fn admit<B>(&self, request: Request<B>, operation: &Operation, fault: &Fault) -> S3Result<HttpRequest>
+    async fn admit<B>(&self, request: Request<B>, operation: &OperationCell, fault: &BodyFault) -> S3Result<HttpRequest>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError>,
@@ -187,6 +267,7 @@ impl Gate {
         if self.signatures == Signatures::Checked {
             signature::check(&head.uri, &head.headers)?;
         }
+        heads::make_plain(&head.uri, &mut head.headers)?;
         head.extensions.insert(operation.clone());
         let payload = head.headers.get("x-amz-content-sha256").map(|value| value.as_bytes().to_vec());
         let framing = match (payload.as_deref(), self.signatures) {
@@ -221,13 +302,17 @@ impl Gate {
             }
             return Ok(Request::from_parts(head, Body::empty()));
         }
+        if let Some(document) = self.document(&head.method, &head.uri, &head.headers) {
+            head.extensions.insert(document);
+        }
         let watched = self.watched(body, hasher, fault.clone());
+        head.extensions.insert(fault.clone());
         if hash.is_some() && wants_no_body(&head.method, &head.uri) {
             read_to_end(watched, fault).await?;
             return Ok(Request::from_parts(head, Body::empty()));
         }
         let body = match framing {
-            Some(framing) => as_body(framed(watched, framing)),
+            Some(framing) => as_body(framed(watched, framing, fault.clone())),
             None => as_body(watched),
         };
         Ok(Request::from_parts(head, body))
@@ -238,20 +323,45 @@ impl Gate {
         let (method, headers) = (request.method(), request.headers());
         let with_body = http_body::Body::size_hint(request.body()).exact() != Some(0);
         let hashed = with_body && signature::payload_hash(headers).is_ok_and(|hash| hash.is_some());
-        *method == Method::POST || hashed && !self.puts_object(method, request.uri(), headers)
+        let here = request.extensions().get::<Document>().is_some();
+        !here && (*method == Method::POST || hashed && !self.puts_object(method, request.uri(), headers))
     }
 
     /// Whether a request puts an object or a part: its body is looked at while it is taken in ([`super::intake`]).
     fn puts_object(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
-        let plain = |name: &str| name.starts_with("X-Amz-") || ["partNumber", "uploadId", "x-id"].contains(&name);
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        let host = host.or_else(|| Some(uri.authority()?.as_str())).unwrap_or_default();
-        let key = if self.hosts.bucket(host).is_some() {
-            uri.path().strip_prefix('/')
-        } else {
-            uri.path().strip_prefix('/').and_then(|path| path.split_once('/')).map(|(_, key)| key)
+        let plain = |name: &str| {
+            name.starts_with("X-Amz-")
+                || name.starts_with("x-amz-")
+                || ["partNumber", "uploadId", "x-id"].contains(&name)
         };
-        *method == Method::PUT && key.is_some_and(|key| !key.is_empty()) && parameters(uri).all(|(name, _)| plain(name))
+        *method == Method::PUT
+            && self.named(uri, headers) == Named::Object
+            && parameters(uri).all(|(name, _)| plain(name))
+    }
+
+    /// The document that the body of a request has to be, if it is XML.
+    fn document(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Document> {
+        let has = |name| has_parameter(uri, name);
+        Some(Document(match *method {
+            Method::POST if has("delete") => &request_xml::DELETE,
+            Method::POST if has("uploadId") => &request_xml::COMPLETE,
+            Method::PUT if self.named(uri, headers) == Named::Bucket && parameters(uri).all(is_of_client) => {
+                &request_xml::CREATE_BUCKET
+            }
+            _ => return None,
+        }))
+    }
+
+    fn named(&self, uri: &Uri, headers: &HeaderMap) -> Named {
+        let host = host_of(uri, headers);
+        let path = uri.path().strip_prefix('/').unwrap_or_default();
+        let in_host = self.hosts.bucket(host).is_some();
+        let key = if in_host { Some(path) } else { path.split_once('/').map(|(_, key)| key) };
+        match key {
+            Some("") | None if in_host || !path.is_empty() => Named::Bucket,
+            Some("") | None => Named::Server,
+            Some(_) => Named::Object,
+        }
     }
 
     /// A body that may not stall, and is compared with what the client said of it. Nothing is read before it is asked
@@ -260,23 +370,23 @@ impl Gate {
         &self,
         body: B,
         hasher: Option<BodyHasher>,
-        fault: Fault,
+        fault: BodyFault,
     ) -> impl stream::Stream<Item = Result<Bytes, StdError>> + Send + use<B>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError>,
     {
         let idle = self.body_timeout;
-        let fail = move |fault: &Fault, error: S3Error, as_text: &dyn std::error::Error| {
-            let text: StdError = as_text.to_string().into();
-            *fault.0.lock() = Some(error);
+        let fail = move |fault: &BodyFault, error: S3Error| {
+            let text: StdError = error.to_string().into();
+            fault.set(error);
             Some((Err(text), None))
         };
         stream::unfold(Some((Box::pin(body), hasher, fault)), move |state| async move {
             let (mut body, mut hasher, fault) = state?;
             loop {
                 match tokio::time::timeout(idle, body.frame()).await {
-                    Err(_) => return fail(&fault, errors::body(&BodyStalled.into()), &BodyStalled),
+                    Err(_) => return fail(&fault, errors::body_stalled()),
                     Ok(Some(Ok(frame))) => {
                         let Ok(bytes) = frame.into_data() else { continue };
                         if let Some(hasher) = &mut hasher {
@@ -287,22 +397,21 @@ impl Gate {
                     Ok(Some(Err(error))) => {
                         let error: StdError = error.into();
                         if BodyError::is_slow(&*error) {
-                            return fail(&fault, errors::body(&BodyStalled.into()), &BodyStalled);
+                            return fail(&fault, errors::body_stalled());
                         }
-                        return fail(&fault, incomplete_body("the body broke off"), &*error);
+                        return fail(&fault, errors::broken_body());
                     }
                     Ok(None) => {
                         let error = hasher.and_then(|hasher| hasher.finish(None).err())?;
-                        let text = error.to_string();
-                        return fail(&fault, error, &*StdError::from(text));
+                        return fail(&fault, error);
                     }
                 }
             }
         })
     }
 
-    /// Has s3s answer, in time.
-    async fn run(&self, request: HttpRequest, operation: &Operation) -> Result<HttpResponse, HttpError> {
+    /// Lets s3s answer, in time.
+    async fn run(&self, request: HttpRequest, operation: &OperationCell) -> Result<HttpResponse, HttpError> {
         let s3 = self.s3.clone();
         let limit = self.request_timeout;
         let mut call = Box::pin(async move {
@@ -314,7 +423,7 @@ impl Gate {
         loop {
             match tokio::time::timeout(SILENCE_MAX, &mut call).await {
                 Ok(answer) => return answer,
-                Err(_) if operation.name() == LONG_OPERATION => return Ok(kept_alive(call)),
+                Err(_) if operation.get() == LONG_OPERATION => return Ok(kept_alive(call)),
                 Err(_) => {}
             }
         }
@@ -324,17 +433,36 @@ impl Gate {
 /// A 200 whose body is white space until the answer is there, and then the answer, whatever its status.
 fn kept_alive(call: impl Future<Output = Result<HttpResponse, HttpError>> + Send + 'static) -> HttpResponse {
     let begin = stream::once(async { Ok(Bytes::from_static(xml::DECLARATION)) }).boxed();
-    let rest = stream::unfold(Some(Box::pin(call)), |call| async move {
-        let mut call = call?;
+    let exchange = Exchange::current();
+    let rest = stream::unfold(Some((Box::pin(call), exchange)), |call| async move {
+        let (mut call, exchange) = call?;
         match tokio::time::timeout(BLANK_EVERY, &mut call).await {
-            Err(_) => Some((Ok(Bytes::from_static(b" ")), Some(call))),
-            Ok(Ok(answer)) => Some((Ok(xml::without_declaration(&answer)), None)),
+            Err(_) => Some((Ok(Bytes::from_static(b" ")), Some((call, exchange)))),
+            Ok(Ok(mut answer)) => {
+                // The head said 200: the code alone tells that it failed.
+                if let (Some(exchange), false) = (exchange, answer.status().is_success()) {
+                    exchange.note(|notes| notes.code = xml::code_of(&answer));
+                }
+                xml::add_more(&mut answer);
+                Some((Ok(xml::without_declaration(&answer)), None))
+            }
             Ok(Err(error)) => Some((Err(StdError::from(error)), None)),
         }
     });
     let mut answer = HttpResponse::new(as_body(begin.chain(rest)));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
     answer
+}
+
+/// Empties an answer that has no body: to HEAD, or 304.
+fn without_body(answer: &mut HttpResponse, head: bool) {
+    if head || answer.status() == StatusCode::NOT_MODIFIED {
+        // HTTP/1 leaves the body of such an answer out by itself; in HTTP/2 a client takes it for a broken protocol.
+        drop(std::mem::replace(answer.body_mut(), Body::empty()));
+        if answer.status() != StatusCode::OK && answer.status() != StatusCode::PARTIAL_CONTENT {
+            answer.headers_mut().remove(CONTENT_LENGTH);
+        }
+    }
 }
 
 fn as_body(bytes: impl stream::Stream<Item = Result<Bytes, StdError>> + Send + 'static) -> Body {
@@ -364,6 +492,12 @@ fn body_hasher(headers: &HeaderMap) -> S3Result<Option<BodyHasher>> {
     Ok(if claims.is_empty() { None } else { Some(claims.hasher(EtagNeeds::Nothing)) })
 }
 
+/// The host that a request is for.
+fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| Some(uri.authority()?.as_str())).unwrap_or_default()
+}
+
 fn is_form(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")
@@ -374,8 +508,14 @@ fn parameters(uri: &Uri) -> impl Iterator<Item = (&str, &str)> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
+/// As s3s reads it, whose names may be encoded.
 fn has_parameter(uri: &Uri, name: &str) -> bool {
-    parameters(uri).any(|(known, _)| known == name)
+    parameters(uri).any(|(known, _)| known == name || known.contains('%') && percent_decode_str(known).eq(name.bytes()))
+}
+
+/// Whether a parameter names no part of a bucket: it is a client's own, or of a presigned address.
+fn is_of_client((name, _): (&str, &str)) -> bool {
+    name.get(..2).is_some_and(|begin| begin.eq_ignore_ascii_case("x-"))
 }
 
 /// Requests whose operation would not read a body, should they have one.
@@ -385,7 +525,10 @@ fn wants_no_body(method: &Method, uri: &Uri) -> bool {
 }
 
 /// Reads what nobody wants, for its hash.
-async fn read_to_end(body: impl stream::Stream<Item = Result<Bytes, StdError>> + Send, fault: &Fault) -> S3Result<()> {
+async fn read_to_end(
+    body: impl stream::Stream<Item = Result<Bytes, StdError>> + Send,
+    fault: &BodyFault,
+) -> S3Result<()> {
     let mut body = std::pin::pin!(body);
     let mut len = 0;
     while let Some(Ok(bytes)) = body.next().await {
@@ -394,11 +537,11 @@ async fn read_to_end(body: impl stream::Stream<Item = Result<Bytes, StdError>> +
             return Err(refuse(S3ErrorCode::EntityTooLarge, "the request needs no body"));
         }
     }
-    fault.0.lock().take().map_or(Ok(()), Err)
+    fault.take().map_or(Ok(()), Err)
 }
 
 /// The address without the parameters of a signature.
-fn without_signature(uri: &Uri) -> Uri {
+pub(super) fn without_signature(uri: &Uri) -> Uri {
     let signs = |name: &str| name.starts_with("X-Amz-") || SIGNATURE_PARAMETERS.contains(&name);
     if !has_parameter(uri, "X-Amz-Signature") && !has_parameter(uri, "Signature") {
         return uri.clone();
@@ -410,68 +553,37 @@ fn without_signature(uri: &Uri) -> Uri {
     Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
-/// Under which reason a refusal is counted, by its code.
-fn reason(code: &str) -> Option<&'static str> {
+/// The reason under which a refusal with this code is counted.
+fn reason(code: &str) -> Option<RejectReason> {
     Some(match code {
-        "SlowDown" => "slow_down",
-        "ServiceUnavailable" => "unavailable",
+        "SlowDown" => RejectReason::SlowDown,
+        "ServiceUnavailable" => RejectReason::Unavailable,
         "AccessDenied"
         | "SignatureDoesNotMatch"
         | "InvalidAccessKeyId"
         | "RequestTimeTooSkewed"
         | "AuthorizationHeaderMalformed"
-        | "AuthorizationQueryParametersError" => "not_allowed",
-        "EntityTooLarge" | "KeyTooLongError" | "MetadataTooLarge" | "MaxMessageLengthExceeded" => "too_large",
-        "RequestTimeout" => "slow",
-        "IncompleteBody" | "MissingContentLength" => "body",
-        "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "MalformedTrailerError" => "digest",
-        "NotImplemented" => "not_implemented",
-        "InternalError" => "internal",
+        | "AuthorizationQueryParametersError" => RejectReason::NotAllowed,
+        "EntityTooLarge" | "KeyTooLongError" | "MetadataTooLarge" | "MaxMessageLengthExceeded" => {
+            RejectReason::TooLarge
+        }
+        "RequestTimeout" => RejectReason::Slow,
+        "IncompleteBody" | "MissingContentLength" => RejectReason::Body,
+        "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "MalformedTrailerError" => RejectReason::Digest,
+        "NotImplemented" => RejectReason::NotImplemented,
+        "InternalError" => RejectReason::Internal,
         _ => return None,
     })
 }
 
-/// Reads whose `Range` makes no sense: s3s would refuse them, RFC 9110 has them read the whole. Their signature covers
-/// the header, so it is checked first; then they pass a second time without either.
-pub(super) struct SenselessRanges {
-    /// The door again, without this route.
-    pub s3: s3s::service::S3Service,
-}
-
-#[async_trait::async_trait]
-impl S3Route for SenselessRanges {
-    fn is_match(&self, method: &Method, _: &Uri, headers: &HeaderMap, _: &mut http::Extensions) -> bool {
-        // s3s reads `bytes=-` as a suffix of no length.
-        let parses = |text: &str| text != "bytes=-" && dto::Range::parse(text).is_ok();
-        let sensible = |range: &HeaderValue| range.to_str().is_ok_and(parses);
-        matches!(*method, Method::GET | Method::HEAD) && headers.get_all(RANGE).iter().any(|range| !sensible(range))
-    }
-
-    async fn check_access(&self, _: &mut S3Request<Body>) -> S3Result<()> {
-        Ok(()) // Checked on the second pass.
-    }
-
-    async fn call(&self, req: S3Request<Body>) -> S3Result<S3Response<Body>> {
-        let mut request = HttpRequest::new(req.input);
-        *request.method_mut() = req.method;
-        *request.uri_mut() = without_signature(&req.uri);
-        *request.headers_mut() = req.headers;
-        *request.extensions_mut() = req.extensions;
-        request.headers_mut().remove(RANGE);
-        request.headers_mut().remove(AUTHORIZATION);
-        if let Some(credentials) = req.credentials {
-            request.extensions_mut().insert(SignedBy(credentials.access_key));
-        }
-        let answer = self.s3.call(request).await;
-        let answer = answer.map_err(|_| errors::unavailable("the request could not be repeated without its range"))?;
-        let (head, body) = answer.into_parts();
-        Ok(S3Response { output: body, status: Some(head.status), headers: head.headers, extensions: head.extensions })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::api::access_log::AccessLog;
+    use crate::api::exchange::Exchanges;
+    use crate::config::AccessLogPlace;
 
     fn uri(text: &str) -> Uri {
         text.parse().unwrap()
@@ -486,10 +598,34 @@ mod tests {
         assert_eq!(without_signature(&uri("/b?list-type=2")), uri("/b?list-type=2"));
     }
 
+    #[tokio::test]
+    async fn a_completion_that_fails_late_is_told_with_its_code() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let (log, writer) = AccessLog::open(AccessLogPlace::File(path.clone()), Metrics::new()).unwrap();
+        let entropy = Entropy::from_seed(1, Clock::System);
+        let exchanges = Exchanges::new(DoorLabel::S3, entropy, Clock::System, Some(log));
+        let exchange = exchanges.begin(&Method::POST, &HeaderMap::new(), None);
+        let late = async { http_answer(refuse(S3ErrorCode::NoSuchUpload, "it is gone")) };
+
+        let answer = exchange.scope(async { kept_alive(late) }).await;
+        exchange.answered(answer.status());
+        drop(exchange);
+        let body = BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+
+        assert!(body.windows(12).any(|window| window == b"NoSuchUpload"), "{body:?}");
+        let stop = CancellationToken::new();
+        stop.cancel();
+        writer.run(stop).await;
+        let line: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!((&line["status"], &line["code"]), (&200.into(), &"NoSuchUpload".into()));
+    }
+
     #[test]
     fn parameters_are_found_with_and_without_values() {
         assert!(has_parameter(&uri("/b?delete"), "delete"));
         assert!(has_parameter(&uri("/b?x=1&delete="), "delete"));
         assert!(!has_parameter(&uri("/b?deleted"), "delete"));
+        assert!(has_parameter(&uri("/b?%64elete"), "delete"));
     }
 }

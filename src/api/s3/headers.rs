@@ -1,4 +1,4 @@
-//! Headers of a write: what an object keeps, and what this server does not do.
+//! Headers of a write: what an object keeps.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, EXPIRES};
@@ -6,52 +6,38 @@ use s3s::S3Result;
 use s3s::dto::Metadata;
 use s3s::{S3Error, S3ErrorCode};
 
-use super::errors::{not_implemented, refuse};
-use crate::catalog::record::ObjectHeaders;
+use super::errors::refuse;
+use crate::model::ObjectHeaders;
 
 /// The encoding of a body in transit, which is not stored.
 const AWS_CHUNKED: &str = "aws-chunked";
 
-/// Headers that ask for something that would not happen, and what that is.
-const NOT_DONE: [(&str, &str); 7] = [
-    ("x-amz-server-side-encryption", "server-side encryption"),
-    ("x-amz-copy-source-server-side-encryption", "server-side encryption"),
-    ("x-amz-object-lock", "object lock"),
-    ("x-amz-tagging", "tagging of objects"),
-    ("x-amz-website-redirect-location", "website redirection"),
-    ("x-amz-grant", "granting access by header"),
-    ("x-amz-write-offset-bytes", "appending to an object"),
-];
+/// The class that is not told.
+pub(super) const STANDARD: &str = "STANDARD";
+/// Others that are kept and told, and move no bytes. Those are not among them whose objects S3 gives back only after
+/// `RestoreObject`: clients would wait for that.
+const STORAGE_CLASSES: [&str; 5] =
+    ["REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"];
 
-/// Access control lists that say what is the case anyway.
-const HARMLESS_ACLS: [&str; 3] = ["private", "bucket-owner-full-control", "bucket-owner-read"];
+/// The storage class that a write asks for, if it is not the one that is not told.
+pub(super) fn storage_class(headers: &HeaderMap) -> Option<String> {
+    let class = headers.get("x-amz-storage-class")?.to_str().ok()?;
+    (!class.is_empty() && class != STANDARD).then(|| class.to_owned())
+}
 
-/// Refuses what a write asks for and would not get.
+/// Refuses a storage class that cannot be kept.
 ///
 /// # Errors
-/// `NotImplemented`, naming it; `InvalidStorageClass`.
-pub(super) fn refuse_what_is_not_done(headers: &HeaderMap) -> S3Result<()> {
-    for (name, value) in headers {
-        let (name, value) = (name.as_str(), value.to_str().unwrap_or_default());
-        if !name.starts_with("x-amz-") || value.is_empty() {
-            continue;
+/// `InvalidStorageClass`.
+pub(super) fn check_storage_class(headers: &HeaderMap) -> S3Result<()> {
+    match storage_class(headers) {
+        Some(class) if !STORAGE_CLASSES.contains(&class.as_str()) => {
+            let message =
+                format!("the storage class {class:?} is not one of {STANDARD}, {}", STORAGE_CLASSES.join(", "));
+            Err(refuse(S3ErrorCode::InvalidStorageClass, message))
         }
-        let directive = name.ends_with("-directive");
-        if let Some((_, what)) = NOT_DONE.iter().find(|(prefix, _)| name.starts_with(prefix) && !directive) {
-            return Err(not_implemented(what));
-        }
-        match name {
-            "x-amz-acl" if !HARMLESS_ACLS.contains(&value) => {
-                return Err(not_implemented(&format!("the access control list {value:?}")));
-            }
-            "x-amz-storage-class" if value != "STANDARD" => {
-                let message = format!("the storage class {value:?} is not there, only STANDARD is");
-                return Err(refuse(S3ErrorCode::InvalidStorageClass, message));
-            }
-            _ => {}
-        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The headers of an input of s3s that its object keeps.
@@ -59,7 +45,7 @@ macro_rules! object_headers {
     ($request:expr) => {
         $crate::api::s3::headers::kept(
             &$request.headers,
-            $crate::catalog::record::ObjectHeaders {
+            $crate::model::ObjectHeaders {
                 content_type: $request.input.content_type.take(),
                 cache_control: $request.input.cache_control.take(),
                 content_disposition: $request.input.content_disposition.take(),
@@ -78,14 +64,14 @@ pub(super) fn kept(headers: &HeaderMap, kept: ObjectHeaders, metadata: Option<Me
     let mut metadata: Vec<(String, String)> = metadata.into_iter().flatten().collect();
     metadata.sort_unstable();
     let content_encoding = text(CONTENT_ENCODING).and_then(|value| stored_encoding(&value));
-    ObjectHeaders { content_encoding, expires: text(EXPIRES), metadata, ..kept }
+    ObjectHeaders { content_encoding, expires: text(EXPIRES), metadata, storage_class: storage_class(headers), ..kept }
 }
 
 /// The encoding without what is only for the transit.
 fn stored_encoding(value: &str) -> Option<String> {
-    let parts = value.split(',').map(str::trim).filter(|part| !part.is_empty() && *part != AWS_CHUNKED);
-    let stored = parts.collect::<Vec<_>>().join(",");
-    (!stored.is_empty()).then_some(stored)
+    let stored = value.split(',').filter(|part| part.trim() != AWS_CHUNKED).collect::<Vec<_>>().join(",");
+    let stored = stored.trim();
+    (!stored.is_empty()).then(|| stored.to_owned())
 }
 
 /// Refuses too much user metadata.
@@ -126,39 +112,26 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_happen_is_refused() {
-        for (name, value, code) in [
-            ("x-amz-server-side-encryption", "aws:kms", "NotImplemented"),
-            ("x-amz-server-side-encryption-customer-algorithm", "AES256", "NotImplemented"),
-            ("x-amz-object-lock-mode", "GOVERNANCE", "NotImplemented"),
-            ("x-amz-tagging", "a=b", "NotImplemented"),
-            ("x-amz-acl", "public-read", "NotImplemented"),
-            ("x-amz-grant-read", "id=x", "NotImplemented"),
-            ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
-        ] {
-            let error = refuse_what_is_not_done(&headers(&[(name, value)])).unwrap_err();
-            assert_eq!(error.code().as_str(), code, "{name}");
+    fn storage_classes_are_those_whose_objects_can_be_read() {
+        let class = |class: &str| {
+            let sent = headers(&[("x-amz-storage-class", class)]);
+            check_storage_class(&sent).map(|()| storage_class(&sent)).map_err(|error| error.code().as_str().to_owned())
+        };
+
+        assert_eq!([class("STANDARD"), class("")], [Ok(None), Ok(None)]);
+        assert_eq!(class("GLACIER_IR"), Ok(Some("GLACIER_IR".to_owned())));
+        for bad in ["GLACIER", "STD1", "standard"] {
+            assert_eq!(class(bad), Err("InvalidStorageClass".to_owned()));
         }
-    }
-
-    #[test]
-    fn what_is_the_case_anyway_is_accepted() {
-        let sent = headers(&[
-            ("x-amz-acl", "private"),
-            ("x-amz-storage-class", "STANDARD"),
-            ("x-amz-tagging-directive", "COPY"),
-            ("x-amz-tagging", ""),
-            ("x-amz-api-version", "2006-03-01"),
-        ]);
-
-        assert!(refuse_what_is_not_done(&sent).is_ok());
     }
 
     #[test]
     fn the_encoding_of_the_transit_is_not_kept() {
         assert_eq!(stored_encoding("aws-chunked"), None);
         assert_eq!(stored_encoding("gzip,aws-chunked").as_deref(), Some("gzip"));
-        assert_eq!(stored_encoding("gzip, br").as_deref(), Some("gzip,br"));
+        assert_eq!(stored_encoding("deflate, gzip").as_deref(), Some("deflate, gzip"), "as the client wrote it");
+        assert_eq!(stored_encoding("deflate, aws-chunked, gzip").as_deref(), Some("deflate, gzip"));
+        assert_eq!(stored_encoding("aws-chunked, gzip").as_deref(), Some("gzip"));
         assert_eq!(stored_encoding(""), None);
     }
 

@@ -11,14 +11,16 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::{
     CommonPrefix, EncodingType, ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput,
     ListObjectsV2Input, ListObjectsV2Output, Object, ObjectStorageClass, ObjectVersion, ObjectVersionStorageClass,
+    Owner,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use super::S3Door;
-use super::buckets::owner;
 use super::conditions::{etag, timestamp};
 use super::errors::{OrS3, refuse};
-use crate::catalog::state::{ListPage, ListQuery, Listed};
+use super::headers::STANDARD;
+use super::surface::OWNER;
+use crate::engine::{ListPage, ListQuery, Listed};
 use crate::model::Millis;
 
 /// Entries of one page at most, as in S3.
@@ -28,7 +30,12 @@ const TOKEN_VERSION: &str = "1:";
 /// Everything but what RFC 3986 calls unreserved, and the slash.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// How names go out.
+/// The owner of everything.
+pub(super) fn owner() -> Owner {
+    Owner { display_name: Some(OWNER.to_owned()), id: Some(OWNER.to_owned()) }
+}
+
+/// The encoding of names in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Encoding {
     Plain,
@@ -62,7 +69,7 @@ impl Encoding {
     }
 }
 
-/// How many entries a page may have, of what a client asks for.
+/// Number of entries that a page may have when a client asks for so many.
 ///
 /// # Errors
 /// `InvalidArgument` for a negative number.
@@ -75,28 +82,28 @@ pub(super) fn page_size(asked: Option<i32>, what: &str) -> S3Result<i32> {
     }
 }
 
-/// What a client sent, if it sent anything: an empty delimiter is none.
+/// The text that a client sent. `None` also for an empty one: an empty delimiter does not delimit.
 pub(super) fn given(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
 /// One page, taken apart.
-struct Page {
-    objects: Vec<(String, u64, String, Millis)>,
+struct ListingPage {
+    objects: Vec<(String, u64, String, Millis, Option<String>)>,
     prefixes: Vec<CommonPrefix>,
     /// The last name of a page that is followed by another.
     next: Option<String>,
     truncated: bool,
 }
 
-impl Page {
+impl ListingPage {
     fn of(page: ListPage, encoding: Encoding) -> Self {
         let next = page.entries.last().filter(|_| page.truncated).map(|last| last.name().to_owned());
         let (mut objects, mut prefixes) = (vec![], vec![]);
         for entry in page.entries {
             match entry {
-                Listed::Object { key, len, etag, modified } => {
-                    objects.push((encoding.write(&key), len, etag, modified));
+                Listed::Object { key, len, etag, modified, class } => {
+                    objects.push((encoding.write(&key), len, etag, modified, class));
                 }
                 Listed::Prefix(prefix) => prefixes.push(CommonPrefix { prefix: Some(encoding.write(&prefix)) }),
             }
@@ -105,30 +112,38 @@ impl Page {
     }
 
     fn objects(&mut self, with_owner: bool) -> Option<Vec<Object>> {
-        let objects = std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified)| Object {
+        let objects = std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified, class)| Object {
             e_tag: Some(etag(&tag)),
             key: Some(key),
             last_modified: Some(timestamp(modified)),
             owner: with_owner.then(owner),
             size: i64::try_from(len).ok(),
-            storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
+            storage_class: Some(
+                class.map_or_else(|| ObjectStorageClass::from_static(STANDARD), ObjectStorageClass::from),
+            ),
             ..Default::default()
         });
         Some(objects.collect::<Vec<_>>()).filter(|objects| !objects.is_empty())
     }
 
     fn versions(&mut self) -> Option<Vec<ObjectVersion>> {
-        let versions = std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified)| ObjectVersion {
-            e_tag: Some(etag(&tag)),
-            is_latest: Some(true),
-            key: Some(key),
-            last_modified: Some(timestamp(modified)),
-            owner: Some(owner()),
-            size: i64::try_from(len).ok(),
-            storage_class: Some(ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD)),
-            version_id: Some("null".to_owned()),
-            ..Default::default()
-        });
+        let versions =
+            std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified, class)| ObjectVersion {
+                e_tag: Some(etag(&tag)),
+                is_latest: Some(true),
+                key: Some(key),
+                last_modified: Some(timestamp(modified)),
+                owner: Some(owner()),
+                size: i64::try_from(len).ok(),
+                storage_class: Some(
+                    class.map_or_else(
+                        || ObjectVersionStorageClass::from_static(STANDARD),
+                        ObjectVersionStorageClass::from,
+                    ),
+                ),
+                version_id: Some("null".to_owned()),
+                ..Default::default()
+            });
         Some(versions.collect::<Vec<_>>()).filter(|versions| !versions.is_empty())
     }
 
@@ -142,12 +157,12 @@ impl Page {
 }
 
 impl S3Door {
-    async fn page(&self, bucket: &str, query: ListQuery<'_>, encoding: Encoding) -> S3Result<Page> {
-        self.check_bucket(bucket)?;
+    async fn page(&self, bucket: &str, query: ListQuery<'_>, encoding: Encoding) -> S3Result<ListingPage> {
+        self.engine.check_bucket(bucket).or_s3()?;
         if query.max == 0 {
-            return Ok(Page::of(ListPage::default(), encoding));
+            return Ok(ListingPage::of(ListPage::default(), encoding));
         }
-        Ok(Page::of(self.catalog.list(bucket, &query).await.or_s3()?, encoding))
+        Ok(ListingPage::of(self.engine.list(bucket, &query).await.or_s3()?, encoding))
     }
 
     pub(super) async fn list_objects(
@@ -242,11 +257,11 @@ fn query<'a>(prefix: &'a str, delimiter: Option<&'a str>, after: &'a str, max: i
 }
 
 /// Where the next page begins, for the client to give back as it is.
-fn write_token(last: &str) -> String {
+pub(super) fn write_token(last: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("{TOKEN_VERSION}{last}"))
 }
 
-fn read_token(token: &str) -> S3Result<String> {
+pub(super) fn read_token(token: &str) -> S3Result<String> {
     let bytes = URL_SAFE_NO_PAD.decode(token).ok();
     let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     let last = text.and_then(|text| text.strip_prefix(TOKEN_VERSION).map(str::to_owned));

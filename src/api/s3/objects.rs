@@ -1,5 +1,6 @@
 //! Writing and deleting objects.
 
+use futures::StreamExt;
 use s3s::dto::{
     ChecksumType, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectInput,
     DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETagCondition, Error,
@@ -8,87 +9,50 @@ use s3s::dto::{
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use super::S3Door;
-use super::checksums::set_checksum;
+use super::checksums::{self, Algorithm, Claims, EtagNeeds, set_checksum};
 use super::conditions::{self, ReadConditions, etag, timestamp};
-use super::errors::{self, OrS3, not_implemented, refuse};
+use super::errors::{OrS3, not_implemented, refuse};
+use super::grants::{denied, grants};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
-use super::layout::{self, Place};
-use crate::catalog::command::{
-    Bind, Command, Condition, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, Stored,
-};
-use crate::catalog::record::{ObjectChecksum, ObjectHeaders};
-use crate::catalog::state::ObjectView;
-use crate::model::Millis;
+use super::xml::MoreElements;
+use crate::config::EtagKind;
+use crate::engine::objects::{NewCopy, NewObject};
+use crate::engine::{Condition, ObjectToDelete, ObjectView};
+use crate::model::{ObjectChecksum, ObjectHeaders};
 
 /// The largest object that one PUT may bring, as in S3.
 const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
+/// The conditions on which nothing is deleted.
+const DELETE_CONDITIONS: &str = "deleting on the condition of a size or a time";
 /// Keys that one request may delete, as in S3.
 const DELETED_KEYS_MAX: usize = 1000;
 
-/// An object that was put, as it is answered.
-pub(super) struct Put {
-    pub etag: String,
-    pub modified: Millis,
-    pub checksum: Option<ObjectChecksum>,
-}
-
 impl S3Door {
     pub(super) async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
-        headers::refuse_what_is_not_done(&req.headers)?;
+        headers::check_storage_class(&req.headers)?;
         let headers = object_headers!(req);
         self.check_write(&req.input.key, &headers)?;
         let condition = conditions::of_put(req.input.if_match.as_ref(), req.input.if_none_match.as_ref())?;
         let body = req.input.body.take();
         let intake = Intake::of(&mut req, body)?;
-        self.check_body_len(intake.len(), self.settings.limits.object_bytes_max)?;
+        self.check_body_len(intake.len(), self.engine.settings().limits.object_bytes_max)?;
         let PutObjectInput { bucket, key, .. } = req.input;
-        self.refuse_early(&bucket, &key, &condition).await?;
-
-        let Place { about, completes, merged_by_flink, .. } = layout::place(&bucket, &key);
-        let job = about.job.clone();
-        if merged_by_flink {
-            self.merged.warn(&job, &key);
-        }
-        let modified = self.clock.now();
-        let put = self.store_body(self.merger.new_id(), intake, about, |received| {
-            let content = ObjectContent::Segments {
-                segments: received.segment.into_iter().collect(),
-                len: received.len,
-                etag: received.etag.clone(),
-                headers,
-                checksum: received.digests.first(),
-                part_lens: vec![],
-                upload: None,
-            };
-            Bind::Object(Box::new(PutObject { bucket, key, condition, content, modified }))
-        });
-        let (stored, received) = self.counted(put.await)?;
-        self.metrics.segment_bytes.with_label_values(&["s3"]).inc_by(received.len);
-        if let Some(checkpoint) = completes {
-            self.merger.checkpoint_barrier(&job, checkpoint);
-        }
-        let put = put_answer(stored)?;
+        let object = NewObject { bucket, key, condition, headers };
+        let put = self.engine.put_object(object, intake.hashed(self.etag_needs())).await.or_s3()?;
         let mut output = PutObjectOutput { e_tag: Some(etag(&put.etag)), ..Default::default() };
         output.checksum_type = put.checksum.as_ref().map(checksum_type);
         set_checksum!(output, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
-        Ok(S3Response::new(output))
-    }
-
-    /// Counts a segment by what became of it.
-    pub(super) fn counted<T>(&self, result: S3Result<T>) -> S3Result<T> {
-        let outcome = match &result {
-            Ok(_) => "answered",
-            Err(error) if error.status_code().is_some_and(|status| status.is_client_error()) => "refused",
-            Err(_) => "failed",
-        };
-        self.metrics.segments.with_label_values(&["s3", outcome]).inc();
-        result
+        let mut response = S3Response::new(output);
+        if let Some(checksum) = &put.checksum {
+            checksums::add_header(&mut response.headers, &checksum.algorithm, &checksum.value);
+        }
+        Ok(response)
     }
 
     /// Refuses keys and metadata beyond the limits.
     pub(super) fn check_write(&self, key: &str, headers: &ObjectHeaders) -> S3Result<()> {
-        let limits = &self.settings.limits;
+        let limits = &self.engine.settings().limits;
         if key.len() > limits.key_bytes_max {
             let message = format!("the key has {} bytes, at most {} are allowed", key.len(), limits.key_bytes_max);
             return Err(refuse(S3ErrorCode::KeyTooLongError, message));
@@ -98,7 +62,7 @@ impl S3Door {
 
     /// Refuses bodies beyond the limits.
     pub(super) fn check_body_len(&self, len: u64, object_bytes_max: u64) -> S3Result<()> {
-        let bytes_max = SINGLE_PUT_BYTES_MAX.min(self.settings.limits.segment_bytes_max).min(object_bytes_max);
+        let bytes_max = SINGLE_PUT_BYTES_MAX.min(self.engine.settings().limits.segment_bytes_max).min(object_bytes_max);
         if len > bytes_max {
             let message = format!("{len} bytes are more than one request may bring, which is {bytes_max}");
             return Err(refuse(S3ErrorCode::EntityTooLarge, message));
@@ -106,30 +70,12 @@ impl S3Door {
         Ok(())
     }
 
-    /// Refuses a put that cannot succeed any more, before its body is asked for.
-    pub(super) async fn refuse_early(&self, bucket: &str, key: &str, condition: &Condition) -> S3Result<()> {
-        self.check_bucket(bucket)?;
-        if *condition != Condition::None {
-            let existing = self.catalog.object(bucket, key).await.or_s3()?;
-            conditions::fails_already(condition, key, existing.as_ref().map(|view| &*view.record)).or_s3()?;
+    /// The digest that the entity tag of this object needs.
+    pub(super) fn etag_needs(&self) -> EtagNeeds {
+        match self.engine.settings().server.etag {
+            EtagKind::Md5 => EtagNeeds::Md5,
+            EtagKind::Opaque => EtagNeeds::Nothing,
         }
-        Ok(())
-    }
-
-    /// Refuses requests to a bucket that is not there.
-    pub(super) fn check_bucket(&self, bucket: &str) -> S3Result<()> {
-        self.catalog.check().or_s3()?;
-        if self.catalog.view().has_bucket(bucket) { Ok(()) } else { Err(Refusal::NoSuchBucket(bucket.into())).or_s3() }
-    }
-
-    /// The object under a key.
-    ///
-    /// # Errors
-    /// `NoSuchBucket`, `NoSuchKey`.
-    pub(super) async fn existing(&self, bucket: &str, key: &str) -> S3Result<ObjectView> {
-        self.check_bucket(bucket)?;
-        let found = self.catalog.object(bucket, key).await.or_s3()?;
-        found.ok_or_else(|| Refusal::NoSuchKey(key.to_owned())).or_s3()
     }
 
     /// The object that a copy is made of, if the conditions on it hold; and its entity tag if there are any.
@@ -139,18 +85,19 @@ impl S3Door {
         conditions: ReadConditions,
     ) -> S3Result<(ObjectView, Option<String>)> {
         let (bucket, key) = bucket_source(source)?;
-        let found = self.existing(bucket, key).await?;
-        conditions.check_source(&found.record)?;
-        let etag = conditions.any().then(|| found.record.etag.clone());
+        let found = self.engine.object(bucket, key).await.or_s3()?;
+        conditions.check_source(found.head())?;
+        let etag = conditions.any().then(|| found.head().etag.clone());
         Ok((found, etag))
     }
 
-    /// Copies by reference: no byte is read or written.
+    /// Copies by reference: no byte is read or written, unless a checksum is asked for that the source does not have; then
+    /// its bytes are read.
     pub(super) async fn copy_object(
         &self,
         mut req: S3Request<CopyObjectInput>,
     ) -> S3Result<S3Response<CopyObjectOutput>> {
-        headers::refuse_what_is_not_done(&req.headers)?;
+        headers::check_storage_class(&req.headers)?;
         let replace = match req.input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
             None | Some("COPY") => false,
             Some("REPLACE") => true,
@@ -161,20 +108,32 @@ impl S3Door {
         };
         let headers = if replace { Some(object_headers!(req)) } else { None };
         let condition = write_condition(&req)?;
+        let storage_class = headers::storage_class(&req.headers);
+        let algorithm =
+            req.input.checksum_algorithm.as_ref().map(|name| Algorithm::parse(name.as_str())).transpose()?;
         let CopyObjectInput { bucket, key, copy_source, .. } = &req.input;
         self.check_write(key, headers.as_ref().unwrap_or(&ObjectHeaders::default()))?;
         let (from_bucket, from_key) = bucket_source(copy_source)?;
-        if (from_bucket, from_key) == (bucket, key) && !replace {
+        let changes = replace || algorithm.is_some() || req.headers.contains_key("x-amz-storage-class");
+        if (from_bucket, from_key) == (bucket, key) && !changes {
             let message = "a copy of an object onto itself has to change something: set x-amz-metadata-directive";
             return Err(refuse(S3ErrorCode::InvalidRequest, message));
         }
-        self.check_bucket(bucket)?;
-        let (_, if_match) = self.copy_source(copy_source, source_conditions!(req.input)).await?;
+        self.engine.check_bucket(bucket).or_s3()?;
+        let (source, mut if_match) = self.copy_source(copy_source, source_conditions!(req.input)).await?;
+        let checksum = match algorithm {
+            Some(algorithm) => self.other_checksum(&source, algorithm).await?,
+            None => None,
+        };
+        if checksum.is_some() {
+            // It is that of the bytes that were read.
+            if_match = Some(source.head().etag.clone());
+        }
 
-        let content = ObjectContent::CopyOf { bucket: from_bucket.into(), key: from_key.into(), if_match, headers };
-        let (bucket, key, modified) = (bucket.clone(), key.clone(), self.clock.now());
-        let put = PutObject { bucket, key, condition, content, modified };
-        let put = put_answer(self.store_without_bytes(Bind::Object(Box::new(put))).await?)?;
+        let from = (from_bucket.to_owned(), from_key.to_owned());
+        let (bucket, key) = (bucket.clone(), key.clone());
+        let copy = NewCopy { bucket, key, condition, from, if_match, headers, storage_class, checksum };
+        let put = self.engine.copy_object(copy).await.or_s3()?;
 
         let mut result = CopyObjectResult {
             e_tag: Some(etag(&put.etag)),
@@ -183,7 +142,31 @@ impl S3Door {
         };
         result.checksum_type = put.checksum.as_ref().map(checksum_type);
         set_checksum!(result, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
-        Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() }))
+        let mut response = S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() });
+        if let Some(checksum) = &put.checksum {
+            let element = checksums::more_element(&checksum.algorithm, &checksum.value);
+            response.extensions.insert(MoreElements(vec![("CopyObjectResult", element)]));
+        }
+        Ok(response)
+    }
+
+    /// The checksum of an object's bytes, if it is not the one that the object has.
+    async fn other_checksum(&self, source: &ObjectView, algorithm: Algorithm) -> S3Result<Option<ObjectChecksum>> {
+        let record = source.head();
+        let has = record.checksum.as_ref();
+        if has.is_some_and(|checksum| checksum.algorithm == algorithm.name() && !checksum.composite) {
+            return Ok(None);
+        }
+        let mut claims = Claims::default();
+        claims.also(algorithm);
+        let mut hasher = claims.hasher(EtagNeeds::Nothing);
+        if record.len > 0 {
+            let mut bytes = self.engine.read_object(source, 0..record.len).await.or_s3()?;
+            while let Some(chunk) = bytes.next().await {
+                hasher.update(&chunk.or_s3()?);
+            }
+        }
+        Ok(hasher.finish(None)?.checksums.pop())
     }
 
     pub(super) async fn delete_object(
@@ -196,16 +179,10 @@ impl S3Door {
             ETagCondition::Any => "*".to_owned(),
             ETagCondition::ETag(etag) => etag.into_value(),
         });
-        let answers = self.delete(&bucket, vec![ObjectToDelete { key, if_match }]).await?;
+        let doomed = vec![ObjectToDelete { key, if_match, if_put_at: None }];
+        let answers = self.engine.delete_objects(&bucket, doomed).await.or_s3()?;
         answers.into_iter().try_for_each(|answer| answer).or_s3()?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
-    }
-
-    async fn delete(&self, bucket: &str, objects: Vec<ObjectToDelete>) -> S3Result<Vec<Result<(), Refusal>>> {
-        match self.catalog.execute(Command::DeleteObjects(bucket.to_owned(), objects)).await.or_s3()? {
-            Outcome::Deleted(answers) => Ok(answers),
-            _ => Ok(vec![]),
-        }
     }
 
     /// Deletes many keys. Those that do not exist count as deleted, and so do directories that a client may not touch
@@ -214,28 +191,34 @@ impl S3Door {
         &self,
         req: S3Request<DeleteObjectsInput>,
     ) -> S3Result<S3Response<DeleteObjectsOutput>> {
-        let grants = self.keys.grants(req.credentials.as_ref());
+        let grants = grants(&self.keys, &req);
         let DeleteObjectsInput { bucket, delete, .. } = req.input;
         if delete.objects.is_empty() || delete.objects.len() > DELETED_KEYS_MAX {
             let message = format!("{} keys are named, 1 to {DELETED_KEYS_MAX} are allowed", delete.objects.len());
             return Err(refuse(S3ErrorCode::MalformedXML, message));
         }
-        self.check_bucket(&bucket)?;
+        if delete.objects.iter().any(|object| object.size.is_some() || object.last_modified_time.is_some()) {
+            // Of a general purpose bucket, S3 does not know them either.
+            return Err(not_implemented(DELETE_CONDITIONS));
+        }
+        self.engine.check_bucket(&bucket).or_s3()?;
         let mut answers: Vec<(String, S3Result<()>)> = Vec::with_capacity(delete.objects.len());
         let (mut doomed, mut places) = (vec![], vec![]);
         for object in delete.objects {
             let checked = headers::check_version(object.version_id.as_deref()).and_then(|()| {
-                if grants.covers(&bucket, &object.key) { Ok(true) } else { grants.ignores(&bucket, &object.key) }
+                let may = grants.write(&bucket, &object.key);
+                if may || grants.ignore_delete(&bucket, &object.key) { Ok(may) } else { Err(denied()) }
             });
             if matches!(checked, Ok(true)) {
                 places.push(answers.len());
                 let if_match = object.e_tag.map(|etag| etag.into_value());
-                doomed.push(ObjectToDelete { key: object.key.clone(), if_match });
+                doomed.push(ObjectToDelete { key: object.key.clone(), if_match, if_put_at: None });
             }
             answers.push((object.key, checked.map(|_| ())));
         }
         if !doomed.is_empty() {
-            for (place, answer) in places.into_iter().zip(self.delete(&bucket, doomed).await?) {
+            let deleted = self.engine.delete_objects(&bucket, doomed).await.or_s3()?;
+            for (place, answer) in places.into_iter().zip(deleted) {
                 answers[place].1 = answer.or_s3();
             }
         }
@@ -265,17 +248,7 @@ fn deleted(answers: Vec<(String, S3Result<()>)>, quiet: bool) -> DeleteObjectsOu
     }
 }
 
-/// What the catalog answers to an object.
-pub(super) fn put_answer(stored: Stored) -> S3Result<Put> {
-    match stored {
-        Stored::Object { etag, modified, checksum } => Ok(Put { etag, modified, checksum }),
-        Stored::Handles(_) | Stored::Repeat(_) | Stored::Part => {
-            Err(errors::unavailable("the catalog gave another answer than asked for, repeat the request"))
-        }
-    }
-}
-
-/// How a checksum covers its object.
+/// The type of a checksum: over the whole object or over its parts.
 pub(super) fn checksum_type(checksum: &ObjectChecksum) -> ChecksumType {
     let name = if checksum.composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
     ChecksumType::from_static(name)
@@ -316,6 +289,7 @@ macro_rules! source_conditions {
             if_none_match: $input.copy_source_if_none_match.clone(),
             if_modified_since: $input.copy_source_if_modified_since.clone(),
             if_unmodified_since: $input.copy_source_if_unmodified_since.clone(),
+            lists: Default::default(),
         }
     };
 }

@@ -1,21 +1,23 @@
-//! Which bytes of an object a request is about.
+//! Reads which bytes of an object a request asks for.
 
 use std::ops::Range;
 
+use http::header::{CONTENT_RANGE, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, dto};
 
 use super::errors::{custom, refuse, refuse_as};
 
 /// The bytes that a read asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct RequestedRange {
     /// Half-open.
     pub bytes: Range<u64>,
     /// Whether the request named them; then the answer is 206.
     pub partial: bool,
 }
 
-impl Wanted {
+impl RequestedRange {
     /// `Content-Range` of the answer.
     pub(super) fn content_range(&self, len: u64) -> Option<String> {
         let Range { start, end } = self.bytes;
@@ -32,22 +34,22 @@ pub(super) fn of_read(
     part_number: Option<i32>,
     len: u64,
     part_lens: &[u64],
-) -> S3Result<Wanted> {
+) -> S3Result<RequestedRange> {
     match (range, part_number) {
         (Some(_), Some(_)) => {
             Err(refuse(S3ErrorCode::InvalidRequest, "a range and a part number cannot be asked for together"))
         }
         (Some(range), None) => {
-            let bytes = range.check(len).ok().filter(|bytes| !bytes.is_empty()).ok_or_else(not_satisfiable)?;
-            Ok(Wanted { bytes, partial: true })
+            let bytes = range.check(len).ok().filter(|bytes| !bytes.is_empty()).ok_or_else(|| not_satisfiable(len))?;
+            Ok(RequestedRange { bytes, partial: true })
         }
         (None, Some(number)) => of_part(number, len, part_lens),
-        (None, None) => Ok(Wanted { bytes: 0..len, partial: false }),
+        (None, None) => Ok(RequestedRange { bytes: 0..len, partial: false }),
     }
 }
 
 /// Part 1 of an object that came in one piece is all of it.
-fn of_part(number: i32, len: u64, part_lens: &[u64]) -> S3Result<Wanted> {
+fn of_part(number: i32, len: u64, part_lens: &[u64]) -> S3Result<RequestedRange> {
     let whole = [len];
     let part_lens = if part_lens.is_empty() { &whole } else { part_lens };
     let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
@@ -57,7 +59,7 @@ fn of_part(number: i32, len: u64, part_lens: &[u64]) -> S3Result<Wanted> {
         refuse_as(http::StatusCode::RANGE_NOT_SATISFIABLE, custom("InvalidPartNumber"), message)
     })?;
     let start: u64 = part_lens[..index].iter().sum();
-    Ok(Wanted { bytes: start..start + part_len, partial: part_len > 0 })
+    Ok(RequestedRange { bytes: start..start + part_len, partial: part_len > 0 })
 }
 
 /// The bytes of a source of `len` bytes that `x-amz-copy-source-range` names; unlike in a read they must exist.
@@ -75,8 +77,16 @@ pub(super) fn of_copy(text: Option<&str>, len: u64) -> S3Result<Range<u64>> {
     }
 }
 
-fn not_satisfiable() -> S3Error {
-    refuse(S3ErrorCode::InvalidRange, "the object has no bytes in the range")
+/// Tells how long the object is: clients that read in ranges alone learn from it that an object is empty.
+fn not_satisfiable(len: u64) -> S3Error {
+    let mut error = refuse(S3ErrorCode::InvalidRange, "the object has no bytes in the range");
+    // These headers take the place of all others.
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    headers
+        .insert(CONTENT_RANGE, HeaderValue::try_from(format!("bytes */{len}")).expect("digits are a header's value"));
+    error.set_headers(headers);
+    error
 }
 
 #[cfg(test)]
@@ -104,6 +114,14 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_range_tells_how_long_the_object_is() {
+        let refused = of_read(Some(dto::Range::parse("bytes=10-").unwrap()), None, 10, &[]).unwrap_err();
+
+        assert_eq!(refused.headers().unwrap()[CONTENT_RANGE], "bytes */10");
+        assert_eq!(refused.headers().unwrap()[CONTENT_TYPE], "application/xml");
+    }
+
+    #[test]
     fn parts_are_read_by_number() {
         let part = |number| of_read(None, Some(number), 30, &[10, 15, 5]).ok().map(|wanted| wanted.bytes);
 
@@ -111,16 +129,16 @@ mod tests {
             [part(0), part(1), part(2), part(3), part(4)],
             [None, Some(0..10), Some(10..25), Some(25..30), None]
         );
-        assert_eq!(of_read(None, Some(1), 7, &[]).unwrap(), Wanted { bytes: 0..7, partial: true });
-        assert_eq!(of_read(None, Some(1), 0, &[]).unwrap(), Wanted { bytes: 0..0, partial: false });
+        assert_eq!(of_read(None, Some(1), 7, &[]).unwrap(), RequestedRange { bytes: 0..7, partial: true });
+        assert_eq!(of_read(None, Some(1), 0, &[]).unwrap(), RequestedRange { bytes: 0..0, partial: false });
     }
 
     #[test]
     fn content_range_names_the_last_byte() {
-        let wanted = Wanted { bytes: 5..7, partial: true };
+        let wanted = RequestedRange { bytes: 5..7, partial: true };
 
         assert_eq!(wanted.content_range(9).as_deref(), Some("bytes 5-6/9"));
-        assert_eq!(Wanted { partial: false, ..wanted }.content_range(9), None);
+        assert_eq!(RequestedRange { partial: false, ..wanted }.content_range(9), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a signature has to say and to cover, before s3s computes whether it is right.
+//! Checks that a signature says and covers everything it must, before s3s computes whether it is right.
 //!
 //! s3s checks the mathematics and the times. It would also take signatures of version 2, any name of an algorithm, and
 //! headers that nobody signed: whoever holds a presigned PUT could have it copy another object by adding a header. So, as on
@@ -7,7 +7,7 @@
 //! | | in the `Authorization` header | in the query of a presigned address |
 //! | --- | --- | --- |
 //! | algorithm | `AWS4-HMAC-SHA256` | the same |
-//! | scope | the date of `x-amz-date`, any region, `s3` | the date of `X-Amz-Date`, any region, `s3` |
+//! | scope | the date of `x-amz-date` (or `Date`), any region, `s3` | the date of `X-Amz-Date`, any region, `s3` |
 //! | signed headers | `host` and every `x-amz-*` that is sent, none that is not | the same |
 //! | life | s3s: a quarter of an hour | `X-Amz-Expires`, 1 second to 7 days |
 //!
@@ -17,6 +17,7 @@
 use http::header::{AUTHORIZATION, HOST};
 use http::{HeaderMap, Uri};
 use percent_encoding::percent_decode_str;
+use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use super::errors::{custom, refuse};
@@ -27,7 +28,7 @@ const PRESIGNED_SECONDS_MAX: u64 = 604_800;
 /// Parameters of a presigned address that must be there once.
 const PRESIGNED: [&str; 6] =
     ["X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature"];
-/// What `x-amz-content-sha256` may say besides a hash.
+/// Values of `x-amz-content-sha256` that are no hash.
 const UNHASHED: [&str; 6] = [
     "UNSIGNED-PAYLOAD",
     "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
@@ -60,14 +61,24 @@ pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
     }
 }
 
-/// What a request says of its signature, wherever it does.
+/// The access key that a request names as its signer, true or not.
+pub(super) fn claimed_key(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    let in_header = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once("Credential="));
+    let credential = match in_header {
+        Some((_, rest)) => rest.to_owned(),
+        None => query(uri).into_iter().find(|(name, _)| name == "X-Amz-Credential")?.1,
+    };
+    credential.split('/').next().filter(|key| !key.is_empty() && key.len() <= 128).map(str::to_owned)
+}
+
+/// The signature of a request, wherever it stands.
 struct Signed<'a> {
     algorithm: &'a str,
     credential: &'a str,
-    /// `None` if it is in the header `x-amz-date`.
+    /// `None` if it is in the header `x-amz-date` or `Date`.
     date: Option<&'a str>,
     headers: Vec<&'a str>,
-    /// How a refusal of a malformed value is called.
+    /// The error code for a malformed value.
     malformed: S3ErrorCode,
 }
 
@@ -115,10 +126,18 @@ fn in_query(query: &[(String, String)]) -> S3Result<Signed<'_>> {
 impl Signed<'_> {
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
         check_algorithm(self.algorithm)?;
+        let other;
         let date = match self.date {
             Some(date) => date,
-            None => only(headers, "x-amz-date", S3ErrorCode::AccessDenied)?
-                .ok_or_else(|| refuse(S3ErrorCode::AccessDenied, "a signed request has the header x-amz-date"))?,
+            None => match only(headers, "x-amz-date", S3ErrorCode::AccessDenied)? {
+                Some(date) => date,
+                None => {
+                    let none =
+                        || refuse(S3ErrorCode::AccessDenied, "a signed request has the header x-amz-date or Date");
+                    other = only(headers, "date", S3ErrorCode::AccessDenied)?.and_then(|_| date(headers));
+                    other.as_deref().ok_or_else(none)?
+                }
+            },
         };
         self.check_scope(date)?;
         self.check_headers(uri, headers)
@@ -200,7 +219,7 @@ fn only<'a>(headers: &'a HeaderMap, name: &str, code: S3ErrorCode) -> S3Result<O
 /// The SHA-256 that a request claims of its payload, if it does.
 ///
 /// # Errors
-/// `InvalidArgument` for what is none, and no name of another way either.
+/// `InvalidArgument` for a value that is no hash and no name of another way.
 pub(super) fn payload_hash(headers: &HeaderMap) -> S3Result<Option<&str>> {
     let name = "x-amz-content-sha256";
     match only(headers, name, S3ErrorCode::InvalidArgument)? {
@@ -216,11 +235,21 @@ pub(super) fn payload_hash(headers: &HeaderMap) -> S3Result<Option<&str>> {
 }
 
 /// The query as s3s reads it.
-fn query(uri: &Uri) -> Vec<(String, String)> {
+pub(super) fn query(uri: &Uri) -> Vec<(String, String)> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.map(|(name, value)| (decode(name), decode(value))).collect()
+}
+
+/// The header `Date` in the form of `x-amz-date`: it may have that already, or that of HTTP.
+pub(super) fn date(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(http::header::DATE)?.to_str().ok()?;
+    let Ok(time) = Timestamp::parse(TimestampFormat::HttpDate, text) else { return Some(text.to_owned()) };
+    let mut text = vec![];
+    time.format(TimestampFormat::DateTime, &mut text).ok()?;
+    let digits: String = String::from_utf8(text).ok()?.split('.').next()?.replace(['-', ':', 'Z'], "");
+    Some(digits + "Z")
 }
 
 #[cfg(test)]
@@ -232,7 +261,7 @@ mod tests {
     /// Headers that are sent, too.
     type More<'a> = &'a [(&'static str, &'a str)];
 
-    /// What a request is refused with.
+    /// The text that a request is refused with.
     fn header_form(authorization: &str, more: More) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         let base = [("host", "h"), ("x-amz-date", "20260101T000000Z"), ("x-amz-content-sha256", SHA)];

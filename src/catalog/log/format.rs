@@ -1,14 +1,14 @@
-//! The bytes of the log: segment header, frame, row.
+//! The bytes of the log: log file header, frame, row.
 //!
-//! All integers are little-endian and unaligned. A segment is one header and then frames without
+//! All integers are little-endian and unaligned. A log file is one header and then frames without
 //! gaps; one frame is one group of batches that became durable together.
 //!
 //! ```text
-//! segment header, 36 bytes
+//! log file header, 36 bytes
 //!   magic      8   "ESKERLOG"
 //!   version    u32 1
 //!   reserved   u32 0
-//!   epoch      u64 the writer epoch of every frame in this segment, also in the file name
+//!   epoch      u64 the writer epoch of every frame in this log file, also in the file name
 //!   first_id   u64 the id of the first frame, also in the file name
 //!   crc        u32 CRC32C of the 32 bytes before it
 //!
@@ -17,7 +17,7 @@
 //!   crc        u32 CRC32C of `body_len` and of the body
 //!   body:
 //!   wal_id     u64 grows from frame to frame
-//!   epoch      u64 as in the segment header
+//!   epoch      u64 as in the log file header
 //!   durable_id u64 the last frame known to be durable when this one was written: a bad frame with
 //!                  an id up to that was damaged later, it is not the tail of a crash
 //!   row_count  u32 at least 1
@@ -43,12 +43,12 @@ use bytes::{Buf, Bytes};
 use crc_fast::{CrcAlgorithm, Digest};
 use slatedb::{RowEntry, ValueDeletable};
 
-/// Bytes of a segment header.
-pub const SEGMENT_HEADER_LEN: usize = 36;
+/// Bytes of a log file header.
+pub(super) const LOG_FILE_HEADER_LEN: usize = 36;
 /// Bytes of a frame in front of its rows.
-pub const FRAME_HEADER_LEN: usize = 36;
+pub(super) const FRAME_HEADER_LEN: usize = 36;
 /// The largest body a frame may have; more than any group, less than `u32::MAX`.
-pub const FRAME_BODY_BYTES_MAX: usize = 1 << 30;
+pub(super) const FRAME_BODY_BYTES_MAX: usize = 1 << 30;
 
 const MAGIC: [u8; 8] = *b"ESKERLOG";
 const VERSION: u32 = 1;
@@ -67,7 +67,7 @@ const FLAGS_KNOWN: u8 = KIND_MASK | HAS_CREATE_TS | HAS_EXPIRE_TS;
 
 /// Why some bytes are not what they should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub(super) enum MalformedLog {
     /// The bytes end too early.
     #[error("the bytes end inside a {0}")]
     Short(&'static str),
@@ -82,19 +82,19 @@ pub enum Malformed {
     Version(u32),
 }
 
-/// The first bytes of a segment, and its file name.
+/// The first bytes of a log file, and its file name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SegmentHeader {
+pub(super) struct LogFileHeader {
     /// The writer epoch.
     pub epoch: u64,
     /// The id of the first frame.
     pub first_id: u64,
 }
 
-impl SegmentHeader {
-    /// The bytes at the start of the segment.
-    pub fn encode(self) -> [u8; SEGMENT_HEADER_LEN] {
-        let mut out = [0; SEGMENT_HEADER_LEN];
+impl LogFileHeader {
+    /// The bytes at the start of the log file.
+    pub(super) fn encode(self) -> [u8; LOG_FILE_HEADER_LEN] {
+        let mut out = [0; LOG_FILE_HEADER_LEN];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
         out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
@@ -108,32 +108,32 @@ impl SegmentHeader {
     ///
     /// # Errors
     /// `Short` if a crash cut it, otherwise what is wrong with it.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut bytes = bytes.get(..SEGMENT_HEADER_LEN).ok_or(Malformed::Short("segment header"))?;
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, MalformedLog> {
+        let mut bytes = bytes.get(..LOG_FILE_HEADER_LEN).ok_or(MalformedLog::Short("log file header"))?;
         let crc = crc32c(&[&bytes[..32]]);
         let magic = bytes.copy_to_bytes(8);
         let version = bytes.get_u32_le();
         let _reserved = bytes.get_u32_le();
         let header = Self { epoch: bytes.get_u64_le(), first_id: bytes.get_u64_le() };
         if bytes.get_u32_le() != crc {
-            return Err(Malformed::Checksum("segment header"));
+            return Err(MalformedLog::Checksum("log file header"));
         }
         if magic != MAGIC[..] {
-            return Err(Malformed::Field("magic of a segment"));
+            return Err(MalformedLog::Field("magic of a log file"));
         }
         if version != VERSION {
-            return Err(Malformed::Version(version));
+            return Err(MalformedLog::Version(version));
         }
         Ok(header)
     }
 
-    /// `<epoch>-<first id>.log`, both with twenty digits, so that names sort as segments do.
-    pub fn file_name(self) -> String {
+    /// `<epoch>-<first id>.log`, both with twenty digits, so that names sort as log files do.
+    pub(super) fn file_name(self) -> String {
         format!("{:020}-{:020}.log", self.epoch, self.first_id)
     }
 
-    /// Reads a file name; `None` if the file is not a segment.
-    pub fn from_file_name(name: &str) -> Option<Self> {
+    /// Reads a file name; `None` if the file is not a log file.
+    pub(super) fn from_file_name(name: &str) -> Option<Self> {
         let (epoch, first_id) = name.strip_suffix(".log")?.split_once('-')?;
         let header = Self { epoch: epoch.parse().ok()?, first_id: first_id.parse().ok()? };
         (header.file_name() == name).then_some(header)
@@ -142,7 +142,7 @@ impl SegmentHeader {
 
 /// Collects rows and becomes one frame.
 #[derive(Debug)]
-pub struct FrameBuilder {
+pub(super) struct FrameBuilder {
     /// Room for the header, then the rows.
     bytes: Vec<u8>,
     row_count: u32,
@@ -151,14 +151,14 @@ pub struct FrameBuilder {
 
 impl FrameBuilder {
     /// Starts a frame in `buffer`, whose contents are dropped.
-    pub fn new(mut buffer: Vec<u8>) -> Self {
+    pub(super) fn new(mut buffer: Vec<u8>) -> Self {
         buffer.clear();
         buffer.resize(FRAME_HEADER_LEN, 0);
         Self { bytes: buffer, row_count: 0, last_seq: 0 }
     }
 
     /// Adds a row.
-    pub fn push(&mut self, row: &RowEntry) {
+    pub(super) fn push(&mut self, row: &RowEntry) {
         let (kind, value): (u8, &[u8]) = match &row.value {
             ValueDeletable::Value(value) => (KIND_VALUE, value),
             ValueDeletable::Merge(value) => (KIND_MERGE, value),
@@ -179,23 +179,23 @@ impl FrameBuilder {
         self.last_seq = row.seq;
     }
 
-    /// How many rows the frame has.
-    pub fn row_count(&self) -> u32 {
+    /// Number of rows in the frame.
+    pub(super) fn row_count(&self) -> u32 {
         self.row_count
     }
 
     /// The sequence number of the last row.
-    pub fn last_seq(&self) -> u64 {
+    pub(super) fn last_seq(&self) -> u64 {
         self.last_seq
     }
 
     /// Bytes of the frame so far.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// Fills in the header and returns the finished frame.
-    pub fn seal(&mut self, wal_id: u64, epoch: u64, durable_id: u64) -> &[u8] {
+    pub(super) fn seal(&mut self, wal_id: u64, epoch: u64, durable_id: u64) -> &[u8] {
         let body_len = (self.bytes.len() - FRAME_PREFIX_LEN) as u32;
         self.bytes[8..16].copy_from_slice(&wal_id.to_le_bytes());
         self.bytes[16..24].copy_from_slice(&epoch.to_le_bytes());
@@ -208,45 +208,45 @@ impl FrameBuilder {
     }
 
     /// Gives the buffer back.
-    pub fn into_buffer(self) -> Vec<u8> {
+    pub(super) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
 }
 
 /// Bytes a row takes in a frame.
-pub fn row_len(row: &RowEntry) -> usize {
+pub(super) fn row_len(row: &RowEntry) -> usize {
     let timestamps = usize::from(row.create_ts.is_some()) + usize::from(row.expire_ts.is_some());
     ROW_LEN_MIN + 8 * timestamps + row.key.len() + row.value.len()
 }
 
 /// A frame whose checksum is right; its rows are still encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Frame {
+pub(super) struct LogFrame {
     /// The id.
     pub wal_id: u64,
     /// The writer epoch.
     pub epoch: u64,
     /// The last frame known to be durable when this one was written.
     pub durable_id: u64,
-    /// How many rows follow the header.
+    /// Number of rows behind the header.
     pub row_count: u32,
     /// Bytes of header and rows.
     pub len: usize,
 }
 
-impl Frame {
+impl LogFrame {
     /// Reads and checks the frame at the start of `bytes`.
     ///
     /// # Errors
-    /// What is wrong; every torn or zero-filled frame ends here.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    /// The fault in the bytes; every torn or zero-filled frame ends here.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, MalformedLog> {
         let frame = Self::peek(bytes)?;
         let crc = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
         if crc32c(&[&bytes[..4], &bytes[FRAME_PREFIX_LEN..frame.len]]) != crc {
-            return Err(Malformed::Checksum("frame"));
+            return Err(MalformedLog::Checksum("frame"));
         }
         if frame.row_count == 0 {
-            return Err(Malformed::Field("row count of a frame"));
+            return Err(MalformedLog::Field("row count of a frame"));
         }
         Ok(frame)
     }
@@ -255,15 +255,15 @@ impl Frame {
     ///
     /// # Errors
     /// `Short` or `Field` if there cannot be a frame.
-    pub fn peek(bytes: &[u8]) -> Result<Self, Malformed> {
-        let mut header = bytes.get(..FRAME_HEADER_LEN).ok_or(Malformed::Short("frame header"))?;
+    pub(super) fn peek(bytes: &[u8]) -> Result<Self, MalformedLog> {
+        let mut header = bytes.get(..FRAME_HEADER_LEN).ok_or(MalformedLog::Short("frame header"))?;
         let body_len = header.get_u32_le() as usize;
         if !(FRAME_BODY_LEN_MIN..=FRAME_BODY_BYTES_MAX).contains(&body_len) {
-            return Err(Malformed::Field("length of a frame"));
+            return Err(MalformedLog::Field("length of a frame"));
         }
         let len = FRAME_PREFIX_LEN + body_len;
         if bytes.len() < len {
-            return Err(Malformed::Short("frame"));
+            return Err(MalformedLog::Short("frame"));
         }
         let _crc = header.get_u32_le();
         Ok(Self {
@@ -280,32 +280,32 @@ impl Frame {
     /// The rows share the memory of `bytes`.
     ///
     /// # Errors
-    /// What is wrong, although the checksum was right: a bug, or another program's file.
-    pub fn rows(&self, bytes: &Bytes) -> Result<Vec<RowEntry>, Malformed> {
+    /// The fault in the rows, although the checksum was right: a bug, or another program's file.
+    pub(super) fn rows(&self, bytes: &Bytes) -> Result<Vec<RowEntry>, MalformedLog> {
         if bytes.len() < self.len {
-            return Err(Malformed::Short("frame"));
+            return Err(MalformedLog::Short("frame"));
         }
         let mut rest = bytes.slice(FRAME_HEADER_LEN..self.len);
         let count = self.row_count as usize;
         if count > rest.len() / ROW_LEN_MIN {
-            return Err(Malformed::Field("row count of a frame"));
+            return Err(MalformedLog::Field("row count of a frame"));
         }
         let mut rows = Vec::with_capacity(count);
         for _ in 0..count {
             rows.push(decode_row(&mut rest)?);
         }
-        if rest.is_empty() { Ok(rows) } else { Err(Malformed::Field("bytes behind the last row of a frame")) }
+        if rest.is_empty() { Ok(rows) } else { Err(MalformedLog::Field("bytes behind the last row of a frame")) }
     }
 }
 
-fn decode_row(rest: &mut Bytes) -> Result<RowEntry, Malformed> {
-    const SHORT: Malformed = Malformed::Short("row");
+fn decode_row(rest: &mut Bytes) -> Result<RowEntry, MalformedLog> {
+    const SHORT: MalformedLog = MalformedLog::Short("row");
     if rest.len() < ROW_LEN_MIN {
         return Err(SHORT);
     }
     let flags = rest.get_u8();
     if flags & !FLAGS_KNOWN != 0 {
-        return Err(Malformed::Field("flags of a row"));
+        return Err(MalformedLog::Field("flags of a row"));
     }
     let seq = rest.get_u64_le();
     let key_len = rest.get_u32_le() as usize;
@@ -326,13 +326,13 @@ fn decode_row(rest: &mut Bytes) -> Result<RowEntry, Malformed> {
         KIND_VALUE => ValueDeletable::Value(value),
         KIND_MERGE => ValueDeletable::Merge(value),
         KIND_TOMBSTONE if value.is_empty() => ValueDeletable::Tombstone,
-        _ => return Err(Malformed::Field("kind of a row")),
+        _ => return Err(MalformedLog::Field("kind of a row")),
     };
     Ok(RowEntry { key, value, seq, create_ts, expire_ts })
 }
 
 /// CRC32C of the parts as if they were one.
-pub fn crc32c(parts: &[&[u8]]) -> u32 {
+pub(super) fn crc32c(parts: &[&[u8]]) -> u32 {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     for part in parts {
         digest.update(part);
@@ -390,31 +390,31 @@ mod tests {
 
     #[test]
     fn version_1_is_as_it_was_stored() {
-        let header = SegmentHeader { epoch: 3, first_id: 7 };
+        let header = LogFileHeader { epoch: 3, first_id: 7 };
         let frame = frame_of(&sample_rows());
 
         assert_eq!(hex::encode(header.encode()), STORED_HEADER_1);
         assert_eq!(hex::encode(&frame), STORED_FRAME_1);
         let stored = Bytes::from(hex::decode(STORED_FRAME_1).unwrap());
-        let rows = Frame::decode(&stored).unwrap().rows(&stored).unwrap();
+        let rows = LogFrame::decode(&stored).unwrap().rows(&stored).unwrap();
         assert_eq!(rows, sample_rows());
     }
 
     #[test]
-    fn file_names_sort_as_segments_do_and_read_back() {
-        let low = SegmentHeader { epoch: 9, first_id: 100 };
-        let high = SegmentHeader { epoch: 10, first_id: 101 };
+    fn file_names_sort_as_log_files_do_and_read_back() {
+        let low = LogFileHeader { epoch: 9, first_id: 100 };
+        let high = LogFileHeader { epoch: 10, first_id: 101 };
 
         assert!(low.file_name() < high.file_name());
-        assert_eq!(SegmentHeader::from_file_name(&low.file_name()), Some(low));
+        assert_eq!(LogFileHeader::from_file_name(&low.file_name()), Some(low));
         for other in ["FENCE", "1-2.log", "+0000000000000000009-00000000000000000100.log", "x"] {
-            assert_eq!(SegmentHeader::from_file_name(other), None);
+            assert_eq!(LogFileHeader::from_file_name(other), None);
         }
     }
 
     #[test]
     fn zeros_are_not_a_frame() {
-        assert_eq!(Frame::decode(&[0; 4096]), Err(Malformed::Field("length of a frame")));
+        assert_eq!(LogFrame::decode(&[0; 4096]), Err(MalformedLog::Field("length of a frame")));
     }
 
     proptest! {
@@ -422,7 +422,7 @@ mod tests {
         fn rows_survive_the_round_trip(rows in vec(any_row(), 1..20)) {
             let bytes = frame_of(&rows);
 
-            let frame = Frame::decode(&bytes).unwrap();
+            let frame = LogFrame::decode(&bytes).unwrap();
 
             let lens: usize = rows.iter().map(row_len).sum();
             prop_assert_eq!(frame.len, FRAME_HEADER_LEN + lens);
@@ -436,20 +436,20 @@ mod tests {
             let at = at % bytes.len();
             bytes[at] ^= 1u8 << bit;
 
-            prop_assert!(Frame::decode(&bytes).is_err());
+            prop_assert!(LogFrame::decode(&bytes).is_err());
         }
 
         #[test]
         fn any_cut_is_noticed(rows in vec(any_row(), 1..4), at: usize) {
             let bytes = frame_of(&rows);
 
-            prop_assert!(Frame::decode(&bytes[..at % bytes.len()]).is_err());
+            prop_assert!(LogFrame::decode(&bytes[..at % bytes.len()]).is_err());
         }
 
         #[test]
         fn no_bytes_make_a_decoder_panic(bytes in vec(any::<u8>(), 0..400)) {
-            let _ = SegmentHeader::decode(&bytes);
-            let _ = Frame::decode(&bytes);
+            let _ = LogFileHeader::decode(&bytes);
+            let _ = LogFrame::decode(&bytes);
         }
 
         #[test]
@@ -459,7 +459,7 @@ mod tests {
             flips in vec((any::<usize>(), any::<u8>()), 0..6),
         ) {
             let mut bytes = frame_of(&rows).to_vec();
-            let frame = Frame { row_count: row_count % 5, ..Frame::peek(&bytes).unwrap() };
+            let frame = LogFrame { row_count: row_count % 5, ..LogFrame::peek(&bytes).unwrap() };
             for (at, value) in flips {
                 let at = at % bytes.len();
                 bytes[at] = value;

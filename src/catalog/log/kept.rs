@@ -5,32 +5,34 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Log;
-use super::format::SegmentHeader;
+use super::format::LogFileHeader;
 use crate::store::append_file::sync_parent;
-use crate::store::space::Content;
+use crate::store::remove_leftover;
+use crate::store::space::DiskUse;
 
-/// Of what was cut, so many bytes are kept, the newest first; the last cut whatever it has.
+/// Bytes of cut-off tails that are kept, the newest first; the last one is kept whatever its size.
 const KEPT_BYTES_MAX: u64 = 64 << 20;
 /// The folder, beside that of the log.
 const FOLDER: &str = "lost+found";
 
-/// Copies the bytes that stand at `offset` of a segment aside. They are durable when this returns.
+/// Copies the bytes that stand at `offset` of a log file aside. They are durable when this returns.
 ///
 /// # Errors
-/// What the operating system says; a full disk only when nothing is left to be given up.
-pub(super) fn keep(log: &Log, header: SegmentHeader, offset: usize, bytes: &[u8]) -> io::Result<PathBuf> {
+/// The operating system's error; a full disk only when nothing is left to be given up.
+pub(super) fn keep(log: &Log, header: LogFileHeader, offset: usize, bytes: &[u8]) -> io::Result<PathBuf> {
     let folder = log.folder.with_file_name(FOLDER);
     // In the order of names they are in the order in which they were cut.
     let path = folder.join(format!("{}-{offset:020}", header.file_name()));
-    let written = log.space.insist(Content::Catalog, || {
+    let written = log.space.insist(DiskUse::Catalog, || {
         fs::create_dir_all(&folder)?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
         file.write_all(bytes).and_then(|()| file.sync_all())
     });
     if let Err(error) = written {
-        drop(fs::remove_file(&path));
+        remove_leftover(&path);
         return Err(error);
     }
+    // The names, too: the caller cuts the log off next, and a power cut must leave one of the two.
     File::open(&folder)?.sync_all().and_then(|()| sync_parent(&folder))?;
     if let Err(error) = remove_oldest(&folder, &path) {
         tracing::warn!(folder = %folder.display(), %error, "what was cut off the catalog's log long ago stays");
@@ -42,9 +44,10 @@ fn remove_oldest(folder: &Path, newest: &Path) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let is_ours = entry.file_name().to_str().and_then(|name| name.rsplit_once('-')).is_some_and(|(segment, at)| {
-            at.bytes().all(|digit| digit.is_ascii_digit()) && SegmentHeader::from_file_name(segment).is_some()
-        });
+        let is_ours =
+            entry.file_name().to_str().and_then(|name| name.rsplit_once('-')).is_some_and(|(log_file, at)| {
+                at.bytes().all(|digit| digit.is_ascii_digit()) && LogFileHeader::from_file_name(log_file).is_some()
+            });
         if is_ours && entry.path() != newest {
             files.push((entry.path(), entry.metadata()?.len()));
         }
@@ -68,7 +71,7 @@ mod tests {
     fn the_oldest_go_when_there_is_too_much() {
         let folder = tempfile::tempdir().unwrap();
         let file = |epoch, mib: u64| {
-            let name = SegmentHeader { epoch, first_id: 1 }.file_name();
+            let name = LogFileHeader { epoch, first_id: 1 }.file_name();
             let path = folder.path().join(format!("{name}-{:020}", 44));
             File::create(&path).unwrap().set_len(mib << 20).unwrap();
             path

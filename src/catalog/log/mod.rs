@@ -11,11 +11,11 @@
 //! <folder>/TURN   locked by the one opener that is fencing
 //! <folder>/FENCE  the highest epoch that may write: u64 and its CRC32C, both little-endian
 //! <folder>/DATA   locked shared around every flush, exclusive by the fencer
-//! <folder>/<epoch>-<first id>.log   segments, format.rs
+//! <folder>/<epoch>-<first id>.log   log files, format.rs
 //! ```
 //!
-//! Bytes are in `format.rs`, reading them after a crash in `scan.rs`, the order in which a new
-//! owner takes over in `fence.rs`, appending in `writer.rs`, deleting in `gc.rs`. SlateDB calls a
+//! Bytes are in `format.rs`, reading them after a crash in `scan.rs`, shutting earlier owners out in
+//! `fence.rs`, the order in which a new owner takes over in `open.rs`, appending in `writer.rs`, deleting in `gc.rs`. SlateDB calls a
 //! frame a *WAL file*; its ids are our frame ids. Who may open the folder at all, and which log a
 //! database was written with, is [`super::slate`]'s business: SlateDB checks neither.
 //!
@@ -24,95 +24,95 @@
 //! - An id at or below one that was durable is never used again.
 //! - Nothing counts as durable before its `fdatasync` returned. After a failed one nothing more is
 //!   written; the log has to be opened again.
-//! - While epoch `e` is in FENCE, no frame of an epoch below `e` reaches a segment.
-//! - Only the last segment may have a torn tail: a new one is begun after the old one was synced,
+//! - While epoch `e` is in FENCE, no frame of an epoch below `e` reaches a log file.
+//! - Only the last log file may have a torn tail: a new one is begun after the old one was synced,
 //!   or after a fencer cut and synced it.
 //! - A write for which the disk has no room is taken back and repeated in what is kept back for the catalog
 //!   ([`DiskSpace`]). With nothing left it waits.
 //! - What is not known to be durable at an open is written anew before it is replayed: after a failed sync the pages of a
 //!   file may be what was written while the disk has something else, and the next sync says nothing of it.
-//! - A segment is deleted when the latest manifest needs none of its frames, and never the newest.
+//! - A log file is deleted when the latest manifest needs none of its frames, and never the newest.
 //!
 //! # Crash
 //!
 //! | crash during | leaves | healed at the next open by |
 //! | --- | --- | --- |
-//! | creating a segment | a file without a frame, perhaps without a whole header | deleting it |
+//! | creating a log file | a file without a frame, perhaps without a whole header | deleting it |
 //! | writing a frame | a torn tail, never answered | copying it to `lost+found`, cutting it, `fdatasync` |
 //! | `fdatasync`, or after it failed | a whole frame in the page cache | writing it again, `fdatasync`, before it is replayed |
 //! | answering | a durable frame | replay: it counts |
-//! | fencing, after FENCE | a FENCE without a segment | the next opener has a higher epoch |
+//! | fencing, after FENCE | a FENCE without a log file | the next opener has a higher epoch |
 //! | fencing, after the cut | a clean log | nothing to do |
-//! | deleting | segments that nobody needs | the next collection |
+//! | deleting | log files that nobody needs | the next collection |
 //!
 //! A bad frame that a later frame calls durable is damage, not a tail: the log is then not opened,
 //! so that nothing acknowledged is cut. Nothing tells a last frame that was damaged from one that was never synced: what is
 //! cut is kept in `lost+found` beside the log, see `kept.rs`.
 
+mod abort;
 mod fence;
 mod format;
 mod gc;
 mod kept;
+mod open;
 mod scan;
 mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::anchor::Anchor;
 use crate::store::{DiskSpace, Traffic};
+use abort::AbortHandle;
 
-pub use fence::LogInit;
 pub use gc::LogGc;
+pub use open::LogInit;
 
 /// One log: where it is and what is known about it. Shared by its writer, collector and owner.
 #[derive(Debug)]
 pub struct Log {
     folder: PathBuf,
-    /// Of the folder that it is in.
+    /// The anchor of the folder that it is in.
     anchor: Anchor,
-    /// A segment that is longer than this is followed by a new one.
-    segment_bytes: u64,
+    /// A log file that is longer than this is followed by a new one.
+    file_bytes_max: u64,
     traffic: Traffic,
     space: DiskSpace,
-    usage: Usage,
-    abort: writer::AbortHandle,
+    newest_tick: AtomicI64,
+    abort: AbortHandle,
+    #[cfg(test)]
+    fail_next: std::sync::atomic::AtomicBool,
+    #[cfg(test)]
+    full_writes: std::sync::atomic::AtomicU64,
 }
 
 impl Log {
     /// A log in `folder`, which is created when the log is opened. Where `anchor` finds that all this was moved, no
-    /// segment is begun or deleted any more.
-    pub fn new(folder: PathBuf, anchor: Anchor, segment_bytes: u64, traffic: Traffic, space: DiskSpace) -> Arc<Self> {
+    /// log file is begun or deleted any more.
+    pub fn new(folder: PathBuf, anchor: Anchor, file_bytes_max: u64, traffic: Traffic, space: DiskSpace) -> Arc<Self> {
         Arc::new(Self {
             folder,
             anchor,
-            segment_bytes,
+            file_bytes_max,
             traffic,
             space,
-            usage: Usage::default(),
-            abort: writer::AbortHandle::default(),
+            newest_tick: AtomicI64::default(),
+            abort: AbortHandle::default(),
+            #[cfg(test)]
+            fail_next: Default::default(),
+            #[cfg(test)]
+            full_writes: Default::default(),
         })
-    }
-
-    /// How many segments there are.
-    pub fn segments(&self) -> u64 {
-        self.usage.segments.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of all segments.
-    pub fn bytes(&self) -> u64 {
-        self.usage.bytes.load(Ordering::Relaxed)
-    }
-
-    /// How many groups were synced since the log was opened.
-    pub fn syncs(&self) -> u64 {
-        self.usage.syncs.load(Ordering::Relaxed)
     }
 
     /// The largest tick that was replayed.
     pub fn newest_tick(&self) -> i64 {
-        self.usage.newest_tick.load(Ordering::Relaxed)
+        self.newest_tick.load(Ordering::Relaxed)
+    }
+
+    fn saw_tick(&self, tick: i64) {
+        self.newest_tick.fetch_max(tick, Ordering::Relaxed);
     }
 
     /// Stops the writer as a crash would: what is not durable yet never will be.
@@ -123,56 +123,12 @@ impl Log {
     /// Makes the next write fail.
     #[cfg(test)]
     pub fn fail_next_write(&self) {
-        self.usage.fail_next.store(true, Ordering::Release);
+        self.fail_next.store(true, Ordering::Release);
     }
 
     /// Makes so many writes find the disk full.
     #[cfg(test)]
     pub fn find_the_disk_full(&self, writes: u64) {
-        self.usage.full_writes.store(writes, Ordering::Release);
-    }
-}
-
-#[derive(Debug, Default)]
-struct Usage {
-    segments: AtomicU64,
-    bytes: AtomicU64,
-    syncs: AtomicU64,
-    newest_tick: AtomicI64,
-    #[cfg(test)]
-    fail_next: std::sync::atomic::AtomicBool,
-    #[cfg(test)]
-    full_writes: AtomicU64,
-}
-
-impl Usage {
-    fn reset(&self, segments: u64, bytes: u64) {
-        self.segments.store(segments, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    fn saw_tick(&self, tick: i64) {
-        self.newest_tick.fetch_max(tick, Ordering::Relaxed);
-    }
-
-    fn add_segment(&self) {
-        self.segments.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn add_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn add_sync(&self) {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn remove_segment(&self, bytes: u64) {
-        self.segments.fetch_sub(1, Ordering::Relaxed);
-        self.remove_bytes(bytes);
-    }
-
-    fn remove_bytes(&self, bytes: u64) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.full_writes.store(writes, Ordering::Release);
     }
 }

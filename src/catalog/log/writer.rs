@@ -13,7 +13,6 @@
 //!   hears of it and no waiter is left behind.
 
 use std::collections::VecDeque;
-use std::fs;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 #[cfg(test)]
@@ -29,20 +28,23 @@ use tokio::sync::oneshot;
 
 use super::Log;
 use super::fence::FenceFiles;
-use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, SegmentHeader, row_len};
+use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, LogFileHeader, row_len};
+use crate::metrics::labels::StoreOperation;
+use crate::runtime::reply;
 use crate::store::append_file::AppendFile;
-use crate::store::space::{Content, ROOM_PAUSE, is_full};
+use crate::store::remove_leftover;
+use crate::store::space::{DiskUse, ROOM_PAUSE, is_full};
 
 /// A frame that has grown to this is followed by a new one, which may still share its sync.
 const FRAME_BYTES_TARGET: usize = 8 << 20;
-/// So many whole segments behind the replay point, and the memtable is asked to go to storage.
-const SEGMENTS_BEFORE_MEMTABLE_FLUSH: usize = 4;
+/// Number of whole log files behind the replay point at which the memtable is asked to go to storage.
+const LOG_FILES_BEFORE_MEMTABLE_FLUSH: usize = 4;
 /// A buffer that grew beyond this is not kept for the next frame.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
 /// The log's writing half, which SlateDB owns.
-pub struct LogWriter {
-    shared: Arc<Shared>,
+pub(super) struct LogWriter {
+    shared: Arc<WriterShared>,
     ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -52,10 +54,16 @@ impl LogWriter {
     /// # Errors
     /// `Unavailable` if no thread can be started.
     pub(super) fn start(log: Arc<Log>, fence: FenceFiles, epoch: u64, last_id: u64) -> Result<Self, WalError> {
-        let shared = Arc::new(Shared { state: Mutex::new(State::new(last_id)), wake: Condvar::new() });
-        log.abort.arm(&shared);
+        let shared = Arc::new(WriterShared { state: Mutex::new(WriterState::new(last_id)), wake: Condvar::new() });
+        let weak = Arc::downgrade(&shared);
+        log.abort.arm(Arc::new(move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.stop(Stop::Now);
+            }
+        }));
         let (ended_tx, ended) = oneshot::channel();
-        let flusher = Flusher { shared: shared.clone(), log, fence, epoch, segment: None, _ended: ended_tx };
+        let flusher = Flusher { shared: Arc::clone(&shared), log, fence, epoch, log_file: None, _ended: ended_tx };
+        #[expect(clippy::disallowed_methods, reason = "the writer waits for its end")]
         thread::Builder::new()
             .name("catalog-log".to_owned())
             .spawn(move || flusher.run())
@@ -81,11 +89,12 @@ impl WalWriter for LogWriter {
 
     fn should_flush_memtable(&self, replay_after_wal_id: u64) -> bool {
         let state = self.shared.state.lock();
-        state.recent_segments.len() == SEGMENTS_BEFORE_MEMTABLE_FLUSH && state.recent_segments[0] > replay_after_wal_id
+        state.recent_log_files.len() == LOG_FILES_BEFORE_MEMTABLE_FLUSH
+            && state.recent_log_files[0] > replay_after_wal_id
     }
 
     fn observer(&self) -> Box<dyn WalObserver> {
-        Box::new(LogObserver(self.shared.clone()))
+        Box::new(LogObserver(Arc::clone(&self.shared)))
     }
 
     fn status(&self) -> Result<WalStatus, WalStatus> {
@@ -109,7 +118,7 @@ impl Drop for LogWriter {
 }
 
 /// The log's status, for SlateDB.
-struct LogObserver(Arc<Shared>);
+struct LogObserver(Arc<WriterShared>);
 
 #[async_trait]
 impl WalObserver for LogObserver {
@@ -120,30 +129,13 @@ impl WalObserver for LogObserver {
     fn subscribe(&self, listener: WalStatusListener) -> Result<(), WalError> {
         let closed = {
             let mut state = self.0.state.lock();
-            state.listener = Some(listener.clone());
+            state.listener = Some(Arc::clone(&listener));
             state.closed.is_some().then(|| state.status())
         };
         if let Some(status) = closed {
             listener(WalEvent::WalClosed(status));
         }
         Ok(())
-    }
-}
-
-/// Lets the owner of the database stop the writer, which SlateDB has taken.
-#[derive(Debug, Default)]
-pub(super) struct AbortHandle(Mutex<std::sync::Weak<Shared>>);
-
-impl AbortHandle {
-    fn arm(&self, shared: &Arc<Shared>) {
-        *self.0.lock() = Arc::downgrade(shared);
-    }
-
-    pub(super) fn abort(&self) {
-        let shared = self.0.lock().upgrade();
-        if let Some(shared) = shared {
-            shared.stop(Stop::Now);
-        }
     }
 }
 
@@ -156,18 +148,18 @@ enum Stop {
     Now,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct WriterShared {
+    state: Mutex<WriterState>,
     wake: Condvar,
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for WriterShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").finish_non_exhaustive()
+        f.debug_struct("WriterShared").finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl WriterShared {
     fn status(&self) -> Result<WalStatus, WalStatus> {
         let status = self.state.lock().status();
         match status.closed_reason {
@@ -194,33 +186,34 @@ impl Shared {
         state.closed = Some(reason.clone());
         state.current = None;
         state.queue.clear();
-        state.in_flight = Pending::default();
+        state.in_flight = PendingRows::default();
         let status = state.status();
         let listener = state.listener.clone();
         let waiters = std::mem::take(&mut state.waiters);
+        // Whoever is told may call the log again.
         drop(state);
         if let Some(listener) = listener {
             listener(WalEvent::WalClosed(status));
         }
         for (_, done) in waiters {
-            answer(done, Err(reason.clone()));
+            reply(done, Err(reason.clone()));
         }
     }
 }
 
-/// What the lock guards.
-struct State {
+/// The state behind the lock.
+struct WriterState {
     current: Option<FrameBuilder>,
     /// Finished frames and their ids, oldest first.
     queue: VecDeque<(u64, FrameBuilder)>,
-    in_flight: Pending,
+    in_flight: PendingRows,
     /// The id the next finished frame gets.
     next_id: u64,
     last_durable_id: u64,
     last_durable_seq: Option<u64>,
-    /// First ids of the latest segments of this epoch, oldest first.
-    recent_segments: VecDeque<u64>,
-    /// Who waits for which id.
+    /// First ids of the latest log files of this epoch, oldest first.
+    recent_log_files: VecDeque<u64>,
+    /// The waiters, by the id that they wait for.
     waiters: Vec<(u64, oneshot::Sender<Result<(), WalError>>)>,
     listener: Option<WalStatusListener>,
     spare_buffer: Vec<u8>,
@@ -229,21 +222,21 @@ struct State {
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Pending {
+struct PendingRows {
     bytes: usize,
     rows: usize,
 }
 
-impl State {
+impl WriterState {
     fn new(last_id: u64) -> Self {
         Self {
             current: None,
             queue: VecDeque::new(),
-            in_flight: Pending::default(),
+            in_flight: PendingRows::default(),
             next_id: last_id + 1,
             last_durable_id: last_id,
             last_durable_seq: None,
-            recent_segments: VecDeque::with_capacity(SEGMENTS_BEFORE_MEMTABLE_FLUSH),
+            recent_log_files: VecDeque::with_capacity(LOG_FILES_BEFORE_MEMTABLE_FLUSH),
             waiters: Vec::new(),
             listener: None,
             spare_buffer: Vec::new(),
@@ -282,7 +275,7 @@ impl State {
         self.check_open()?;
         let id = self.finish_frame();
         if id <= self.last_durable_id {
-            answer(done, Ok(()));
+            reply(done, Ok(()));
         } else {
             self.waiters.push((id, done));
         }
@@ -317,18 +310,18 @@ impl State {
     fn take_work(&mut self) -> VecDeque<(u64, FrameBuilder)> {
         self.finish_frame();
         let frames = std::mem::take(&mut self.queue);
-        self.in_flight = Pending {
+        self.in_flight = PendingRows {
             bytes: frames.iter().map(|(_, frame)| frame.len()).sum(),
             rows: frames.iter().map(|(_, frame)| frame.row_count() as usize).sum(),
         };
         frames
     }
 
-    fn note_segment(&mut self, first_id: u64) {
-        if self.recent_segments.len() == SEGMENTS_BEFORE_MEMTABLE_FLUSH {
-            self.recent_segments.pop_front();
+    fn note_log_file(&mut self, first_id: u64) {
+        if self.recent_log_files.len() == LOG_FILES_BEFORE_MEMTABLE_FLUSH {
+            self.recent_log_files.pop_front();
         }
-        self.recent_segments.push_back(first_id);
+        self.recent_log_files.push_back(first_id);
     }
 
     /// Takes the waiters for ids up to `id`.
@@ -342,11 +335,11 @@ impl State {
 
 /// The thread that writes and syncs.
 struct Flusher {
-    shared: Arc<Shared>,
+    shared: Arc<WriterShared>,
     log: Arc<Log>,
     fence: FenceFiles,
     epoch: u64,
-    segment: Option<AppendFile>,
+    log_file: Option<AppendFile>,
     /// Dropped when the thread ends, which is what [`LogWriter::close`] waits for.
     _ended: oneshot::Sender<()>,
 }
@@ -372,6 +365,7 @@ impl Flusher {
             if state.stop == Stop::Now {
                 return None;
             }
+            // Work comes before `WhenDurable`, which ends the log only when nothing is left to write.
             let frames = state.take_work();
             if !frames.is_empty() {
                 return Some((frames, state.last_durable_id));
@@ -384,7 +378,7 @@ impl Flusher {
     }
 
     /// Writes the frames and returns once they are durable.
-    fn write(&mut self, mut frames: VecDeque<(u64, FrameBuilder)>, durable_id: u64) -> Result<Written, WalError> {
+    fn write(&mut self, mut frames: VecDeque<(u64, FrameBuilder)>, durable_id: u64) -> Result<WrittenFrames, WalError> {
         let (Some(first_id), Some((last_id, last))) = (frames.front().map(|(id, _)| *id), frames.back()) else {
             return Err(WalError::InternalError(Arc::new(io::Error::other("nothing to write"))));
         };
@@ -394,29 +388,30 @@ impl Flusher {
         let mut is_new = false;
         let mut waits = false;
         loop {
+            // For each try anew: a later owner may have taken over while this one waited for room.
             let permit = self.fence.enter(self.epoch)?;
-            let written = begin_segment_if_full(&mut self.segment, &self.log, self.epoch, first_id).and_then(
-                |(segment, begun)| {
+            let written = begin_log_file_if_full(&mut self.log_file, &self.log, self.epoch, first_id).and_then(
+                |(log_file, begun)| {
                     is_new |= begun;
-                    append(&self.log, segment, &parts)
+                    append(&self.log, log_file, &parts)
                 },
             );
             // Not held while this waits for room: a successor must not wait for the same.
             drop(permit);
             match written {
                 Ok(()) => break,
-                Err(error) if is_full(&error) && !self.segment.as_ref().is_some_and(AppendFile::is_poisoned) => {
-                    if !self.log.space.give_up(Content::Catalog) {
+                Err(error) if is_full(&error) && !self.log_file.as_ref().is_some_and(AppendFile::is_poisoned) => {
+                    if !self.log.space.give_up(DiskUse::Catalog) {
                         self.wait_for_room(error, &mut waits)?;
                     }
                 }
                 Err(error) => return Err(WalError::Unavailable(Arc::new(error))),
             }
         }
-        Ok(Written {
+        Ok(WrittenFrames {
             last_id,
             last_seq,
-            segment_first_id: is_new.then_some(first_id),
+            log_file_first_id: is_new.then_some(first_id),
             buffer: frames.pop_back().map(|(_, frame)| frame.into_buffer()),
         })
     }
@@ -440,13 +435,13 @@ impl Flusher {
     }
 
     /// Tells everyone that the frames are durable.
-    fn publish(&self, written: Written) {
+    fn publish(&self, written: WrittenFrames) {
         let mut state = self.shared.state.lock();
-        state.in_flight = Pending::default();
+        state.in_flight = PendingRows::default();
         state.last_durable_id = written.last_id;
         state.last_durable_seq = Some(written.last_seq);
-        if let Some(first_id) = written.segment_first_id {
-            state.note_segment(first_id);
+        if let Some(first_id) = written.log_file_first_id {
+            state.note_log_file(first_id);
         }
         if let Some(buffer) = written.buffer.filter(|b| b.capacity() <= BUFFER_BYTES_KEPT) {
             state.spare_buffer = buffer;
@@ -454,12 +449,13 @@ impl Flusher {
         let status = state.status();
         let listener = state.listener.clone();
         let waiters = state.take_waiters(written.last_id);
+        // Whoever is told may call the log again.
         drop(state);
         if let Some(listener) = listener {
             listener(WalEvent::WalFlushed(status));
         }
         for done in waiters {
-            answer(done, Ok(()));
+            reply(done, Ok(()));
         }
     }
 }
@@ -472,69 +468,56 @@ impl Drop for Flusher {
     }
 }
 
-struct Written {
+struct WrittenFrames {
     last_id: u64,
     last_seq: u64,
-    /// Set if the frames began a new segment.
-    segment_first_id: Option<u64>,
+    /// Set if the frames began a new log file.
+    log_file_first_id: Option<u64>,
     buffer: Option<Vec<u8>>,
 }
 
-/// Returns the segment to append to, and whether it is new.
-fn begin_segment_if_full<'a>(
-    segment: &'a mut Option<AppendFile>,
+/// Returns the log file to append to, and whether it is new.
+fn begin_log_file_if_full<'a>(
+    log_file: &'a mut Option<AppendFile>,
     log: &Log,
     epoch: u64,
     first_id: u64,
 ) -> io::Result<(&'a mut AppendFile, bool)> {
-    let full = segment.take_if(|segment| segment.len() >= log.segment_bytes).is_some();
-    match segment {
-        Some(segment) => Ok((segment, false)),
+    let full = log_file.take_if(|log_file| log_file.len() >= log.file_bytes_max).is_some();
+    match log_file {
+        Some(log_file) => Ok((log_file, false)),
         None => {
-            let header = SegmentHeader { epoch, first_id };
+            let header = LogFileHeader { epoch, first_id };
             let path = log.folder.join(header.file_name());
             let header = header.encode();
+            // Before the file is made: in a folder that took the place of the catalog's, it would be somebody else's.
             log.anchor.look()?;
             let begun = AppendFile::create(&path)
                 .and_then(|mut new| new.append(&[IoSlice::new(&header)]).map(|_| new))
                 .inspect_err(|error| {
                     // It holds nothing, and the name is needed for the next try. If it stays, that try fails for good.
                     if is_full(error) {
-                        drop(fs::remove_file(&path));
+                        remove_leftover(&path);
                     }
                 });
             let new = begun?;
             // Moved in between, it may be where it must not be. Wherever this path leads, nothing is in it yet.
-            log.anchor.look().inspect_err(|_| drop(fs::remove_file(&path)))?;
-            log.usage.add_segment();
-            log.usage.add_bytes(header.len() as u64);
-            tracing::debug!(epoch, first_id, full, "catalog log begins a segment");
-            Ok((segment.insert(new), true))
+            log.anchor.look().inspect_err(|_| remove_leftover(&path))?;
+            tracing::debug!(epoch, first_id, full, "catalog log begins a log file");
+            Ok((log_file.insert(new), true))
         }
     }
 }
 
-fn append(log: &Log, segment: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Result<()> {
+fn append(log: &Log, log_file: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Result<()> {
     #[cfg(test)]
-    if log.usage.fail_next.load(Ordering::Acquire) {
-        segment.poison();
+    if log.fail_next.load(Ordering::Acquire) {
+        log_file.poison();
     }
     #[cfg(test)]
-    if log.usage.full_writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
+    if log.full_writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
         return Err(io::ErrorKind::StorageFull.into());
     }
-    let offset = log.traffic.time_blocking("append", || {
-        let offset = segment.append(parts)?;
-        segment.sync().map(|()| offset)
-    })?;
-    log.usage.add_bytes(segment.len() - offset);
-    log.usage.add_sync();
-    Ok(())
-}
-
-/// Answers a waiter that may have gone.
-fn answer(done: oneshot::Sender<Result<(), WalError>>, result: Result<(), WalError>) {
-    if done.send(result).is_err() {
-        tracing::trace!("nobody waits for this flush any more");
-    }
+    // Synced before anything more is written: only the end of a log file can be torn.
+    log.traffic.time_blocking(StoreOperation::Append, || log_file.append(parts).and_then(|_| log_file.sync()))
 }

@@ -1,8 +1,8 @@
 //! The database's objects on a local disk that may be full.
 //!
-//! What must be written takes a piece of what is kept back, and is repeated; with nothing left it waits, since a database
-//! whose write fails closes for good. Compactions only save reads and space later: they wait until there is room beside
-//! what is kept back. A streamed object that met the end of the disk cannot be repeated here; the database begins it anew.
+//! A write that must be done takes a piece of the reserve and is repeated; with nothing left it waits, since a database
+//! whose write fails closes for good. Compactions only save reads and space later: they wait until there is room beside the
+//! reserve. A streamed object that met the end of the disk cannot be repeated here; the database begins it anew.
 //!
 //! Nothing is written or deleted where the folder of the catalog is not the one that was locked: see `anchor.rs`.
 //!
@@ -30,7 +30,7 @@ use slatedb_common::retry::NonRetryable;
 use super::Cause;
 use crate::catalog::anchor::Anchor;
 use crate::store::DiskSpace;
-use crate::store::space::{Content, LOOK_EVERY, ROOM_PAUSE, is_full};
+use crate::store::space::{DiskUse, LOOK_EVERY, ROOM_PAUSE, is_full};
 
 /// Objects of a database on a local disk.
 #[derive(Debug)]
@@ -38,12 +38,12 @@ pub(super) struct DiskObjects {
     inner: Arc<dyn ObjectStore>,
     space: DiskSpace,
     anchor: Anchor,
-    opening: Opening,
+    opening: OpeningFlag,
 }
 
 impl DiskObjects {
-    /// Those in `inner`, on the disk of the catalog and in its folder.
-    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace, anchor: Anchor, opening: Opening) -> Self {
+    /// Wraps `inner`, which is on the disk of the catalog and in its folder.
+    pub(super) fn new(inner: Arc<dyn ObjectStore>, space: DiskSpace, anchor: Anchor, opening: OpeningFlag) -> Self {
         Self { inner, space, anchor, opening }
     }
 }
@@ -56,12 +56,12 @@ async fn look(anchor: &Anchor) -> Result<()> {
 
 /// Whether a database is being opened; it is until [`Self::done`]. Clones share that.
 #[derive(Debug, Clone)]
-pub(super) struct Opening {
+pub(super) struct OpeningFlag {
     goes_on: Arc<AtomicBool>,
     warned: Arc<AtomicBool>,
 }
 
-impl Opening {
+impl OpeningFlag {
     pub(super) fn begin() -> Self {
         Self { goes_on: Arc::new(AtomicBool::new(true)), warned: Arc::default() }
     }
@@ -111,7 +111,7 @@ impl Damaged {
     }
 }
 
-/// What the operating system says, if it is the cause.
+/// The operating system's error, if it is the cause.
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<io::ErrorKind> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -154,9 +154,10 @@ async fn wait_for_room(space: &DiskSpace, need: Need) {
 }
 
 /// Gives up a piece of what is kept back. False if nothing is left.
+#[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic gave up nothing")]
 async fn give_up(space: &DiskSpace) -> bool {
     let space = space.clone();
-    tokio::task::spawn_blocking(move || space.give_up(Content::Catalog)).await.unwrap_or(false)
+    tokio::task::spawn_blocking(move || space.give_up(DiskUse::Catalog)).await.unwrap_or(false)
 }
 
 impl fmt::Display for DiskObjects {
@@ -341,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let objects =
-            DiskObjects::new(Arc::clone(&memory), DiskSpace::default(), anchor_in(folder.path()), Opening::begin());
+            DiskObjects::new(Arc::clone(&memory), DiskSpace::default(), anchor_in(folder.path()), OpeningFlag::begin());
         let (first, second) = (Path::from("manifest/1"), Path::from("manifest/2"));
         objects.put(&first, PutPayload::from_static(b"x")).await.unwrap();
         let mut upload = objects.put_multipart(&second).await.unwrap();
@@ -360,7 +361,7 @@ mod tests {
     async fn what_must_be_written_waits_for_room_when_nothing_is_left_to_be_given_up() {
         let folder = tempfile::tempdir().unwrap();
         let full = Arc::new(Full(InMemory::new(), 5.into()));
-        let objects = DiskObjects::new(full, DiskSpace::default(), anchor_in(folder.path()), Opening::begin());
+        let objects = DiskObjects::new(full, DiskSpace::default(), anchor_in(folder.path()), OpeningFlag::begin());
         let at = Path::from("manifest/1");
 
         let put = objects.put(&at, PutPayload::from_static(b"x"));
@@ -374,8 +375,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let space = DiskSpace::open(None, Some(folder.path()), Some(0), &crate::metrics::Metrics::new()).unwrap();
         let (memory, anchor) = (Arc::new(InMemory::new()), anchor_in(folder.path()));
-        let objects = DiskObjects::new(memory, space.clone(), anchor, Opening::begin());
-        space.give_up(Content::Catalog);
+        let objects = DiskObjects::new(memory, space.clone(), anchor, OpeningFlag::begin());
+        space.give_up(DiskUse::Catalog);
         let put = |kind| {
             let tag = ObjectStoreCallTag::new(kind, slatedb::object_store_tag::SstType::Compacted);
             let opts = PutOptions { extensions: tag.into(), ..PutOptions::default() };
@@ -393,7 +394,7 @@ mod tests {
 
     #[test]
     fn while_a_database_is_opened_what_no_repeat_cures_is_not_repeated() {
-        let (at, opening) = (Path::from("manifest/1"), Opening::begin());
+        let (at, opening) = (Path::from("manifest/1"), OpeningFlag::begin());
         let generic = |source: Cause| Error::Generic { store: "disk", source };
         let io = |kind: io::ErrorKind| generic(io::Error::from(kind).into());
         let given_up = |error| NonRetryable::find(&opening.judged(&at, error)).is_some();

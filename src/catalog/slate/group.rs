@@ -1,9 +1,12 @@
 //! Group commit on an object store: each flush is a request, and a new object.
+//!
+//! Clients send deletes one by one from a number of threads, each the next one when the one before was answered. So a group
+//! of deletes waits until as many have come as were answered lately: they are the whole that those threads have to say. One
+//! thread alone waits for nobody.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use slatedb::Db;
@@ -13,13 +16,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::Haste;
+use super::settings::CompanyWait;
 use super::successor::Successor;
 
 /// Makes writes on an object store durable: one flush at a time, each for all that came before it.
 pub(super) struct GroupCommit {
     bells: Arc<Bells>,
     cancel: CancellationToken,
-    groups: Arc<AtomicU64>,
     successor: Arc<Successor>,
     _task: JoinHandle<()>,
 }
@@ -27,27 +30,18 @@ pub(super) struct GroupCommit {
 impl GroupCommit {
     /// Starts the task. It ends, and `db` with it, when the result is dropped or there is a successor.
     ///
-    /// A batch that can wait does so for the first time of `company_wait` after each such batch, together for the
-    /// second.
-    pub(super) fn start(db: Db, company_wait: (Duration, Duration), successor: Successor) -> Self {
+    /// Batches that can wait do so as `wait` says.
+    pub(super) fn start(db: Db, wait: CompanyWait, successor: Successor) -> Self {
         let successor = Arc::new(successor);
         let bells = Arc::new(Bells::default());
         let cancel = CancellationToken::new();
-        let groups = Arc::new(AtomicU64::new(0));
         #[expect(
             clippy::disallowed_methods,
             reason = "the task ends with the journal, which waits for it or aborts it"
         )]
         let task = tokio::spawn({
-            let flushes = flush_groups(
-                db.clone(),
-                bells.clone(),
-                company_wait,
-                cancel.clone(),
-                groups.clone(),
-                successor.clone(),
-            );
-            let successor = successor.clone();
+            let flushes = flush_groups(db.clone(), Arc::clone(&bells), wait, cancel.clone(), Arc::clone(&successor));
+            let successor = Arc::clone(&successor);
             async move {
                 let ended = async {
                     tokio::select! {
@@ -68,7 +62,7 @@ impl GroupCommit {
                 }
             }
         });
-        Self { bells, cancel, groups, successor, _task: task }
+        Self { bells, cancel, successor, _task: task }
     }
 
     /// Asks for a flush of everything written so far.
@@ -76,17 +70,17 @@ impl GroupCommit {
         match haste {
             Haste::Now => self.bells.now.notify_one(),
             Haste::Soon => self.bells.soon.notify_one(),
+            Haste::Deletes(deletes) => {
+                // Counted first: who is woken sees it.
+                self.bells.deletes.fetch_add(deletes, Ordering::Relaxed);
+                self.bells.delete.notify_one();
+            }
         }
     }
 
-    /// Who may have taken over.
+    /// The look-out for an owner who may have taken over.
     pub(super) fn successor(&self) -> &Arc<Successor> {
         &self.successor
-    }
-
-    /// How many flushes there were.
-    pub(super) fn groups(&self) -> u64 {
-        self.groups.load(Ordering::Relaxed)
     }
 }
 
@@ -100,39 +94,88 @@ impl Drop for GroupCommit {
 struct Bells {
     now: Notify,
     soon: Notify,
+    delete: Notify,
+    /// Deletes since the last flush.
+    deletes: AtomicUsize,
 }
 
 async fn flush_groups(
     db: Db,
     bells: Arc<Bells>,
-    company_wait: (Duration, Duration),
+    wait: CompanyWait,
     cancel: CancellationToken,
-    groups: Arc<AtomicU64>,
     successor: Arc<Successor>,
 ) -> Result<(), slatedb::Error> {
+    let mut groups = 0;
+    // Deletes that were answered together lately.
+    let mut usual_deletes = 0;
     loop {
         tokio::select! {
+            // An urgent batch before one that can wait, which would make it wait too.
             biased;
             () = cancel.cancelled() => return Ok(()),
             // A write during the flush leaves a permit, so the next turn comes at once.
             () = bells.now.notified() => {}
-            () = bells.soon.notified() => wait_for_company(&bells, company_wait, &cancel).await,
+            () = bells.soon.notified() => bells.unless_urgent(bells.company(&wait), &cancel).await,
+            () = bells.delete.notified() => {
+                let mut all_came = true;
+                let company = async { all_came = bells.company_of_deletes(&wait, usual_deletes).await };
+                bells.unless_urgent(company, &cancel).await;
+                if !all_came {
+                    usual_deletes = 0;
+                }
+            }
         }
-        // The flush is for those as well who can wait.
+        // The flush is for those as well who can wait. Their permits are taken before it: one who comes during the flush
+        // leaves another, for the next.
         bells.soon.notified().now_or_never();
+        bells.delete.notified().now_or_never();
+        usual_deletes = usual_deletes.max(bells.deletes.swap(0, Ordering::Relaxed));
         db.flush().await?;
-        successor.wrote(groups.fetch_add(1, Ordering::Relaxed) + 1);
+        groups += 1;
+        successor.wrote(groups);
     }
 }
 
-/// Waits until a batch is urgent, or no other has come for a while.
-async fn wait_for_company(bells: &Bells, (gap, most): (Duration, Duration), cancel: &CancellationToken) {
-    let company = async { while tokio::time::timeout(gap, bells.soon.notified()).await.is_ok() {} };
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => {}
-        () = bells.now.notified() => {}
-        () = company => {}
-        () = tokio::time::sleep(most) => {}
+impl Bells {
+    /// Waits for what can wait, until something else is urgent.
+    async fn unless_urgent(&self, company: impl Future<Output = ()>, cancel: &CancellationToken) {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = self.now.notified() => {}
+            () = company => {}
+        }
+    }
+
+    /// Waits until no other batch has come for a while.
+    async fn company(&self, wait: &CompanyWait) {
+        let company = async { while tokio::time::timeout(wait.gap, self.soon.notified()).await.is_ok() {} };
+        tokio::select! {
+            () = company => {}
+            () = tokio::time::sleep(wait.most) => {}
+        }
+    }
+
+    /// Waits until there are as many deletes as usual, and no other has come for a while. False if they did not come in
+    /// time.
+    async fn company_of_deletes(&self, wait: &CompanyWait, usual: usize) -> bool {
+        let company = async {
+            loop {
+                let all_here = self.deletes.load(Ordering::Relaxed) >= usual;
+                let gap = if all_here { wait.gap } else { wait.deletes };
+                if tokio::time::timeout(gap, self.delete.notified()).await.is_err() {
+                    return all_here;
+                }
+            }
+        };
+        tokio::select! {
+            all_came = company => all_came,
+            () = self.soon.notified() => {
+                self.company(wait).await;
+                true
+            }
+            () = tokio::time::sleep(wait.deletes) => self.deletes.load(Ordering::Relaxed) >= usual,
+        }
     }
 }

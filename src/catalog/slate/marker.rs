@@ -16,36 +16,22 @@ use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use super::{JournalError, Placement};
-use crate::store::{CATALOG_SIDE, Slot};
+use super::JournalError;
 
-/// What is where a journal could be.
+/// The thing that stands where a journal could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Present {
     /// Nothing.
     Nothing,
-    /// What a rebuild that was cut short has left.
+    /// The rest of a rebuild that was cut short.
     Unfinished,
     /// A journal.
     Journal,
 }
 
-impl Placement {
-    /// Where it says which store's catalog this is. It can be read without opening the journal, which would shut out the
-    /// owner of a journal on an object store.
-    pub fn identity_slot(&self) -> Slot {
-        match self {
-            Self::Local { folder, .. } => Slot::File(folder.join(CATALOG_SIDE)),
-            Self::Object { store, prefix } => {
-                Slot::Object { store: Arc::clone(store), path: prefix.clone().join(CATALOG_SIDE) }
-            }
-        }
-    }
-}
-
 /// The marker of one database.
 #[derive(Debug, Clone)]
-pub(super) struct Marker {
+pub(super) struct JournalMarker {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     log: &'static str,
@@ -53,8 +39,8 @@ pub(super) struct Marker {
     folder: Option<PathBuf>,
 }
 
-impl Marker {
-    /// Of the database below `prefix` with the log called `log`.
+impl JournalMarker {
+    /// The marker of the database below `prefix` with the log called `log`.
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, log: &'static str) -> Self {
         Self { store, prefix, log, folder: None }
     }
@@ -116,7 +102,7 @@ impl Marker {
         JournalError::WrongFormat { place: self.place(), found, expected }
     }
 
-    /// How many epochs went before those of the database, if the marker is that of a whole one.
+    /// Number of epochs before those of the database, if the marker is that of a whole one.
     fn epochs_before(&self, found: &str) -> Result<u64, JournalError> {
         if found == self.unfinished() {
             return Err(JournalError::Unfinished);
@@ -144,7 +130,7 @@ impl Marker {
         self.epochs_before(&self.read().await?.unwrap_or_default())
     }
 
-    /// What is there.
+    /// Looks at the place.
     pub(super) async fn present(&self) -> Result<Present, JournalError> {
         Ok(match self.read().await? {
             Some(found) if found == self.unfinished() => Present::Unfinished,
@@ -162,7 +148,7 @@ impl Marker {
         Ok(())
     }
 
-    /// What is left of the database is of no use.
+    /// Marks the rest of the database as of no use.
     pub(super) async fn shut(&self) -> Result<(), JournalError> {
         self.store.put(&self.path(), self.unfinished().into()).await?;
         Ok(())

@@ -12,10 +12,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
-use super::marker::Marker;
-use super::{
-    Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, Opening, Placement, Present, open_object, visit_all,
-};
+use super::marker::JournalMarker;
+use super::settings::Updates;
+use super::{Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, OpenMode, Present, open_object, visit_all};
+use crate::store::Placement;
 use crate::store::append_file::sync_parent;
 use crate::store::space::RESERVE_FILE;
 
@@ -32,6 +32,8 @@ pub struct Hold {
     owner: Option<Journal>,
     unread: Option<JournalError>,
 }
+
+crate::runtime::opaque_debug!(Hold);
 
 impl Journal {
     /// Keeps daemons off a place. In a folder it is the lock of the journal; on an object store the journal gets a new
@@ -54,16 +56,19 @@ impl Journal {
         match &placement {
             Placement::Local { folder, .. } => {
                 let locking = folder.clone();
+                #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
                 let locked = tokio::task::spawn_blocking(move || lock_what_is_there(&locking));
                 hold.lock = locked.await.map_err(|error| JournalError::Internal(error.into()))??;
                 if Self::present(&placement).await? != present {
                     return Err(JournalError::Locked { folder: folder.clone() });
                 }
             }
-            Placement::Object { store, prefix } if present == Present::Journal => {
-                match open_object(Arc::clone(store), prefix.clone(), settings, Opening::Whole).await {
+            Placement::Object { store, prefix, can } if present == Present::Journal => {
+                match open_object(Arc::clone(store), prefix.clone(), Updates::of(*can), settings, OpenMode::Whole).await
+                {
                     Ok(journal) => {
-                        hold.unread = visit_all(&journal.db, visit).await.err();
+                        hold.unread =
+                            visit_all(&Arc::new(journal.db.clone()), journal.backend.read_ahead(), visit).await.err();
                         if let Err(error) = journal.close().await {
                             tracing::debug!(%error, "closing the old catalog");
                         }
@@ -110,6 +115,7 @@ impl Hold {
         match &self.placement {
             Placement::Local { folder, .. } => {
                 let (folder, suffix, present) = (folder.clone(), suffix.to_owned(), self.present);
+                #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic becomes the error")]
                 let moved = tokio::task::spawn_blocking(move || make_room_in_folder(&folder, &suffix, present));
                 let moved = moved.await.map_err(|error| JournalError::Internal(error.into()))??;
                 if moved.is_none() {
@@ -118,12 +124,12 @@ impl Hold {
                 }
                 Ok(moved)
             }
-            Placement::Object { store, prefix } => {
+            Placement::Object { store, prefix, .. } => {
                 if self.present != Present::Unfinished && !keys(store, prefix).await?.is_empty() {
                     let old = Path::from(format!("{prefix}.old-{suffix}"));
                     self.check().await?;
                     copy_all(store, prefix, &old).await?;
-                    self.shut(&Marker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG)).await?;
+                    self.shut(&JournalMarker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG)).await?;
                     delete_all(store, prefix).await?;
                     return Ok(Some(old.to_string()));
                 }
@@ -134,7 +140,7 @@ impl Hold {
     }
 
     /// Nobody opens the journal any more. If somebody did while it was copied, it stays.
-    async fn shut(&self, marker: &Marker) -> Result<(), JournalError> {
+    async fn shut(&self, marker: &JournalMarker) -> Result<(), JournalError> {
         let before = marker.read().await?;
         marker.shut().await?;
         if let Err(error) = self.check().await {
@@ -185,6 +191,7 @@ fn make_room_in_folder(folder: &FilePath, suffix: &str, present: Present) -> Res
             let mut name = folder.file_name().unwrap_or_default().to_owned();
             name.push(format!(".old-{suffix}"));
             let old: PathBuf = folder.with_file_name(name);
+            // Durable before the new journal begins under the name: a power cut must not bring both together.
             fs::rename(folder, &old).and_then(|()| sync_parent(folder)).map_err(unavailable)?;
             Ok(Some(old.display().to_string()))
         }

@@ -11,9 +11,9 @@ use slatedb::config::{
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 
 use crate::runtime::Clock;
+use crate::store::Capabilities;
 
-/// How a journal behaves. [`JournalSettings::default`] suits an object store,
-/// [`JournalSettings::local`] a local disk.
+/// Settings of a journal. [`JournalSettings::default`] suits an object store, [`JournalSettings::local`] a local disk.
 #[derive(Debug, Clone)]
 pub struct JournalSettings {
     /// Stamps what is written. An open raises it to what is on record, so the caller's own stamps are not behind either.
@@ -28,33 +28,49 @@ pub struct JournalSettings {
     /// Default 64 MiB; at least twice `l0_bytes`, because SlateDB busy-waits if a table that is
     /// still growing fills it alone. Bounds memory, and the log together with `gc_interval`.
     pub unflushed_bytes_max: u64,
-    /// How often storage is asked for changes by others and for compactions to do. Default 60 s:
-    /// each question is a request, and an idle daemon should cost a handful a minute. A newer
-    /// owner is noticed by the next durable write, and by one that writes much within 16 groups. On a local disk 5 s.
+    /// Interval at which storage is asked for changes by others and for compactions to do. Default 60 s: each question is a
+    /// request, and an idle daemon should cost a handful a minute. A newer owner is noticed by the next durable write, and
+    /// by one that writes much within 16 groups. On a local disk 5 s.
     pub poll_interval: Duration,
-    /// How often superseded files are collected. Default 600 s, on a local disk 10 s, where
-    /// it bounds the length of the log.
+    /// Interval at which superseded files are collected. Default 600 s, on a local disk 10 s, where it bounds the length of
+    /// the log.
     pub gc_interval: Duration,
     /// Files younger than this are not collected. Default 300 s. On a local disk 30 s: it protects
     /// against owners that were shut out but do not know it yet, and the lock leaves none.
     pub gc_age_min: Duration,
-    /// How long tables that a compaction replaced stay. Default 300 s: the scan at open reads them
-    /// and must be over by then. On a local disk 120 s, since reading is faster and space is short.
-    /// SlateDB's own default of 15 minutes only keeps more garbage.
+    /// Time for which tables that a compaction replaced stay. Default 300 s: the scan at open reads them and must be over
+    /// by then. On a local disk 120 s, since reading is faster and space is short. SlateDB's own default of 15 minutes only
+    /// keeps more garbage.
     pub superseded_tables_kept: Duration,
-    /// How often a failed request is repeated, after 0.1 to 2 s each, on top of what the store's
-    /// client does. Default 30, about 40 s; then the journal closes as `Unavailable`. Without a limit
-    /// an outage would look like a hanging daemon.
+    /// Number of times that a failed request is repeated, after 0.1 to 2 s each, on top of the store client's own repeats.
+    /// Default 30, about 40 s; then the journal closes as `Unavailable`. Without a limit an outage would look like a
+    /// hanging daemon.
     pub object_retries_max: u32,
-    /// How long a change of the manifest is tried. Default 60 s.
+    /// Longest time for which a change of the manifest is tried. Default 60 s.
     pub manifest_timeout: Duration,
-    /// How long a batch that can wait does so for the next one, default 5 ms, and all of them together, default 20 ms.
-    /// Clients that send one delete after the other need longer in any case. Object stores only, where each group is
-    /// a request.
-    pub company_wait: (Duration, Duration),
+    /// How long what can wait does so for others. Object stores only, where each group is a request.
+    pub company_wait: CompanyWait,
     /// A log segment of this length is followed by a new one. Default 16 MiB: large enough that
     /// creating files does not matter, small enough to give space back. Local disk only.
     pub log_segment_bytes: u64,
+}
+
+/// How long batches that can wait do so for others, to share their request.
+#[derive(Debug, Clone, Copy)]
+pub struct CompanyWait {
+    /// After each batch. Default 5 ms.
+    pub gap: Duration,
+    /// Altogether. Default 20 ms.
+    pub most: Duration,
+    /// Altogether, if all of them are deletes and fewer than lately. Default 200 ms.
+    pub deletes: Duration,
+}
+
+impl Default for CompanyWait {
+    fn default() -> Self {
+        let millis = Duration::from_millis;
+        Self { gap: millis(5), most: millis(20), deletes: millis(200) }
+    }
 }
 
 impl Default for JournalSettings {
@@ -70,7 +86,7 @@ impl Default for JournalSettings {
             superseded_tables_kept: Duration::from_secs(300),
             object_retries_max: 30,
             manifest_timeout: Duration::from_secs(60),
-            company_wait: (Duration::from_millis(5), Duration::from_millis(20)),
+            company_wait: CompanyWait::default(),
             log_segment_bytes: 16 << 20,
         }
     }
@@ -94,8 +110,14 @@ impl JournalSettings {
 pub(super) enum Updates {
     /// Object stores.
     Conditional,
-    /// A local disk.
+    /// A local disk, HDFS.
     Unconditional,
+}
+
+impl Updates {
+    pub(super) fn of(store: Capabilities) -> Self {
+        if store.conditional_updates { Self::Conditional } else { Self::Unconditional }
+    }
 }
 
 pub(super) fn block_cache(settings: &JournalSettings) -> Arc<MokaCache> {

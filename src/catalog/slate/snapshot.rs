@@ -10,8 +10,12 @@ use bytes::Bytes;
 use slatedb::config::DbReaderOptions;
 use slatedb::{DbReader, DbReaderMode};
 
-use super::marker::Marker;
-use super::{Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, Placement, Present, visit_all};
+use super::marker::JournalMarker;
+use super::scan::{ReadAhead, visit_all};
+use super::{Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, Present};
+use crate::catalog::record::RecordKey;
+use crate::model::SegmentId;
+use crate::store::Placement;
 
 /// Longer than anybody looks: what was opened is what is read.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -19,17 +23,19 @@ const RETRIES_MAX: u32 = 5;
 
 /// A journal that is only looked at.
 pub struct Snapshot {
-    inner: Inner,
+    inner: SnapshotSource,
     epoch: u64,
 }
 
-enum Inner {
-    Reader(Box<DbReader>),
+crate::runtime::opaque_debug!(Snapshot);
+
+enum SnapshotSource {
+    Reader(Arc<DbReader>),
     Owner(Journal),
 }
 
 impl Snapshot {
-    /// Opens the journal at a place and hands every record to `visit` in the order of the keys.
+    /// Opens the journal at a place and hands every record to `visit`, as [`Journal::open`] does.
     ///
     /// # Errors
     /// `Nothing` if there is none; otherwise as [`Journal::open`].
@@ -42,13 +48,13 @@ impl Snapshot {
             return Err(JournalError::Nothing);
         }
         let (store, prefix) = match placement {
-            Placement::Object { store, prefix } => (store, prefix),
+            Placement::Object { store, prefix, .. } => (store, prefix),
             local @ Placement::Local { .. } => {
                 let journal = Journal::open(local, settings, visit).await?;
-                return Ok(Self { epoch: journal.epoch(), inner: Inner::Owner(journal) });
+                return Ok(Self { epoch: journal.epoch(), inner: SnapshotSource::Owner(journal) });
             }
         };
-        let epochs_before = Marker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG).check().await?;
+        let epochs_before = JournalMarker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG).check().await?;
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,
             checkpoint_lifetime: 3 * NEVER,
@@ -63,18 +69,20 @@ impl Snapshot {
             .await
             .map_err(JournalError::at_open)?;
         let epoch = epochs_before + reader.manifest().writer_epoch();
-        visit_all(&reader, visit).await?;
-        Ok(Self { inner: Inner::Reader(Box::new(reader)), epoch })
+        let reader = Arc::new(reader);
+        visit_all(&reader, ReadAhead::Requests, visit).await?;
+        Ok(Self { inner: SnapshotSource::Reader(reader), epoch })
     }
 
-    /// The value under `key`.
+    /// The bytes of an inline segment; `None` if it was freed.
     ///
     /// # Errors
     /// As [`Journal::get`].
-    pub async fn get(&self, key: &Bytes) -> Result<Option<Bytes>, JournalError> {
+    pub async fn inline_data(&self, id: SegmentId) -> Result<Option<Bytes>, JournalError> {
+        let key = RecordKey::Data(id).encode();
         match &self.inner {
-            Inner::Reader(reader) => Ok(reader.get(key).await?),
-            Inner::Owner(journal) => journal.get(key).await,
+            SnapshotSource::Reader(reader) => Ok(reader.get(&key).await?),
+            SnapshotSource::Owner(journal) => journal.get(&key).await,
         }
     }
 
@@ -89,8 +97,8 @@ impl Snapshot {
     /// As [`Journal::close`].
     pub async fn close(self) -> Result<(), JournalError> {
         match self.inner {
-            Inner::Reader(reader) => Ok(reader.close().await?),
-            Inner::Owner(journal) => journal.close().await,
+            SnapshotSource::Reader(reader) => Ok(reader.close().await?),
+            SnapshotSource::Owner(journal) => journal.close().await,
         }
     }
 }

@@ -23,14 +23,14 @@ const GROUPS_PER_LOOK: u64 = 16;
 pub(super) struct Successor {
     admin: Admin,
     epoch: u64,
-    /// For one look: the database repeats a failed read for ever.
+    /// Longest time for one look: the database repeats a failed read for ever.
     patience: Duration,
     due: Notify,
     found: CancellationToken,
 }
 
 impl Successor {
-    /// Of the owner with this epoch.
+    /// Looks out for successors of the owner with this epoch.
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, epoch: u64, settings: &JournalSettings) -> Self {
         let admin = Admin::builder(prefix, store).build();
         let patience = settings.manifest_timeout;

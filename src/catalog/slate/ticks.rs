@@ -40,7 +40,7 @@ impl SystemClock for Ticks {
     }
 }
 
-/// Where to look for stamps of one database.
+/// The places where stamps of one database are found.
 pub(super) struct OnRecord {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
@@ -49,7 +49,7 @@ pub(super) struct OnRecord {
 }
 
 impl OnRecord {
-    /// Of the database below `prefix`; raises `clock`.
+    /// Looks at the database below `prefix`, and raises `clock`.
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, clock: Clock) -> Self {
         let admin = Admin::builder(prefix.clone(), Arc::clone(&store)).build();
         Self { store, prefix, admin, clock }

@@ -1,26 +1,28 @@
 //! Checkpoints: Flink's rules for what a notification frees.
 
-use super::{JobEntry, State};
-use crate::catalog::command::Refusal;
-use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, Holder, JobRecord, RecordKey};
-use crate::model::{CheckpointId, JobId, Millis, SegmentId};
+use std::ops::RangeBounds;
 
-impl State {
-    pub(super) fn create_job(&mut self, job: JobId, at: Millis) {
-        let entry = self.jobs.entry(job.clone()).or_default();
-        match &mut entry.record {
+use super::memory::CHECKPOINT_BYTES;
+use super::{CatalogState, JobLife};
+use crate::catalog::command::Refusal;
+use crate::catalog::record::{CheckpointRecord, JobRecord, RecordKey};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Holder, JobId, Millis, SegmentId};
+
+impl CatalogState {
+    pub(super) fn create_job(&mut self, job: &JobId, at: Millis) {
+        let life = self.job_entry(job).1.life_mut();
+        let record = match &life.record {
             Some(JobRecord { ended: None, .. }) => return,
-            Some(record) => record.ended = None,
-            None => entry.record = Some(JobRecord { created: at, subsumed: None, ended: None }),
-        }
-        if let Some(record) = &entry.record {
-            self.mutations.push(RecordKey::Job(job).put(record));
-        }
+            Some(record) => JobRecord { ended: None, ..record.clone() },
+            None => JobRecord { created: at, subsumed: None, ended: None },
+        };
+        let put = RecordKey::Job(job.clone()).put(&record);
+        life.record = Some(record);
+        self.mutations.push(put);
     }
 
-    pub(super) fn known_job(&self, job: &JobId) -> Result<(&JobEntry, &JobRecord), Refusal> {
-        let entry = self.jobs.get(job);
-        let known = entry.and_then(|entry| Some((entry, entry.record.as_ref()?)));
+    pub(super) fn known_job(&self, job: &JobId) -> Result<(&JobLife, &JobRecord), Refusal> {
+        let known = self.life(job).and_then(|life| Some((life, life.record.as_ref()?)));
         known.ok_or_else(|| Refusal::UnknownJob(job.clone()))
     }
 
@@ -37,6 +39,10 @@ impl State {
             Some((CheckpointState::Pending, CheckpointKind::Checkpoint)) | None => {
                 if record.subsumed.is_some_and(|subsumed| id <= subsumed) {
                     return Err(Refusal::CheckpointSubsumed(job.clone(), id));
+                }
+                // Until nothing is left of it, another one of its number would be taken for it.
+                if self.is_being_cleared(job, id) {
+                    return Err(Refusal::CheckpointCompleted(job.clone(), id));
                 }
                 Ok(())
             }
@@ -107,42 +113,43 @@ impl State {
             },
             // Segments on their way for it are refused as it is.
             None if job_record.subsumed >= Some(id) || job_record.ended.is_some() => return Ok(()),
+            None if self.is_being_cleared(job, id) => return Ok(()),
             // Remembered, so that a segment on its way for it is refused.
             None => (at, CheckpointKind::Checkpoint),
         };
-        // What a later checkpoint reuses has a higher watermark and is not in this set.
-        let written_for_it =
-            |segment: &&SegmentId| self.segments.get(*segment).is_some_and(|entry| entry.record.checkpoint == Some(id));
-        let last_used = entry.by_last_used.get(&id).into_iter().flatten().filter(written_for_it);
-        let doomed: Vec<SegmentId> =
-            last_used.chain(entry.by_savepoint.get(&id).into_iter().flatten()).copied().collect();
         let record =
             CheckpointRecord { state: CheckpointState::Aborted, begun, ended: Some(at), kind, claimed_from: None };
         self.put_checkpoint(job, id, record);
-        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
+        // What a later checkpoint reuses has a higher watermark and is not among them; what it reused itself was not written
+        // for it, and stays.
+        self.clear(job, id, id);
+        self.clear_savepoint(job, id);
         Ok(())
     }
 
-    pub(super) fn subsume_checkpoint(&mut self, job: &JobId, through: CheckpointId, at: Millis) -> Result<(), Refusal> {
+    pub(super) fn subsume_checkpoint(&mut self, job: &JobId, through: CheckpointId) -> Result<(), Refusal> {
         self.known_job(job)?;
-        let Some(entry) = self.jobs.get_mut(job) else { return Ok(()) };
-        let doomed: Vec<SegmentId> =
-            entry.by_last_used.range(..=through).flat_map(|(_, segments)| segments.iter().copied()).collect();
-        if let Some(record) = &mut entry.record
+        let ended = self.known_job(job)?.1.ended.is_some();
+        self.set_subsumed(job, through);
+        // Of a job that has ended, later checkpoints that are not there any more may have used it last.
+        self.clear(job, CheckpointId(0), if ended { CheckpointId(u64::MAX) } else { through });
+        self.forget_ended_job(job);
+        Ok(())
+    }
+
+    /// Checkpoints up to `through` are over, and what they alone use is dead.
+    pub(super) fn set_subsumed(&mut self, job: &JobId, through: CheckpointId) {
+        if let Some(record) = self.life_mut(job).and_then(|life| life.record.as_mut())
             && record.subsumed < Some(through)
         {
             record.subsumed = Some(through);
-            self.mutations.push(RecordKey::Job(job.clone()).put(record));
+            let put = RecordKey::Job(job.clone()).put(record);
+            self.mutations.push(put);
         }
         let is_over = |record: &CheckpointRecord| {
             record.kind == CheckpointKind::Checkpoint || record.state == CheckpointState::Aborted
         };
-        self.drop_checkpoints(job, |id, record| id <= through && is_over(record));
-        for segment in doomed {
-            self.free_segment(segment, at);
-        }
-        self.forget_ended_job(job);
-        Ok(())
+        self.drop_checkpoints(job, ..=through, is_over);
     }
 
     /// Frees a savepoint that its user does not want any more; nothing happens if that was done before. One that has not
@@ -160,9 +167,8 @@ impl State {
                 return self.abort_checkpoint(job, id, at);
             }
         }
-        let doomed: Vec<SegmentId> = entry.by_savepoint.get(&id).into_iter().flatten().copied().collect();
-        self.drop_checkpoints(job, |dropped, _| dropped == id);
-        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
+        self.drop_checkpoints(job, id..=id, |_| true);
+        self.clear_savepoint(job, id);
         self.forget_ended_job(job);
         Ok(())
     }
@@ -189,13 +195,13 @@ impl State {
     }
 
     fn reuse_one(&mut self, job: &JobId, by: CheckpointId, id: SegmentId) -> bool {
-        let Some(entry) = self.segments.get(&id) else { return false };
-        let record = &entry.record;
-        let Holder::Checkpoints { last_used } = record.holder else { return false };
-        let file = record.location.file().and_then(|file| self.files.get(file));
+        let Some(kept) = self.segments.get(id) else { return false };
+        let Holder::Checkpoints { last_used } = kept.holder else { return false };
+        let avoid = kept.file().and_then(|file| self.files.at(file)).is_some_and(|(_, file)| file.avoid);
         // A later checkpoint may be aborted, and takes its segments along.
-        let of_a_later_one = record.checkpoint > Some(by);
-        if record.job != *job || !entry.visible || of_a_later_one || file.is_some_and(|file| file.avoid) {
+        let of_a_later_one = kept.checkpoint > Some(by);
+        if Some(kept.job) != self.jobs.number(job) || !kept.visible || of_a_later_one || avoid || self.is_leaving(&kept)
+        {
             return false;
         }
         if last_used < by {
@@ -206,27 +212,51 @@ impl State {
 
     /// Another holder keeps a segment alive from now on.
     pub(super) fn hold_by(&mut self, id: SegmentId, holder: Holder) {
-        let Some(entry) = self.segments.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut entry.record.holder, holder);
-        if let Some(job) = self.jobs.get_mut(&entry.record.job) {
-            job.release(id, &before);
-            job.hold(id, &holder);
+        let Some(kept) = self.segments.get(id) else { return };
+        if let Some((_, job)) = self.jobs.at_mut(kept.job) {
+            let life = job.life_mut();
+            life.release(id, &kept.holder);
+            life.hold(id, &holder);
         }
+        self.segments.update(id, |kept| kept.holder = holder);
         self.put_segment_record(id);
     }
 
     /// Forgets checkpoints, not their segments.
-    pub(super) fn drop_checkpoints(&mut self, job: &JobId, doomed: impl Fn(CheckpointId, &CheckpointRecord) -> bool) {
-        let Some(entry) = self.jobs.get_mut(job) else { return };
-        for (id, _) in entry.checkpoints.extract_if(.., |id, record| doomed(*id, record)) {
+    pub(super) fn drop_checkpoints(
+        &mut self,
+        job: &JobId,
+        among: impl RangeBounds<CheckpointId>,
+        doomed: impl Fn(&CheckpointRecord) -> bool,
+    ) {
+        for id in self.forget_checkpoints(job, among, doomed) {
             self.mutations.push(RecordKey::Checkpoint(job.clone(), id).delete());
         }
     }
 
+    /// The same, but their records stay.
+    pub(super) fn forget_checkpoints(
+        &mut self,
+        job: &JobId,
+        among: impl RangeBounds<CheckpointId>,
+        doomed: impl Fn(&CheckpointRecord) -> bool,
+    ) -> Vec<CheckpointId> {
+        let Some(life) = self.jobs.get_mut(job).and_then(|entry| entry.life.as_mut()) else { return vec![] };
+        let forgotten = life.checkpoints.extract_if(among, |_, record| doomed(record));
+        let forgotten: Vec<CheckpointId> = forgotten.map(|(id, _)| id).collect();
+        self.memory.others -= forgotten.len() as u64 * CHECKPOINT_BYTES;
+        forgotten
+    }
+
     pub(super) fn put_checkpoint(&mut self, job: &JobId, id: CheckpointId, record: CheckpointRecord) {
         self.mutations.push(RecordKey::Checkpoint(job.clone(), id).put(&record));
-        if let Some(entry) = self.jobs.get_mut(job) {
-            entry.checkpoints.insert(id, record);
+        self.insert_checkpoint(job, id, record);
+    }
+
+    pub(super) fn insert_checkpoint(&mut self, job: &JobId, id: CheckpointId, record: CheckpointRecord) {
+        let life = self.job_entry(job).1.life_mut();
+        if life.checkpoints.insert(id, record).is_none() {
+            self.memory.others += CHECKPOINT_BYTES;
         }
     }
 }

@@ -12,20 +12,21 @@
 //! Every request may be sent again when its answer was lost. A claim that was carried out is told by the claimed
 //! checkpoint, which remembers whose it was.
 
-use std::collections::BTreeSet;
+use super::CatalogState;
+use super::work::being_claimed;
+use crate::catalog::command::{Refusal, RestorePoint};
+use crate::catalog::record::{CheckpointRecord, RecordKey, SegmentRecord};
+use crate::model::{
+    CheckpointId, CheckpointKind, CheckpointState, Claim, Holder, JobEnd, JobId, Leavings, Millis, SegmentId,
+};
 
-use super::State;
-use crate::catalog::command::{Claim, Leavings, Refusal, Restore};
-use crate::catalog::record::{CheckpointKind, CheckpointRecord, CheckpointState, Holder, JobEnd, RecordKey};
-use crate::model::{CheckpointId, JobId, Millis, PhysicalFileId, SegmentId};
-
-impl State {
-    pub(super) fn restore(&mut self, restore: &Restore, at: Millis) -> Result<(), Refusal> {
-        let Restore { job, from, checkpoint, claim } = restore;
+impl CatalogState {
+    pub(super) fn restore(&mut self, restore: &RestorePoint, at: Millis) -> Result<(), Refusal> {
+        let RestorePoint { job, from, checkpoint, claim } = restore;
         let known = self.completed(from, *checkpoint).map(|record| record.kind);
         let repeat = known.is_err() && *claim == Claim::Claim && self.has_claimed(job, from, *checkpoint);
         if job == from && known.is_ok() || repeat {
-            self.create_job(job.clone(), at);
+            self.create_job(job, at);
             self.abort_pending(job, at);
             return Ok(());
         }
@@ -34,7 +35,7 @@ impl State {
             if kind == CheckpointKind::Checkpoint {
                 self.nothing_newer(from, *checkpoint)?;
             }
-            if let Some(entry) = self.jobs.get(job) {
+            if let Some(entry) = self.life(job) {
                 if entry.record.as_ref().is_some_and(|record| record.subsumed >= Some(*checkpoint)) {
                     return Err(Refusal::CheckpointSubsumed(job.clone(), *checkpoint));
                 }
@@ -43,7 +44,7 @@ impl State {
                 }
             }
         }
-        self.create_job(job.clone(), at);
+        self.create_job(job, at);
         self.abort_pending(job, at);
         if *claim == Claim::Claim {
             self.claim(job, from, *checkpoint, kind, at);
@@ -51,8 +52,8 @@ impl State {
         Ok(())
     }
 
-    fn has_claimed(&self, job: &JobId, from: &JobId, id: CheckpointId) -> bool {
-        let record = self.jobs.get(job).and_then(|entry| entry.checkpoints.get(&id));
+    pub(super) fn has_claimed(&self, job: &JobId, from: &JobId, id: CheckpointId) -> bool {
+        let record = self.life(job).and_then(|life| life.checkpoints.get(&id));
         record.is_some_and(|record| record.claimed_from.as_ref() == Some(from))
     }
 
@@ -75,7 +76,7 @@ impl State {
 
     /// Gives up every checkpoint that has not completed.
     fn abort_pending(&mut self, job: &JobId, at: Millis) {
-        let entries = self.jobs.get(job).into_iter().flat_map(|entry| &entry.checkpoints);
+        let entries = self.life(job).into_iter().flat_map(|life| &life.checkpoints);
         let pending: Vec<CheckpointId> =
             entries.filter(|(_, record)| record.state == CheckpointState::Pending).map(|(id, _)| *id).collect();
         for id in pending {
@@ -88,11 +89,6 @@ impl State {
         if kind == CheckpointKind::Checkpoint {
             self.abort_pending(from, at);
         }
-        let mut files = BTreeSet::new();
-        for segment in self.checkpoint_segment_ids(from, id) {
-            files.extend(self.give_segment(segment, job, id));
-        }
-        files.iter().for_each(|file| self.give_file(file, from, job));
         let record = CheckpointRecord {
             state: CheckpointState::Completed,
             begun: at,
@@ -101,50 +97,55 @@ impl State {
             claimed_from: Some(from.clone()),
         };
         self.put_checkpoint(job, id, record);
-        self.drop_checkpoints(from, |dropped, _| dropped == id);
-        if kind == CheckpointKind::Checkpoint {
-            self.free_job(from, at);
-            // What is still on its way for it is refused.
-            drop(self.subsume_checkpoint(from, id, at));
+        // Until all of it has changed hands: after a crash in between, it tells to whom.
+        let old = self.life(from).and_then(|life| life.checkpoints.get(&id)).cloned();
+        if let Some(old) = old {
+            self.forget_checkpoints(from, id..=id, |_| true);
+            self.mutations.push(RecordKey::Checkpoint(from.clone(), id).put(&being_claimed(old, job)));
         }
-        self.forget_ended_job(from);
+        if kind == CheckpointKind::Checkpoint {
+            // Aborted checkpoints stay known: what is on its way for them is refused.
+            self.drop_checkpoints(from, .., |record| {
+                record.kind == CheckpointKind::Checkpoint && record.state != CheckpointState::Aborted
+            });
+            // What is still on its way for it is refused.
+            self.set_subsumed(from, id);
+        }
+        self.hand_over(from, job, id, kind);
     }
 
-    /// Returns the file it is in.
-    fn give_segment(&mut self, id: SegmentId, to: &JobId, checkpoint: CheckpointId) -> Option<PhysicalFileId> {
-        let mut entry = self.segments.remove(&id)?;
-        self.unindex_segment(id, &entry.record);
-        entry.record.job = to.clone();
-        // Of the job's own checkpoints before it none has anything to do with it.
-        entry.record.checkpoint = Some(checkpoint);
-        entry.record.holder = Holder::Checkpoints { last_used: checkpoint };
-        entry.record.idempotency_key = None;
-        let file = entry.record.location.file().cloned();
-        self.index_segment(id, &entry.record);
-        self.segments.insert(id, entry);
-        self.put_segment_record(id);
-        file
+    /// A segment of `from` becomes one of `to`, held by its claimed checkpoint.
+    pub(super) fn give_segment(&mut self, id: SegmentId, from: &JobId, to: &JobId, checkpoint: CheckpointId) {
+        let Some(kept) = self.segments.get(id) else { return };
+        let (visible, file) = (kept.visible, kept.file());
+        let Some(record) = self.segments.record(id, &self.jobs, &self.files) else { return };
+        let record = SegmentRecord {
+            job: to.clone(),
+            // Of the job's own checkpoints before it none has anything to do with it.
+            checkpoint: Some(checkpoint),
+            holder: Holder::Checkpoints { last_used: checkpoint },
+            idempotency_key: None,
+            ..record
+        };
+        // In this order: a job without a record is forgotten with its last segment.
+        let job = self.index_segment(id, &record);
+        self.unindex_segment(id);
+        self.segments.insert(id, &record, visible, job, file);
+        self.mutations.push(RecordKey::Segment(id).put(&record));
+        if let Some(file) = file {
+            self.give_file(file, from, to);
+        }
     }
 
     /// A file that held what one job wrote counts for the one that has claimed it.
-    fn give_file(&mut self, file: &PhysicalFileId, from: &JobId, to: &JobId) {
-        let Some(entry) = self.files.get_mut(file) else { return };
+    fn give_file(&mut self, file: u32, from: &JobId, to: &JobId) {
+        let Some((file, entry)) = self.files.at_mut(file) else { return };
         if let Some(lane) = &mut entry.record.lane
             && lane.job.as_ref() == Some(from)
         {
             lane.job = Some(to.clone());
             self.mutations.push(RecordKey::File(file.to_string()).put(&entry.record));
         }
-    }
-
-    /// Frees everything of a job but its savepoints. Aborted checkpoints stay known: what is on its way for them is refused.
-    fn free_job(&mut self, job: &JobId, at: Millis) {
-        let held = self.jobs.get(job).into_iter().flat_map(|entry| entry.by_last_used.values().flatten());
-        let doomed: Vec<SegmentId> = held.copied().collect();
-        self.drop_checkpoints(job, |_, record| {
-            record.kind == CheckpointKind::Checkpoint && record.state != CheckpointState::Aborted
-        });
-        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
     }
 
     pub(super) fn end_job(&mut self, job: &JobId, end: JobEnd, leavings: Leavings, at: Millis) -> Result<(), Refusal> {
@@ -154,44 +155,33 @@ impl State {
             known => known.map(|_| ())?,
         }
         self.abort_pending(job, at);
-        match leavings {
-            Leavings::Delete => self.free_job(job, at),
-            Leavings::Keep => self.free_what_no_checkpoint_uses(job, at),
-        }
-        self.drop_checkpoints(job, |_, record| record.state == CheckpointState::Aborted);
-        if let Some(record) = self.jobs.get_mut(job).and_then(|entry| entry.record.as_mut()) {
+        if let Some(record) = self.life_mut(job).and_then(|life| life.record.as_mut()) {
             record.ended = Some((end, at));
-            self.mutations.push(RecordKey::Job(job.clone()).put(record));
+            let put = RecordKey::Job(job.clone()).put(record);
+            self.mutations.push(put);
         }
+        self.drop_checkpoints(job, .., |record| match record.kind {
+            _ if record.state == CheckpointState::Aborted => true,
+            CheckpointKind::Checkpoint => leavings == Leavings::Delete,
+            CheckpointKind::Savepoint => false,
+        });
+        // What no completed checkpoint can be restored with is of no use.
+        self.clear(job, CheckpointId(0), CheckpointId(u64::MAX));
         self.forget_ended_job(job);
         Ok(())
-    }
-
-    /// Of a job that ended, segments that no completed checkpoint can be restored with are of no use.
-    fn free_what_no_checkpoint_uses(&mut self, job: &JobId, at: Millis) {
-        let Some(entry) = self.jobs.get(job) else { return };
-        let useless = |id: &&SegmentId| {
-            let Some(segment) = self.segments.get(*id) else { return false };
-            let Holder::Checkpoints { last_used } = segment.record.holder else { return false };
-            let first = segment.record.checkpoint.unwrap_or(CheckpointId(0)).min(last_used);
-            !entry.checkpoints.range(first..=last_used).any(|(_, record)| {
-                record.state == CheckpointState::Completed && record.kind == CheckpointKind::Checkpoint
-            })
-        };
-        let doomed: Vec<SegmentId> = entry.by_last_used.values().flatten().filter(useless).copied().collect();
-        doomed.into_iter().for_each(|segment| self.free_segment(segment, at));
     }
 
     /// A job that ended and of which nothing is left is not remembered.
     pub(super) fn forget_ended_job(&mut self, job: &JobId) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
-        let ended = entry.record.as_ref().is_some_and(|record| record.ended.is_some());
-        let holds_nothing = entry.by_last_used.is_empty() && entry.by_savepoint.is_empty();
-        if ended && holds_nothing && entry.checkpoints.is_empty() {
-            entry.record = None;
+        let Some(life) = &mut entry.life else { return };
+        let ended = life.record.as_ref().is_some_and(|record| record.ended.is_some());
+        let holds_nothing = life.by_last_used.is_empty() && life.by_savepoint.is_empty();
+        if ended && holds_nothing && life.checkpoints.is_empty() {
+            life.record = None;
             self.mutations.push(RecordKey::Job(job.clone()).delete());
             if entry.segments.is_empty() {
-                self.jobs.remove(job);
+                self.remove_job(job);
             }
         }
     }

@@ -1,129 +1,144 @@
 //! What exists: files, segments, jobs, checkpoints, buckets, objects, uploads. A plain state machine.
 //!
-//! [`State::apply`] takes a [`Command`] and changes everything it means at once, or refuses it and changes
-//! nothing. Every change leaves [`Mutation`]s behind ([`State::take_mutations`]); written in that order, they make
-//! the same state again. A checkpoint is recorded as over before its segments are freed, and as claimed after they have
-//! changed hands; an object is recorded before the upload that it is made of ends: of a command that is too large to be written at once, a part does no harm. No async, no clock, no
-//! storage: the owner ([`super::Catalog`]) brings those.
+//! [`CatalogState::apply`] takes a [`Command`] and changes everything it means at once, or refuses it and changes
+//! nothing. Every change leaves [`Mutation`]s behind ([`CatalogState::take_mutations`]); written in that order, they make
+//! the same state again. A checkpoint is recorded as over or claimed before its segments are freed or change hands, and what
+//! is left of that is known from the records (module `work`); an object is recorded before the upload that it is made of ends: of
+//! a command that is too large to be applied or written at once, a part does no harm. No async, no clock, no storage: the
+//! owner ([`super::Catalog`]) brings those.
 //!
 //! # Invariants
 //! - A segment that a worker was answered for is in `segments` with `visible` set, and its file is not forgotten.
 //! - A file is forgotten only when it is closed and none of its segments lives.
-//! - A segment becomes visible only through [`State::confirm`], which the owner calls once both the commit and the
+//! - A segment becomes visible only through [`CatalogState::confirm`], which the owner calls once both the commit and the
 //!   bytes are durable. What is not visible is not read, listed or copied.
 //! - A put over an object keeps the version before it until it is confirmed. So does the upload of a part that exists.
 //!
-//! [`State::check`] (module `invariants`) recounts all of it.
+//! [`CatalogState::check`] (module `invariants`) recounts all of it.
+//!
+//! # Memory
+//! What exists by the million is small: `segments` and `slot` keep what is its own of a segment or an object, `numbered`
+//! what many share, `pages` holds them. [`CatalogState::memory_bytes`] tells about how much all of it takes; at the bound that was
+//! set by [`CatalogState::bound_memory`] nothing is taken in that would make it more.
 
 mod checkpoints;
 mod files;
 mod invariants;
 mod jobs;
+mod looks;
+mod memory;
+mod numbered;
 mod objects;
+mod pages;
 mod recovery;
+mod segments;
+mod slot;
 mod store;
 mod uploads;
 mod views;
+mod walks;
+mod work;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use files::Changes;
+pub use invariants::{Count, LargeFile, Often, SecondLook};
+pub use looks::{CheckpointCount, CheckpointLook, GoesOn, LaneCount};
 pub use recovery::UncertainFile;
 pub use views::{
-    CheckpointSegment, CheckpointSpace, FileView, ForgottenFile, LaneSpace, ListPage, ListQuery, Listed, ObjectView,
-    SegmentView, SpaceUsage,
+    CheckpointSegment, CheckpointSpace, CheckpointView, FileView, ForgottenFile, JobView, LaneSpace, ListPage,
+    ListQuery, Listed, ObjectView, SegmentView, SpaceUsage, StoredPart, UploadView,
 };
 
+use self::memory::Memory;
+use self::numbered::Numbered;
+use self::pages::Pages;
+use self::segments::Segments;
+use self::slot::Slot;
+use self::walks::Work;
 use super::command::{Command, Outcome, Refusal, StoreToken};
-use super::record::{
-    BucketRecord, CheckpointRecord, FileRecord, Forgotten, JobRecord, Mutation, ObjectRecord, OwnerRecord, PartRecord,
-    SegmentRecord, UploadRecord,
-};
-use crate::model::{CheckpointId, IdempotencyKey, JobId, Millis, PhysicalFileId, SegmentId};
+use super::mutation::Mutation;
+use super::record::{BucketRecord, CheckpointRecord, FileRecord, JobRecord, OwnerRecord, PartRecord, UploadRecord};
+use crate::model::{CheckpointId, Forgotten, JobId, Millis, PhysicalFileId, SegmentId};
+
+type Files = Numbered<PhysicalFileId, FileEntry>;
+type Jobs = Numbered<JobId, JobEntry>;
+/// Segments by identity.
+type Ids = Pages<SegmentId, ()>;
 
 /// Everything the catalog knows. See the module's docs.
 #[derive(Debug, Default)]
-pub struct State {
-    files: BTreeMap<PhysicalFileId, FileEntry>,
+pub struct CatalogState {
+    files: Files,
     /// Files to be deleted, by the reason and the time for which and at which they were forgotten.
     forgotten: BTreeMap<(Forgotten, Millis), BTreeSet<PhysicalFileId>>,
-    segments: HashMap<SegmentId, SegmentEntry>,
-    jobs: BTreeMap<JobId, JobEntry>,
+    segments: Segments,
+    jobs: Jobs,
     buckets: BTreeMap<String, BucketEntry>,
     uploads: BTreeMap<String, UploadEntry>,
     owner: Option<OwnerRecord>,
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
     space: SpaceUsage,
+    memory: Memory,
     changes: Changes,
+    work: Work,
+    /// See [`CatalogState::keep_failed_files_open`].
+    failed_files_stay_open: bool,
+    /// How often somebody could change it.
+    revision: u64,
     mutations: Vec<Mutation>,
 }
 
 #[derive(Debug)]
 struct FileEntry {
     record: FileRecord,
-    live: BTreeSet<SegmentId>,
+    live: Ids,
     live_bytes: u64,
     /// Advised against: its segments should be stored again instead of being reused. Not remembered across starts.
     avoid: bool,
 }
 
-#[derive(Debug)]
-struct SegmentEntry {
-    record: SegmentRecord,
-    visible: bool,
-}
-
 #[derive(Debug, Default)]
 struct JobEntry {
-    /// None for a job that is only known by the keys of its objects.
+    segments: Ids,
+    /// `None` for a job that is only known by the keys of its objects, which may be as many as those.
+    life: Option<Box<JobLife>>,
+}
+
+/// What a job has that was created, or whose segments are held by checkpoints.
+#[derive(Debug, Default)]
+struct JobLife {
     record: Option<JobRecord>,
     checkpoints: BTreeMap<CheckpointId, CheckpointRecord>,
     /// Segments held by checkpoints, by the last one that uses them.
-    by_last_used: BTreeMap<CheckpointId, BTreeSet<SegmentId>>,
+    by_last_used: BTreeMap<CheckpointId, Ids>,
     /// Segments held by savepoints.
-    by_savepoint: BTreeMap<CheckpointId, BTreeSet<SegmentId>>,
-    segments: BTreeSet<SegmentId>,
-    idempotency_keys: HashMap<IdempotencyKey, SegmentId>,
+    by_savepoint: BTreeMap<CheckpointId, Ids>,
+    /// Segments that have an idempotency key, by its hash: the key itself stands in the segment.
+    by_idempotency_key: Pages<(u64, SegmentId), ()>,
 }
 
 #[derive(Debug)]
 struct BucketEntry {
     record: BucketRecord,
-    objects: BTreeMap<String, Vec<Version>>,
+    objects: Pages<Box<str>, Slot>,
 }
 
 #[derive(Debug)]
 struct UploadEntry {
-    record: Arc<UploadRecord>,
+    record: UploadRecord,
     parts: BTreeMap<u16, Vec<PartVersion>>,
 }
 
-/// One version of an object; those on their way name the store that brings them.
-#[derive(Debug, Clone)]
-struct Version {
-    /// Shared with those who read it.
-    record: Arc<ObjectRecord>,
-    /// Where its segments end, once a reader has asked.
-    ends: OnceLock<Arc<[u64]>>,
-    on_its_way: Option<StoreToken>,
-}
-
-impl Version {
-    fn new(record: Arc<ObjectRecord>, on_its_way: Option<StoreToken>) -> Self {
-        Self { record, ends: OnceLock::new(), on_its_way }
-    }
-}
-
-/// One version of a part, likewise.
+/// One version of a part; those on their way name the store that brings them.
 #[derive(Debug, Clone)]
 struct PartVersion {
     record: PartRecord,
     on_its_way: Option<StoreToken>,
 }
 
-/// What [`State::confirm`] or [`State::fail`] will settle.
+/// What [`CatalogState::confirm`] or [`CatalogState::fail`] will settle.
 #[derive(Debug)]
 struct InFlight {
     file: Option<super::command::StoreFile>,
@@ -132,18 +147,47 @@ struct InFlight {
     parts: Vec<(String, u16)>,
 }
 
-impl State {
+impl CatalogState {
     /// Does what `command` says, at the time `at`.
     ///
     /// # Errors
     /// [`Refusal`]; nothing changed then.
     pub fn apply(&mut self, command: Command, at: Millis) -> Result<Outcome, Refusal> {
+        let outcome = self.begin(command, at)?;
+        self.finish_work(at);
+        Ok(outcome)
+    }
+
+    /// The same, but most of what it frees or hands over is left to [`Self::work`]. Some commands wait for all earlier work
+    /// ([`Self::waits_for_work`]): whoever cannot hold the state so long does that first.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn begin(&mut self, command: Command, at: Millis) -> Result<Outcome, Refusal> {
+        self.has_room_for(&command)?;
+        if self.waits_for_work(&command) {
+            self.finish_work(at);
+        }
+        let before = self.work_counts();
+        let outcome = self.carry_out(command, at)?;
+        self.work_at_once(before, at);
+        Ok(outcome)
+    }
+
+    /// Whether nothing may be left of earlier commands before this one: before a claim, and before a job goes on that had
+    /// ended, whose remains would be taken for what it stores next.
+    pub fn waits_for_work(&self, command: &Command) -> bool {
+        let has_ended = |job| self.known_job(job).is_ok_and(|(_, record)| record.ended.is_some());
+        !self.is_idle() && (command.is_claim() || command.job_that_goes_on().is_some_and(has_ended))
+    }
+
+    fn carry_out(&mut self, command: Command, at: Millis) -> Result<Outcome, Refusal> {
         match command {
-            Command::CreateJob(job) => self.create_job(job, at),
+            Command::CreateJob(job) => self.create_job(&job, at),
             Command::BeginCheckpoint(job, id, kind) => self.begin_checkpoint(&job, id, kind, at)?,
             Command::CompleteCheckpoint(job, id) => self.complete_checkpoint(&job, id, at)?,
             Command::AbortCheckpoint(job, id) => self.abort_checkpoint(&job, id, at)?,
-            Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, id, at)?,
+            Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, id)?,
             Command::DiscardSavepoint(job, id) => self.discard_savepoint(&job, id, at)?,
             Command::Reuse(job, id, segments) => {
                 return self.reuse(&job, id, &segments, at).map(Outcome::Reused);
@@ -167,15 +211,15 @@ impl State {
             Command::CreateBucket(bucket) => self.create_bucket(bucket, at)?,
             Command::DeleteBucket(bucket) => self.delete_bucket(&bucket, at)?,
             Command::DeleteObjects(bucket, objects) => return self.delete_objects(&bucket, objects, at),
-            Command::CreateUpload(id, upload) => self.create_upload(id, upload)?,
+            Command::CreateUpload(id, upload, created) => self.create_upload(id, UploadRecord { upload, created })?,
             Command::AbortUpload(id) => self.end_upload(&id, at),
         }
         Ok(Outcome::Done)
     }
 
-    /// Whether there are changes that no batch has taken yet.
-    pub fn has_mutations(&self) -> bool {
-        !self.mutations.is_empty()
+    /// Somebody may change it from here on, to whom it was not open before.
+    pub fn opened(&mut self) {
+        self.revision += 1;
     }
 
     /// The changes since the last call, in order.

@@ -1,24 +1,31 @@
 //! Buckets and objects.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{BucketEntry, State, Version};
+use super::memory::weight_of_bucket;
+use super::pages::Pages;
+use super::slot::{Slot, Version};
+use super::{BucketEntry, CatalogState};
 use crate::catalog::command::{
     Condition, MadeBy, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, StoreToken, Stored,
 };
 use crate::catalog::record::{BucketRecord, ObjectRecord, ObjectSlot, RecordKey};
-use crate::model::Millis;
+use crate::model::{Millis, ObjectHead, SegmentId};
 
-impl State {
+impl CatalogState {
     pub(super) fn create_bucket(&mut self, bucket: String, at: Millis) -> Result<(), Refusal> {
         if self.buckets.contains_key(&bucket) {
             return Err(Refusal::BucketExists(bucket));
         }
         let record = BucketRecord { created: at };
         self.mutations.push(RecordKey::Bucket(bucket.clone()).put(&record));
-        self.buckets.insert(bucket, BucketEntry { record, objects: BTreeMap::new() });
+        self.insert_bucket(bucket, record);
         Ok(())
+    }
+
+    pub(super) fn insert_bucket(&mut self, bucket: String, record: BucketRecord) {
+        self.memory.others += weight_of_bucket(&bucket);
+        self.buckets.insert(bucket, BucketEntry { record, objects: Pages::new() });
     }
 
     /// Deletes a bucket without objects, with the uploads to it that nobody completed.
@@ -28,6 +35,7 @@ impl State {
         }
         self.end_uploads_to(bucket, at);
         self.buckets.remove(bucket);
+        self.memory.others -= weight_of_bucket(bucket);
         self.mutations.push(RecordKey::Bucket(bucket.to_owned()).delete());
         Ok(())
     }
@@ -40,40 +48,46 @@ impl State {
     pub(super) fn object_content(&self, put: &PutObject, new: &[NewSegment]) -> Result<ObjectRecord, Refusal> {
         self.check_condition(&put.bucket, &put.key, &put.condition)?;
         match &put.content {
-            ObjectContent::Segments { segments, len, etag, headers, checksum, part_lens, upload } => {
+            ObjectContent::Segments { segments, head, upload } => {
                 if let Some(MadeBy::Recorded(upload)) = upload {
                     self.check_parts(upload, segments, new)?;
                 }
                 Ok(ObjectRecord {
                     segments: segments.clone(),
-                    len: *len,
-                    etag: etag.clone(),
-                    modified: put.modified,
-                    headers: headers.clone(),
-                    checksum: checksum.clone(),
-                    part_lens: part_lens.clone(),
+                    head: head.clone(),
                     upload: upload.as_ref().map(|upload| upload.id().to_owned()),
                 })
             }
-            ObjectContent::CopyOf { bucket, key, if_match, headers } => {
-                let versions = self.bucket(bucket)?.objects.get(key).map_or(&[][..], |versions| versions);
-                let source = versions.iter().find(|version| version.on_its_way.is_none());
-                let source = &source.ok_or_else(|| Refusal::NoSuchKey(key.clone()))?.record;
-                if if_match.as_ref().is_some_and(|etag| *etag != source.etag) {
+            ObjectContent::CopyOf { bucket, key, if_match, headers, modified, storage_class, checksum } => {
+                let slot = self.bucket(bucket)?.objects.get(&**key);
+                let source = slot.and_then(Slot::current).ok_or_else(|| Refusal::NoSuchKey(key.clone()))?;
+                if if_match.as_ref().is_some_and(|etag| *etag != source.head.etag) {
                     return Err(Refusal::ConditionFailed(key.clone()));
                 }
-                let headers = headers.clone().unwrap_or_else(|| source.headers.clone());
-                Ok(ObjectRecord { modified: put.modified, headers, upload: None, ..ObjectRecord::clone(source) })
+                let mut copy = ObjectRecord { upload: None, ..ObjectRecord::clone(&source) };
+                copy.head.modified = *modified;
+                if let Some(headers) = headers {
+                    copy.head.headers = headers.clone();
+                }
+                copy.head.headers.storage_class.clone_from(storage_class);
+                if let Some(checksum) = checksum {
+                    copy.head.checksum = Some(checksum.clone());
+                }
+                Ok(copy)
             }
         }
     }
 
     /// Decides a condition against the newest version, the one that a put of now would replace.
     fn check_condition(&self, bucket: &str, key: &str, condition: &Condition) -> Result<(), Refusal> {
-        let newest = self.bucket(bucket)?.objects.get(key).and_then(|versions| versions.first());
-        let etag = newest.map(|version| &version.record.etag);
+        let objects = &self.bucket(bucket)?.objects;
+        if *condition == Condition::None {
+            return Ok(());
+        }
+        let newest = objects.get(key).and_then(Slot::newest);
+        let etag = newest.as_ref().map(|(etag, _)| etag);
         let holds = match condition {
-            Condition::None => return Ok(()),
+            Condition::None => true,
             Condition::Absent => newest.is_none(),
             Condition::Match(wanted) => match etag {
                 None => return Err(Refusal::NoSuchKey(key.to_owned())),
@@ -82,24 +96,31 @@ impl State {
             Condition::NoneMatch(unwanted) => etag != Some(unwanted),
         };
         match newest {
-            Some(version) if version.on_its_way.is_some() => Err(Refusal::ConditionUndecided(key.to_owned())),
+            Some((_, true)) => Err(Refusal::ConditionUndecided(key.to_owned())),
             _ if holds => Ok(()),
             _ => Err(Refusal::ConditionFailed(key.to_owned())),
         }
     }
 
     /// Sets the newest version of a key; [`Self::object_content`] has checked it.
-    pub(super) fn put_object(&mut self, put: PutObject, record: ObjectRecord, token: StoreToken, at: Millis) -> Stored {
-        let answer =
-            Stored::Object { etag: record.etag.clone(), modified: record.modified, checksum: record.checksum.clone() };
-        let segments = record.segments.clone();
-        if let Some(bucket) = self.buckets.get_mut(&put.bucket) {
-            let versions = bucket.objects.entry(put.key.clone()).or_default();
+    /// Segments that are new count it among their objects already.
+    pub(super) fn put_object(
+        &mut self,
+        put: PutObject,
+        record: ObjectRecord,
+        new: &[SegmentId],
+        token: StoreToken,
+        at: Millis,
+    ) -> Stored {
+        let ObjectHead { etag, modified, checksum, .. } = record.head.clone();
+        let answer = Stored::Object { etag, modified, checksum };
+        let held: Vec<SegmentId> = record.segments.iter().copied().filter(|id| !new.contains(id)).collect();
+        self.change_versions(&put.bucket, &put.key, |versions| {
             versions.insert(0, Version::new(Arc::new(record), Some(token)));
-        }
+        });
         // The object first, the upload last: of so many parts that their records are not written at once, none is lost.
         self.put_slot(&put.bucket, &put.key);
-        for id in segments {
+        for id in held {
             self.hold_for_object(id);
         }
         if let ObjectContent::Segments { upload: Some(MadeBy::Recorded(upload)), .. } = &put.content {
@@ -110,10 +131,13 @@ impl State {
 
     /// The version that `token` brought has arrived: it is the one now, unless a newer one is.
     pub(super) fn promote_object(&mut self, bucket: &str, key: &str, token: StoreToken, at: Millis) {
-        let Some(versions) = self.versions_mut(bucket, key) else { return };
-        let Some(arrived) = versions.iter().position(|version| version.on_its_way == Some(token)) else { return };
-        versions[arrived].on_its_way = None;
-        let replaced = versions.split_off(arrived + 1);
+        let replaced = self.change_versions(bucket, key, |versions| {
+            let Some(arrived) = versions.iter().position(|version| version.on_its_way == Some(token)) else {
+                return vec![];
+            };
+            versions[arrived].on_its_way = None;
+            versions.split_off(arrived + 1)
+        });
         if !replaced.is_empty() {
             self.put_slot(bucket, key);
         }
@@ -122,15 +146,40 @@ impl State {
 
     /// The version that `token` should have brought is lost.
     pub(super) fn demote_object(&mut self, bucket: &str, key: &str, token: StoreToken, at: Millis) {
-        let Some(versions) = self.versions_mut(bucket, key) else { return };
-        let Some(lost) = versions.iter().position(|version| version.on_its_way == Some(token)) else { return };
-        let lost = versions.remove(lost);
-        self.put_slot(bucket, key);
-        self.release_versions(vec![lost], at);
+        let lost = self.change_versions(bucket, key, |versions| {
+            let lost = versions.iter().position(|version| version.on_its_way == Some(token));
+            lost.map(|lost| versions.remove(lost))
+        });
+        if let Some(lost) = lost {
+            self.put_slot(bucket, key);
+            self.release_versions(vec![lost], at);
+        }
     }
 
-    fn versions_mut(&mut self, bucket: &str, key: &str) -> Option<&mut Vec<Version>> {
-        self.buckets.get_mut(bucket)?.objects.get_mut(key)
+    /// Changes the versions under a key, of which there may be none before or after.
+    pub(super) fn change_versions<T: Default>(
+        &mut self,
+        bucket: &str,
+        key: &str,
+        change: impl FnOnce(&mut Vec<Version>) -> T,
+    ) -> T {
+        let Some(entry) = self.buckets.get_mut(bucket) else { return T::default() };
+        let before = entry.objects.get(key);
+        let mut versions = before.map(Slot::versions).unwrap_or_default();
+        let weight = before.map_or(0, |slot| slot.weight(key));
+        let changed = change(&mut versions);
+        self.memory.others -= weight;
+        match (Slot::of(versions), entry.objects.get_mut(key)) {
+            (Some(slot), there) => {
+                self.memory.others += slot.weight(key);
+                match there {
+                    Some(there) => *there = slot,
+                    None => drop(entry.objects.insert(key.into(), slot)),
+                }
+            }
+            (None, _) => drop(entry.objects.remove(key)),
+        }
+        changed
     }
 
     pub(super) fn release_versions(&mut self, versions: Vec<Version>, at: Millis) {
@@ -141,15 +190,14 @@ impl State {
 
     /// Writes what stands under a key now.
     pub(super) fn put_slot(&mut self, bucket: &str, key: &str) {
-        let Some(entry) = self.buckets.get_mut(bucket) else { return };
+        let Some(entry) = self.buckets.get(bucket) else { return };
         let record_key = RecordKey::Object(bucket.to_owned(), key.to_owned());
-        let versions = entry.objects.get(key).map_or(&[][..], |versions| versions);
-        if versions.is_empty() {
-            entry.objects.remove(key);
-            self.mutations.push(record_key.delete());
-        } else {
-            let versions = versions.iter().map(|version| Arc::clone(&version.record)).collect();
-            self.mutations.push(record_key.put(&ObjectSlot { versions }));
+        match entry.objects.get(key) {
+            None => self.mutations.push(record_key.delete()),
+            Some(slot) => {
+                let versions = slot.versions().into_iter().map(|version| version.record).collect();
+                self.mutations.push(record_key.put(&ObjectSlot { versions }));
+            }
         }
     }
 
@@ -169,8 +217,15 @@ impl State {
             let condition = if etag == "*" { Condition::None } else { Condition::Match(etag.clone()) };
             self.check_condition(bucket, &object.key, &condition)?;
         }
-        let entry = self.buckets.get_mut(bucket);
-        if let Some(versions) = entry.and_then(|entry| entry.objects.remove(&object.key)) {
+        if let Some(at) = object.if_put_at {
+            match self.bucket(bucket)?.objects.get(&*object.key).and_then(Slot::brief) {
+                None => return Err(Refusal::NoSuchKey(object.key.clone())),
+                Some(there) if there.modified != at => return Err(Refusal::ConditionFailed(object.key.clone())),
+                Some(_) => (),
+            }
+        }
+        let versions = self.change_versions(bucket, &object.key, std::mem::take);
+        if !versions.is_empty() {
             self.mutations.push(RecordKey::Object(bucket.to_owned(), object.key.clone()).delete());
             self.release_versions(versions, at);
         }

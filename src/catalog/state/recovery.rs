@@ -1,16 +1,18 @@
 //! From the database's records to a state: loading, looking at what a crash left open, settling it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
-use super::{BucketEntry, FileEntry, PartVersion, State, UploadEntry, Version};
+use super::memory::PART_BYTES;
+use super::slot::{Slot, Version};
+use super::{CatalogState, FileEntry, PartVersion, UploadEntry};
 use crate::catalog::record::{
-    self, BucketRecord, CheckpointRecord, FileRecord, FileState, Forgotten, Holder, JobRecord, ObjectSlot, OwnerRecord,
-    PartRecord, PartSlot, RecordError, RecordKey, SegmentRecord, StoredUpload,
+    self, BucketRecord, CheckpointRecord, FileRecord, JobRecord, ObjectSlot, OwnerRecord, PartRecord, PartSlot,
+    RecordError, RecordKey, SegmentRecord, StoredUpload,
 };
-use crate::model::{Location, Millis, PhysicalFileId, SegmentId};
+use crate::model::{FileState, Forgotten, Holder, Millis, PhysicalFileId, SegmentId};
+use crate::store::StoreOwner;
 
 /// A file that was on its way to storage when the daemon before this one ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +27,8 @@ pub struct UncertainFile {
     pub upload: Option<String>,
 }
 
-impl State {
-    /// Takes in one record. Records come in the order of their keys, files before segments.
+impl CatalogState {
+    /// Takes in one record. Records come in the order of [`record::READ_AT_OPEN`].
     ///
     /// # Errors
     /// [`RecordError`] for a record that this version cannot read.
@@ -40,30 +42,31 @@ impl State {
                     self.space.forgotten_bytes += record.occupied();
                     self.forgotten.entry((why, since)).or_default().insert(id.clone());
                 }
-                self.files.insert(id, FileEntry::new(record));
+                self.file_entry(&id, || record);
             }
             RecordKey::Segment(id) => {
                 let record: SegmentRecord = record::decode(key, value)?;
-                self.insert_segment(id, record, true);
+                self.insert_segment(id, &record, true);
             }
             RecordKey::Data(_) => {}
             RecordKey::Job(job) => {
                 let record: JobRecord = record::decode(key, value)?;
-                self.jobs.entry(job).or_default().record = Some(record);
+                self.job_entry(&job).1.life_mut().record = Some(record);
             }
             RecordKey::Checkpoint(job, id) => {
                 let record: CheckpointRecord = record::decode(key, value)?;
-                self.jobs.entry(job).or_default().checkpoints.insert(id, record);
+                self.insert_checkpoint(&job, id, record);
             }
             RecordKey::Bucket(bucket) => {
                 let record: BucketRecord = record::decode(key, value)?;
-                self.buckets.insert(bucket, BucketEntry { record, objects: Default::default() });
+                self.insert_bucket(bucket, record);
             }
             RecordKey::Object(bucket, object) => {
                 let slot: ObjectSlot = record::decode(key, value)?;
-                let versions = slot.versions.into_iter().map(|record| Version::new(record, None));
-                if let Some(entry) = self.buckets.get_mut(&bucket) {
-                    entry.objects.insert(object, versions.collect());
+                let versions = slot.versions.into_iter().map(|record| Version::new(record, None)).collect();
+                if let (Some(entry), Some(slot)) = (self.buckets.get_mut(&bucket), Slot::of(versions)) {
+                    self.memory.others += slot.weight(&object);
+                    entry.objects.insert(object.into(), slot);
                 }
             }
             RecordKey::Upload(id) => {
@@ -74,7 +77,12 @@ impl State {
                 let slot: PartSlot = record::decode(key, value)?;
                 let versions = slot.versions.into_iter().map(|record| PartVersion { record, on_its_way: None });
                 match self.uploads.get_mut(&id) {
-                    Some(upload) => drop(upload.parts.insert(number, versions.collect())),
+                    Some(upload) => {
+                        let versions: Vec<PartVersion> = versions.collect();
+                        self.memory.others += versions.len() as u64 * PART_BYTES;
+                        let before = upload.parts.insert(number, versions).unwrap_or_default();
+                        self.memory.others -= before.len() as u64 * PART_BYTES;
+                    }
                     None => self.mutations.push(RecordKey::Part(id, number).delete()),
                 }
             }
@@ -83,15 +91,21 @@ impl State {
         Ok(())
     }
 
-    /// Who opened the catalog last; none before its first owner, or if an older version wrote it.
-    pub fn owner(&self) -> Option<&OwnerRecord> {
-        self.owner.as_ref()
+    /// Who opened the catalog last; `None` before its first owner, or if an older version wrote it.
+    pub fn owner(&self) -> Option<&StoreOwner> {
+        self.owner.as_ref().map(|record| &record.owner)
     }
 
-    /// Another one has opened it.
-    pub fn set_owner(&mut self, owner: OwnerRecord) {
-        self.mutations.push(RecordKey::Owner.put(&owner));
-        self.owner = Some(owner);
+    /// The identity of the store that it was opened for, as it stands beside the data.
+    pub fn store_identity(&self) -> Option<&str> {
+        self.owner.as_ref().map(|record| &*record.store)
+    }
+
+    /// Another one has opened it, for the store of this identity.
+    pub fn set_owner(&mut self, store: String, owner: StoreOwner) {
+        let record = OwnerRecord { store, owner };
+        self.mutations.push(RecordKey::Owner.put(&record));
+        self.owner = Some(record);
     }
 
     /// Takes in an upload. Its parts come after it, but those of an old version, which get records of their own.
@@ -101,7 +115,7 @@ impl State {
         let parts: BTreeMap<_, _> = old.into_iter().map(|(number, record)| (number, version(record))).collect();
         let numbers: Vec<u16> = parts.keys().copied().collect();
         let upload = RecordKey::Upload(id.clone()).put(&record);
-        self.uploads.insert(id.clone(), UploadEntry { record: Arc::new(record), parts });
+        self.insert_upload(id.clone(), UploadEntry { record, parts });
         if !numbers.is_empty() {
             numbers.into_iter().for_each(|number| self.put_part_slot(&id, number));
             self.mutations.push(upload);
@@ -116,7 +130,9 @@ impl State {
             }
             _ => None,
         };
-        self.files.iter().filter_map(uncertain).collect()
+        let mut found: Vec<UncertainFile> = self.files.iter().filter_map(uncertain).collect();
+        found.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        found
     }
 
     /// These segments of files that were open are not what was written: nobody was answered for them.
@@ -127,10 +143,10 @@ impl State {
     /// What was found on storage: bytes up to `data_len` can be read, the file has `len` bytes and is closed.
     pub fn settle_file(&mut self, file: &PhysicalFileId, data_len: u64, len: u64, at: Millis) {
         let beyond = |id: &&SegmentId| {
-            let place = self.segments.get(*id).map(|entry| &entry.record.location);
-            matches!(place, Some(Location::File(segment)) if segment.end() > data_len)
+            let end = self.segments.get(**id).and_then(|kept| kept.end());
+            end.is_some_and(|end| end > data_len)
         };
-        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
+        let living = self.files.get(file).into_iter().flat_map(|entry| entry.live.keys());
         let lost: Vec<SegmentId> = living.filter(beyond).copied().collect();
         for id in lost {
             self.free_segment(id, at);
@@ -171,13 +187,24 @@ impl State {
         }
     }
 
-    /// Ends loading: objects fall back to the version before one that was lost, and holders are counted anew.
+    /// Ends loading, and does all that is left of earlier commands.
     pub fn finish_recovery(&mut self, at: Millis) {
-        self.drop_lost_versions(at);
+        self.end_loading(at);
+        self.finish_work(at);
+    }
+
+    /// Ends loading: objects fall back to the version before one that was lost, and holders are counted anew. What is left of
+    /// earlier commands is left to [`Self::work`]: it may be more than is written at once.
+    pub fn end_loading(&mut self, at: Millis) {
+        let mut held = Held::new(self);
+        if held.several_versions || held.names_what_is_not_there(self) {
+            self.drop_lost_versions(at);
+            held = Held::new(self);
+        }
         self.drop_lost_parts();
-        self.recount_holders(at);
+        self.recount_holders(held, at);
         self.end_completed_uploads(at);
-        self.free_subsumed(at);
+        self.resume(at);
         self.forget_dead_files(at);
     }
 
@@ -189,32 +216,29 @@ impl State {
         dead.iter().for_each(|file| self.forget_if_dead(file, Forgotten::Died, at));
     }
 
-    /// What a subsumption of more segments than are written at once has left.
-    fn free_subsumed(&mut self, at: Millis) {
-        let subsumed = |entry: &super::JobEntry| entry.record.as_ref().and_then(|record| record.subsumed);
-        let left = self.jobs.values().filter_map(|entry| Some(entry.by_last_used.range(..=subsumed(entry)?)));
-        let left: Vec<SegmentId> = left.flatten().flat_map(|(_, segments)| segments).copied().collect();
-        left.into_iter().for_each(|id| self.free_segment(id, at));
-    }
-
     fn drop_lost_versions(&mut self, at: Millis) {
-        let mut dropped = vec![];
         let mut changed = vec![];
-        for (bucket, entry) in &mut self.buckets {
-            for (key, versions) in &mut entry.objects {
-                let whole = |version: &Version| version.record.segments.iter().all(|id| self.segments.contains_key(id));
-                let current = versions.iter().position(whole);
-                if versions.len() == 1 && current == Some(0) {
-                    continue;
+        for (bucket, entry) in &self.buckets {
+            for (key, slot) in entry.objects.iter() {
+                let mut whole = slot.len() == 1;
+                slot.each_segment(|id| whole &= self.segments.contains(id));
+                if !whole {
+                    changed.push((bucket.clone(), key.clone()));
                 }
-                let before = std::mem::take(versions);
-                for (index, version) in before.into_iter().enumerate() {
-                    if Some(index) == current { versions.push(version) } else { dropped.push(version) }
-                }
-                changed.push((bucket.clone(), key.clone()));
             }
         }
+        let mut dropped = vec![];
         for (bucket, key) in changed {
+            let versions = self.change_versions(&bucket, &key, std::mem::take);
+            let whole = |version: &Version| version.record.segments.iter().all(|id| self.segments.contains(*id));
+            let current = versions.iter().position(whole);
+            for (index, version) in versions.into_iter().enumerate() {
+                if Some(index) == current {
+                    self.change_versions(&bucket, &key, |versions| versions.push(version));
+                } else {
+                    dropped.push(version);
+                }
+            }
             self.put_slot(&bucket, &key);
         }
         self.release_versions(dropped, at);
@@ -227,11 +251,12 @@ impl State {
             for (number, versions) in &mut upload.parts {
                 let there = |version: &PartVersion| {
                     let record: &PartRecord = &version.record;
-                    record.segment.is_none_or(|segment| self.segments.contains_key(&segment))
+                    record.segment.is_none_or(|segment| self.segments.contains(segment))
                 };
                 let before = versions.len();
                 let current = versions.iter().position(there).map(|current| versions.swap_remove(current));
                 *versions = current.into_iter().collect();
+                self.memory.others -= (before - versions.len()) as u64 * PART_BYTES;
                 if versions.len() != before {
                     changed.push((id.clone(), *number));
                 }
@@ -243,32 +268,30 @@ impl State {
     /// What a completion of more parts than are written at once has left. Its object holds the parts by now.
     fn end_completed_uploads(&mut self, at: Millis) {
         let completed = |(id, entry): (&String, &UploadEntry)| {
-            let objects = &self.buckets.get(&entry.record.bucket)?.objects;
-            let current = objects.get(&entry.record.key)?.first()?;
-            (current.record.upload.as_ref() == Some(id)).then(|| id.clone())
+            let objects = &self.buckets.get(&entry.record.upload.bucket)?.objects;
+            let newest = objects.get(&*entry.record.upload.key)?.versions().into_iter().next()?;
+            (newest.record.upload.as_ref() == Some(id)).then(|| id.clone())
         };
         let completed: Vec<String> = self.uploads.iter().filter_map(completed).collect();
         completed.iter().for_each(|id| self.end_upload(id, at));
     }
 
     /// Objects and uploads say who holds their segments; what nobody holds is freed.
-    fn recount_holders(&mut self, at: Millis) {
-        let counts = self.object_counts();
+    fn recount_holders(&mut self, mut held: Held, at: Millis) {
         let parts: HashSet<SegmentId> =
             self.part_versions().filter_map(|(_, _, version)| version.record.segment).collect();
-        let ids: Vec<SegmentId> = self.segments.keys().copied().collect();
-        for id in ids {
-            let Some(entry) = self.segments.get_mut(&id) else { continue };
-            match (entry.record.holder, counts.get(&id)) {
-                (Holder::Checkpoints { .. } | Holder::Savepoint { .. }, _) => {}
-                (Holder::Objects { count }, Some(counted)) if count == *counted => {}
-                (_, Some(counted)) => {
-                    entry.record.holder = Holder::Objects { count: *counted };
-                    self.put_segment_record(id);
-                }
-                (Holder::Upload, None) if parts.contains(&id) => {}
-                (_, None) => self.free_segment(id, at),
+        let mut miscounted = vec![];
+        for (id, kept) in self.segments.iter() {
+            let objects = held.count(id);
+            match kept.holder {
+                Holder::Checkpoints { .. } | Holder::Savepoint { .. } => {}
+                Holder::Objects { count } if count == objects && count > 0 => {}
+                Holder::Upload if objects == 0 && parts.contains(&id) => {}
+                _ => miscounted.push((id, objects)),
             }
+        }
+        for (id, objects) in miscounted {
+            if objects > 0 { self.set_objects(id, objects) } else { self.free_segment(id, at) }
         }
     }
 
@@ -277,14 +300,48 @@ impl State {
         let parts = self.uploads.iter().flat_map(|(id, upload)| upload.parts.iter().map(move |part| (id, part)));
         parts.flat_map(|(id, (number, versions))| versions.iter().map(move |version| (id, *number, version)))
     }
+}
 
-    /// How many object versions name each segment.
-    pub(super) fn object_counts(&self) -> HashMap<SegmentId, u32> {
-        let mut counts = HashMap::new();
-        let versions = self.buckets.values().flat_map(|bucket| bucket.objects.values().flatten());
-        for id in versions.flat_map(|version| &version.record.segments) {
-            *counts.entry(*id).or_default() += 1;
+/// How many object versions name each segment, for those who go through all segments in order.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Named segments in order, each as often as it is named.
+    named: Vec<SegmentId>,
+    /// How many of them were passed.
+    passed: usize,
+    /// Whether something stands in several versions.
+    several_versions: bool,
+}
+
+impl Held {
+    pub(super) fn new(state: &CatalogState) -> Self {
+        let mut held = Self { named: Vec::with_capacity(state.segments.len()), passed: 0, several_versions: false };
+        for (_, slot) in state.buckets.values().flat_map(|bucket| bucket.objects.iter()) {
+            held.several_versions |= slot.len() > 1;
+            slot.each_segment(|id| held.named.push(id));
         }
-        counts
+        held.named.sort_unstable();
+        held
+    }
+
+    /// The same of segments that were named, each as often as it was.
+    pub(super) fn of(mut named: Vec<SegmentId>) -> Self {
+        named.sort_unstable();
+        Self { named, passed: 0, several_versions: false }
+    }
+
+    fn names_what_is_not_there(&self, state: &CatalogState) -> bool {
+        let mut there = state.segments.ids();
+        let mut before = None;
+        self.named.iter().any(|id| before.replace(*id) != Some(*id) && !there.any(|other| other == *id))
+    }
+
+    /// Of a segment; each after those before it.
+    pub(super) fn count(&mut self, id: SegmentId) -> u32 {
+        let rest = &self.named[self.passed..];
+        let smaller = rest.iter().take_while(|named| **named < id).count();
+        let same = rest[smaller..].iter().take_while(|named| **named == id).count();
+        self.passed += smaller + same;
+        u32::try_from(same).unwrap_or(u32::MAX)
     }
 }

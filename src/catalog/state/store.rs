@@ -1,31 +1,59 @@
 //! Storing: a group of segments is accepted, then confirmed when its bytes are durable, or failed.
 
-use super::{InFlight, State};
-use crate::catalog::command::{Bind, Item, NewSegment, Refusal, Store, StoreFile, StoreToken, Stored};
-use crate::catalog::record::{FileState, Forgotten, Holder, Mutation, RecordKey, SegmentRecord};
-use crate::model::{CheckpointId, Handle, IdempotencyKey, Millis, SegmentId};
+use std::ops::Bound;
 
-impl State {
+use super::numbered::hash_of;
+use super::segments::KeptSegment;
+use super::{CatalogState, InFlight};
+use crate::catalog::command::{Bind, NewSegment, Refusal, Store, StoreFile, StoreItem, StoreToken, Stored};
+use crate::catalog::mutation::Mutation;
+use crate::catalog::record::{PartRecord, RecordKey, SegmentRecord};
+use crate::model::{CheckpointId, FileState, Forgotten, Handle, Holder, IdempotencyKey, Millis, SegmentId};
+
+/// Segments that become visible at once.
+const SEGMENTS_AT_ONCE: usize = 512;
+/// Objects or parts that begin to count at once, or segments that go.
+const NAMED_AT_ONCE: usize = 64;
+
+impl CatalogState {
     pub(super) fn store(&mut self, store: Store, at: Millis) -> (StoreToken, Vec<Result<Stored, Refusal>>) {
+        let token = self.begin_store(store.file, at);
+        (token, self.add_to_store(token, store.items, at))
+    }
+
+    /// Begins a store whose items follow.
+    pub fn begin_store(&mut self, file: Option<StoreFile>, at: Millis) -> StoreToken {
         self.next_token += 1;
         let token = StoreToken(self.next_token);
-        if let Some(file) = &store.file {
+        if let Some(file) = &file {
             self.file_grows(file, at);
         }
-        let mut in_flight = InFlight { file: store.file, segments: vec![], objects: vec![], parts: vec![] };
-        let answers = store.items.into_iter().map(|item| self.store_item(item, token, &mut in_flight, at)).collect();
+        self.in_flight.insert(token, InFlight { file, segments: vec![], objects: vec![], parts: vec![] });
+        token
+    }
+
+    /// Takes in some items of a store that nobody has settled. Answers each, in order.
+    pub fn add_to_store(
+        &mut self,
+        token: StoreToken,
+        items: impl IntoIterator<Item = StoreItem>,
+        at: Millis,
+    ) -> Vec<Result<Stored, Refusal>> {
+        let Some(mut in_flight) = self.in_flight.remove(&token) else { return vec![] };
+        let answers = items.into_iter().map(|item| self.store_item(item, token, &mut in_flight, at)).collect();
         self.in_flight.insert(token, in_flight);
-        (token, answers)
+        answers
     }
 
     fn store_item(
         &mut self,
-        item: Item,
+        item: StoreItem,
         token: StoreToken,
         in_flight: &mut InFlight,
         at: Millis,
     ) -> Result<Stored, Refusal> {
-        let Item { segments, bind } = item;
+        let room = self.has_room_for_item(&item);
+        let StoreItem { segments, bind } = item;
         match bind {
             Bind::Checkpoint { idempotency_key } => {
                 for segment in &segments {
@@ -38,6 +66,7 @@ impl State {
                 {
                     return Ok(Stored::Repeat(handle));
                 }
+                room?;
                 let handles = segments.iter().map(handle_of).collect();
                 for segment in segments {
                     let holder = match segment.about.checkpoint {
@@ -49,22 +78,29 @@ impl State {
                 Ok(Stored::Handles(handles))
             }
             Bind::Object(put) => {
+                room?;
                 let content = self.object_content(&put, &segments)?;
+                let mut new = Vec::with_capacity(segments.len());
                 for segment in segments {
-                    self.new_segment(segment, Holder::Objects { count: 0 }, None, in_flight, at);
+                    let names = content.segments.iter().filter(|id| **id == segment.id).count();
+                    let count = u32::try_from(names).unwrap_or(u32::MAX);
+                    new.push(segment.id);
+                    self.new_segment(segment, Holder::Objects { count }, None, in_flight, at);
                 }
                 in_flight.objects.push((put.bucket.clone(), put.key.clone()));
-                Ok(self.put_object(*put, content, token, at))
+                Ok(self.put_object(*put, content, &new, token, at))
             }
             Bind::Part { upload, number, part } => {
+                room?;
                 if !self.uploads.contains_key(&upload) {
                     return Err(Refusal::NoSuchUpload(upload));
                 }
+                let record = PartRecord { segment: segments.first().map(|segment| segment.id), head: part };
                 for segment in segments {
                     self.new_segment(segment, Holder::Upload, None, in_flight, at);
                 }
                 in_flight.parts.push((upload.clone(), number));
-                self.put_part(&upload, number, part, token);
+                self.put_part(&upload, number, record, token);
                 Ok(Stored::Part)
             }
         }
@@ -72,17 +108,23 @@ impl State {
 
     /// The handle of the segment that an earlier put with `key` stored.
     fn repeat_of(&self, key: &IdempotencyKey, segment: &NewSegment) -> Result<Option<Handle>, Refusal> {
-        let job = self.jobs.get(&segment.about.job);
-        let Some(id) = job.and_then(|job| job.idempotency_keys.get(key)) else { return Ok(None) };
-        let Some(entry) = self.segments.get(id) else { return Ok(None) };
-        let same = entry.record.crc.whole == segment.crc.whole && entry.record.location.len() == segment.location.len();
-        if !same {
+        let Some(life) = self.life(&segment.about.job) else { return Ok(None) };
+        let hash = hash_of(key.as_str());
+        let from = (hash, SegmentId(0));
+        let alike =
+            life.by_idempotency_key.iter_from(Bound::Included(&from)).take_while(|((other, _), ())| *other == hash);
+        let alike = alike.filter_map(|((_, id), ())| Some((*id, self.segments.get(*id)?)));
+        let with_key = |(_, kept): &(SegmentId, KeptSegment<'_>)| {
+            kept.idempotency_key == Some(key.as_str()) && !self.is_leaving(kept)
+        };
+        let Some((id, kept)) = alike.filter(with_key).last() else { return Ok(None) };
+        if kept.crc() != segment.crc.whole || kept.len != segment.location.len() {
             return Err(Refusal::KeyReused(key.clone()));
         }
-        if !entry.visible {
+        if !kept.visible {
             return Err(Refusal::KeyInFlight(key.clone()));
         }
-        Ok(Some(Handle { id: *id, location: entry.record.location.clone(), crc32c: entry.record.crc.whole }))
+        Ok(Some(Handle { id, location: kept.location(&self.files), crc32c: kept.crc() }))
     }
 
     fn new_segment(
@@ -110,7 +152,7 @@ impl State {
             self.mutations.push(Mutation::Put { key: RecordKey::Data(id).encode(), value: data });
         }
         self.mutations.push(RecordKey::Segment(id).put(&record));
-        self.insert_segment(id, record, false);
+        self.insert_segment(id, &record, false);
         in_flight.segments.push(id);
     }
 
@@ -118,50 +160,80 @@ impl State {
     ///
     /// Nothing happens for a token that was settled.
     pub fn confirm(&mut self, token: StoreToken, at: Millis) {
-        let Some(in_flight) = self.in_flight.remove(&token) else { return };
-        for id in &in_flight.segments {
-            if let Some(entry) = self.segments.get_mut(id) {
-                entry.visible = true;
+        while !self.confirm_some(token, at) {}
+    }
+
+    /// The same, but of many things only some. True when it is done.
+    pub fn confirm_some(&mut self, token: StoreToken, at: Millis) -> bool {
+        let Some(mut in_flight) = self.in_flight.remove(&token) else { return true };
+        let InFlight { file, segments, objects, parts } = &mut in_flight;
+        let rest = segments.len().saturating_sub(SEGMENTS_AT_ONCE);
+        for id in segments.drain(rest..) {
+            self.segments.update(id, |kept| kept.visible = true);
+        }
+        if segments.is_empty() {
+            // In the order in which they were put: of two under one key the later one counts.
+            for (bucket, key) in objects.drain(..objects.len().min(NAMED_AT_ONCE)) {
+                self.promote_object(&bucket, &key, token, at);
+            }
+            for (upload, number) in parts.drain(..parts.len().min(NAMED_AT_ONCE)) {
+                self.promote_part(&upload, number, token, at);
             }
         }
-        for (bucket, key) in &in_flight.objects {
-            self.promote_object(bucket, key, token, at);
+        if segments.is_empty() && objects.is_empty() && parts.is_empty() {
+            if let Some(file) = file {
+                self.file_confirmed(file, at);
+            }
+            return true;
         }
-        for (upload, number) in &in_flight.parts {
-            self.promote_part(upload, *number, token, at);
-        }
-        if let Some(file) = &in_flight.file {
-            self.file_confirmed(file, at);
-        }
+        self.in_flight.insert(token, in_flight);
+        false
     }
 
     /// The same as [`Self::fail`] for a store whose file has `len` bytes: what the store brought was cut off again.
     pub fn fail_at(&mut self, token: StoreToken, len: u64, at: Millis) {
-        self.take_back(token, Some(len), at);
+        while !self.fail_some(token, Some(len), at) {}
+    }
+
+    /// From now on a file that grows stays open when a group of it fails: its writer may still have it, and whoever releases
+    /// it closes it.
+    pub fn keep_failed_files_open(&mut self) {
+        self.failed_files_stay_open = true;
     }
 
     /// The bytes of a store did not arrive, or nobody knows: what it brought is dropped, its file takes no more.
     ///
     /// Nothing happens for a token that was settled.
     pub fn fail(&mut self, token: StoreToken, at: Millis) {
-        self.take_back(token, None, at);
+        while !self.fail_some(token, None, at) {}
     }
 
-    fn take_back(&mut self, token: StoreToken, len: Option<u64>, at: Millis) {
-        let Some(in_flight) = self.in_flight.remove(&token) else { return };
-        for (bucket, key) in &in_flight.objects {
-            self.demote_object(bucket, key, token, at);
+    /// The same, but of many things only some. True when it is done.
+    pub fn fail_some(&mut self, token: StoreToken, len: Option<u64>, at: Millis) -> bool {
+        let Some(mut in_flight) = self.in_flight.remove(&token) else { return true };
+        let InFlight { file, segments, objects, parts } = &mut in_flight;
+        for (bucket, key) in objects.drain(..objects.len().min(NAMED_AT_ONCE)) {
+            self.demote_object(&bucket, &key, token, at);
         }
-        for (upload, number) in &in_flight.parts {
-            self.demote_part(upload, *number, token);
+        for (upload, number) in parts.drain(..parts.len().min(NAMED_AT_ONCE)) {
+            self.demote_part(&upload, number, token);
         }
-        for id in in_flight.segments {
-            self.free_segment(id, at);
+        if objects.is_empty() && parts.is_empty() {
+            for id in segments.drain(..segments.len().min(NAMED_AT_ONCE)) {
+                self.free_segment(id, at);
+            }
         }
-        if let Some(file) = in_flight.file {
-            let len = len.unwrap_or_else(|| self.len_without(&file));
-            self.close_file(&file.id, len, Forgotten::GivenUp, at);
+        if segments.is_empty() && objects.is_empty() && parts.is_empty() {
+            let stays_open = |file: &StoreFile| self.failed_files_stay_open && len.is_none() && !file.closes;
+            if let Some(file) = file.take_if(|file| !stays_open(file)) {
+                let file = &file;
+                let len = len.unwrap_or_else(|| self.len_without(file));
+                self.close_file(&file.id, len, Forgotten::GivenUp, at);
+            }
+            return true;
         }
+        self.in_flight.insert(token, in_flight);
+        false
     }
 
     /// How long a file is at least if what was to be stored up to `file.len` did not arrive: what was to come is not
@@ -190,8 +262,8 @@ mod tests {
 
     const NOW: Millis = Millis(1);
 
-    fn file_state(closes: bool, take_back: impl FnOnce(&mut State, StoreToken)) -> (Option<FileState>, u64) {
-        let mut state = State::default();
+    fn file_state(closes: bool, take_back: impl FnOnce(&mut CatalogState, StoreToken)) -> (Option<FileState>, u64) {
+        let mut state = CatalogState::default();
         let id = PhysicalFileId::new(None, 1, 42);
         let lane = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
         let grows = |len, closes| StoreFile { id: id.clone(), lane: lane.clone(), len, closes, upload: None };

@@ -1,27 +1,35 @@
 //! Multipart uploads that survive a restart, and their parts.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
+use super::memory::{PART_BYTES, weight_of_upload};
 use super::store::is_new;
-use super::{PartVersion, State, UploadEntry};
+use super::{CatalogState, PartVersion, UploadEntry};
 use crate::catalog::command::{NewSegment, Refusal, StoreToken};
-use crate::catalog::record::{Holder, PartRecord, PartSlot, RecordKey, UploadRecord};
-use crate::model::{Millis, SegmentId};
+use crate::catalog::record::{PartRecord, PartSlot, RecordKey, UploadRecord};
+use crate::model::{Holder, Millis, SegmentId};
 
-impl State {
-    pub(super) fn create_upload(&mut self, id: String, record: Arc<UploadRecord>) -> Result<(), Refusal> {
-        self.bucket(&record.bucket)?;
+impl CatalogState {
+    pub(super) fn create_upload(&mut self, id: String, record: UploadRecord) -> Result<(), Refusal> {
+        self.bucket(&record.upload.bucket)?;
         if !self.uploads.contains_key(&id) {
-            self.mutations.push(RecordKey::Upload(id.clone()).put(&*record));
-            self.uploads.insert(id, UploadEntry { record, parts: BTreeMap::new() });
+            self.mutations.push(RecordKey::Upload(id.clone()).put(&record));
+            self.insert_upload(id, UploadEntry { record, parts: BTreeMap::new() });
         }
         Ok(())
+    }
+
+    pub(super) fn insert_upload(&mut self, id: String, entry: UploadEntry) {
+        let versions: usize = entry.parts.values().map(Vec::len).sum();
+        self.memory.others += weight_of_upload(&id, &entry) + versions as u64 * PART_BYTES;
+        self.uploads.insert(id, entry);
     }
 
     /// Forgets an upload; parts that no object took are freed.
     pub(super) fn end_upload(&mut self, id: &str, at: Millis) {
         let Some(upload) = self.uploads.remove(id) else { return };
+        let versions: usize = upload.parts.values().map(Vec::len).sum();
+        self.memory.others -= weight_of_upload(id, &upload) + versions as u64 * PART_BYTES;
         self.mutations.push(RecordKey::Upload(id.to_owned()).delete());
         for (number, versions) in upload.parts {
             self.mutations.push(RecordKey::Part(id.to_owned(), number).delete());
@@ -30,14 +38,14 @@ impl State {
     }
 
     pub(super) fn end_uploads_to(&mut self, bucket: &str, at: Millis) {
-        let to_it = |(id, entry): (&String, &UploadEntry)| (entry.record.bucket == bucket).then(|| id.clone());
+        let to_it = |(id, entry): (&String, &UploadEntry)| (entry.record.upload.bucket == bucket).then(|| id.clone());
         let ended: Vec<String> = self.uploads.iter().filter_map(to_it).collect();
         ended.iter().for_each(|id| self.end_upload(id, at));
     }
 
     fn free_parts(&mut self, versions: Vec<PartVersion>, at: Millis) {
         for id in versions.into_iter().filter_map(|version| version.record.segment) {
-            if self.segments.get(&id).is_some_and(|segment| segment.record.holder == Holder::Upload) {
+            if self.segments.get(id).is_some_and(|kept| kept.holder == Holder::Upload) {
                 self.free_segment(id, at);
             }
         }
@@ -48,7 +56,9 @@ impl State {
         let entry = self.uploads.get(upload).ok_or_else(|| Refusal::NoSuchUpload(upload.to_owned()))?;
         let arrived = entry.parts.values().filter_map(|versions| arrived(versions)?.segment);
         let parts: HashSet<SegmentId> = arrived.collect();
-        let there = |id: &SegmentId| is_new(new, *id) || parts.contains(id) && self.segment(*id).is_some();
+        let there = |id: &SegmentId| {
+            is_new(new, *id) || parts.contains(id) && self.segments.get(*id).is_some_and(|kept| kept.visible)
+        };
         if segments.iter().all(there) { Ok(()) } else { Err(Refusal::NoSuchPart(upload.to_owned())) }
     }
 
@@ -57,6 +67,7 @@ impl State {
         let Some(upload) = self.uploads.get_mut(id) else { return };
         let versions = upload.parts.entry(number).or_default();
         versions.insert(0, PartVersion { record, on_its_way: Some(token) });
+        self.memory.others += PART_BYTES;
         self.put_part_slot(id, number);
     }
 
@@ -66,6 +77,7 @@ impl State {
         let Some(arrived) = versions.iter().position(|version| version.on_its_way == Some(token)) else { return };
         versions[arrived].on_its_way = None;
         let replaced = versions.split_off(arrived + 1);
+        self.memory.others -= replaced.len() as u64 * PART_BYTES;
         if !replaced.is_empty() {
             self.put_part_slot(id, number);
         }
@@ -75,7 +87,10 @@ impl State {
     /// The part that `token` should have brought is lost.
     pub(super) fn demote_part(&mut self, id: &str, number: u16, token: StoreToken) {
         let Some(versions) = self.part_versions_mut(id, number) else { return };
+        let before = versions.len();
         versions.retain(|version| version.on_its_way != Some(token));
+        let lost = before - versions.len();
+        self.memory.others -= lost as u64 * PART_BYTES;
         self.put_part_slot(id, number);
     }
 
@@ -105,14 +120,19 @@ pub(super) fn arrived(versions: &[PartVersion]) -> Option<&PartRecord> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use super::*;
     use crate::catalog::command::{
-        About, Bind, Command, Condition, Item, MadeBy, ObjectContent, Outcome, PutObject, Store, StoreFile,
+        Bind, Command, Condition, MadeBy, ObjectContent, Outcome, PutObject, Store, StoreFile, StoreItem,
     };
-    use crate::catalog::record::{Mutation, ObjectHeaders};
-    use crate::model::{Label, Lane, LaneOf, Location, PhysicalFileId, Segment, SegmentCrc, StateScope, Writer};
+    use crate::catalog::mutation::Mutation;
+    use crate::model::{
+        About, Label, Lane, LaneOf, Location, NewUpload, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment,
+        SegmentCrc, StateScope, Writer,
+    };
 
     const UPLOAD: &str = "01JDSW0000000000000000000";
     const KEY: &str = "sink/2026-11-28--22/part-5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f-0";
@@ -133,8 +153,8 @@ mod tests {
         }
 
         /// What the next daemon makes of it.
-        fn recover(&self) -> State {
-            let mut state = State::default();
+        fn recover(&self) -> CatalogState {
+            let mut state = CatalogState::default();
             self.0.iter().for_each(|(key, value)| state.load(key, value).unwrap());
             state.finish_recovery(NOW);
             state
@@ -151,14 +171,14 @@ mod tests {
         }
     }
 
-    fn record() -> Arc<UploadRecord> {
+    fn upload() -> Arc<NewUpload> {
         let (bucket, key) = ("bucket".into(), KEY.into());
-        Arc::new(UploadRecord { bucket, key, headers: ObjectHeaders::default(), checksum: None, created: NOW })
+        Arc::new(NewUpload { bucket, key, headers: ObjectHeaders::default(), checksum: None })
     }
 
-    fn part(id: u128) -> PartRecord {
+    fn part() -> PartHead {
         let etag = "25f9e794323b453885f5181f1b624d0b".into();
-        PartRecord { segment: Some(SegmentId(id)), len: 10, etag, checksum: None, modified: NOW }
+        PartHead { len: 10, etag, checksum: None, modified: NOW }
     }
 
     /// A part of 10 bytes, whose segment is `id`, in a file of its own.
@@ -175,28 +195,28 @@ mod tests {
         };
         let lane = Lane { job: Some(job), scope: StateScope::Exclusive, of: LaneOf::All };
         let file = StoreFile { id: file, lane, len: 300, closes: true, upload: None };
-        let bind = Bind::Part { upload: UPLOAD.into(), number, part: part(id) };
-        Command::Store(Store { file: Some(file), items: vec![Item { segments: vec![segment], bind }] })
+        let bind = Bind::Part { upload: UPLOAD.into(), number, part: part() };
+        Command::Store(Store { file: Some(file), items: vec![StoreItem { segments: vec![segment], bind }] })
     }
 
     fn completion(ids: impl Iterator<Item = u128>) -> Command {
         let segments: Vec<SegmentId> = ids.map(SegmentId).collect();
-        let content = ObjectContent::Segments {
+        let head = ObjectHead {
             len: 10 * segments.len() as u64,
             part_lens: vec![10; segments.len()],
-            segments,
             etag: "e-1".into(),
+            modified: NOW,
             headers: ObjectHeaders::default(),
             checksum: None,
-            upload: Some(MadeBy::Recorded(UPLOAD.into())),
         };
+        let content = ObjectContent::Segments { segments, head, upload: Some(MadeBy::Recorded(UPLOAD.into())) };
         let (bucket, key) = ("bucket".into(), KEY.into());
-        let put = PutObject { bucket, key, condition: Condition::None, content, modified: NOW };
+        let put = PutObject { bucket, key, condition: Condition::None, content };
         let bind = Bind::Object(Box::new(put));
-        Command::Store(Store { file: None, items: vec![Item { segments: vec![], bind }] })
+        Command::Store(Store { file: None, items: vec![StoreItem { segments: vec![], bind }] })
     }
 
-    fn stored(state: &mut State, command: Command) -> StoreToken {
+    fn stored(state: &mut CatalogState, command: Command) -> StoreToken {
         match state.apply(command, NOW).unwrap() {
             Outcome::Stored(token, answers) if answers.iter().all(Result::is_ok) => token,
             other => panic!("{other:?}"),
@@ -204,10 +224,10 @@ mod tests {
     }
 
     /// An upload whose parts have the segments 1 to `parts`, and what was written of it.
-    fn uploaded(parts: u16) -> (State, Journal) {
-        let (mut state, mut journal) = (State::default(), Journal::default());
+    fn uploaded(parts: u16) -> (CatalogState, Journal) {
+        let (mut state, mut journal) = (CatalogState::default(), Journal::default());
         state.apply(Command::CreateBucket("bucket".into()), NOW).unwrap();
-        state.apply(Command::CreateUpload(UPLOAD.into(), record()), NOW).unwrap();
+        state.apply(Command::CreateUpload(UPLOAD.into(), upload(), NOW), NOW).unwrap();
         for number in 1..=parts {
             let token = stored(&mut state, store(number, number.into()));
             state.confirm(token, NOW);
@@ -216,18 +236,18 @@ mod tests {
         (state, journal)
     }
 
-    fn living(state: &State) -> Vec<u128> {
-        let mut ids: Vec<u128> = state.all_segments().map(|(id, _)| id.0).collect();
+    fn living(state: &CatalogState) -> Vec<u128> {
+        let mut ids: Vec<u128> = state.all_segments().map(|view| view.id.0).collect();
         ids.sort_unstable();
         ids
     }
 
-    fn numbers(state: &State) -> Vec<u16> {
-        state.parts(UPLOAD).map(|(number, _)| number).collect()
+    fn numbers(state: &CatalogState) -> Vec<u16> {
+        state.parts(UPLOAD).map(|part| part.number).collect()
     }
 
     /// The states after a crash behind each of the changes of `command`.
-    fn crashes(state: &mut State, journal: &Journal, command: Command) -> Vec<State> {
+    fn crashes(state: &mut CatalogState, journal: &Journal, command: Command) -> Vec<CatalogState> {
         state.apply(command, NOW).unwrap();
         let mutations = state.take_mutations();
         let crash = |written| {
@@ -249,7 +269,7 @@ mod tests {
         let states = crashes(&mut state, &journal, completion([1, 3].into_iter()));
 
         for (written, state) in states.iter().enumerate() {
-            let object = state.object("bucket", KEY).map(|found| found.record.upload.clone().unwrap());
+            let object = state.object("bucket", KEY).map(|found| found.made_by().unwrap().to_owned());
             if written == 0 {
                 assert_eq!((object, numbers(state), living(state)), (None, vec![1, 2, 3], vec![1, 2, 3]));
             } else {
@@ -274,7 +294,7 @@ mod tests {
     #[test]
     fn a_part_that_is_uploaded_again_takes_the_place_of_the_old_one_when_it_has_arrived() {
         let (mut state, mut journal) = uploaded(1);
-        let etag = |state: &State| state.parts(UPLOAD).map(|(_, part)| part.segment.unwrap().0).next();
+        let etag = |state: &CatalogState| state.parts(UPLOAD).map(|part| part.segment.unwrap().0).next();
 
         let lost = stored(&mut state, store(1, 7));
         journal.write(&state.take_mutations());
@@ -317,15 +337,16 @@ mod tests {
         journal.write(&mutations);
         let state = journal.recover();
         assert_eq!(state.check(), Vec::<String>::new());
-        assert_eq!(state.object("bucket", KEY).unwrap().record.segments.len(), 10_000);
+        assert_eq!(state.object("bucket", KEY).unwrap().segments().len(), 10_000);
         assert_eq!(state.uploads().count(), 0);
     }
 
     #[test]
     fn an_upload_of_version_2_goes_on_and_its_parts_get_records_of_their_own() {
         let (mut state, mut journal) = uploaded(2);
-        let record = record();
-        let old = (&*record, vec![(1_u16, part(1)), (2, part(2))]);
+        let record = UploadRecord { upload: upload(), created: NOW };
+        let old_part = |id| PartRecord { segment: Some(SegmentId(id)), head: part() };
+        let old = (record, vec![(1_u16, old_part(1)), (2, old_part(2))]);
         let value: Vec<u8> = postcard::to_extend(&old, vec![2_u8]).unwrap();
         journal.0.retain(|key, _| !key.starts_with(b"u"));
         journal.0.insert(RecordKey::Upload(UPLOAD.into()).encode(), value.into());

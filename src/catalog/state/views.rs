@@ -1,37 +1,82 @@
 //! What can be read of the state. Only what is visible is shown.
 
-use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 
+use super::segments::{KeptSegment, SegmentPlace};
+use super::slot::{Brief, SEGMENTS_FEW, Version};
 use super::uploads::arrived;
-use super::{Changes, FileEntry, State, Version};
-use crate::catalog::record::{
-    CheckpointKind, CheckpointRecord, FileState, Forgotten, JobRecord, ObjectRecord, PartRecord, SegmentRecord,
-    UploadRecord,
-};
-use crate::error::ErrorKind;
+use super::{CatalogState, Changes, FileEntry, JobEntry};
+use crate::catalog::record::{CheckpointRecord, ObjectRecord, PartRecord, SegmentRecord, UploadRecord};
 use crate::model::{
-    CheckpointId, Handle, JobId, Label, Lane, LaneOf, Location, Millis, PhysicalFileId, Segment, SegmentId, StateScope,
+    About, CheckpointId, CheckpointKind, CheckpointState, FileState, Forgotten, Handle, Holder, JobEnd, JobId, Label,
+    Lane, LaneOf, Location, Millis, NewUpload, ObjectHead, PartHead, PhysicalFileId, Segment, SegmentCrc, SegmentId,
     SubtaskKey,
 };
 
-/// An object of so many segments is walked from its beginning; with more, where each ends is remembered.
-const SEGMENTS_FEW: usize = 64;
-
-/// A visible segment.
+/// A segment.
 #[derive(Debug, Clone)]
 pub struct SegmentView {
     /// Its identity.
     pub id: SegmentId,
-    /// What is known of it.
-    pub record: SegmentRecord,
+    /// Who wrote it, and for what.
+    pub about: About,
+    /// Who keeps it alive.
+    pub holder: Holder,
+    /// Where its bytes are.
+    pub location: Location,
+    /// CRC-32C of its bytes, and of each block.
+    pub crc: SegmentCrc,
+    /// When it was accepted.
+    pub created: Millis,
 }
 
 impl SegmentView {
+    fn of(id: SegmentId, record: SegmentRecord) -> Self {
+        let SegmentRecord { job, scope, writer, checkpoint, holder, location, crc, name, created, .. } = record;
+        let about = About { job, scope, writer, checkpoint, name };
+        Self { id, about, holder, location, crc, created }
+    }
+
     /// Its handle as of now.
     pub fn handle(&self) -> Handle {
-        Handle { id: self.id, location: self.record.location.clone(), crc32c: self.record.crc.whole }
+        Handle { id: self.id, location: self.location.clone(), crc32c: self.crc.whole }
+    }
+}
+
+/// A job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// When it was first named; `None` for one that is only known by its segments.
+    pub created: Option<Millis>,
+    /// Checkpoints up to here are subsumed; their segments are refused.
+    pub subsumed: Option<CheckpointId>,
+    /// How it ended, if what it left is kept; it takes no segments then.
+    pub ended: Option<JobEnd>,
+    /// How many segments it has.
+    pub segments: usize,
+}
+
+/// A checkpoint or savepoint that is not subsumed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointView {
+    /// Its number.
+    pub id: CheckpointId,
+    /// Whose it is.
+    pub kind: CheckpointKind,
+    /// Its place in its life.
+    pub state: CheckpointState,
+    /// When it began.
+    pub begun: Millis,
+    /// When it completed or was aborted.
+    pub ended: Option<Millis>,
+}
+
+impl CheckpointView {
+    pub(super) fn of(id: CheckpointId, record: &CheckpointRecord) -> Self {
+        Self { id, kind: record.kind, state: record.state, begun: record.begun, ended: record.ended }
     }
 }
 
@@ -49,13 +94,27 @@ pub struct CheckpointSegment {
 /// A visible object. Nothing of it is copied, however large it is.
 #[derive(Debug, Clone)]
 pub struct ObjectView {
-    /// What is known of it.
-    pub record: Arc<ObjectRecord>,
+    record: Arc<ObjectRecord>,
     /// Where in the object each segment ends, if there are many.
     ends: Option<Arc<[u64]>>,
 }
 
 impl ObjectView {
+    /// What a reader is told of it.
+    pub fn head(&self) -> &ObjectHead {
+        &self.record.head
+    }
+
+    /// Its bytes, in order.
+    pub fn segments(&self) -> &[SegmentId] {
+        &self.record.segments
+    }
+
+    /// The multipart upload that made it.
+    pub fn made_by(&self) -> Option<&str> {
+        self.record.upload.as_deref()
+    }
+
     /// Which of the object's segments may have bytes of `range`, and where in the object the first of them begins. All of
     /// them if there are few.
     pub fn segments_for(&self, range: &Range<u64>) -> (&[SegmentId], u64) {
@@ -66,6 +125,28 @@ impl ObjectView {
         let begins = first.checked_sub(1).map_or(0, |before| ends[before]);
         (&all[first..all.len().min(last + 1).max(first)], begins)
     }
+}
+
+/// A multipart upload.
+#[derive(Debug, Clone)]
+pub struct UploadView {
+    /// Its id.
+    pub id: String,
+    /// What was said of the object.
+    pub upload: Arc<NewUpload>,
+    /// When it was created.
+    pub created: Millis,
+}
+
+/// A part of a multipart upload that is on storage.
+#[derive(Debug, Clone)]
+pub struct StoredPart {
+    /// Its number.
+    pub number: u16,
+    /// What a client is told of it.
+    pub head: PartHead,
+    /// The segment with its bytes; `None` for a part of 0 bytes.
+    pub segment: Option<SegmentId>,
 }
 
 /// A physical file.
@@ -114,7 +195,7 @@ pub struct LaneSpace {
 }
 
 impl LaneSpace {
-    fn add_file(&mut self, entry: &FileEntry) {
+    pub(super) fn add_file(&mut self, entry: &FileEntry) {
         self.space.physical_bytes += entry.record.occupied();
         if let FileState::Forgotten { .. } = entry.record.state {
             self.space.forgotten_bytes += entry.record.occupied();
@@ -211,6 +292,8 @@ pub enum Listed {
         etag: String,
         /// When it was put.
         modified: Millis,
+        /// The storage class, if it is not `STANDARD`.
+        class: Option<String>,
     },
     /// Keys that share everything up to the delimiter.
     Prefix(String),
@@ -225,66 +308,56 @@ impl Listed {
     }
 }
 
-impl State {
+impl CatalogState {
     /// A segment, if it is visible.
     pub fn segment(&self, id: SegmentId) -> Option<SegmentView> {
-        self.segment_record(id).map(|record| SegmentView { id, record: record.clone() })
+        self.visible(id)?;
+        self.segments.record(id, &self.jobs, &self.files).map(|record| SegmentView::of(id, record))
     }
 
-    /// What is known of a segment, if it is visible.
-    pub fn segment_record(&self, id: SegmentId) -> Option<&SegmentRecord> {
-        self.segments.get(&id).filter(|entry| entry.visible).map(|entry| &entry.record)
+    /// Where a segment is and its checksums, if it is visible: all that a read needs, of which an object may have 10,000.
+    pub fn segment_place(&self, id: SegmentId) -> Option<(Location, SegmentCrc)> {
+        if !self.is_idle() {
+            self.visible(id)?;
+        }
+        self.segments.place(id, &self.files)
+    }
+
+    pub(super) fn visible(&self, id: SegmentId) -> Option<KeptSegment<'_>> {
+        self.segments.get(id).filter(|kept| kept.visible && !self.is_gone(kept))
     }
 
     /// The first of these segments that are not visible, at most `max`.
     pub fn unknown_segments(&self, ids: &[SegmentId], max: usize) -> Vec<SegmentId> {
-        let unknown = ids.iter().filter(|id| !self.segments.get(id).is_some_and(|entry| entry.visible));
+        let unknown = ids.iter().filter(|id| self.visible(**id).is_none());
         unknown.copied().take(max).collect()
     }
 
     /// The visible segment that lives at a place.
     pub fn segment_at(&self, place: &Segment) -> Option<SegmentView> {
-        let living = &self.files.get(&place.file)?.live;
-        let here = |id: &&SegmentId| {
-            self.segments
-                .get(*id)
-                .is_some_and(|entry| matches!(&entry.record.location, Location::File(at) if at == place))
-        };
-        living.iter().find(here).and_then(|id| self.segment(*id))
-    }
-
-    /// The visible segments of a job after `after`, by identity, of one checkpoint or of all.
-    pub fn segments_of(
-        &self,
-        job: &JobId,
-        checkpoint: Option<CheckpointId>,
-        after: Option<SegmentId>,
-        max: usize,
-    ) -> Vec<SegmentView> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ids = self.jobs.get(job).into_iter().flat_map(|job| job.segments.range((from, Bound::Unbounded)));
-        ids.filter_map(|id| self.segment(*id))
-            .filter(|view| checkpoint.is_none() || view.record.checkpoint == checkpoint)
-            .take(max)
-            .collect()
+        let file = self.files.number(&place.file)?;
+        let wanted = SegmentPlace::File { file, offset: place.offset };
+        let here =
+            |id: &&SegmentId| self.segments.get(**id).is_some_and(|kept| kept.place == wanted && kept.len == place.len);
+        let (_, entry) = self.files.at(file)?;
+        entry.live.keys().find(here).and_then(|id| self.segment(*id))
     }
 
     /// The visible segments that a checkpoint or savepoint consists of, in no order: who needs one sorts them after the lock
     /// is gone.
     pub fn checkpoint_segments(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<CheckpointSegment> {
-        let ids = self.checkpoint_segment_ids(job, checkpoint).into_iter();
-        let entries = ids.filter_map(|id| Some((id, self.segments.get(&id)?))).filter(|(_, entry)| entry.visible);
-        let listed = entries.map(|(id, entry)| CheckpointSegment {
-            subtask: entry.record.writer.subtask.clone(),
-            name: entry.record.name.clone(),
-            id,
-        });
-        listed.collect()
+        let mut look = self.begin_checkpoint_look(job, checkpoint);
+        self.look_at_checkpoint(job, checkpoint, &mut look, &mut || true);
+        look.found
     }
 
     /// Whether the catalog knows a physical file, and what of it.
     pub fn file(&self, id: &PhysicalFileId) -> Option<FileView> {
-        self.files.get(id).map(|entry| FileView {
+        self.files.get(id).map(|entry| self.file_view(id, entry))
+    }
+
+    pub(super) fn file_view(&self, id: &PhysicalFileId, entry: &FileEntry) -> FileView {
+        FileView {
             id: id.clone(),
             state: entry.record.state,
             occupied: entry.record.occupied(),
@@ -292,125 +365,73 @@ impl State {
             created: entry.record.created,
             live_segments: entry.live.len() as u64,
             live_bytes: entry.live_bytes,
-        })
+        }
     }
 
     /// The segments that live in a file, in the order of their places. Those that are not visible yet are left out.
     pub fn segments_in(&self, file: &PhysicalFileId) -> Vec<SegmentView> {
-        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
+        let living = self.files.get(file).into_iter().flat_map(|entry| entry.live.keys());
         let mut found: Vec<SegmentView> = living.filter_map(|id| self.segment(*id)).collect();
-        found.sort_by_key(|view| view.record.location.segment().map(|place| place.offset));
+        found.sort_by_key(|view| view.location.segment().map(|place| place.offset));
         found
     }
 
     /// Whether a checkpoint is a savepoint.
     pub fn is_savepoint(&self, job: &JobId, id: CheckpointId) -> bool {
-        let record = self.jobs.get(job).and_then(|entry| entry.checkpoints.get(&id));
+        let record = self.life(job).and_then(|life| life.checkpoints.get(&id));
         record.is_some_and(|record| record.kind == CheckpointKind::Savepoint)
     }
 
-    /// The segments of a checkpoint or savepoint, those that are not visible yet among them.
-    pub(super) fn checkpoint_segment_ids(&self, job: &JobId, checkpoint: CheckpointId) -> Vec<SegmentId> {
-        let Some(entry) = self.jobs.get(job) else { return vec![] };
-        if self.is_savepoint(job, checkpoint) {
-            return entry.by_savepoint.get(&checkpoint).into_iter().flatten().copied().collect();
-        }
-        let held = entry.by_last_used.range(checkpoint..).flat_map(|(_, segments)| segments);
-        let written_before = |id: &&SegmentId| {
-            self.segments
-                .get(*id)
-                .is_some_and(|entry| entry.record.holder.is_part_of(entry.record.checkpoint, checkpoint))
-        };
-        held.filter(written_before).copied().collect()
-    }
-
     /// Whose segments a file holds; of one whose lane was not recorded, what one of its segments tells.
-    fn lane_of(&self, entry: &FileEntry) -> Option<Lane> {
+    pub(super) fn lane_of(&self, entry: &FileEntry) -> Option<Lane> {
         entry.record.lane.clone().or_else(|| {
-            let record = &self.segments.get(entry.live.first()?)?.record;
-            Some(Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All })
+            let kept = self.segments.get(*entry.live.first()?.0)?;
+            Some(self.lane_of_segment(&kept))
         })
     }
 
-    /// What each lane takes on storage. Files of versions that did not record their lane, and inline segments, count for
-    /// a lane of their job.
-    pub fn space_by_lane(&self) -> BTreeMap<Lane, LaneSpace> {
-        let mut lanes: BTreeMap<Lane, LaneSpace> = BTreeMap::new();
-        for entry in self.files.values() {
-            let lane = self.lane_of(entry);
-            let all = Lane { job: None, scope: StateScope::Shared, of: LaneOf::All };
-            let of = lanes.entry(lane.unwrap_or(all)).or_default();
-            of.add_file(entry);
-        }
-        for entry in self.segments.values() {
-            if let Location::Inline { len } = entry.record.location {
-                let record = &entry.record;
-                let lane = Lane { job: Some(record.job.clone()), scope: record.scope, of: LaneOf::All };
-                let of = lanes.entry(lane).or_default();
-                of.segments += 1;
-                of.space.live_bytes += len;
-                of.space.inline_bytes += len;
-            }
-        }
-        lanes
+    /// The lane of a segment whose lane is not recorded.
+    pub(super) fn lane_of_segment(&self, kept: &KeptSegment<'_>) -> Lane {
+        Lane { job: self.jobs.at(kept.job).map(|(job, _)| job.clone()), scope: kept.scope, of: LaneOf::All }
     }
 
     /// Bytes of the checkpoints of a job: all that each uses, and what it alone uses.
-    pub fn space_by_checkpoint(&self, job: &JobId) -> Vec<(CheckpointId, CheckpointRecord, CheckpointSpace)> {
-        let uses = |id: &SegmentId| self.segments.get(id).map(|entry| &entry.record);
-        let known = self.checkpoints(job);
-        let space = |checkpoint| {
-            let mut space = CheckpointSpace::default();
-            for record in self.checkpoint_segment_ids(job, checkpoint).iter().filter_map(uses) {
-                space.segments += 1;
-                space.bytes += record.location.len();
-                let users = known.iter().filter(|(id, _)| record.holder.is_part_of(record.checkpoint, *id)).take(2);
-                if users.count() < 2 {
-                    space.own_bytes += record.location.len();
-                }
-            }
-            space
-        };
-        known.iter().map(|(id, record)| (*id, record.clone(), space(*id))).collect()
+    pub fn space_by_checkpoint(&self, job: &JobId) -> Vec<(CheckpointView, CheckpointSpace)> {
+        let mut count = self.begin_checkpoint_count(job);
+        self.count_checkpoints(job, &mut count, &mut || true);
+        count.finish()
     }
 
     /// All physical files, by name.
     pub fn files(&self) -> impl Iterator<Item = FileView> + '_ {
-        self.files.keys().filter_map(|id| self.file(id))
+        self.files.sorted().map(|(id, entry)| self.file_view(id, entry))
     }
 
-    /// All segments, also those that are not visible yet.
-    pub fn all_segments(&self) -> impl Iterator<Item = (SegmentId, &SegmentRecord)> {
-        self.segments.iter().map(|(id, entry)| (*id, &entry.record))
+    /// How many segments there are, also those that are not visible yet.
+    pub fn segment_count(&self) -> usize {
+        self.segments.len()
     }
 
-    /// Files to be deleted from storage: those that `due` says yes to, by why and when they were forgotten, in that order.
+    /// All segments by identity, also those that are not visible yet.
+    pub fn all_segments(&self) -> impl Iterator<Item = SegmentView> {
+        self.segments.records(&self.jobs, &self.files).map(|(id, record)| SegmentView::of(id, record))
+    }
+
+    /// Files to be deleted from storage: those that `due` says yes to, by why and when they were forgotten, in that order; at
+    /// most `max`, which is not zero.
     pub fn forgotten_files(&self, due: impl Fn(Forgotten, Millis) -> bool, max: usize) -> Vec<ForgottenFile> {
-        let due = self.forgotten.iter().filter(|((why, since), _)| due(*why, *since));
-        let files = due.flat_map(|((why, since), files)| files.iter().map(|id| (*why, *since, id)));
-        let forgotten = |(why, since, id): (Forgotten, Millis, &PhysicalFileId)| {
-            let record = &self.files.get(id)?.record;
-            Some(ForgottenFile { id: id.clone(), why, since, lane: record.lane.clone(), occupied: record.occupied() })
+        let (mut files, mut left) = (vec![], max);
+        let mut goes_on = || {
+            left -= 1;
+            left > 0
         };
-        files.filter_map(forgotten).take(max).collect()
+        self.each_forgotten(&mut None, &mut goes_on, &due, |file| files.push(file));
+        files
     }
 
     /// Why and when files were forgotten that are still there.
     pub fn forgotten(&self) -> impl Iterator<Item = (Forgotten, Millis)> {
         self.forgotten.keys().copied()
-    }
-
-    /// What the physical files of each job take, until they are deleted, and what lives in them. What is inline is left out.
-    pub fn files_by_job(&self) -> BTreeMap<Option<&JobId>, LaneSpace> {
-        let mut jobs: BTreeMap<Option<&JobId>, LaneSpace> = BTreeMap::new();
-        for entry in self.files.values() {
-            let job = match &entry.record.lane {
-                Some(lane) => lane.job.as_ref(),
-                None => entry.live.first().and_then(|id| Some(&self.segments.get(id)?.record.job)),
-            };
-            jobs.entry(job).or_default().add_file(entry);
-        }
-        jobs
     }
 
     /// What those wait for who give space back.
@@ -419,49 +440,49 @@ impl State {
     }
 
     /// What is known of the segments that live in a file; those that are not visible yet among them.
-    pub fn living_in(&self, file: &PhysicalFileId) -> impl Iterator<Item = &SegmentRecord> {
-        let living = self.files.get(file).into_iter().flat_map(|entry| &entry.live);
-        living.filter_map(|id| self.segments.get(id).map(|entry| &entry.record))
+    pub(in crate::catalog) fn living_in(&self, file: &PhysicalFileId) -> impl Iterator<Item = SegmentRecord> {
+        let living = self.files.get(file).into_iter().flat_map(|entry| entry.live.keys());
+        living.filter_map(|id| self.segments.record(*id, &self.jobs, &self.files))
     }
 
     /// Where the last of what lives in a file ends.
     pub fn living_end(&self, file: &PhysicalFileId) -> u64 {
-        self.living_in(file).filter_map(|record| record.location.segment()).map(Segment::end).max().unwrap_or(0)
-    }
-
-    /// The visible segments inside the catalog.
-    pub fn inline_segments(&self) -> impl Iterator<Item = SegmentView> + '_ {
-        let inline = self.segments.iter().filter(|(_, entry)| matches!(entry.record.location, Location::Inline { .. }));
-        inline.filter_map(|(id, _)| self.segment(*id))
+        let living = self.files.get(file).into_iter().flat_map(|entry| entry.live.keys());
+        living.filter_map(|id| self.segments.get(*id)?.end()).max().unwrap_or(0)
     }
 
     /// Jobs that were created, in the order of their ids.
-    pub fn jobs(&self) -> Vec<(JobId, Option<JobRecord>, usize)> {
-        self.jobs.iter().map(|(id, entry)| (id.clone(), entry.record.clone(), entry.segments.len())).collect()
+    pub fn jobs(&self) -> Vec<JobView> {
+        self.jobs.sorted().map(|(id, entry)| job_view(id, entry)).collect()
     }
 
-    /// What is known of a job, and how many segments it has.
-    pub fn job(&self, job: &JobId) -> Option<(Option<JobRecord>, usize)> {
-        self.jobs.get(job).map(|entry| (entry.record.clone(), entry.segments.len()))
+    /// What is known of a job.
+    pub fn job(&self, job: &JobId) -> Option<JobView> {
+        self.jobs.get(job).map(|entry| job_view(job, entry))
+    }
+
+    /// A checkpoint that is not subsumed.
+    pub fn checkpoint(&self, job: &JobId, id: CheckpointId) -> Option<CheckpointView> {
+        self.life(job)?.checkpoints.get(&id).map(|record| CheckpointView::of(id, record))
     }
 
     /// Checkpoints of a job that are not subsumed, in order.
-    pub fn checkpoints(&self, job: &JobId) -> Vec<(CheckpointId, CheckpointRecord)> {
-        let entries = self.jobs.get(job).into_iter().flat_map(|job| &job.checkpoints);
-        entries.map(|(id, record)| (*id, record.clone())).collect()
+    pub fn checkpoints(&self, job: &JobId) -> Vec<CheckpointView> {
+        let entries = self.life(job).into_iter().flat_map(|life| &life.checkpoints);
+        entries.map(|(id, record)| CheckpointView::of(*id, record)).collect()
     }
 
     /// The newest checkpoint of `job` that it has claimed from another one.
     pub fn claimed_from(&self, job: &JobId, from: &JobId) -> Option<CheckpointId> {
-        let entry = self.jobs.get(job)?;
-        let mut newest = entry.checkpoints.iter().rev();
+        let life = self.life(job)?;
+        let mut newest = life.checkpoints.iter().rev();
         newest.find(|(_, record)| record.claimed_from.as_ref() == Some(from)).map(|(id, _)| *id)
     }
 
     /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
     ///
     /// # Errors
-    /// The refusal that [`State::apply`] would answer.
+    /// The refusal that [`CatalogState::apply`] would answer.
     pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<(), crate::catalog::command::Refusal> {
         self.checkpoint_takes_segments(job, checkpoint)
     }
@@ -478,9 +499,14 @@ impl State {
 
     /// The object that stands under a key.
     pub fn object(&self, bucket: &str, key: &str) -> Option<ObjectView> {
-        let versions = self.buckets.get(bucket)?.objects.get(key)?;
-        let version = versions.iter().find(|version| version.on_its_way.is_none())?;
-        Some(ObjectView { record: Arc::clone(&version.record), ends: self.ends_of(version) })
+        let slot = self.buckets.get(bucket)?.objects.get(key)?;
+        let ends = slot.arrived().and_then(|version| self.ends_of(version));
+        Some(ObjectView { record: slot.current()?, ends })
+    }
+
+    /// The length of the object that stands under a key.
+    pub fn object_len(&self, bucket: &str, key: &str) -> Option<u64> {
+        Some(self.buckets.get(bucket)?.objects.get(key)?.brief()?.len)
     }
 
     /// Where the segments of a version of many end, counted once: a move changes no length. None if one is not known.
@@ -494,7 +520,7 @@ impl State {
         }
         let mut end = 0;
         let ends = segments.iter().map(|id| {
-            end += self.segments.get(id)?.record.location.len();
+            end += self.segments.get(*id)?.len;
             Some(end)
         });
         let ends: Arc<[u64]> = ends.collect::<Option<_>>()?;
@@ -503,54 +529,74 @@ impl State {
 
     /// One page of a bucket's keys in UTF-8 order.
     pub fn list(&self, bucket: &str, query: &ListQuery<'_>) -> ListPage {
-        let Some(entry) = self.buckets.get(bucket) else { return ListPage::default() };
         let mut page = ListPage::default();
-        let mut from = start(query);
-        'keys: loop {
-            let range = (from.as_ref().map(String::as_str), Bound::Unbounded);
-            for (key, versions) in entry.objects.range::<str, _>(range) {
-                if !key.starts_with(query.prefix) {
-                    break 'keys;
-                }
-                let Some(version) = versions.iter().find(|version| version.on_its_way.is_none()) else { continue };
-                if page.entries.len() >= query.max {
-                    page.truncated = true;
-                    break 'keys;
-                }
-                match rolled_up(key, query) {
-                    Some(common) => {
-                        page.entries.push(Listed::Prefix(common.to_owned()));
-                        match after_prefix(common) {
-                            Some(next) => from = next,
-                            None => break 'keys,
-                        }
-                        continue 'keys;
-                    }
-                    None => page.entries.push(Listed::Object {
-                        key: key.clone(),
-                        len: version.record.len,
-                        etag: version.record.etag.clone(),
-                        modified: version.record.modified,
-                    }),
-                }
-            }
-            break;
-        }
+        self.list_on(bucket, query, &mut page, &mut || true);
         page
     }
 
+    /// Goes on with a page. A key that is there all the time is on it.
+    pub fn list_on(
+        &self,
+        bucket: &str,
+        query: &ListQuery<'_>,
+        page: &mut ListPage,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> bool {
+        let Some(entry) = self.buckets.get(bucket) else { return true };
+        let mut from = match page.entries.last() {
+            Some(last) => start(&ListQuery { after: last.name(), ..query.clone() }),
+            None => start(query),
+        };
+        'keys: loop {
+            for (key, slot) in entry.objects.iter_from::<str>(from.as_ref().map(String::as_str)) {
+                if !key.starts_with(query.prefix) {
+                    return true;
+                }
+                let Some(Brief { len, etag, modified, class }) = slot.brief() else { continue };
+                if page.entries.len() >= query.max {
+                    page.truncated = true;
+                    return true;
+                }
+                let common = rolled_up(key, query);
+                page.entries.push(match common {
+                    Some(common) => Listed::Prefix(common.to_owned()),
+                    None => Listed::Object { key: key.to_string(), len, etag, modified, class },
+                });
+                if !goes_on() {
+                    return false;
+                }
+                if let Some(common) = common {
+                    let Some(next) = after_prefix(common) else { return true };
+                    from = next;
+                    continue 'keys;
+                }
+            }
+            return true;
+        }
+    }
+
     /// A recorded multipart upload.
-    pub fn upload(&self, id: &str) -> Option<&Arc<UploadRecord>> {
-        self.uploads.get(id).map(|entry| &entry.record)
+    pub fn upload(&self, id: &str) -> Option<UploadView> {
+        self.uploads.get(id).map(|entry| upload_view(id, &entry.record))
     }
 
     /// All recorded multipart uploads by id.
-    pub fn uploads(&self) -> impl Iterator<Item = (&String, &Arc<UploadRecord>)> {
-        self.uploads.iter().map(|(id, entry)| (id, &entry.record))
+    pub fn uploads(&self) -> impl Iterator<Item = UploadView> {
+        self.uploads.iter().map(|(id, entry)| upload_view(id, &entry.record))
     }
 
     /// The parts of a recorded upload that have arrived, by number.
-    pub fn parts(&self, upload: &str) -> impl Iterator<Item = (u16, &PartRecord)> {
+    pub fn parts(&self, upload: &str) -> impl Iterator<Item = StoredPart> {
+        let arrived = self.arrived_parts(upload);
+        arrived.map(|(number, part)| StoredPart { number, head: part.head.clone(), segment: part.segment })
+    }
+
+    /// When the last part of a recorded upload came; if it has none, when it was created.
+    pub fn last_use_of_upload(&self, upload: &UploadView) -> Millis {
+        self.arrived_parts(&upload.id).map(|(_, part)| part.head.modified).fold(upload.created, Ord::max)
+    }
+
+    fn arrived_parts(&self, upload: &str) -> impl Iterator<Item = (u16, &PartRecord)> {
         let parts = self.uploads.get(upload).into_iter().flat_map(|entry| &entry.parts);
         parts.filter_map(|(number, versions)| Some((*number, arrived(versions)?)))
     }
@@ -559,19 +605,21 @@ impl State {
     pub fn space(&self) -> SpaceUsage {
         self.space
     }
+}
 
-    /// How many files are open, closed and forgotten.
-    pub fn file_counts(&self) -> [u64; 3] {
-        let mut counts = [0; 3];
-        for entry in self.files.values() {
-            counts[match entry.record.state {
-                FileState::Open { .. } => 0,
-                FileState::Closed { .. } => 1,
-                FileState::Forgotten { .. } => 2,
-            }] += 1;
-        }
-        counts
+pub(super) fn job_view(id: &JobId, entry: &JobEntry) -> JobView {
+    let record = entry.life().record.as_ref();
+    JobView {
+        id: id.clone(),
+        created: record.map(|record| record.created),
+        subsumed: record.and_then(|record| record.subsumed),
+        ended: record.and_then(|record| record.ended).map(|(end, _)| end),
+        segments: entry.segments.len(),
     }
+}
+
+fn upload_view(id: &str, record: &UploadRecord) -> UploadView {
+    UploadView { id: id.to_owned(), upload: Arc::clone(&record.upload), created: record.created }
 }
 
 /// Where a listing begins: after `after`, and past everything below it when it is a rolled-up prefix.
@@ -613,13 +661,6 @@ fn after_prefix(prefix: &str) -> Option<Bound<String>> {
     None
 }
 
-impl super::super::command::Refusal {
-    /// Whether a repeat of the same request may succeed.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Self::ConditionUndecided(_)) || self.kind() == ErrorKind::Unavailable
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -627,16 +668,15 @@ mod tests {
     #[test]
     fn a_range_of_many_segments_begins_in_the_middle_of_them() {
         let segments: Vec<SegmentId> = (0..4).map(SegmentId).collect();
-        let record = ObjectRecord {
-            segments: segments.clone(),
+        let head = ObjectHead {
             len: 40,
             etag: String::new(),
             modified: Millis(0),
             headers: Default::default(),
             checksum: None,
             part_lens: vec![],
-            upload: None,
         };
+        let record = ObjectRecord { segments: segments.clone(), head, upload: None };
         let many = ObjectView { record: Arc::new(record), ends: Some([10, 15, 16, 40].into()) };
         let few = ObjectView { ends: None, ..many.clone() };
 

@@ -1,9 +1,9 @@
-//! `[server]`, `[limits]` and `[auth]`: the doors, what may pass them, and who.
+//! `[server]`, `[tls]`, `[limits]` and `[auth]`: the doors, what may pass them, and who.
 
 use std::path::PathBuf;
 
-use super::super::choices::EtagKind;
-use super::super::values::{MemorySize, Secret, Span};
+use super::super::choices::{ClientAuth, EtagKind, KeyAccess, TlsDoors};
+use super::super::values::{Fields, InvalidLiteral, Literal, MemorySize, Secret, Setting, Span};
 
 section! {
     /// `[server]`: where the daemon listens.
@@ -26,14 +26,37 @@ section! {
         region: String = "us-east-1".to_owned(),
         /// `md5` (default; clients may compare it) or `opaque` (saves about 1.5 s of CPU per GB).
         etag: EtagKind = EtagKind::Md5,
+        /// How often files are looked at that may change while the daemon runs, default 10 s: those of `[tls]`, `auth.keys-file`. 0: on SIGHUP
+        /// alone.
+        reload_interval: Span = Span::seconds(10),
+    }
+}
+
+section! {
+    /// `[tls]`: encryption at the doors. Without a certificate they speak plain HTTP.
+    TlsConfig {
+        /// `both` (default), `s3` or `api`. Unix sockets never speak TLS.
+        doors: TlsDoors = TlsDoors::Both,
+        /// PEM file with the certificate, and those between it and its authority after it.
+        cert: Option<PathBuf> = None,
+        /// PEM file with the private key of the certificate.
+        key: Option<PathBuf> = None,
+        /// PEM file with the authorities that sign certificates of clients.
+        client_ca: Option<PathBuf> = None,
+        /// `off`, `optional` (checked if sent) or `required`. Not set: `required` with `client-ca`, `off` without.
+        client_auth: Option<ClientAuth> = None,
     }
 }
 
 section! {
     /// `[limits]`: bounds on memory and on everything a client controls.
     LimitsConfig {
-        /// Bytes in flight in the whole daemon, default 512 mb. A body waits until its bytes are paid for from it.
+        /// Bytes in flight in the whole daemon, default 512 mb. A body waits until its bytes are paid for from it,
+        /// and a connection takes 96 kb of it.
         memory: MemorySize = MemorySize::mib(512),
+        /// Bytes of memory for what exists, default 1 gb, besides `memory`: 400 to 600 for an S3 object. At the bound whatever
+        /// would add to it is answered 503; reads and deletes go on. 0 is no bound.
+        catalog_memory: MemorySize = MemorySize::gib(1),
         /// Part of `memory` that is kept for reads whatever writers take, default 0.125.
         read_share: f64 = 0.125,
         /// Part of `memory` that is kept for writes whatever readers take, default 0.5.
@@ -100,6 +123,9 @@ section! {
         secret_key: Option<Secret> = None,
         /// More access keys, each tied to key prefixes: `[[auth.keys]]`.
         keys: Vec<AuthKeyConfig> = Vec::new(),
+        /// A file with more of them, and with tokens, that may change while the daemon runs: `[[keys]]`, `tokens`,
+        /// `read-tokens`. Not set: none.
+        keys_file: Option<PathBuf> = None,
         /// Bearer tokens of the native API; any of them opens all of it.
         tokens: Vec<Secret> = Vec::new(),
         /// Serve other hosts without credentials, default false. For closed networks only.
@@ -108,14 +134,41 @@ section! {
 }
 
 /// One entry of `[[auth.keys]]`.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AuthKeyConfig {
     /// The access key.
-    pub access_key: String,
+    pub(in crate::config) access_key: String,
     /// Its secret.
-    pub secret_key: Secret,
+    pub(in crate::config) secret_key: Secret,
     /// `bucket/key` prefixes that it may touch. Empty: all.
-    #[serde(default)]
-    pub prefixes: Vec<String>,
+    pub(in crate::config) prefixes: Vec<String>,
+    /// What it may do there.
+    pub(in crate::config) access: KeyAccess,
+}
+
+const ACCESS_KEY: &str = "access-key";
+const SECRET_KEY: &str = "secret-key";
+const PREFIXES: &str = "prefixes";
+const ACCESS: &str = "access";
+
+impl Setting for AuthKeyConfig {
+    fn read(literal: &Literal) -> Result<Self, InvalidLiteral> {
+        let fields = Fields::of(literal, &[ACCESS_KEY, SECRET_KEY, PREFIXES, ACCESS])?;
+        Ok(Self {
+            access_key: fields.required(ACCESS_KEY)?,
+            secret_key: fields.required(SECRET_KEY)?,
+            prefixes: fields.optional(PREFIXES)?.unwrap_or_default(),
+            access: fields.optional(ACCESS)?.unwrap_or(KeyAccess::ReadWrite),
+        })
+    }
+
+    fn write(&self) -> Literal {
+        let fields = [
+            (ACCESS_KEY, self.access_key.write()),
+            (SECRET_KEY, self.secret_key.write()),
+            (PREFIXES, self.prefixes.write()),
+            (ACCESS, self.access.write()),
+        ];
+        Literal::table(fields)
+    }
 }

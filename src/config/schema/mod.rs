@@ -1,16 +1,20 @@
 //! [`Config`]: every key of `config.toml`, its type, unit and default.
 //!
 //! A field's comment is the documentation of its key; `config.toml` says the same to operators. Values are
-//! what a user wrote; rules between them are checked when [`Settings`](super::Settings) are made.
+//! what a user wrote; rules between them are checked when [`Settings`](super::Settings) are made. Fields are of
+//! this module's parent alone, so that the daemon reads settings and never a key that is marked as without effect.
 
-/// A section: its fields are keys, each with a type and a default.
+/// A section: its fields are keys, each with a type and a default; an [`Effect`] after that where a key has none yet.
 macro_rules! section {
-    ($(#[$doc:meta])* $name:ident { $($(#[$key_doc:meta])* $key:ident: $type:ty = $default:expr,)+ }) => {
+    (
+        $(#[$doc:meta])* $name:ident {
+            $($(#[$key_doc:meta])* $key:ident: $type:ty = $default:expr $(; $effect:ident)?,)+
+        }
+    ) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        #[derive(Debug, Clone, PartialEq)]
         pub struct $name {
-            $($(#[$key_doc])* pub $key: $type,)+
+            $($(#[$key_doc])* pub(in crate::config) $key: $type,)+
         }
 
         impl Default for $name {
@@ -18,7 +22,34 @@ macro_rules! section {
                 Self { $($key: $default,)+ }
             }
         }
+
+        const _: () = {
+            use crate::config::keys;
+            use crate::config::schema::{Effect, ConfigEntry, Node, key_part};
+            use crate::config::values::{Literal, InvalidLiteral};
+
+            impl Node for $name {
+                fn collect(&self, path: &str, effect: Effect, into: &mut Vec<ConfigEntry>) {
+                    $(
+                        let key = keys::join(path, &key_part(stringify!($key)));
+                        self.$key.collect(&key, section!(@effect effect $($effect)?), into);
+                    )+
+                }
+
+                fn set(&mut self, key: &str, literal: &Literal) -> Option<Result<(), InvalidLiteral>> {
+                    let (part, rest) = key.split_once('.').unwrap_or((key, ""));
+                    $(
+                        if part == key_part(stringify!($key)) {
+                            return self.$key.set(rest, literal);
+                        }
+                    )+
+                    None
+                }
+            }
+        };
     };
+    (@effect $inherited:ident) => { $inherited };
+    (@effect $inherited:ident $own:ident) => { Effect::$own };
 }
 
 mod checkpointing;
@@ -29,11 +60,77 @@ pub use checkpointing::{
     CheckpointingConfig, CleanerConfig, ExecutionConfig, FileMergingConfig, InterruptibleTimersConfig,
     LocalBackupConfig, UnalignedConfig,
 };
-pub use doors::{AuthConfig, AuthKeyConfig, LimitsConfig, ServerConfig};
-pub use storage::{CatalogConfig, MergingConfig, ReclaimConfig, StoreConfig};
+pub use doors::{AuthConfig, AuthKeyConfig, LimitsConfig, ServerConfig, TlsConfig};
+pub use storage::{CatalogConfig, HdfsConfig, MergingConfig, ReclaimConfig, StoreConfig};
 
 use super::choices::LogFormat;
-use super::values::Span;
+use super::values::{InvalidLiteral, Literal, Setting, Span};
+
+/// Whether the daemon does anything with the value of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Effect {
+    /// It does: the value is in [`Settings`](super::Settings), or decides about a rule.
+    Now,
+    /// It will, with a part of the daemon that is not there yet.
+    Later,
+    /// It never will: the key is the worker's, and accepted for Flink's sake.
+    Elsewhere,
+}
+
+impl Effect {
+    /// Tells a user who set such a key; `None` if there is nothing to tell.
+    pub(in crate::config) fn warning(self) -> Option<&'static str> {
+        match self {
+            Self::Now => None,
+            Self::Later => Some("has no effect yet"),
+            Self::Elsewhere => Some("has no effect here, it is for workers"),
+        }
+    }
+}
+
+/// A key and its value.
+#[derive(Debug, Clone)]
+pub(in crate::config) struct ConfigEntry {
+    /// The whole key, such as `store.url`.
+    pub key: String,
+    /// Secrets are masked.
+    pub value: Literal,
+    pub effect: Effect,
+}
+
+/// A section, or the value of a key.
+pub(in crate::config) trait Node {
+    /// Adds every key from `path` on to `into`. Those without a mark of their own have `effect`.
+    fn collect(&self, path: &str, effect: Effect, into: &mut Vec<ConfigEntry>);
+
+    /// Sets the value of `key`, which is relative to here. `None`: there is no such key. A refused value changes nothing.
+    fn set(&mut self, key: &str, literal: &Literal) -> Option<Result<(), InvalidLiteral>>;
+}
+
+impl<T: Setting> Node for T {
+    fn collect(&self, path: &str, effect: Effect, into: &mut Vec<ConfigEntry>) {
+        into.push(ConfigEntry { key: path.to_owned(), value: self.write(), effect });
+    }
+
+    fn set(&mut self, key: &str, literal: &Literal) -> Option<Result<(), InvalidLiteral>> {
+        key.is_empty().then(|| T::read(literal).map(|value| *self = value))
+    }
+}
+
+/// A field's name as part of a key.
+fn key_part(field: &str) -> String {
+    field.replace('_', "-")
+}
+
+impl Config {
+    /// Every key with its value, sorted by key.
+    pub(in crate::config) fn entries(&self) -> Vec<ConfigEntry> {
+        let mut entries = Vec::new();
+        self.collect("", Effect::Now, &mut entries);
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        entries
+    }
+}
 
 section! {
     /// What `config.toml` says, after the environment and flags were laid over it.
@@ -42,6 +139,8 @@ section! {
         execution: ExecutionConfig = ExecutionConfig::default(),
         /// Where the daemon listens.
         server: ServerConfig = ServerConfig::default(),
+        /// Encryption at the doors.
+        tls: TlsConfig = TlsConfig::default(),
         /// The storage behind the daemon.
         store: StoreConfig = StoreConfig::default(),
         /// How segments are packed into physical files.
@@ -54,15 +153,15 @@ section! {
         reclaim: ReclaimConfig = ReclaimConfig::default(),
         /// Who may come in.
         auth: AuthConfig = AuthConfig::default(),
-        /// Several daemons as one. Behaviour comes later.
-        cluster: ClusterConfig = ClusterConfig::default(),
+        /// Several daemons as one. No effect yet.
+        cluster: ClusterConfig = ClusterConfig::default(); Later,
         /// What the daemon says about itself.
         telemetry: TelemetryConfig = TelemetryConfig::default(),
     }
 }
 
 section! {
-    /// `[cluster]`: several daemons as one. The keys are checked now, behaviour comes later.
+    /// `[cluster]`: several daemons as one. The keys are checked and have no effect yet.
     ClusterConfig {
         /// Name of this daemon, unique among its peers. Not set: made up at every start.
         daemon_id: Option<String> = None,
@@ -83,6 +182,8 @@ section! {
         /// `text` (default) or `json`.
         log_format: LogFormat = LogFormat::Text,
         /// Level, or levels per module (`info,esker::merge=debug`), default `info`. Debug logs per segment.
-        log_filter: String = "info,slatedb=warn,s3s=off".to_owned(),
+        log_filter: String = "info,slatedb=warn,s3s=off,hdfs_native=error".to_owned(),
+        /// A JSON line for each request: `off` (default), `stdout`, or the path of a file. Costs a little time for each.
+        access_log: String = "off".to_owned(),
     }
 }

@@ -9,7 +9,7 @@ use super::super::values::{MemorySize, Secret, Span};
 section! {
     /// `[store]`: the storage behind the daemon.
     StoreConfig {
-        /// `file:./dir`, `memory:` (tests) or `s3://bucket/prefix`; default `file:./esker-data`.
+        /// `file:./dir`, `memory:` (tests), `s3://bucket/prefix` or `hdfs://host:port/folder`; default `file:./esker-data`.
         url: StoreUrl = StoreUrl::File(PathBuf::from("./esker-data")),
         /// `http(s)://host:port` of an S3-compatible store. Not set: AWS.
         endpoint: Option<String> = None,
@@ -19,7 +19,7 @@ section! {
         access_key: Option<String> = None,
         /// Its secret. Better given as `ESKER__STORE__SECRET_KEY` than written to a file.
         secret_key: Option<Secret> = None,
-        /// Allow an endpoint without TLS, default false.
+        /// Allow an endpoint without TLS on another machine, default false. One on this machine needs no permission.
         allow_http: bool = false,
         /// Time for one request to the store, default 30 s; slower ones count as failed.
         request_timeout: Span = Span::seconds(30),
@@ -37,6 +37,30 @@ section! {
         /// A segment larger than this streams through in parts of this size, default 8 mb; on S3 5 mb to 5 gb.
         /// Larger means fewer requests and more memory per stream.
         part_size: MemorySize = MemorySize::mib(8),
+        /// A store on HDFS.
+        hdfs: HdfsConfig = HdfsConfig::default(),
+    }
+}
+
+section! {
+    /// `[store.hdfs]`: what only a store on HDFS needs to know.
+    HdfsConfig {
+        /// Folder with `core-site.xml` and `hdfs-site.xml`. Not set: `HADOOP_CONF_DIR`, then `HADOOP_HOME/etc/hadoop`.
+        conf_dir: Option<PathBuf> = None,
+        /// The user that files are written as, without Kerberos. Not set: `HADOOP_USER_NAME`, then this process' user.
+        user: Option<String> = None,
+        /// Files open at once, default 16, at least 4. Each holds a thread of every DataNode in its pipeline.
+        max_writers: u32 = 16,
+        /// Replicas of each block. Not set: the cluster's default. With 1, a lost disk loses what was answered.
+        replication: Option<u32> = None,
+        /// Size of a block, at least 1 mb and a multiple of 512 bytes; a physical file ends there. Not set: the cluster's.
+        block_size: Option<MemorySize> = None,
+        /// Time for one group to be durable, default 10 s. After that its file is given up, and the group goes into another
+        /// one. Shorter leaves a broken DataNode sooner, and a slow one, too.
+        write_timeout: Span = Span::seconds(10),
+        /// Memory for what stands in open files, which nobody can read from a DataNode yet; part of `limits.memory`. Not set:
+        /// a quarter of that. Above half of it the largest files are ended.
+        open_memory: Option<MemorySize> = None,
     }
 }
 
@@ -57,6 +81,10 @@ section! {
         linger_min: Span = Span::millis(20),
         /// Upper bound of the whole wait of a group, default 200 ms.
         linger_max: Span = Span::millis(200),
+        /// Object stores: a delete waits for others for this long at most, default 200 ms, to share their request. It
+        /// does so while fewer are waiting than were answered together lately: a client that sends one after the other
+        /// does not wait. Keep it well below the time-out of clients.
+        delete_linger: Span = Span::millis(200),
         /// Object stores: a group up to this size goes into the catalog's record, one request instead of two; default
         /// 256 kb, at most 1 mb, 0 is never. Within `catalog.inline-max`.
         inline_group_max: MemorySize = MemorySize::kib(256),

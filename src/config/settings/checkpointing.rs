@@ -1,117 +1,42 @@
-//! The coordinator's settings, and Flink's rules about them.
+//! Flink's rules about checkpoints. Most of their keys have no effect yet; they are checked all the same, so that a
+//! configuration which is good now is good then.
 
-use std::time::Duration;
-
-use super::count;
 use super::rules::Rules;
-use crate::config::choices::{CheckpointMode, CheckpointStorage, Retention};
+use crate::config::choices::{CheckpointStorage, Retention};
 use crate::config::schema::CheckpointingConfig;
 use crate::config::values::{MemorySize, Span};
 
 const INTERVAL_MIN: Span = Span::millis(10);
-const MIN_PAUSE_MAX: Span = Span::hours(365 * 24);
 pub(super) const INLINE_BYTES_MAX: MemorySize = MemorySize::mib(1);
 /// Flink's `Integer.MAX_VALUE`, which stands for "without limit".
 const INT_MAX: u32 = i32::MAX.unsigned_abs();
 
-/// Defaults of jobs that the daemon coordinates.
-#[derive(Debug, Clone, PartialEq)]
+/// The settings of `[execution.checkpointing]` that are in effect.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct CheckpointingSettings {
-    /// Between periodic checkpoints, at least `min_pause`. `None`: none are triggered.
-    pub interval: Option<Duration>,
-    /// The same while a source reports a backlog.
-    pub interval_during_backlog: Option<Duration>,
-    /// Between the end of one checkpoint and the next periodic one.
-    pub min_pause: Duration,
-    /// Checkpoints in progress at once, at least 1; exactly 1 if unaligned ones are on.
-    pub concurrent_max: usize,
-    /// A checkpoint that takes longer is aborted.
-    pub timeout: Duration,
-    /// Consecutive failures that a job survives. `None`: any number.
-    pub tolerable_failures: Option<u32>,
-    /// Whether a record may count again after a restore, for the sake of lower latency.
-    pub mode: CheckpointMode,
-    /// Completed checkpoints kept per job, at least 1.
-    pub num_retained: usize,
-    /// What happens to a job's checkpoints when it ends.
-    pub retention: Retention,
-    /// Whether the files of a checkpoint are deleted in parallel.
-    pub parallel_cleaning: bool,
-    /// Whether checkpoints go on after some tasks finished.
-    pub checkpoints_after_tasks_finish: bool,
-    /// Whether a checkpoint may refer to state of earlier ones, which writes less and keeps old files longer.
-    pub incremental: bool,
-    /// `None`: barriers stay aligned.
-    pub unaligned: Option<UnalignedSettings>,
-    /// Subtasks that share one file of channel state; 1 is no sharing.
-    pub channel_state_subtasks_max: usize,
+    /// The fate of a job's checkpoints when it ends.
+    pub(crate) retention: Retention,
     /// States up to this size are stored inside the catalog record; 0 is never.
-    pub inline_bytes_max: u64,
-    /// First size of a worker's own write buffer.
-    pub write_buffer_bytes: u64,
-    /// Where metadata is kept. `None`: beside the data.
-    pub dir: Option<String>,
-    /// Where savepoints go that name no place of their own. `None`: they must name one.
-    pub savepoint_dir: Option<String>,
-    /// Whether each job gets a directory of its own below `dir`.
-    pub create_subdir: bool,
-    /// Flink's choice of checkpoint storage, accepted for its sake: state is kept in the store either way.
-    pub storage: Option<CheckpointStorage>,
-}
-
-/// Barriers that overtake records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnalignedSettings {
-    /// Even for jobs with cycles.
-    pub forced: bool,
-    /// A checkpoint starts aligned and turns unaligned after this; zero is at once.
-    pub aligned_timeout: Duration,
+    pub(crate) inline_bytes_max: u64,
 }
 
 impl CheckpointingSettings {
     /// Converts a section that [`check`] passed.
     pub(super) fn from_checked(config: &CheckpointingConfig) -> Self {
-        let min_pause = config.min_pause.min(MIN_PAUSE_MAX).duration();
-        let paced = |interval: Span| interval.duration().max(min_pause);
-        let backlog = config.interval_during_backlog.or(config.interval).filter(|interval| !interval.is_zero());
         Self {
-            interval: config.interval.map(paced),
-            interval_during_backlog: backlog.map(paced),
-            min_pause,
-            concurrent_max: count(config.max_concurrent_checkpoints),
-            timeout: config.timeout.duration(),
-            tolerable_failures: Some(config.tolerable_failed_checkpoints).filter(|limit| *limit != INT_MAX),
-            mode: config.mode,
-            num_retained: count(config.num_retained),
             retention: config.externalized_checkpoint_retention,
-            parallel_cleaning: config.cleaner.parallel_mode,
-            checkpoints_after_tasks_finish: config.checkpoints_after_tasks_finish,
-            incremental: config.incremental,
-            unaligned: unaligned(config),
-            channel_state_subtasks_max: count(config.unaligned.max_subtasks_per_channel_state_file),
             inline_bytes_max: config.data_inline_threshold.bytes(),
-            write_buffer_bytes: config.write_buffer_size.max(config.data_inline_threshold).bytes(),
-            dir: config.dir.clone(),
-            savepoint_dir: config.savepoint_dir.clone(),
-            create_subdir: config.create_subdir,
-            storage: config.storage,
         }
     }
-}
-
-fn unaligned(config: &CheckpointingConfig) -> Option<UnalignedSettings> {
-    let effective = config.unaligned.enabled && config.mode == CheckpointMode::ExactlyOnce;
-    effective.then(|| UnalignedSettings {
-        forced: config.unaligned.forced,
-        aligned_timeout: config.aligned_checkpoint_timeout.duration(),
-    })
 }
 
 /// Checks `[execution.checkpointing]`; file merging is checked with the sizes it depends on.
 ///
 /// # Source
 /// `CheckpointConfig`, `CheckpointCoordinatorConfiguration` and `CheckpointingOptions` of Flink.
-pub(super) fn check(rules: &mut Rules, config: &CheckpointingConfig) {
+pub(super) fn check(rules: &mut Rules) {
+    let config = &rules.config.execution.checkpointing;
     check_intervals(rules, config);
     rules.require(
         config.timeout >= INTERVAL_MIN,
@@ -138,7 +63,11 @@ pub(super) fn check(rules: &mut Rules, config: &CheckpointingConfig) {
         &["execution.checkpointing.data-inline-threshold"],
         format!("must be at most {INLINE_BYTES_MAX}"),
     );
-    check_unaligned(rules, config);
+    rules.require(
+        !config.unaligned.enabled || config.max_concurrent_checkpoints <= 1,
+        &["execution.checkpointing.unaligned.enabled", "execution.checkpointing.max-concurrent-checkpoints"],
+        "unaligned checkpoints allow one checkpoint at a time",
+    );
     check_directories(rules, config);
 }
 
@@ -165,25 +94,6 @@ fn check_intervals(rules: &mut Rules, config: &CheckpointingConfig) {
         config.interval.is_none_or(|interval| backlog >= interval),
         &[BACKLOG, INTERVAL],
         "the interval during backlog must be 0 or not below the interval",
-    );
-}
-
-fn check_unaligned(rules: &mut Rules, config: &CheckpointingConfig) {
-    const ENABLED: &str = "execution.checkpointing.unaligned.enabled";
-    rules.require(
-        !config.unaligned.enabled || config.max_concurrent_checkpoints <= 1,
-        &[ENABLED, "execution.checkpointing.max-concurrent-checkpoints"],
-        "unaligned checkpoints allow one checkpoint at a time",
-    );
-    rules.warn_if(
-        config.unaligned.enabled && config.mode == CheckpointMode::AtLeastOnce,
-        &[ENABLED, "execution.checkpointing.mode"],
-        "checkpoints stay aligned, unaligned ones need EXACTLY_ONCE",
-    );
-    rules.warn_if(
-        config.unaligned.forced && !config.unaligned.enabled,
-        &["execution.checkpointing.unaligned.forced", ENABLED],
-        "has no effect while unaligned checkpoints are off",
     );
 }
 

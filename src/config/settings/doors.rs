@@ -1,14 +1,16 @@
 //! Rules about addresses, names and credentials, of the daemon's doors and of the store's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tracing_subscriber::EnvFilter;
 
 use super::rules::Rules;
+use crate::config::choices::{ClientAuth, TlsDoors};
+use crate::config::schema::Config;
 use crate::config::url::StoreUrl;
 use crate::config::values::Secret;
 
-/// What fits into the address of a Unix socket.
+/// The longest path that fits into the address of a Unix socket.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// Checks the rules of this module. Returns the addresses of the S3 door and the native API if both are good.
@@ -17,6 +19,7 @@ pub(super) fn check(rules: &mut Rules) -> Option<(SocketAddr, SocketAddr)> {
     check_names(rules);
     check_store(rules);
     check_keys(rules);
+    check_tls(rules);
     let s3 = check_address(rules, "server.s3", &server.s3);
     let api = check_address(rules, "server.api", &server.api);
     check_exposure(rules, s3, api);
@@ -53,6 +56,11 @@ fn check_names(rules: &mut Rules) {
             format!("must be a path of 1 to {SOCKET_PATH_BYTES_MAX} bytes"),
         );
     }
+    rules.require(
+        !rules.config.telemetry.access_log.trim().is_empty(),
+        &["telemetry.access-log"],
+        "must be `off`, `stdout` or the path of a file",
+    );
     let filter = &rules.config.telemetry.log_filter;
     let parsed = EnvFilter::try_new(filter);
     rules.require(
@@ -91,7 +99,7 @@ fn check_keys(rules: &mut Rules) {
     rules.require(
         pairs.iter().all(|(access, secret)| is_access_key(access) && !secret.expose().is_empty()),
         &["auth.access-key", "auth.secret-key", "auth.keys"],
-        "an access key must be 1 to 128 printable characters without space, `/`, `,` or `=`, a secret not empty",
+        ACCESS_KEY_RULE,
     );
     rules.require(
         all_different(pairs.iter().map(|(access, _)| *access)),
@@ -99,25 +107,65 @@ fn check_keys(rules: &mut Rules) {
         "an access key must not appear twice",
     );
     rules.require(
-        auth.keys.iter().flat_map(|key| &key.prefixes).all(|prefix| !prefix.is_empty() && !prefix.starts_with('/')),
+        auth.keys.iter().flat_map(|key| &key.prefixes).all(|prefix| is_prefix(prefix)),
         &["auth.keys"],
-        "a prefix must be `bucket` or `bucket/key`, without a slash in front; no prefixes at all means everything",
+        PREFIX_RULE,
     );
     rules.require(
         auth.tokens.iter().all(|token| is_token(token.expose()))
             && all_different(auth.tokens.iter().map(Secret::expose)),
         &["auth.tokens"],
-        "tokens must be different, of letters, digits and `-._~+/=`",
+        TOKEN_RULE,
     );
 }
 
-/// What the header of a signed request can carry.
-fn is_access_key(key: &str) -> bool {
+pub(in crate::config) const ACCESS_KEY_RULE: &str =
+    "an access key must be 1 to 128 printable characters without space, `/`, `,` or `=`, a secret not empty";
+pub(in crate::config) const PREFIX_RULE: &str =
+    "a prefix must be `bucket` or `bucket/key`, without a slash in front; no prefixes at all means everything";
+pub(in crate::config) const TOKEN_RULE: &str = "tokens must be different, of letters, digits and `-._~+/=`";
+
+/// Whether this names something that a key may touch.
+pub(in crate::config) fn is_prefix(prefix: &str) -> bool {
+    !prefix.is_empty() && !prefix.starts_with('/')
+}
+
+/// What goes together in `[tls]`. Whether the files are good is seen when they are read.
+fn check_tls(rules: &mut Rules) {
+    let tls = &rules.config.tls;
+    rules.require(tls.cert.is_some() == tls.key.is_some(), &["tls.cert", "tls.key"], "both or neither must be set");
+    let asks = client_auth(rules.config) != ClientAuth::Off;
+    rules.require(
+        !asks || tls.client_ca.is_some() && tls.cert.is_some(),
+        &["tls.client-auth", "tls.client-ca", "tls.cert"],
+        "certificates of clients are checked against tls.client-ca, on a door that has tls.cert",
+    );
+    rules.warn_if(
+        !asks && tls.client_ca.is_some(),
+        &["tls.client-ca", "tls.client-auth"],
+        "nobody is asked for a certificate",
+    );
+}
+
+/// What is asked of clients.
+pub(super) fn client_auth(config: &Config) -> ClientAuth {
+    let unsaid = if config.tls.client_ca.is_some() { ClientAuth::Required } else { ClientAuth::Off };
+    config.tls.client_auth.unwrap_or(unsaid)
+}
+
+/// Whether everybody who gets through to this door has shown a certificate.
+fn certificates_are_required(rules: &Rules, other_door: TlsDoors) -> bool {
+    let tls = &rules.config.tls;
+    client_auth(rules.config) == ClientAuth::Required && tls.doors != other_door
+}
+
+/// Whether the header of a signed request can carry this key.
+pub(in crate::config) fn is_access_key(key: &str) -> bool {
     (1..=128).contains(&key.len()) && key.chars().all(|c| c.is_ascii_graphic() && !"/,=".contains(c))
 }
 
-/// What `Authorization: Bearer` can carry (RFC 6750).
-fn is_token(token: &str) -> bool {
+/// Whether `Authorization: Bearer` can carry this token (RFC 6750).
+pub(in crate::config) fn is_token(token: &str) -> bool {
     !token.is_empty() && token.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+/=".contains(c))
 }
 
@@ -145,8 +193,11 @@ fn check_exposure(rules: &mut Rules, s3: Option<SocketAddr>, api: Option<SocketA
     let auth = &rules.config.auth;
     let same = s3.is_some() && s3 == api && s3.is_some_and(|address| address.port() != 0);
     rules.require(!same, &["server.s3", "server.api"], "the doors must not share an address");
-    let no_keys = auth.access_key.is_none() && auth.keys.is_empty();
-    let no_tokens = auth.tokens.is_empty();
+    let no_file = auth.keys_file.is_none();
+    let no_keys = no_file && auth.access_key.is_none() && auth.keys.is_empty();
+    let no_tokens = no_file && auth.tokens.is_empty();
+    let no_keys = no_keys && !certificates_are_required(rules, TlsDoors::Api);
+    let no_tokens = no_tokens && !certificates_are_required(rules, TlsDoors::S3);
     for (address, open, key, credentials) in
         [(s3, no_keys, "server.s3", "auth.access-key"), (api, no_tokens, "server.api", "auth.tokens")]
     {
@@ -154,7 +205,10 @@ fn check_exposure(rules: &mut Rules, s3: Option<SocketAddr>, api: Option<SocketA
         rules.require(
             !exposed || auth.insecure,
             &[key, credentials, INSECURE],
-            format!("other hosts are served with credentials only: set {credentials}, or {INSECURE} = true"),
+            format!(
+                "other hosts are served with credentials only: set {credentials}, tls.client-auth = \"required\", or \
+                 {INSECURE} = true"
+            ),
         );
         rules.warn_if(exposed && auth.insecure, &[key, INSECURE], "whoever reaches this address can read and delete");
     }
@@ -171,9 +225,9 @@ fn check_store(rules: &mut Rules) {
     if let Some(endpoint) = &store.endpoint {
         rules.require(is_http_url(endpoint), &[ENDPOINT], HTTP_URL_RULE);
         rules.require(
-            store.allow_http || !endpoint.to_ascii_lowercase().starts_with("http://"),
+            store.allow_http || !endpoint.to_ascii_lowercase().starts_with("http://") || is_loopback_url(endpoint),
             &[ENDPOINT, "store.allow-http"],
-            "an endpoint without TLS must be allowed by `allow-http = true`",
+            "an endpoint without TLS on another machine must be allowed by `allow-http = true`",
         );
     }
     let other_url = rules.config.catalog.url.as_ref();
@@ -185,6 +239,17 @@ fn check_store(rules: &mut Rules) {
     ] {
         rules.warn_if(set && !uses_s3, &[key, "store.url"], "has no effect, the store is not S3");
     }
+}
+
+/// Whether what goes to this URL stays on this machine.
+pub(super) fn is_loopback_url(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://") else { return false };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _)) => host,
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
 }
 
 const HTTP_URL_RULE: &str = "must be `http://` or `https://`, a host, and no user, password or query";

@@ -2,9 +2,18 @@
 //!
 //! Made from a [`Config`] in one step. What is off is `None`, what has no limit is `None`, and no value here needs
 //! another check: counts and sizes that must not be zero are not, and sums fit their budgets.
+//!
+//! # Invariants
+//! - A key that is marked as without effect changes nothing here, every other one does (tested).
+//! - The daemon reads every field: one that it does not read is an error of the compiler. For that, fields are
+//!   `pub(crate)`, but for the few that benches read, and only tests compare settings, as comparing reads everything.
 
+#![deny(dead_code)]
+
+mod bounds;
 mod checkpointing;
-mod doors;
+pub(super) mod doors;
+mod memory;
 mod rules;
 
 #[cfg(test)]
@@ -14,156 +23,204 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use checkpointing::{CheckpointingSettings, UnalignedSettings};
+pub use checkpointing::CheckpointingSettings;
 
-use super::choices::{Boundary, DirectIo, EtagKind, LogFormat, ReclaimMode};
+use self::rules::Rules;
+use super::choices::{Boundary, ClientAuth, DirectIo, EtagKind, KeyAccess, LogFormat, ReclaimMode, TlsDoors};
 use super::error::ConfigErrors;
-use super::schema::{AuthConfig, Config};
+use super::schema::{AuthConfig, AuthKeyConfig, Config};
 use super::url::StoreUrl;
 use super::values::Secret;
 
 /// Everything that can be set, checked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct Settings {
     /// Defaults of jobs that the daemon coordinates.
-    pub checkpointing: CheckpointingSettings,
+    pub(crate) checkpointing: CheckpointingSettings,
     /// Where the daemon listens.
-    pub server: ServerSettings,
+    pub(crate) server: ServerSettings,
+    /// Encryption at the doors. `None`: plain HTTP.
+    pub(crate) tls: Option<TlsSettings>,
     /// The storage behind the daemon.
     pub store: StoreSettings,
-    /// How segments are packed into physical files.
-    pub merging: MergingSettings,
+    /// The packing of segments into physical files.
+    pub(crate) merging: MergingSettings,
     /// The daemon's memory of what exists.
     pub catalog: CatalogSettings,
     /// Bounds on memory and on what clients may ask for.
     pub limits: LimitsSettings,
     /// Getting dead bytes back.
-    pub reclaim: ReclaimSettings,
+    pub(crate) reclaim: ReclaimSettings,
     /// Who may come in.
-    pub auth: AuthSettings,
-    /// Several daemons as one.
-    pub cluster: ClusterSettings,
-    /// What the daemon says about itself.
-    pub telemetry: TelemetrySettings,
-    /// What is legal but hardly meant, one sentence each, to be logged at start.
-    pub warnings: Vec<String>,
+    pub(crate) auth: AuthSettings,
+    /// Logs and traces of the daemon.
+    pub(crate) telemetry: TelemetrySettings,
+    /// Warnings to be logged at start, one sentence each: settings that are legal but hardly meant.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Where the daemon listens.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct ServerSettings {
     /// The S3 door.
-    pub s3: SocketAddr,
+    pub(crate) s3: SocketAddr,
     /// Native API, health, metrics, admin pages.
-    pub api: SocketAddr,
+    pub(crate) api: SocketAddr,
     /// Path of a Unix socket that serves the native API too, 1 to 107 bytes. `None`: there is none.
-    pub api_unix_socket: Option<PathBuf>,
+    pub(crate) api_unix_socket: Option<PathBuf>,
     /// Lower case. Empty: path style only.
-    pub virtual_host_domains: Vec<String>,
+    pub(crate) virtual_host_domains: Vec<String>,
     /// Buckets that exist from the start.
-    pub buckets: Vec<String>,
+    pub(crate) buckets: Vec<String>,
     /// Time that requests in progress get at shutdown.
-    pub drain_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
     /// The region that the S3 door answers, and that signatures of clients name.
-    pub region: String,
-    /// What the S3 door answers as an object's ETag. MD5 costs about 1.5 s of CPU time per GB.
-    pub etag: EtagKind,
+    pub(crate) region: String,
+    /// The ETag of an object at the S3 door. MD5 costs about 1.5 s of CPU time per GB.
+    pub(crate) etag: EtagKind,
+    /// How often files are looked at that may change while the daemon runs. `None`: when it is told to.
+    pub(crate) reload_interval: Option<Duration>,
+}
+
+/// Encryption at the doors.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
+pub struct TlsSettings {
+    /// The doors that speak it.
+    pub(crate) doors: TlsDoors,
+    /// A PEM file: the certificate, then those between it and its authority.
+    pub(crate) cert: PathBuf,
+    /// A PEM file: the private key of the certificate.
+    pub(crate) key: PathBuf,
+    /// A PEM file: authorities of clients' certificates. There unless `client_auth` is off.
+    pub(crate) client_ca: Option<PathBuf>,
+    /// What is asked of clients.
+    pub(crate) client_auth: ClientAuth,
 }
 
 /// The storage behind the daemon.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct StoreSettings {
     /// Where the data lives, and the catalog too unless it has a place of its own.
-    pub url: StoreUrl,
+    pub(crate) url: StoreUrl,
     /// An `http(s)` URL. `None`: AWS.
-    pub endpoint: Option<String>,
+    pub(crate) endpoint: Option<String>,
     /// Region of the S3 bucket. `None`: `AWS_REGION`, then what the store assumes.
-    pub region: Option<String>,
+    pub(crate) region: Option<String>,
     /// `None`: the sources that AWS clients know.
-    pub credentials: Option<Credentials>,
+    pub(crate) credentials: Option<Credentials>,
     /// Whether an endpoint may be without TLS, which shows the data to the network between.
-    pub allow_http: bool,
+    pub(crate) allow_http: bool,
     /// For one request.
-    pub request_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     /// For all tries of a request.
-    pub retry_timeout: Duration,
+    pub(crate) retry_timeout: Duration,
     /// Requests to the store at once, at least 1. More hides latency until the store answers 503.
-    pub concurrent_requests_max: usize,
+    pub(crate) concurrent_requests_max: usize,
     /// Bytes of uploads and downloads at once, part of `memory_bytes` of the limits and at least one part.
-    pub in_flight_bytes_max: u64,
+    pub(crate) in_flight_bytes_max: u64,
     /// Whether files on local disk are written past the page cache. S3 ignores it.
-    pub direct_io: DirectIo,
+    pub(crate) direct_io: DirectIo,
     /// Bytes of a local disk that are kept back. `None`: a share of the disk. S3 ignores it.
-    pub reserve_bytes: Option<u64>,
+    pub(crate) reserve_bytes: Option<u64>,
     /// Segments above this are streamed, in parts of this size.
-    pub part_bytes: u64,
+    pub(crate) part_bytes: u64,
     /// `None`: nothing of S3 is kept on local disk. There is none of a local disk.
-    pub local_copy: Option<LocalCopySettings>,
+    pub(crate) local_copy: Option<LocalCopySettings>,
+    /// For a store, or a catalog, on HDFS.
+    pub(crate) hdfs: HdfsSettings,
+}
+
+/// A store on HDFS.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
+pub struct HdfsSettings {
+    /// Where Hadoop's configuration is. `None`: where Hadoop's variables say.
+    pub(crate) conf_dir: Option<PathBuf>,
+    /// The user; `None`: `HADOOP_USER_NAME`, then that of this process.
+    pub(crate) user: Option<String>,
+    /// Files open at once, at least 1.
+    pub(crate) writers_max: usize,
+    /// Replicas of each block; `None`: the cluster's default.
+    pub(crate) replication: Option<u32>,
+    /// Bytes of a block; `None`: the cluster's default.
+    pub(crate) block_bytes: Option<u64>,
+    /// For a group to be durable.
+    pub(crate) write_timeout: Duration,
+    /// Bytes of open files in memory. No part of `memory_bytes` of the limits where the data is on HDFS.
+    pub(crate) open_bytes_max: u64,
 }
 
 /// A copy on local disk of what is on S3.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct LocalCopySettings {
     /// Where; at least one.
-    pub dirs: Vec<PathBuf>,
+    pub(crate) dirs: Vec<PathBuf>,
     /// Bytes on disk, shared evenly by the directories.
-    pub bytes_max: u64,
+    pub(crate) bytes_max: u64,
     /// Bytes in memory that wait to be written. They are no part of `memory_bytes` of the limits.
-    pub waiting_bytes_max: u64,
+    pub(crate) waiting_bytes_max: u64,
 }
 
 /// An access key and its secret.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct Credentials {
     /// The name of the pair, sent with every request.
-    pub access_key: String,
+    pub(crate) access_key: String,
     /// Signs the requests and is never sent.
-    pub secret_key: Secret,
+    pub(crate) secret_key: Secret,
 }
 
-/// How segments are packed into physical files.
-#[derive(Debug, Clone, PartialEq)]
+/// The packing of segments into physical files.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct MergingSettings {
     /// Off: every segment is a file of its own.
-    pub enabled: bool,
+    pub(crate) enabled: bool,
     /// Whether one file may hold segments of several checkpoints.
-    pub checkpoint_boundary: CheckpointBoundary,
+    pub(crate) checkpoint_boundary: CheckpointBoundary,
     /// Who shares a file of shared state. Wider is fewer files, whose segments die at more different times.
-    pub shared_boundary: Boundary,
+    pub(crate) shared_boundary: Boundary,
     /// Who shares a file of exclusive state.
-    pub exclusive_boundary: Boundary,
+    pub(crate) exclusive_boundary: Boundary,
     /// `Job` or `Daemon`.
-    pub s3_boundary: Boundary,
+    pub(crate) s3_boundary: Boundary,
     /// A file of this size or more takes no more segments.
-    pub file_bytes_max: u64,
-    /// What a writer does when its lane has no free open file.
-    pub pool: PoolMode,
+    pub(crate) file_bytes_max: u64,
+    /// The behaviour of a writer when its lane has no free open file.
+    pub(crate) pool: PoolMode,
     /// Subtasks that share one file, at least 1. More is fewer files; fewer lets a subtask's files die together.
-    pub subtasks_per_file_max: usize,
+    pub(crate) subtasks_per_file_max: usize,
     /// At most `file_bytes_max`.
-    pub group_bytes_max: u64,
-    /// How long a group waits for more segments. Longer makes larger groups and later answers.
-    pub linger: LingerSettings,
+    pub(crate) group_bytes_max: u64,
+    /// The time for which a group waits for more segments. Longer makes larger groups and later answers.
+    pub(crate) linger: LingerSettings,
     /// Object stores: groups up to this size go into the catalog's record, at most 1 MiB, 0 is never.
-    pub inline_group_bytes_max: u64,
+    pub(crate) inline_group_bytes_max: u64,
     /// Physical files open at once, at least 1; at the bound writers wait, as each file holds a buffer or a
     /// descriptor.
-    pub open_files_max: usize,
+    pub(crate) open_files_max: usize,
     /// An open file without a new segment for this long is closed. Shorter frees memory, longer fills files.
-    pub idle_close: Duration,
+    pub(crate) idle_close: Duration,
     /// Longest wait for a file.
-    pub take_deadline: Duration,
+    pub(crate) take_deadline: Duration,
 }
 
-/// How long a group waits for more segments on an object store.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The time for which a group waits for more segments on an object store.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct LingerSettings {
     /// Part of the store's recent latency, 0 to 1.
-    pub latency_fraction: f64,
+    pub(crate) latency_fraction: f64,
     /// Least time in which a next segment is expected.
-    pub min: Duration,
+    pub(crate) min: Duration,
     /// Upper bound of the whole wait of a group. Zero is no wait.
-    pub max: Duration,
+    pub(crate) max: Duration,
 }
 
 /// Whether segments of several checkpoints share a file.
@@ -175,7 +232,7 @@ pub enum CheckpointBoundary {
     Across,
 }
 
-/// What a writer does when no open file is free.
+/// The behaviour of a writer when no open file is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
     /// It waits for one.
@@ -185,149 +242,173 @@ pub enum PoolMode {
 }
 
 /// The daemon's memory of what exists.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct CatalogSettings {
     /// `None`: beside the data.
-    pub url: Option<StoreUrl>,
+    pub(crate) url: Option<StoreUrl>,
     /// Memory for blocks of the catalog, at least 1 MiB. Less means more requests per look-up.
-    pub cache_bytes: u64,
+    pub(crate) cache_bytes: u64,
     /// Catalog bytes that are only in memory and the log, at least 8 MiB; at the bound catalog writes wait. Larger is
     /// fewer files and a longer replay at start.
-    pub unflushed_bytes_max: u64,
+    pub(crate) unflushed_bytes_max: u64,
     /// Object stores: bytes of inline segments above which groups go into files whatever their size.
-    pub inline_bytes_max: u64,
-    /// How often the catalog looks for a successor and for work. Each look costs requests, also when idle.
-    pub poll_interval: Duration,
+    pub(crate) inline_bytes_max: u64,
+    /// Interval at which the catalog looks for a successor and for work. Each look costs requests, also when idle.
+    pub(crate) poll_interval: Duration,
+    /// Object stores: the longest time for which deletes wait for each other, to share their request.
+    pub(crate) delete_linger: Duration,
     /// A log file on local disk is closed at this size, at least 64 KiB. Smaller gives space back sooner.
-    pub log_segment_bytes: u64,
+    pub(crate) log_segment_bytes: u64,
 }
 
 /// Bounds on memory and on what clients may ask for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct LimitsSettings {
     /// Bytes in flight in the whole daemon: `limits.memory` without `kept_buffer_bytes` and what waits for a local copy.
     pub memory_bytes: u64,
+    /// Bytes of memory that the catalog may take, about, before whatever would add to it is refused. 0: no bound.
+    pub catalog_memory_bytes: u64,
     /// Part of `memory_bytes` that writes leave to reads; writes have two parts of the store left all the same.
     pub reads_kept_bytes: u64,
     /// Part of `memory_bytes` that reads leave to writes; reads have a block left all the same.
     pub writes_kept_bytes: u64,
+    /// Part of `memory_bytes` that connections themselves take at most, whatever they carry.
+    pub connections_bytes_max: u64,
     /// Bytes of `memory_bytes` that one connection holds at most; enough for a segment that streams through.
-    pub connection_memory_bytes: u64,
+    pub(crate) connection_memory_bytes: u64,
     /// The same for one access key or token, where there are several.
-    pub key_memory_bytes: u64,
+    pub(crate) key_memory_bytes: u64,
     /// Bytes of buffers that wait for the next body.
-    pub kept_buffer_bytes: u64,
+    pub(crate) kept_buffer_bytes: u64,
     /// Part of `memory_bytes`, and smaller by a part at least.
-    pub multipart_memory_bytes: u64,
+    pub(crate) multipart_memory_bytes: u64,
     /// At most `multipart_memory_bytes`.
-    pub multipart_part_in_memory_bytes_max: u64,
+    pub(crate) multipart_part_in_memory_bytes_max: u64,
     /// A multipart upload without a request for this long is aborted, as its client has probably died.
-    pub multipart_expiry: Duration,
+    pub(crate) multipart_expiry: Duration,
     /// Multipart uploads in progress, at least 1.
-    pub multipart_uploads_max: usize,
+    pub(crate) multipart_uploads_max: usize,
     /// Those of one job, at least 1.
-    pub multipart_uploads_per_job_max: usize,
+    pub(crate) multipart_uploads_per_job_max: usize,
     /// A multipart upload without a request for this long may be aborted to make room.
-    pub multipart_idle: Duration,
+    pub(crate) multipart_idle: Duration,
     /// The largest segment or single PUT. On S3 it fits into 10,000 parts.
-    pub segment_bytes_max: u64,
+    pub(crate) segment_bytes_max: u64,
     /// The largest object of the S3 door. Above `segment_bytes_max` it takes a multipart upload.
-    pub object_bytes_max: u64,
+    pub(crate) object_bytes_max: u64,
     /// Bytes of an S3 key in UTF-8, 1 to 1024.
-    pub key_bytes_max: usize,
+    pub(crate) key_bytes_max: usize,
     /// Bytes of the names and values of an object's `x-amz-meta-*` headers together, at most `header_bytes_max`.
-    pub metadata_bytes_max: u64,
+    pub(crate) metadata_bytes_max: u64,
     /// Bytes of the request line and all headers together, at least 8 KiB, which is the least the HTTP server takes.
-    pub header_bytes_max: u64,
+    pub(crate) header_bytes_max: u64,
     /// Segments in one request of the native API, at least 1.
-    pub segments_per_request_max: usize,
+    pub(crate) segments_per_request_max: usize,
     /// Connections over all doors, at least 1. Each needs a file descriptor.
-    pub connections_max: usize,
+    pub(crate) connections_max: usize,
     /// Places on top of them for health and metrics, at least 1.
-    pub connections_reserved: usize,
+    pub(crate) connections_reserved: usize,
     /// Wait for memory before a request is refused.
     pub admission_timeout: Duration,
     /// From a connection to the whole head of its first request, and for each further head.
-    pub head_timeout: Duration,
+    pub(crate) head_timeout: Duration,
     /// Without a request, a connection is closed after this long.
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
     /// Bytes a second that a client moves at least, on average over `rate_window`; 0 is no bound.
-    pub rate_bytes_min: u64,
-    /// How long a client may fall behind.
-    pub rate_window: Duration,
+    pub(crate) rate_bytes_min: u64,
+    /// The time by which a client may fall behind.
+    pub(crate) rate_window: Duration,
     /// Between two pieces of a body.
     pub body_timeout: Duration,
     /// From head to answer.
-    pub request_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     /// A read without progress for this long keeps no file from being deleted any more.
     pub read_lease: Duration,
 }
 
 /// Getting dead bytes back.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct ReclaimSettings {
     /// Who re-uploads the live segments of files with too many dead bytes.
-    pub mode: ReclaimMode,
+    pub(crate) mode: ReclaimMode,
     /// Physical bytes over live bytes, at least 1. `None`: no limit, nothing is re-uploaded.
-    pub space_amplification_max: Option<f64>,
+    pub(crate) space_amplification_max: Option<f64>,
     /// Between forgetting a file and deleting it.
-    pub delete_grace: Duration,
+    pub(crate) delete_grace: Duration,
     /// Files deleted per second, at least 1. S3 answers 503 above a few thousand.
-    pub deletes_per_second_max: u32,
+    pub(crate) deletes_per_second_max: u32,
     /// Bytes re-uploaded per second, never zero. More gives space back sooner and takes bandwidth from writers.
-    pub copied_bytes_per_second_max: u64,
+    pub(crate) copied_bytes_per_second_max: u64,
     /// Whether dead ranges of closed files are given back in place, where the disk can.
-    pub punch_holes: bool,
-    /// How often reclaimer and deleter look for work at least. How soon they act when something died is a part of it.
-    pub interval: Duration,
-    /// How often storage is listed for files that nobody names. `None`: never.
-    pub sweep_interval: Option<Duration>,
+    pub(crate) punch_holes: bool,
+    /// Longest interval at which reclaimer and deleter look for work. A part of it is the time in which they act when
+    /// something died.
+    pub(crate) interval: Duration,
+    /// Interval at which storage is listed for files that nobody names. `None`: never.
+    pub(crate) sweep_interval: Option<Duration>,
     /// For how long a file must have been unnamed before it is deleted.
-    pub sweep_grace: Duration,
+    pub(crate) sweep_grace: Duration,
 }
 
 /// Who may come in.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct AuthSettings {
     /// Of the S3 door, each access key once. Empty: no credentials are asked for.
-    pub keys: Vec<S3Key>,
+    pub(crate) keys: Vec<S3Key>,
     /// Of the native API. Empty: no token is asked for.
-    pub tokens: Vec<Secret>,
-    /// Whether other hosts are served without credentials.
-    pub insecure: bool,
+    pub(crate) tokens: Vec<Secret>,
+    /// Holds more of both, and may change. With one, both doors ask for credentials.
+    pub(crate) keys_file: Option<PathBuf>,
 }
 
 /// One pair of keys of the S3 door.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct S3Key {
     /// The name of the pair, sent by the client with every request.
-    pub access_key: String,
+    pub(crate) access_key: String,
     /// Checks the client's signatures and is never sent.
-    pub secret_key: Secret,
+    pub(crate) secret_key: Secret,
     /// `bucket/key` prefixes it may touch. Empty: all.
-    pub prefixes: Vec<String>,
+    pub(crate) prefixes: Vec<String>,
+    /// What it may do there.
+    pub(crate) access: KeyAccess,
 }
 
-/// Several daemons as one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClusterSettings {
-    /// `None`: made up at every start.
-    pub daemon_id: Option<String>,
-    /// `None`: the address of the native API.
-    pub advertised_url: Option<String>,
-    /// Into how many catalogs jobs are split, at least 1. It is fixed once there is data.
-    pub shards: usize,
-    /// How long a silent owner keeps its shards. Shorter takes over sooner, and more often by mistake.
-    pub lease_timeout: Duration,
+impl From<&AuthKeyConfig> for S3Key {
+    fn from(key: &AuthKeyConfig) -> Self {
+        Self {
+            access_key: key.access_key.clone(),
+            secret_key: key.secret_key.clone(),
+            prefixes: key.prefixes.clone(),
+            access: key.access,
+        }
+    }
 }
 
-/// What the daemon says about itself.
-#[derive(Debug, Clone, PartialEq)]
+/// Logs and traces of the daemon.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct TelemetrySettings {
-    /// How log lines look: text for people or JSON for machines.
-    pub log_format: LogFormat,
+    /// The form of log lines: text for people or JSON for machines.
+    pub(crate) log_format: LogFormat,
     /// In the syntax of `tracing_subscriber::EnvFilter`.
-    pub log_filter: String,
+    pub(crate) log_filter: String,
+    /// Where each request is told of. `None`: nowhere.
+    pub(crate) access_log: Option<AccessLogPlace>,
+}
+
+/// Where lines of the access log go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLogPlace {
+    /// The program's standard output.
+    Stdout,
+    /// A file that grows, and is opened again when somebody says so.
+    File(PathBuf),
 }
 
 impl TryFrom<&Config> for Settings {
@@ -338,19 +419,25 @@ impl TryFrom<&Config> for Settings {
     /// # Errors
     /// Every broken rule, with the keys and values it is about.
     fn try_from(config: &Config) -> Result<Self, ConfigErrors> {
-        let checked = rules::check(config)?;
+        let mut rules = Rules::about(config);
+        checkpointing::check(&mut rules);
+        bounds::check(&mut rules);
+        memory::check(&mut rules);
+        let addresses = doors::check(&mut rules);
+        let warnings = rules.finish()?;
+        let addresses = addresses.expect("an address that did not parse is a broken rule");
         Ok(Self {
             checkpointing: CheckpointingSettings::from_checked(&config.execution.checkpointing),
-            server: server(config, &checked),
+            server: server(config, addresses),
+            tls: tls(config),
             store: store(config),
             merging: merging(config),
             catalog: catalog(config),
             limits: limits(config),
             reclaim: reclaim(config),
             auth: auth(&config.auth),
-            cluster: cluster(config),
             telemetry: telemetry(config),
-            warnings: checked.warnings,
+            warnings,
         })
     }
 }
@@ -360,18 +447,27 @@ fn count(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-fn server(config: &Config, checked: &rules::Checked) -> ServerSettings {
+fn server(config: &Config, (s3, api): (SocketAddr, SocketAddr)) -> ServerSettings {
     let server = &config.server;
     ServerSettings {
-        s3: checked.s3,
-        api: checked.api,
+        s3,
+        api,
         api_unix_socket: server.api_unix_socket.clone(),
         virtual_host_domains: server.virtual_host_domains.iter().map(|name| name.to_ascii_lowercase()).collect(),
         buckets: server.buckets.clone(),
         drain_timeout: server.drain_timeout.duration(),
         region: server.region.clone(),
         etag: server.etag,
+        reload_interval: Some(server.reload_interval.duration()).filter(|interval| !interval.is_zero()),
     }
+}
+
+fn tls(config: &Config) -> Option<TlsSettings> {
+    let tls = &config.tls;
+    let (cert, key) = tls.cert.clone().zip(tls.key.clone())?;
+    let client_auth = doors::client_auth(config);
+    let client_ca = tls.client_ca.clone().filter(|_| client_auth != ClientAuth::Off);
+    Some(TlsSettings { doors: tls.doors, cert, key, client_ca, client_auth })
 }
 
 fn store(config: &Config) -> StoreSettings {
@@ -382,7 +478,7 @@ fn store(config: &Config) -> StoreSettings {
         endpoint: store.endpoint.clone(),
         region: store.region.clone(),
         credentials: pair.map(|(access_key, secret_key)| Credentials { access_key, secret_key }),
-        allow_http: store.allow_http,
+        allow_http: store.allow_http || store.endpoint.as_deref().is_some_and(doors::is_loopback_url),
         request_timeout: store.request_timeout.duration(),
         retry_timeout: store.retry_timeout.duration(),
         concurrent_requests_max: count(store.max_concurrent_requests),
@@ -391,23 +487,37 @@ fn store(config: &Config) -> StoreSettings {
         reserve_bytes: store.reserve.map(|reserve| reserve.bytes()),
         part_bytes: store.part_size.bytes(),
         local_copy: local_copy(config),
+        hdfs: HdfsSettings {
+            conf_dir: store.hdfs.conf_dir.clone(),
+            user: store.hdfs.user.clone(),
+            writers_max: count(store.hdfs.max_writers),
+            replication: store.hdfs.replication,
+            block_bytes: store.hdfs.block_size.map(|size| size.bytes()),
+            write_timeout: store.hdfs.write_timeout.duration(),
+            open_bytes_max: memory::open_file_bytes(config),
+        },
     }
 }
 
 fn local_copy(config: &Config) -> Option<LocalCopySettings> {
     let backup = &config.execution.checkpointing.local_backup;
-    rules::has_local_copy(config).then(|| LocalCopySettings {
+    memory::has_local_copy(config).then(|| LocalCopySettings {
         dirs: match backup.dirs.as_slice() {
             [] => vec![std::env::temp_dir()],
             dirs => dirs.iter().map(PathBuf::from).collect(),
         },
         bytes_max: backup.max_size.bytes(),
-        waiting_bytes_max: rules::local_copy_bytes(config),
+        waiting_bytes_max: memory::local_copy_bytes(config),
     })
 }
 
 fn merging(config: &Config) -> MergingSettings {
     let (flink, ours) = (&config.execution.checkpointing.file_merging, &config.merging);
+    let hdfs = Some(&config.store.hdfs).filter(|_| config.store.url.is_hdfs());
+    // A file of one block is one object of the NameNode less, and its replicas lie together.
+    let block = hdfs.and_then(|hdfs| hdfs.block_size).map_or(u64::MAX, |size| size.bytes());
+    // The others are for large segments, copies, and files that are being given up.
+    let writers = hdfs.map_or(usize::MAX, |hdfs| count(hdfs.max_writers - hdfs.max_writers / 4));
     MergingSettings {
         enabled: flink.enabled,
         checkpoint_boundary: match flink.across_checkpoint_boundary {
@@ -417,7 +527,7 @@ fn merging(config: &Config) -> MergingSettings {
         shared_boundary: ours.shared_boundary,
         exclusive_boundary: ours.exclusive_boundary,
         s3_boundary: ours.s3_boundary,
-        file_bytes_max: flink.max_file_size.bytes(),
+        file_bytes_max: flink.max_file_size.bytes().min(block),
         pool: if flink.pool_blocking { PoolMode::Blocking } else { PoolMode::NonBlocking },
         subtasks_per_file_max: count(flink.max_subtasks_per_file),
         group_bytes_max: ours.group_bytes_max.bytes(),
@@ -427,7 +537,7 @@ fn merging(config: &Config) -> MergingSettings {
             max: ours.linger_max.duration(),
         },
         inline_group_bytes_max: ours.inline_group_max.bytes(),
-        open_files_max: count(ours.max_open_files),
+        open_files_max: count(ours.max_open_files).min(writers),
         idle_close: ours.idle_close.duration(),
         take_deadline: ours.take_deadline.duration(),
     }
@@ -441,6 +551,7 @@ fn catalog(config: &Config) -> CatalogSettings {
         unflushed_bytes_max: catalog.unflushed_max.bytes(),
         inline_bytes_max: catalog.inline_max.bytes(),
         poll_interval: catalog.poll_interval.duration(),
+        delete_linger: config.merging.delete_linger.duration(),
         log_segment_bytes: catalog.log_segment_size.bytes(),
     }
 }
@@ -448,12 +559,14 @@ fn catalog(config: &Config) -> CatalogSettings {
 fn limits(config: &Config) -> LimitsSettings {
     let limits = &config.limits;
     LimitsSettings {
-        memory_bytes: rules::memory_for_bodies(config),
-        reads_kept_bytes: rules::reads_kept_bytes(config),
-        writes_kept_bytes: rules::writes_kept_bytes(config),
-        connection_memory_bytes: rules::share_of_memory(config, limits.connection_share),
-        key_memory_bytes: rules::share_of_memory(config, limits.key_share),
-        kept_buffer_bytes: rules::kept_buffer_bytes(limits.memory),
+        memory_bytes: memory::memory_for_bodies(config),
+        catalog_memory_bytes: limits.catalog_memory.bytes(),
+        reads_kept_bytes: memory::reads_kept_bytes(config),
+        writes_kept_bytes: memory::writes_kept_bytes(config),
+        connections_bytes_max: memory::connections_bytes(config),
+        connection_memory_bytes: memory::share_of_memory(config, limits.connection_share),
+        key_memory_bytes: memory::share_of_memory(config, limits.key_share),
+        kept_buffer_bytes: memory::kept_buffer_bytes(limits.memory),
         multipart_memory_bytes: limits.multipart_memory.bytes(),
         multipart_part_in_memory_bytes_max: limits.multipart_part_in_memory_max.bytes(),
         multipart_expiry: limits.multipart_expiry.duration(),
@@ -498,30 +611,18 @@ fn reclaim(config: &Config) -> ReclaimSettings {
 /// The key of the section itself, then those of the list.
 fn auth(auth: &AuthConfig) -> AuthSettings {
     let pair = auth.access_key.clone().zip(auth.secret_key.clone());
-    let main = pair.map(|(access_key, secret_key)| S3Key { access_key, secret_key, prefixes: Vec::new() });
-    let others = auth.keys.iter().map(|key| S3Key {
-        access_key: key.access_key.clone(),
-        secret_key: key.secret_key.clone(),
-        prefixes: key.prefixes.clone(),
-    });
-    AuthSettings {
-        keys: main.into_iter().chain(others).collect(),
-        tokens: auth.tokens.clone(),
-        insecure: auth.insecure,
-    }
-}
-
-fn cluster(config: &Config) -> ClusterSettings {
-    let cluster = &config.cluster;
-    ClusterSettings {
-        daemon_id: cluster.daemon_id.clone(),
-        advertised_url: cluster.advertised_url.clone(),
-        shards: count(cluster.shards),
-        lease_timeout: cluster.lease_timeout.duration(),
-    }
+    let access = KeyAccess::ReadWrite;
+    let main = pair.map(|(access_key, secret_key)| S3Key { access_key, secret_key, prefixes: Vec::new(), access });
+    let keys = main.into_iter().chain(auth.keys.iter().map(S3Key::from)).collect();
+    AuthSettings { keys, tokens: auth.tokens.clone(), keys_file: auth.keys_file.clone() }
 }
 
 fn telemetry(config: &Config) -> TelemetrySettings {
     let telemetry = &config.telemetry;
-    TelemetrySettings { log_format: telemetry.log_format, log_filter: telemetry.log_filter.clone() }
+    let access_log = match telemetry.access_log.trim() {
+        "off" => None,
+        "stdout" => Some(AccessLogPlace::Stdout),
+        path => Some(AccessLogPlace::File(path.into())),
+    };
+    TelemetrySettings { log_format: telemetry.log_format, log_filter: telemetry.log_filter.clone(), access_log }
 }

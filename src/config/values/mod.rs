@@ -1,17 +1,18 @@
 //! Values that are more than a plain text, number or word: sizes (`32mb`) and durations (`10 min`) as Flink writes
-//! them, and secrets, which are never printed.
+//! them, and secrets, which are never printed. How a value of each type is read from what TOML, a variable or a flag
+//! says, and how it is written.
 
+mod literal;
 mod quantity;
 mod secret;
+mod setting;
 
-use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::de::{self, Deserializer, Visitor};
-
+pub(in crate::config) use literal::{Literal, Placed, read_document};
 pub use quantity::{MemorySize, Span};
 pub use secret::Secret;
+pub(in crate::config) use setting::{Fields, InvalidLiteral, InvalidLiteralCause, Setting};
 
 /// Why a text is not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,25 +20,25 @@ pub enum ValueError {
     /// There is no text.
     #[error("the value is empty, expected {expected}")]
     Empty {
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
     },
     /// The number is below zero, which no size or duration is.
     #[error("the value is negative, expected {expected}")]
     Negative {
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
     },
     /// The text starts with something else than a digit.
     #[error("the value does not start with a number, expected {expected}")]
     NoNumber {
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
     },
     /// The number has a decimal point or comma, which Flink's grammar does not know.
     #[error("only whole numbers are understood, expected {expected}")]
     Fraction {
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
     },
     /// The number is followed by an unknown unit.
@@ -57,7 +58,7 @@ pub enum ValueError {
     /// The text is not one of the words, or not of the type, that the key takes.
     #[error("expected {expected}")]
     Unexpected {
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
     },
     /// The text breaks the grammar of its kind, such as that of a URL.
@@ -65,46 +66,24 @@ pub enum ValueError {
     Malformed {
         /// Which part of the grammar it breaks.
         reason: &'static str,
-        /// What is allowed, as the end of the sentence "expected ..".
+        /// The allowed values, as the end of the sentence "expected ..".
         expected: &'static str,
+    },
+    /// A table lacks a field that has no default.
+    #[error("`{field}` is missing")]
+    Missing {
+        /// The name of the field.
+        field: &'static str,
     },
 }
 
 /// A value that is written as text, some also as a bare integer.
-pub(in crate::config) trait Written: FromStr<Err = ValueError> {
-    /// What is allowed, as the end of the sentence "expected ..".
+pub(in crate::config) trait WrittenValue: FromStr<Err = ValueError> {
+    /// The allowed values, as the end of the sentence "expected ..".
     const EXPECTED: &'static str;
 
     /// The value that a bare integer stands for.
     fn from_integer(_integer: u64) -> Result<Self, ValueError> {
         Err(ValueError::Unexpected { expected: Self::EXPECTED })
-    }
-}
-
-/// Deserialises a [`Written`] value from text or an integer.
-pub(in crate::config) fn deserialize_written<'de, T: Written, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
-    from.deserialize_any(WrittenVisitor(PhantomData))
-}
-
-struct WrittenVisitor<T>(PhantomData<T>);
-
-impl<T: Written> Visitor<'_> for WrittenVisitor<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::EXPECTED)
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
-    }
-
-    fn visit_u64<E: de::Error>(self, integer: u64) -> Result<T, E> {
-        T::from_integer(integer).map_err(E::custom)
-    }
-
-    fn visit_i64<E: de::Error>(self, integer: i64) -> Result<T, E> {
-        let integer = u64::try_from(integer).map_err(|_| E::custom(ValueError::Negative { expected: T::EXPECTED }))?;
-        self.visit_u64(integer)
     }
 }

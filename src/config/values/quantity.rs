@@ -4,10 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer};
-use serde::ser::{Serialize, Serializer};
-
-use super::{ValueError, Written, deserialize_written};
+use super::{ValueError, WrittenValue};
 
 /// The largest number of bytes or nanoseconds, that of Java's `long`.
 const QUANTITY_MAX: u64 = i64::MAX.unsigned_abs();
@@ -111,7 +108,7 @@ fn too_many_bytes() -> ValueError {
     ValueError::TooLarge { limit: format!("{QUANTITY_MAX} bytes") }
 }
 
-impl Written for MemorySize {
+impl WrittenValue for MemorySize {
     const EXPECTED: &'static str = "a size such as `32mb`, `20 kb` or `4096` (bytes)";
 
     fn from_integer(bytes: u64) -> Result<Self, ValueError> {
@@ -122,18 +119,6 @@ impl Written for MemorySize {
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_quantity(f, self.0, &SIZE_UNITS, "0 bytes")
-    }
-}
-
-impl Serialize for MemorySize {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MemorySize {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        deserialize_written(from)
     }
 }
 
@@ -208,7 +193,7 @@ impl FromStr for Span {
     }
 }
 
-impl Written for Span {
+impl WrittenValue for Span {
     const EXPECTED: &'static str = "a duration such as `10 min`, `30 s` or `500` (milliseconds)";
 
     fn from_integer(millis: u64) -> Result<Self, ValueError> {
@@ -220,18 +205,6 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = u64::try_from(self.0.as_nanos()).unwrap_or(QUANTITY_MAX);
         write_quantity(f, nanos, &TIME_UNITS, "0 ms")
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        deserialize_written(from)
     }
 }
 

@@ -2,13 +2,10 @@
 
 use std::fmt;
 
-use serde::ser::{Serialize, Serializer};
-
 const MASK: &str = "********";
 
-/// A password or token. `Debug`, `Display` and serde print a mask; only [`Secret::expose`] gives it away.
-#[derive(Clone, PartialEq, Eq, Hash, serde::Deserialize)]
-#[serde(transparent)]
+/// A password or token. `Debug` and `Display` print a mask; only [`Secret::expose`] gives it away.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {
@@ -35,12 +32,6 @@ impl fmt::Display for Secret {
     }
 }
 
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(MASK)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,7 +41,6 @@ mod tests {
         let secret = Secret::new("hunter2");
 
         assert_eq!(format!("{secret} {secret:?}"), "******** ********");
-        assert_eq!(serde_json::to_string(&secret).unwrap(), "\"********\"");
         assert_eq!(secret.expose(), "hunter2");
     }
 }

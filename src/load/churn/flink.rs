@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
-use super::workload::{Checkpoint, Piece};
+use super::workload::{Checkpoint, ModelSegment};
 
 /// `execution.checkpointing.file-merging.across-checkpoint-boundary`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -31,7 +31,7 @@ pub struct Flink {
     boundary: Boundary,
     space_amplification_max: f64,
     file_bytes_max: u64,
-    files: BTreeMap<u64, File>,
+    files: BTreeMap<u64, FlinkFile>,
     /// Logical files that are not discarded.
     logical: BTreeMap<u64, Logical>,
     /// The logical file that holds a segment now.
@@ -40,11 +40,11 @@ pub struct Flink {
     open: BTreeMap<(u64, usize), u64>,
     next: u64,
     logical_bytes: u64,
-    figures: Figures,
+    figures: FlinkFigures,
 }
 
 #[derive(Debug)]
-struct File {
+struct FlinkFile {
     size: u64,
     live: u64,
     references: usize,
@@ -54,14 +54,14 @@ struct File {
 
 #[derive(Debug)]
 struct Logical {
-    piece: Piece,
+    piece: ModelSegment,
     file: u64,
     last_used: u64,
 }
 
-/// What it did so far.
+/// Its figures so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Figures {
+pub struct FlinkFigures {
     /// Bytes of files that are not deleted.
     pub physical_bytes: u64,
     /// Bytes that were written because a reuse was refused.
@@ -85,7 +85,7 @@ impl Flink {
             open: BTreeMap::new(),
             next: 0,
             logical_bytes: 0,
-            figures: Figures::default(),
+            figures: FlinkFigures::default(),
         }
     }
 
@@ -114,8 +114,8 @@ impl Flink {
         }
     }
 
-    /// What it did so far.
-    pub fn figures(&self) -> Figures {
+    /// Its figures so far.
+    pub fn figures(&self) -> FlinkFigures {
         self.figures
     }
 
@@ -125,7 +125,7 @@ impl Flink {
         self.files.get(&logical.file)?.reusable.then_some(logical)
     }
 
-    fn write(&mut self, piece: Piece, checkpoint: u64) {
+    fn write(&mut self, piece: ModelSegment, checkpoint: u64) {
         let of = match self.boundary {
             Boundary::Within => checkpoint,
             Boundary::Across => 0,
@@ -136,7 +136,7 @@ impl Flink {
             None => {
                 self.next += 1;
                 self.figures.files += 1;
-                let file = File { size: 0, live: 0, references: 0, closed: false, reusable: true };
+                let file = FlinkFile { size: 0, live: 0, references: 0, closed: false, reusable: true };
                 self.files.insert(self.next, file);
                 self.open.insert(key, self.next);
                 self.next
@@ -230,8 +230,8 @@ mod tests {
 
     const MB: u64 = 1 << 20;
 
-    fn piece(number: u64) -> Piece {
-        Piece { number, subtask: 0, len: 4 * MB }
+    fn piece(number: u64) -> ModelSegment {
+        ModelSegment { number, subtask: 0, len: 4 * MB }
     }
 
     /// A checkpoint that writes segments `new` and uses segments `old` again.
@@ -273,7 +273,7 @@ mod tests {
 
         flink.take(&checkpoint(3, 10..=10, &[1]), 2);
 
-        let figures = Figures { physical_bytes: 8 * MB, rewritten_bytes: 4 * MB, refused: 1, files: 3 };
+        let figures = FlinkFigures { physical_bytes: 8 * MB, rewritten_bytes: 4 * MB, refused: 1, files: 3 };
         assert_eq!(flink.figures(), figures);
         assert!(!refused(&mut flink, 1));
     }
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn of_files_that_waste_the_same_one_is_looked_at() {
         let mut flink = Flink::new(Boundary::Within, 1.1, 32 * MB);
-        let of = |subtask, number| Piece { subtask, ..piece(number) };
+        let of = |subtask, number| ModelSegment { subtask, ..piece(number) };
         let written = (0..2).flat_map(|subtask| (1..=4).map(move |n| of(subtask, 10 * subtask as u64 + n))).collect();
         flink.take(&Checkpoint { number: 1, written, kept: vec![] }, 0);
 

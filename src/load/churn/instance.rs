@@ -1,100 +1,54 @@
-//! The parts of a daemon that space depends on, on a clock that is set.
+//! The engine of a daemon, on a clock that is set, doing only what it is told.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
-use tokio_util::sync::CancellationToken;
-
-use super::{Place, Setting};
+use super::{ChurnSetting, ChurnStore};
 use crate::catalog::Catalog;
-use crate::catalog::slate::Journal;
-use crate::catalog::state::State;
 use crate::config::{Config, Settings};
-use crate::daemon::journal_settings;
-use crate::merge::{Merger, MergerParts};
-use crate::metrics::Metrics;
-use crate::read::Reader;
-use crate::reclaim::ReclaimControl;
-use crate::runtime::{ByteBudget, Clock, Entropy, TaskGroup};
-use crate::store::{DataStore, open};
+use crate::engine::{Background, Engine, EngineOptions, Running};
+use crate::runtime::Clock;
 
 /// When the clock begins: 2026-01-01, in milliseconds since 1970.
 const BEGINNING: u64 = 1_767_225_600_000;
 /// No real time is spent on keeping to a rate.
 const NO_RATE_BYTES: u64 = 1 << 50;
 
-/// A daemon without doors.
+/// An engine on an empty store. `reclaim.copy-rate` and `reclaim.delete-rate` are out of effect.
 pub struct Instance {
-    /// What the daemon goes by; `reclaim.copy-rate` and `reclaim.delete-rate` are out of effect.
-    pub settings: Arc<Settings>,
+    running: Running,
     /// `reclaim.copy-rate`, as it would be in effect.
     pub copied_bytes_per_second: u64,
-    /// What exists.
-    pub catalog: Catalog,
-    /// Stores.
-    pub merger: Merger,
-    /// Reads.
-    pub reader: Reader,
-    /// Gets space back.
-    pub reclaim: ReclaimControl,
-    /// Where physical files are.
-    pub store: DataStore,
-    /// Everything that is counted.
-    pub metrics: Metrics,
     clock: Arc<AtomicU64>,
-    catalog_tasks: TaskGroup,
 }
 
+crate::runtime::opaque_debug!(Instance);
+
 impl Instance {
-    /// Starts one on an empty store; `folder` is where [`Place::Local`] goes.
+    /// Starts one; `folder` is where [`ChurnStore::Local`] goes.
     ///
     /// # Errors
     /// When store or catalog cannot be opened.
-    pub async fn start(setting: Setting, folder: Option<&Path>, seed: u64) -> anyhow::Result<Self> {
+    pub async fn start(setting: ChurnSetting, folder: Option<&Path>, seed: u64) -> anyhow::Result<Self> {
         let (settings, copied_bytes_per_second) = settings(setting, folder)?;
         let time = Arc::new(AtomicU64::new(BEGINNING));
         let clock = Clock::Manual(Arc::clone(&time));
-        let (metrics, entropy) = (Metrics::new(), Entropy::from_seed(seed, clock.clone()));
-        let opened = open(&settings.store, None, &metrics, &entropy).await?;
-        let mut state = State::default();
-        let journal = journal_settings(&opened.catalog, &settings.catalog);
-        let journal = Journal::open(opened.catalog, journal, |key, value| state.load(&key, &value)).await;
-        let group = || TaskGroup::new(CancellationToken::new());
-        let catalog_tasks = group();
-        let catalog = Catalog::start(state, journal.context("the catalog")?, clock, &metrics, &catalog_tasks);
-        let budget = ByteBudget::new(settings.limits.memory_bytes, metrics.in_flight_bytes.clone());
-        let store = opened.data;
-        let patience = settings.limits.admission_timeout;
-        let lease = settings.limits.read_lease;
-        let reader =
-            Reader::new(store.clone(), catalog.clone(), budget.clone(), patience, metrics.clone(), group(), lease);
-        let settings = Arc::new(settings);
-        let parts = MergerParts::new(
-            Arc::clone(&settings),
-            store.clone(),
-            catalog.clone(),
-            budget,
-            entropy,
-            metrics.clone(),
-            group(),
-        );
-        let merger = Merger::new(parts.clone());
-        let reclaim = ReclaimControl::new(parts, reader.leases(), CancellationToken::new());
-        Ok(Self {
-            settings,
-            copied_bytes_per_second,
-            catalog,
-            merger,
-            reader,
-            reclaim,
-            store,
-            metrics,
-            clock: time,
-            catalog_tasks,
-        })
+        let opening =
+            EngineOptions { clock, seed: Some(seed), background: Background::OnCall, ..EngineOptions::default() };
+        let running = Engine::open(settings, opening).await?;
+        Ok(Self { running, copied_bytes_per_second, clock: time })
+    }
+
+    /// The engine that does the work.
+    pub fn engine(&self) -> &Engine {
+        self.running.engine()
+    }
+
+    /// The catalog, for those who make up what no client could store.
+    pub fn catalog(&self) -> &Catalog {
+        self.running.catalog()
     }
 
     /// The time since it was started.
@@ -113,18 +67,14 @@ impl Instance {
     /// # Errors
     /// When the catalog cannot be written to its end.
     pub async fn stop(self) -> anyhow::Result<()> {
-        self.merger.close();
-        self.merger.tasks().wait().await;
-        self.catalog.close().await?;
-        drop(self.catalog_tasks);
-        Ok(())
+        Ok(self.running.stop().await?)
     }
 }
 
 /// The defaults, but for what is measured; and the rate of copies that is taken out of effect.
-fn settings(setting: Setting, folder: Option<&Path>) -> anyhow::Result<(Settings, u64)> {
+fn settings(setting: ChurnSetting, folder: Option<&Path>) -> anyhow::Result<(Settings, u64)> {
     let url = match (setting.place, folder) {
-        (Place::Local, Some(folder)) => format!("file:{}", folder.display()),
+        (ChurnStore::Local, Some(folder)) => format!("file:{}", folder.display()),
         _ => "memory:".to_owned(),
     };
     let flags = [

@@ -1,21 +1,22 @@
 //! The churn benchmark behind `esker bench churn`: how much space incremental checkpoints take while their segments come
 //! and go, what it costs to get it back, and what Flink's own merging makes of the same checkpoints.
 //!
-//! The parts of a daemon run in this process, without its doors: catalog, merger, reader, reclaimer and deleter, with the
-//! commands that the native API gives them. Time is virtual, a checkpoint every ten seconds, because the planner goes by the
-//! age of files; reclaiming is asked for, not awaited. So the same seed gives the same figures; only seconds of work are
-//! real ones. (The reclaimer breaks a round off when puts become four times as slow as before; the next round goes on.) Nothing is stored inline, because what that takes is the catalog's.
+//! The engine of a daemon runs in this process, without doors, with the calls that the native API makes. Time is virtual, a
+//! checkpoint every ten seconds, because the planner goes by the age of files; reclaiming is asked for, not awaited. So the
+//! same seed gives the same figures; only seconds of work are real ones. (The reclaimer breaks a round off when puts become
+//! four times as slow as before; the next round goes on.) Nothing is stored inline, because what that takes is the catalog's.
 //!
 //! - [`workload`]: which segments come and go. Pure.
 //! - [`flink`]: Flink's file merging. Pure.
-//! - [`instance`]: the parts of a daemon, on a clock that is set.
+//! - [`instance`]: the engine of a daemon, on a clock that is set.
 //! - [`run`]: checkpoint after checkpoint, catch-up after catch-up, and a check of all that lives in the end.
 //! - [`report`]: figures, the table and the JSON. Pure.
 //!
 //! # What is measured when
 //! A checkpoint is stored, completed, and the oldest one is subsumed; then space is *between*. The reclaimer looks an
 //! interval later, at the worst moment for it, and works until it finds nothing to do; then space is *after catch-up*.
-//! What was above the limit between was so for the interval and for the time of the copies at `reclaim.copy-rate`.
+//! A job that is above the limit *between* is so for the interval, and for the time that the copies take at
+//! `reclaim.copy-rate`.
 //!
 //! # Crash
 //! As in [`super`]: the folder of a run goes with it.
@@ -34,7 +35,7 @@ use anyhow::{Context, bail};
 use super::process::{Scratch, file_system_in_memory};
 use flink::{Boundary, Flink};
 use report::{ChurnReport, FlinkReport, RunReport, Samples};
-use workload::{Churn, Heat, Living, Shape, Sizes};
+use workload::{Churn, Heat, JobShape, LivePieces, Sizes};
 
 /// Virtual time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
@@ -57,12 +58,14 @@ impl Preset {
         }
     }
 
-    /// What is stored.
-    pub fn shape(self) -> Shape {
+    /// The shape of the job that this preset stores.
+    pub fn shape(self) -> JobShape {
         match self {
-            Self::Mixed => Shape { subtasks: 64, segments: 48, replaced: 0.3, sizes: Sizes::Mixed, heat: Heat::Skewed },
+            Self::Mixed => {
+                JobShape { subtasks: 64, segments: 48, replaced: 0.3, sizes: Sizes::Mixed, heat: Heat::Skewed }
+            }
             Self::Flink => {
-                Shape { subtasks: 64, segments: 10, replaced: 0.3, sizes: Sizes::Same(64 << 10), heat: Heat::Even }
+                JobShape { subtasks: 64, segments: 10, replaced: 0.3, sizes: Sizes::Same(64 << 10), heat: Heat::Even }
             }
         }
     }
@@ -70,20 +73,20 @@ impl Preset {
 
 /// Where physical files go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum ChurnStore {
     /// An object store in memory.
     Memory,
     /// A folder; once with holes punched, once without.
     Local,
 }
 
-/// What to measure.
+/// The options of a measurement.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ChurnOptions {
     /// The workload's name.
     pub preset: Preset,
-    /// What is stored.
-    pub shape: Shape,
+    /// The shape of the job.
+    pub shape: JobShape,
     /// Checkpoints.
     pub checkpoints: u64,
     /// Checkpoints that are retained, at least 1.
@@ -93,14 +96,14 @@ pub struct Options {
     /// Seed of everything.
     pub seed: u64,
     /// Where physical files go.
-    pub place: Place,
-    /// The folder below which those of [`Place::Local`] are made.
+    pub place: ChurnStore,
+    /// The folder below which those of [`ChurnStore::Local`] are made.
     pub data_dir: PathBuf,
 }
 
-/// What is told while it runs.
+/// The progress of a measurement.
 #[derive(Debug)]
-pub enum Progress<'a> {
+pub enum ChurnProgress<'a> {
     /// Something the reader of the figures should know.
     Note(&'a str),
     /// A run has got so far: its name, the checkpoint.
@@ -111,22 +114,22 @@ pub enum Progress<'a> {
 
 /// One run with one setting.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Setting {
+pub struct ChurnSetting {
     /// Limit of the space amplification.
     pub limit: f64,
     /// Where physical files go.
-    pub place: Place,
+    pub place: ChurnStore,
     /// Whether holes are punched, where they can be.
     pub punch_holes: bool,
 }
 
-impl Setting {
+impl ChurnSetting {
     /// Its name in reports.
     pub fn name(&self) -> String {
         let place = match (self.place, self.punch_holes) {
-            (Place::Memory, _) => "memory",
-            (Place::Local, true) => "local, holes",
-            (Place::Local, false) => "local, copies",
+            (ChurnStore::Memory, _) => "memory",
+            (ChurnStore::Local, true) => "local, holes",
+            (ChurnStore::Local, false) => "local, copies",
         };
         format!("{place}, limit {}", self.limit)
     }
@@ -136,19 +139,19 @@ impl Setting {
 ///
 /// # Errors
 /// When something cannot be stored, or what was stored is not there in the end.
-pub async fn churn(options: &Options, mut tell: impl FnMut(Progress<'_>)) -> anyhow::Result<ChurnReport> {
+pub async fn churn(options: &ChurnOptions, mut tell: impl FnMut(ChurnProgress<'_>)) -> anyhow::Result<ChurnReport> {
     if options.limits.is_empty() || options.checkpoints <= options.retain || options.retain == 0 {
         bail!("there is nothing to measure: give a limit, and more checkpoints than are retained");
     }
     if cfg!(debug_assertions) {
-        tell(Progress::Note("this is a debug build: its seconds say nothing"));
+        tell(ChurnProgress::Note("this is a debug build: its seconds say nothing"));
     }
     let scratch = match options.place {
-        Place::Memory => None,
-        Place::Local => Some(Scratch::below(&options.data_dir)?),
+        ChurnStore::Memory => None,
+        ChurnStore::Local => Some(Scratch::below(&options.data_dir)?),
     };
     if scratch.as_ref().is_some_and(|scratch| file_system_in_memory(scratch.path())) {
-        tell(Progress::Note("the folder is in memory (tmpfs): a sync costs nothing there, see --data-dir"));
+        tell(ChurnProgress::Note("the folder is in memory (tmpfs): a sync costs nothing there, see --data-dir"));
     }
     let mut report = ChurnReport::new(options);
     for (index, setting) in settings(options).into_iter().enumerate() {
@@ -156,10 +159,10 @@ pub async fn churn(options: &Options, mut tell: impl FnMut(Progress<'_>)) -> any
         let folder = folder.transpose()?;
         let name = setting.name();
         let run = run::run(options, setting, folder.as_ref().map(Scratch::path), |checkpoint| {
-            tell(Progress::Step(&name, checkpoint));
+            tell(ChurnProgress::Step(&name, checkpoint));
         });
         let run = run.await.with_context(|| name.clone())?;
-        tell(Progress::Done(&run));
+        tell(ChurnProgress::Done(&run));
         report.runs.push(run);
     }
     for limit in &options.limits {
@@ -168,19 +171,21 @@ pub async fn churn(options: &Options, mut tell: impl FnMut(Progress<'_>)) -> any
     Ok(report)
 }
 
-fn settings(options: &Options) -> Vec<Setting> {
+fn settings(options: &ChurnOptions) -> Vec<ChurnSetting> {
     let of = |limit| match options.place {
-        Place::Memory => vec![Setting { limit, place: Place::Memory, punch_holes: true }],
-        Place::Local => [true, false].map(|punch_holes| Setting { limit, place: Place::Local, punch_holes }).to_vec(),
+        ChurnStore::Memory => vec![ChurnSetting { limit, place: ChurnStore::Memory, punch_holes: true }],
+        ChurnStore::Local => {
+            [true, false].map(|punch_holes| ChurnSetting { limit, place: ChurnStore::Local, punch_holes }).to_vec()
+        }
     };
     options.limits.iter().flat_map(|limit| of(*limit)).collect()
 }
 
 /// Flink's merging, on the same checkpoints.
-fn simulate(options: &Options, boundary: Boundary, limit: f64) -> FlinkReport {
+fn simulate(options: &ChurnOptions, boundary: Boundary, limit: f64) -> FlinkReport {
     const FILE_BYTES_MAX: u64 = 32 << 20;
     let mut churn = Churn::new(options.shape, options.seed);
-    let mut living = Living::default();
+    let mut living = LivePieces::default();
     let mut flink = Flink::new(boundary, limit, FILE_BYTES_MAX);
     let mut samples = Samples::default();
     for _ in 0..options.checkpoints {

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::flink::{Boundary, Figures};
-use super::workload::Shape;
-use super::{CHECKPOINT_INTERVAL, Options, Preset};
+use super::flink::{Boundary, FlinkFigures};
+use super::workload::JobShape;
+use super::{CHECKPOINT_INTERVAL, ChurnOptions, Preset};
 use crate::reclaim::Round;
 
-/// What was measured of Flink 2.3.0 itself, elsewhere, with the churn of [`Preset::Flink`] at a limit of 2.0: the mean and
-/// the largest amplification. It refused no reuse.
-const FLINK_MEASURED: Measured = Measured { limit: 2.0, mean: 3.12, max: 5.25, refused: 0 };
+/// The figures of Flink 2.3.0 itself, measured elsewhere with the churn of [`Preset::Flink`] at a limit of 2.0: the mean
+/// and the largest amplification. It refused no reuse.
+const FLINK_MEASURED: ChurnFigures = ChurnFigures { limit: 2.0, mean: 3.12, max: 5.25, refused: 0 };
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -22,8 +22,8 @@ pub struct ChurnReport {
     pub build: &'static str,
     /// The workload's name.
     pub preset: &'static str,
-    /// What was stored.
-    pub shape: Shape,
+    /// The shape of the job.
+    pub shape: JobShape,
     /// Checkpoints.
     pub checkpoints: u64,
     /// Checkpoints that were retained.
@@ -37,7 +37,7 @@ pub struct ChurnReport {
     /// Flink's merging, simulated on the same checkpoints.
     pub flink: Vec<FlinkReport>,
     /// Flink's merging, measured elsewhere, where that was the same churn.
-    pub flink_measured: Option<Measured>,
+    pub flink_measured: Option<ChurnFigures>,
 }
 
 /// One run.
@@ -48,16 +48,16 @@ pub struct RunReport {
     /// Limit of the space amplification.
     pub limit: f64,
     /// Amplification when the reclaimer found nothing more to do.
-    pub amplification_after: Spread,
+    pub amplification_after: Distribution,
     /// Amplification after a checkpoint, before the reclaimer looked.
-    pub amplification_between: Spread,
+    pub amplification_between: Distribution,
     /// As `amplification_after`, files that only waited to be deleted counted in.
-    pub amplification_on_storage: Spread,
+    pub amplification_on_storage: Distribution,
     /// When it was above the limit.
     pub above: Above,
     /// Checkpoints that the figures are of: those after the first that was subsumed.
     pub checkpoints: u64,
-    /// What reclaiming did.
+    /// The work of reclaiming.
     pub reclaimed: Reclaimed,
     /// Files that died as a whole.
     pub files_died_whole: u64,
@@ -67,8 +67,8 @@ pub struct RunReport {
     pub files_created: u64,
     /// Most bytes that waited to be deleted.
     pub waiting_bytes_max: u64,
-    /// What was read and compared in the end.
-    pub verified: Verified,
+    /// The result of reading everything back in the end.
+    pub verified: ReadBack,
     /// Real seconds of all of it.
     pub real_seconds: f64,
 }
@@ -81,15 +81,15 @@ pub struct FlinkReport {
     /// Limit of the space amplification.
     pub limit: f64,
     /// Amplification after a checkpoint.
-    pub amplification: Spread,
-    /// What it did.
+    pub amplification: Distribution,
+    /// Its figures.
     #[serde(flatten)]
-    pub figures: Figures,
+    pub figures: FlinkFigures,
 }
 
-/// What was measured elsewhere.
+/// Figures that were measured elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Measured {
+pub struct ChurnFigures {
     /// Limit of the space amplification.
     pub limit: f64,
     /// Mean amplification.
@@ -104,9 +104,9 @@ pub struct Measured {
 #[derive(Debug, Clone, Default)]
 pub struct Samples(Vec<f64>);
 
-/// What they amount to; zeros when there are none.
+/// The summary of the values; zeros when there are none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Distribution {
     /// The mean.
     pub mean: f64,
     /// Half of them are no larger.
@@ -123,7 +123,7 @@ impl Samples {
         self.0.push(value);
     }
 
-    /// How many.
+    /// Number of values.
     pub fn len(&self) -> u64 {
         self.0.len() as u64
     }
@@ -133,13 +133,13 @@ impl Samples {
         self.0.is_empty()
     }
 
-    /// What they amount to.
-    pub fn spread(&self) -> Spread {
+    /// The summary of the values.
+    pub fn spread(&self) -> Distribution {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let Some(max) = sorted.last().copied() else { return Spread::default() };
+        let Some(max) = sorted.last().copied() else { return Distribution::default() };
         let rank = |part: f64| sorted[((sorted.len() as f64 * part).ceil() as usize).clamp(1, sorted.len()) - 1];
-        Spread { mean: sorted.iter().sum::<f64>() / sorted.len() as f64, p50: rank(0.5), p99: rank(0.99), max }
+        Distribution { mean: sorted.iter().sum::<f64>() / sorted.len() as f64, p50: rank(0.5), p99: rank(0.99), max }
     }
 }
 
@@ -163,7 +163,7 @@ impl Above {
     }
 }
 
-/// What reclaiming did.
+/// The work of reclaiming.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Reclaimed {
     /// Rounds that had something to do.
@@ -212,9 +212,9 @@ impl Reclaimed {
     }
 }
 
-/// What was read and compared in the end, and found as it was stored.
+/// The segments that were read in the end and found as they were stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Verified {
+pub struct ReadBack {
     /// Segments that live.
     pub segments: u64,
     /// Their bytes.
@@ -225,7 +225,7 @@ pub struct Verified {
 
 impl ChurnReport {
     /// Without runs yet.
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &ChurnOptions) -> Self {
         let same_churn = options.preset == Preset::Flink && options.shape == Preset::Flink.shape();
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -262,7 +262,7 @@ impl ChurnReport {
                 figures.rewritten_bytes as f64 / 1e6
             ));
         }
-        if let Some(Measured { limit, mean, max, refused }) = self.flink_measured {
+        if let Some(ChurnFigures { limit, mean, max, refused }) = self.flink_measured {
             let name = format!("Flink 2.3.0, measured elsewhere, limit {limit}");
             text.push_str(&format!("  {name:<42}{mean:>9.2}{:>9}{max:>9.2}{refused:>14}{:>14}\n", "-", "-"));
         }
@@ -271,7 +271,7 @@ impl ChurnReport {
 }
 
 impl RunReport {
-    /// The part of all files that nobody needs any more that died as a whole; none if there were none.
+    /// The part of all files that nobody needs any more that died as a whole; `None` if there were no such files.
     pub fn died_whole(&self) -> Option<f64> {
         let all = self.files_died_whole + self.files_rewritten;
         (all > 0).then(|| self.files_died_whole as f64 / all as f64)
@@ -279,7 +279,7 @@ impl RunReport {
 
     /// The run as a table of a line for each figure.
     pub fn table(&self) -> String {
-        let spread = |spread: &Spread| {
+        let spread = |spread: &Distribution| {
             format!("mean {:.3}, median {:.3}, p99 {:.3}, max {:.3}", spread.mean, spread.p50, spread.p99, spread.max)
         };
         let mb = |bytes: u64| format!("{:.0} MB", bytes as f64 / 1e6);
@@ -338,8 +338,8 @@ mod tests {
         let mut samples = Samples::default();
         (1..=200).rev().for_each(|n| samples.push(f64::from(n)));
 
-        assert_eq!(samples.spread(), Spread { mean: 100.5, p50: 100.0, p99: 198.0, max: 200.0 });
-        assert_eq!(Samples::default().spread(), Spread::default());
+        assert_eq!(samples.spread(), Distribution { mean: 100.5, p50: 100.0, p99: 198.0, max: 200.0 });
+        assert_eq!(Samples::default().spread(), Distribution::default());
     }
 
     #[test]

@@ -9,15 +9,17 @@ use futures::TryStreamExt;
 use futures::future::{join_all, try_join_all};
 
 use super::instance::Instance;
-use super::report::{Above, Reclaimed, RunReport, Samples, Verified};
-use super::workload::{Checkpoint, Churn, Contents, Living, Piece};
-use super::{CHECKPOINT_INTERVAL, Options, Setting};
-use crate::catalog::command::{About, Bind, Command, Outcome, Stored};
+use super::report::{Above, ReadBack, Reclaimed, RunReport, Samples};
+use super::workload::{Checkpoint, Churn, Contents, LivePieces, ModelSegment};
+use super::{CHECKPOINT_INTERVAL, ChurnOptions, ChurnSetting};
 use crate::catalog::state::SpaceUsage;
+use crate::engine::Recount;
+use crate::engine::intake::Whole;
+use crate::engine::jobs::CheckpointStep;
+use crate::engine::space::Round;
 use crate::load::workload::job_id;
-use crate::merge::{Parcel, Piece as Body};
-use crate::model::{CheckpointId, JobId, Label, SegmentCrc, SegmentId, StateScope, SubtaskKey, Writer};
-use crate::reclaim::Round;
+use crate::metrics::labels::ReclaimedFiles;
+use crate::model::{About, CheckpointId, JobId, Label, SegmentCrc, SegmentId, StateScope, SubtaskKey, Writer};
 use crate::runtime::Clock;
 
 /// Rounds in a row that may do nothing though there is something to do: writers or the backend seemed to need the
@@ -29,13 +31,13 @@ const IDLE_ROUNDS_MAX: usize = 5;
 /// # Errors
 /// When something cannot be stored, reused or reclaimed, or what was stored is not there in the end.
 pub async fn run(
-    options: &Options,
-    setting: Setting,
+    options: &ChurnOptions,
+    setting: ChurnSetting,
     folder: Option<&Path>,
     mut tell: impl FnMut(u64),
 ) -> anyhow::Result<RunReport> {
     let begun = Clock::instant();
-    let mut run = Run::start(options, setting, folder).await?;
+    let mut run = ChurnRun::start(options, setting, folder).await?;
     let mut churn = Churn::new(options.shape, options.seed);
     for _ in 0..options.checkpoints {
         let checkpoint = churn.next_checkpoint();
@@ -48,14 +50,14 @@ pub async fn run(
     Ok(report)
 }
 
-struct Run {
+struct ChurnRun {
     instance: Instance,
     job: JobId,
     subtasks: usize,
     retain: u64,
     limit: f64,
     contents: Contents,
-    living: Living,
+    living: LivePieces,
     /// The segments of the catalog, by the numbers of the workload.
     segments: HashMap<u64, SegmentId>,
     between: Samples,
@@ -66,11 +68,11 @@ struct Run {
     reclaimed: Reclaimed,
 }
 
-impl Run {
-    async fn start(options: &Options, setting: Setting, folder: Option<&Path>) -> anyhow::Result<Self> {
+impl ChurnRun {
+    async fn start(options: &ChurnOptions, setting: ChurnSetting, folder: Option<&Path>) -> anyhow::Result<Self> {
         let instance = Instance::start(setting, folder, options.seed).await?;
         let job: JobId = job_id(options.seed, 0).parse()?;
-        instance.catalog.execute(Command::CreateJob(job.clone())).await?;
+        instance.engine().create_job(&job).await?;
         Ok(Self {
             instance,
             job,
@@ -78,7 +80,7 @@ impl Run {
             retain: options.retain,
             limit: setting.limit,
             contents: Contents::new(options.seed),
-            living: Living::default(),
+            living: LivePieces::default(),
             segments: HashMap::new(),
             between: Samples::default(),
             after: Samples::default(),
@@ -96,9 +98,9 @@ impl Run {
         self.take(checkpoint, subsumed).await?;
         let between = self.space();
         // The checkpoint came just after the reclaimer had looked.
-        self.instance.pass(self.instance.settings.reclaim.interval);
+        self.instance.pass(self.instance.engine().settings().reclaim.interval);
         self.catch_up().await?;
-        self.instance.reclaim.deleter.lock().await.round(&self.instance.reclaim.stop).await?;
+        self.instance.engine().delete_now().await?;
         let after = self.space();
         self.waiting_bytes_max = self.waiting_bytes_max.max(after.forgotten_bytes);
         if subsumed > 0 {
@@ -114,60 +116,55 @@ impl Run {
     }
 
     fn space(&self) -> SpaceUsage {
-        self.instance.catalog.view().space()
+        self.instance.engine().space_usage()
     }
 
     /// Stores and completes a checkpoint, and subsumes those up to `subsumed`, as the native API is told to.
     async fn take(&mut self, checkpoint: &Checkpoint, subsumed: u64) -> anyhow::Result<()> {
-        let (catalog, merger) = (&self.instance.catalog, &self.instance.merger);
+        let engine = self.instance.engine();
         let id = CheckpointId(checkpoint.number);
         let mut kept: BTreeMap<usize, Vec<SegmentId>> = BTreeMap::new();
         for piece in &checkpoint.kept {
             kept.entry(piece.subtask).or_default().extend(self.segments.get(&piece.number));
         }
-        let reuses = kept.into_values().map(|ids| catalog.execute(Command::Reuse(self.job.clone(), id, ids)));
-        for outcome in try_join_all(reuses).await? {
-            let Outcome::Reused(refused) = outcome else { bail!("a reuse was answered with something else") };
+        for refused in try_join_all(kept.into_values().map(|ids| engine.reuse(&self.job, id, ids))).await? {
             ensure!(refused.is_empty(), "{} segments may not be reused", refused.len());
         }
-        let mut parcels = vec![];
+        let mut stores = vec![];
         for piece in &checkpoint.written {
-            parcels.push(merger.store(self.parcel(piece, id)?));
+            let about = self.about(piece, id)?;
+            let data = self.contents.of(piece);
+            stores.push(engine.store(about, None, Whole { crc: SegmentCrc::of(&data), data, paid: None }));
         }
         // All are in their groups before the first group goes.
-        for (piece, stored) in checkpoint.written.iter().zip(join_all(parcels).await) {
-            let Stored::Handles(handles) = stored? else { bail!("a segment was answered with something else") };
-            self.segments.extend(handles.first().map(|handle| (piece.number, handle.id)));
+        for (piece, stored) in checkpoint.written.iter().zip(join_all(stores).await) {
+            self.segments.insert(piece.number, stored?.id);
         }
-        catalog.execute(Command::CompleteCheckpoint(self.job.clone(), id)).await?;
-        merger.checkpoint_barrier(&self.job, id);
+        engine.step(&self.job, id, CheckpointStep::Complete).await?;
         if subsumed > 0 {
-            catalog.execute(Command::SubsumeCheckpoint(self.job.clone(), CheckpointId(subsumed))).await?;
+            engine.step(&self.job, CheckpointId(subsumed), CheckpointStep::Subsume).await?;
         }
         // Files that are closed get their ends.
-        merger.tasks().wait().await;
+        engine.tasks().wait().await;
         self.living.take(checkpoint, subsumed);
         let living: BTreeSet<u64> = self.living.pieces().map(|piece| piece.number).collect();
         self.segments.retain(|number, _| living.contains(number));
         Ok(())
     }
 
-    fn parcel(&self, piece: &Piece, checkpoint: CheckpointId) -> anyhow::Result<Parcel> {
+    fn about(&self, piece: &ModelSegment, checkpoint: CheckpointId) -> anyhow::Result<About> {
         let subtask = SubtaskKey {
             operator: Label::parse("operator", "churn")?,
             index: u32::try_from(piece.subtask)?,
             parallelism: u32::try_from(self.subtasks)?,
         };
-        let about = About {
+        Ok(About {
             job: self.job.clone(),
             scope: StateScope::Shared,
             writer: Writer { subtask: Some(subtask), task_manager: None },
             checkpoint: Some(checkpoint),
             name: None,
-        };
-        let data = self.contents.of(piece);
-        let body = Body { id: self.instance.merger.new_id(), about, crc: SegmentCrc::of(&data), data };
-        Ok(Parcel { pieces: vec![body], bind: Bind::Checkpoint { idempotency_key: None }, paid: None })
+        })
     }
 
     /// Reclaims until there is nothing to do. What is copied takes its virtual time.
@@ -176,11 +173,10 @@ impl Run {
         let mut idle = 0;
         while idle < IDLE_ROUNDS_MAX {
             let before = stored(&self.space());
-            let mut reclaimer = self.instance.reclaim.reclaimer.lock().await;
-            let round = reclaimer.round(&self.instance.reclaim.stop).await?;
-            let done = reclaimer.plan().is_empty();
-            drop(reclaimer);
-            self.instance.merger.tasks().wait().await;
+            let engine = self.instance.engine();
+            let round = engine.reclaim_now().await?;
+            let done = engine.reclaim_plan().await?.is_empty();
+            engine.tasks().wait().await;
             let did_nothing = Round { jobs_above: 0, ..round } == Round::default();
             if did_nothing && done {
                 break;
@@ -195,11 +191,11 @@ impl Run {
     }
 
     /// After the last grace: everything that lives can be read, the catalog adds up, and storage has its files and no others.
-    async fn verify(&mut self) -> anyhow::Result<Verified> {
-        let instance = &self.instance;
-        instance.pass(instance.settings.reclaim.delete_grace + CHECKPOINT_INTERVAL);
-        instance.reclaim.deleter.lock().await.round(&instance.reclaim.stop).await?;
-        let faults = instance.catalog.view().check();
+    async fn verify(&mut self) -> anyhow::Result<ReadBack> {
+        let engine = self.instance.engine();
+        self.instance.pass(engine.settings().reclaim.delete_grace + CHECKPOINT_INTERVAL);
+        engine.delete_now().await?;
+        let Recount { segments: known, faults, .. } = engine.recount().await?;
         ensure!(faults.is_empty(), "the catalog does not add up: {faults:?}");
         let mut bytes = 0;
         for piece in self.living.pieces() {
@@ -207,32 +203,29 @@ impl Run {
         }
         let segments = self.living.pieces().count();
         let space = self.space();
-        let known = instance.catalog.view().all_segments().count();
         ensure!(known == segments, "{known} segments are in the catalog, {segments} live");
         ensure!(space.live_bytes == bytes, "{} bytes live in the catalog, {bytes} do", space.live_bytes);
-        let expected: BTreeMap<String, u64> = {
-            let state = instance.catalog.view();
-            state.files().map(|file| (file.id.to_string(), file.state.len())).collect()
-        };
-        let listed: BTreeMap<String, u64> = instance.store.list().await?.into_iter().collect();
+        let files = engine.files().into_iter();
+        let expected: BTreeMap<String, u64> = files.map(|file| (file.id.to_string(), file.state.len())).collect();
+        let listed: BTreeMap<String, u64> = engine.list_store().await?.into_iter().collect();
         ensure!(listed == expected, "storage has {} files, the catalog {}, or others", listed.len(), expected.len());
         ensure!(space.forgotten_bytes == 0, "{} bytes are not deleted", space.forgotten_bytes);
-        Ok(Verified { segments: segments as u64, bytes, files: listed.len() as u64 })
+        Ok(ReadBack { segments: segments as u64, bytes, files: listed.len() as u64 })
     }
 
     /// Reads a segment whole and compares it.
-    async fn read(&self, piece: &Piece) -> anyhow::Result<u64> {
+    async fn read(&self, piece: &ModelSegment) -> anyhow::Result<u64> {
         let id = self.segments.get(&piece.number).copied();
         let Some(id) = id else { bail!("segment {} of subtask {} is gone", piece.number, piece.subtask) };
-        let stream = self.instance.reader.segment(id, 0..piece.len).await?;
+        let stream = self.instance.engine().read_segment(id, 0..piece.len).await?;
         let blocks: Vec<bytes::Bytes> = stream.try_collect().await?;
         let data = blocks.concat();
         ensure!(data == self.contents.of(piece), "segment {} has other bytes than were stored", piece.number);
         Ok(data.len() as u64)
     }
 
-    fn report(&self, setting: Setting, verified: Verified, real: Duration) -> RunReport {
-        let files = |why| self.instance.metrics.reclaim_files.with_label_values(&[why]).get();
+    fn report(&self, setting: ChurnSetting, verified: ReadBack, real: Duration) -> RunReport {
+        let files = |how| self.instance.engine().metrics().reclaim_files.of(how).get();
         RunReport {
             name: setting.name(),
             limit: setting.limit,
@@ -242,9 +235,9 @@ impl Run {
             above: self.above,
             checkpoints: self.after.len(),
             reclaimed: self.reclaimed,
-            files_died_whole: files("died_whole"),
-            files_rewritten: files("rewritten"),
-            files_created: self.instance.metrics.files_created.get(),
+            files_died_whole: files(ReclaimedFiles::DiedWhole),
+            files_rewritten: files(ReclaimedFiles::Rewritten),
+            files_created: self.instance.engine().metrics().files_created.get(),
             waiting_bytes_max: self.waiting_bytes_max,
             verified,
             real_seconds: real.as_secs_f64(),

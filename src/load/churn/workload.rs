@@ -1,4 +1,4 @@
-//! What a job with incremental checkpoints stores, checkpoint by checkpoint. The same seed stores the same. Pure.
+//! A job with incremental checkpoints, checkpoint by checkpoint. The same seed stores the same. Pure.
 //!
 //! Every subtask has so many segments. Each checkpoint replaces a part of them by new ones, and uses the others again. A
 //! segment lives until no retained checkpoint uses it.
@@ -21,7 +21,7 @@ const MIXED_SIGMA: f64 = 1.5;
 /// Bytes that segments are cut from, beyond the largest.
 const CONTENT_BYTES: usize = 1 << 20;
 
-/// How large segments are.
+/// The sizes of segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sizes {
@@ -31,7 +31,7 @@ pub enum Sizes {
     Mixed,
 }
 
-/// Which segments a checkpoint replaces.
+/// The segments that a checkpoint replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Heat {
@@ -42,24 +42,24 @@ pub enum Heat {
     Skewed,
 }
 
-/// What a job stores.
+/// The segments that a job stores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Shape {
+pub struct JobShape {
     /// Subtasks.
     pub subtasks: usize,
     /// Segments that one checkpoint of one subtask consists of.
     pub segments: usize,
     /// The part of them that each checkpoint replaces.
     pub replaced: f64,
-    /// How large they are.
+    /// Their sizes.
     pub sizes: Sizes,
-    /// Which are replaced.
+    /// The segments that are replaced.
     pub heat: Heat,
 }
 
 /// A segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Piece {
+pub struct ModelSegment {
     /// Its number; no two have the same.
     pub number: u64,
     /// The subtask that writes it.
@@ -74,17 +74,17 @@ pub struct Checkpoint {
     /// Its number, from 1.
     pub number: u64,
     /// New segments, subtask by subtask.
-    pub written: Vec<Piece>,
+    pub written: Vec<ModelSegment>,
     /// Segments of the checkpoint before that it uses again, subtask by subtask.
-    pub kept: Vec<Piece>,
+    pub kept: Vec<ModelSegment>,
 }
 
 /// Makes checkpoints.
 #[derive(Debug)]
 pub struct Churn {
-    shape: Shape,
+    shape: JobShape,
     rng: StdRng,
-    subtasks: Vec<Vec<Piece>>,
+    subtasks: Vec<Vec<ModelSegment>>,
     /// Numbers that were given.
     pieces: u64,
     checkpoints: u64,
@@ -93,8 +93,8 @@ pub struct Churn {
 }
 
 impl Churn {
-    /// At the beginning.
-    pub fn new(shape: Shape, seed: u64) -> Self {
+    /// A workload at its beginning.
+    pub fn new(shape: JobShape, seed: u64) -> Self {
         let subtasks = vec![vec![]; shape.subtasks];
         Self { shape, rng: StdRng::seed_from_u64(seed), subtasks, pieces: 0, checkpoints: 0, owed: 0.0 }
     }
@@ -126,7 +126,7 @@ impl Churn {
         checkpoint
     }
 
-    /// How many segments each subtask replaces in this checkpoint.
+    /// Number of segments that each subtask replaces in this checkpoint.
     fn count(&mut self) -> usize {
         self.owed += self.shape.segments as f64 * self.shape.replaced;
         let count = (self.owed + 1e-9).floor();
@@ -150,7 +150,7 @@ impl Churn {
         keys.into_iter().map(|(_, slot)| slot).collect()
     }
 
-    fn piece(&mut self, subtask: usize) -> Piece {
+    fn piece(&mut self, subtask: usize) -> ModelSegment {
         self.pieces += 1;
         let len = match self.shape.sizes {
             Sizes::Same(len) => len,
@@ -162,19 +162,19 @@ impl Churn {
                 (len as u64).clamp(MIXED_BYTES_MIN, SEGMENT_BYTES_MAX)
             }
         };
-        Piece { number: self.pieces, subtask, len }
+        ModelSegment { number: self.pieces, subtask, len }
     }
 }
 
-/// Which segments live, because a retained checkpoint uses them.
+/// The segments that live because a retained checkpoint uses them.
 #[derive(Debug, Default)]
-pub struct Living {
+pub struct LivePieces {
     /// With the last checkpoint that uses each.
-    pieces: BTreeMap<u64, (Piece, u64)>,
+    pieces: BTreeMap<u64, (ModelSegment, u64)>,
     bytes: u64,
 }
 
-impl Living {
+impl LivePieces {
     /// A checkpoint was taken; those up to `subsumed` are not needed any more.
     pub fn take(&mut self, checkpoint: &Checkpoint, subsumed: u64) {
         for piece in checkpoint.written.iter().chain(&checkpoint.kept) {
@@ -189,8 +189,8 @@ impl Living {
         });
     }
 
-    /// Those that live.
-    pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
+    /// The segments that live.
+    pub fn pieces(&self) -> impl Iterator<Item = &ModelSegment> {
         self.pieces.values().map(|(piece, _)| piece)
     }
 
@@ -200,12 +200,12 @@ impl Living {
     }
 }
 
-/// What is in the segments: random bytes, which nothing compresses. They share their memory.
+/// The bytes of the segments: random, which nothing compresses. They share their memory.
 #[derive(Debug)]
 pub struct Contents(Bytes);
 
 impl Contents {
-    /// Of a seed.
+    /// The contents that a seed makes.
     pub fn new(seed: u64) -> Self {
         let mut pool = vec![0; SEGMENT_BYTES_MAX as usize + CONTENT_BYTES];
         StdRng::seed_from_u64(seed).fill_bytes(&mut pool);
@@ -213,7 +213,7 @@ impl Contents {
     }
 
     /// The bytes of a segment.
-    pub fn of(&self, piece: &Piece) -> Bytes {
+    pub fn of(&self, piece: &ModelSegment) -> Bytes {
         // Odd and larger than half of it: neighbours begin far from each other, and no two of many begin at the same byte.
         let at = (piece.number as usize).wrapping_mul(786_433) % CONTENT_BYTES;
         self.0.slice(at..at + piece.len.min(SEGMENT_BYTES_MAX) as usize)
@@ -224,11 +224,11 @@ impl Contents {
 mod tests {
     use super::*;
 
-    fn shape(heat: Heat) -> Shape {
-        Shape { subtasks: 4, segments: 10, replaced: 0.3, sizes: Sizes::Mixed, heat }
+    fn shape(heat: Heat) -> JobShape {
+        JobShape { subtasks: 4, segments: 10, replaced: 0.3, sizes: Sizes::Mixed, heat }
     }
 
-    fn checkpoints(shape: Shape, seed: u64, count: usize) -> Vec<Checkpoint> {
+    fn checkpoints(shape: JobShape, seed: u64, count: usize) -> Vec<Checkpoint> {
         let mut churn = Churn::new(shape, seed);
         (0..count).map(|_| churn.next_checkpoint()).collect()
     }
@@ -247,7 +247,7 @@ mod tests {
 
         assert_eq!((all[0].written.len(), all[0].kept.len()), (40, 0));
         for pair in all.windows(2) {
-            let before: Vec<&Piece> = pair[0].written.iter().chain(&pair[0].kept).collect();
+            let before: Vec<&ModelSegment> = pair[0].written.iter().chain(&pair[0].kept).collect();
             assert_eq!((pair[1].written.len(), pair[1].kept.len()), (12, 28));
             assert!(pair[1].kept.iter().all(|piece| before.contains(&piece)));
             assert!(pair[1].written.iter().all(|piece| !before.contains(&piece)));
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn parts_of_segments_are_made_up_for_later() {
-        let shape = Shape { subtasks: 1, segments: 5, replaced: 0.3, ..shape(Heat::Even) };
+        let shape = JobShape { subtasks: 1, segments: 5, replaced: 0.3, ..shape(Heat::Even) };
 
         let written: usize = checkpoints(shape, 1, 101)[1..].iter().map(|checkpoint| checkpoint.written.len()).sum();
 
@@ -282,7 +282,7 @@ mod tests {
     fn skewed_heat_makes_more_short_lives_and_longer_long_ones() {
         let lives = |heat| {
             let mut lives: BTreeMap<u64, u64> = BTreeMap::new();
-            for checkpoint in checkpoints(Shape { subtasks: 8, segments: 48, ..shape(heat) }, 5, 300) {
+            for checkpoint in checkpoints(JobShape { subtasks: 8, segments: 48, ..shape(heat) }, 5, 300) {
                 lives.extend(checkpoint.written.iter().map(|piece| (piece.number, 0)));
                 checkpoint.kept.iter().for_each(|piece| *lives.entry(piece.number).or_default() += 1);
             }
@@ -299,13 +299,13 @@ mod tests {
     #[test]
     fn what_lives_is_what_retained_checkpoints_use() {
         let all = checkpoints(shape(Heat::Even), 9, 25);
-        let mut living = Living::default();
+        let mut living = LivePieces::default();
 
         for checkpoint in &all {
             living.take(checkpoint, checkpoint.number.saturating_sub(10));
         }
 
-        let mut expected: Vec<Piece> = all[15..]
+        let mut expected: Vec<ModelSegment> = all[15..]
             .iter()
             .flat_map(|checkpoint| checkpoint.written.iter().chain(&checkpoint.kept).copied())
             .collect();
@@ -318,12 +318,12 @@ mod tests {
     #[test]
     fn contents_differ_from_segment_to_segment_and_not_from_time_to_time() {
         let (one, two) = (Contents::new(1), Contents::new(1));
-        let piece = |number| Piece { number, subtask: 0, len: 1000 };
+        let piece = |number| ModelSegment { number, subtask: 0, len: 1000 };
 
         let all: std::collections::HashSet<Bytes> = (0..1000).map(|number| one.of(&piece(number))).collect();
 
         assert_eq!(all.len(), 1000);
         assert_eq!(one.of(&piece(77)), two.of(&piece(77)));
-        assert_eq!(one.of(&Piece { len: SEGMENT_BYTES_MAX, ..piece(3) }).len() as u64, SEGMENT_BYTES_MAX);
+        assert_eq!(one.of(&ModelSegment { len: SEGMENT_BYTES_MAX, ..piece(3) }).len() as u64, SEGMENT_BYTES_MAX);
     }
 }

@@ -21,16 +21,16 @@ use std::path::Path;
 use bytes::{Buf, BufMut, Bytes};
 use crc_fast::{CrcAlgorithm, Digest};
 
-use super::shelf::Run;
-use crate::merge::format::ReadAt;
+use super::run::ByteRun;
+use crate::format::ReadAt;
 use crate::model::{PhysicalFileId, crc32c};
 use crate::runtime::Buffer;
 
 const MAGIC: &[u8; 8] = b"ESKERLC1";
 const HEAD_BYTES: u64 = 32;
-/// What is read and checked at least.
+/// The fewest bytes that are read and checked.
 const PAGE_BYTES: u64 = 64 << 10;
-/// What file systems give out.
+/// The bytes that file systems give out at a time.
 const DISK_BLOCK_BYTES: u64 = 4 << 10;
 
 /// Bytes before the data of an entry.
@@ -39,25 +39,25 @@ fn data_offset(len: u64) -> u64 {
 }
 
 /// Bytes of an entry's file.
-pub(super) fn file_len(run: Run) -> u64 {
+pub(super) fn file_len(run: ByteRun) -> u64 {
     data_offset(run.len) + run.len
 }
 
 /// Bytes that an entry takes on a disk.
-pub(super) fn disk_bytes(run: Run) -> u64 {
+pub(super) fn disk_bytes(run: ByteRun) -> u64 {
     file_len(run).next_multiple_of(DISK_BLOCK_BYTES)
 }
 
 /// The name of an entry's file.
-pub(super) fn name(file: &PhysicalFileId, run: Run) -> String {
+pub(super) fn name(file: &PhysicalFileId, run: ByteRun) -> String {
     format!("{}@{}-{}", file.as_str().replace('/', "@"), run.start, run.len)
 }
 
-/// What an entry's file of this name holds; none if no entry is called so.
-pub(super) fn parse_name(name: &str) -> Option<(PhysicalFileId, Run)> {
+/// Reads the name of an entry's file; `None` if no entry is called so.
+pub(super) fn parse_name(name: &str) -> Option<(PhysicalFileId, ByteRun)> {
     let (file, run) = name.rsplit_once('@')?;
     let (start, len) = run.split_once('-')?;
-    let run = Run { start: start.parse().ok()?, len: len.parse().ok()? };
+    let run = ByteRun { start: start.parse().ok()?, len: len.parse().ok()? };
     let file = file.replace('@', "/").parse().ok()?;
     (run.len > 0 && run.start.checked_add(run.len).is_some() && self::name(&file, run) == name).then_some((file, run))
 }
@@ -65,8 +65,8 @@ pub(super) fn parse_name(name: &str) -> Option<(PhysicalFileId, Run)> {
 /// Writes an entry to a new file at `path`.
 ///
 /// # Errors
-/// What the operating system says; a part of the entry may be there then.
-pub(super) fn write(path: &Path, file: &PhysicalFileId, run: Run, parts: &[Bytes]) -> io::Result<()> {
+/// The operating system's error; a part of the entry may be there then.
+pub(super) fn write(path: &Path, file: &PhysicalFileId, run: ByteRun, parts: &[Bytes]) -> io::Result<()> {
     let mut to = File::create(path)?;
     to.write_all(&head(file, run, parts))?;
     for part in parts {
@@ -76,7 +76,7 @@ pub(super) fn write(path: &Path, file: &PhysicalFileId, run: Run, parts: &[Bytes
 }
 
 /// Head and table.
-fn head(file: &PhysicalFileId, run: Run, parts: &[Bytes]) -> Vec<u8> {
+fn head(file: &PhysicalFileId, run: ByteRun, parts: &[Bytes]) -> Vec<u8> {
     let table = table(parts);
     let mut out = Vec::with_capacity(HEAD_BYTES as usize + table.len());
     out.put_slice(MAGIC);
@@ -116,8 +116,8 @@ fn table(parts: &[Bytes]) -> Vec<u8> {
 /// damaged, or another's.
 ///
 /// # Errors
-/// What the operating system says.
-pub(super) fn read(path: &Path, file: &PhysicalFileId, run: Run, range: Range<u64>) -> io::Result<Option<Bytes>> {
+/// The operating system's error.
+pub(super) fn read(path: &Path, file: &PhysicalFileId, run: ByteRun, range: Range<u64>) -> io::Result<Option<Bytes>> {
     let entry = File::open(path)?;
     let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
     let mut head = vec![0; usize::try_from(data_offset(run.len)).map_err(too_large)?];
@@ -142,12 +142,12 @@ pub(super) fn read(path: &Path, file: &PhysicalFileId, run: Run, range: Range<u6
 }
 
 /// The table behind a head that is whole and belongs to this run of this file.
-fn checked_table<'a>(head: &'a [u8], file: &PhysicalFileId, run: Run) -> Option<&'a [u8]> {
+fn checked_table<'a>(head: &'a [u8], file: &PhysicalFileId, run: ByteRun) -> Option<&'a [u8]> {
     let (mut fields, table) = head.split_at_checked(HEAD_BYTES as usize)?;
     let vouched = &fields[..28];
     let magic = fields.copy_to_bytes(8);
     let (start, len, name, sum) = (fields.get_u64_le(), fields.get_u64_le(), fields.get_u32_le(), fields.get_u32_le());
-    let ours = magic == MAGIC.as_slice() && (Run { start, len }) == run && name == crc32c(file.as_str().as_bytes());
+    let ours = magic == MAGIC.as_slice() && (ByteRun { start, len }) == run && name == crc32c(file.as_str().as_bytes());
     (ours && sum == crc32c(&[vouched, table].concat())).then_some(table)
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for len in [1, 65_536, 65_537, 200_001] {
             let (path, data) = (folder.path().join("e"), bytes(len));
-            let run = Run { start: 1000, len: len as u64 };
+            let run = ByteRun { start: 1000, len: len as u64 };
             let parts = [data.slice(..len / 3), data.slice(len / 3..len / 3), data.slice(len / 3..)];
             write(&path, &file(), run, &parts).unwrap();
 
@@ -185,7 +185,7 @@ mod tests {
     fn an_entry_with_any_bit_flipped_cut_short_or_of_another_file_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let (path, data) = (folder.path().join("e"), bytes(70_000));
-        let run = Run { start: 0, len: 70_000 };
+        let run = ByteRun { start: 0, len: 70_000 };
         write(&path, &file(), run, std::slice::from_ref(&data)).unwrap();
         let whole = std::fs::read(&path).unwrap();
         let read_all = || read(&path, &file(), run, 0..70_000).unwrap();
@@ -203,12 +203,12 @@ mod tests {
         }
         std::fs::write(&path, &whole).unwrap();
         assert!(read(&path, &PhysicalFileId::new(None, 1, 3), run, 0..10).unwrap().is_none());
-        assert!(read(&path, &file(), Run { start: 5, ..run }, 5..10).unwrap().is_none());
+        assert!(read(&path, &file(), ByteRun { start: 5, ..run }, 5..10).unwrap().is_none());
     }
 
     #[test]
     fn a_name_says_what_an_entry_holds() {
-        let run = Run { start: 7, len: 9 };
+        let run = ByteRun { start: 7, len: 9 };
         let name = name(&file(), run);
 
         assert_eq!(name, "data@_daemon@00000001-00000000000000000000000002@7-9");
@@ -222,7 +222,7 @@ mod tests {
     /// Entries that an older daemon wrote stay readable, or are replaced, by a version of their own.
     #[test]
     fn version_1_is_as_specified() {
-        let head = head(&file(), Run { start: 1, len: 3 }, &[Bytes::from_static(b"abc")]);
+        let head = head(&file(), ByteRun { start: 1, len: 3 }, &[Bytes::from_static(b"abc")]);
 
         assert_eq!(hex::encode(head), SAMPLE);
     }

@@ -14,13 +14,15 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::entry;
-use super::shelf::{Item, Run, Shelf};
+use super::run::ByteRun;
+use super::shelf::{Shelf, ShelfEntry};
 use crate::metrics::Metrics;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
+use crate::store::remove_leftover;
 
 const LOCK: &str = "LOCK";
-/// What an entry is called until it is whole.
+/// The name of an entry until it is whole.
 const STAGED: &str = "staged";
 /// Daemons on one store that have a folder of their own below one directory.
 const DAEMONS_MAX: usize = 16;
@@ -40,29 +42,29 @@ pub(super) struct Folder {
     _lock: File,
     bytes_max: u64,
     waiting_bytes_max: u64,
-    state: Mutex<State>,
+    state: Mutex<FolderState>,
     bell: Notify,
     metrics: Metrics,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FolderState {
     shelf: Shelf,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingWrite>,
     waiting_bytes: u64,
-    /// The entry that is being written; none if nothing is, or it is not wanted any more.
-    writing: Option<Item>,
+    /// The entry that is being written; `None` if nothing is, or it is not wanted any more.
+    writing: Option<ShelfEntry>,
     /// Entries off the shelf whose files are still there.
-    doomed: Vec<Item>,
+    doomed: Vec<ShelfEntry>,
     reads: Trouble,
     writes: Trouble,
     closing: bool,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingWrite {
     file: PhysicalFileId,
-    run: Run,
+    run: ByteRun,
     parts: Vec<Bytes>,
 }
 
@@ -91,11 +93,17 @@ impl Trouble {
 
 impl Folder {
     /// Opens the folder of this daemon below `dir`: `<name>`, or `<name>-<n>` while other daemons have those before.
-    /// What earlier daemons left in it is found again.
+    /// Entries that earlier daemons left in it are found again.
     ///
     /// # Errors
-    /// What the operating system says; also if the folder belongs to another user.
-    pub fn open(dir: &Path, name: &str, bytes_max: u64, waiting_bytes_max: u64, metrics: Metrics) -> io::Result<Self> {
+    /// The operating system's error; also if the folder belongs to another user.
+    pub(super) fn open(
+        dir: &Path,
+        name: &str,
+        bytes_max: u64,
+        waiting_bytes_max: u64,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
         let (path, lock) = take_folder(dir, name)?;
         let shelf = find_entries(&path)?;
         metrics.local_copy_bytes.add(signed(shelf.bytes()));
@@ -104,7 +112,7 @@ impl Folder {
             _lock: lock,
             bytes_max,
             waiting_bytes_max,
-            state: Mutex::new(State { shelf, ..State::default() }),
+            state: Mutex::new(FolderState { shelf, ..FolderState::default() }),
             bell: Notify::new(),
             metrics,
         };
@@ -118,7 +126,7 @@ impl Folder {
     }
 
     /// Keeps a run of bytes of `file`, soon, if there is time and room for it.
-    pub fn keep(&self, file: &PhysicalFileId, run: Run, parts: Vec<Bytes>) {
+    pub(super) fn keep(&self, file: &PhysicalFileId, run: ByteRun, parts: Vec<Bytes>) {
         {
             let mut state = self.state.lock();
             let behind = !state.waiting.is_empty()
@@ -131,13 +139,13 @@ impl Folder {
                 return;
             }
             state.waiting_bytes += run.len;
-            state.waiting.push_back(Waiting { file: file.clone(), run, parts });
+            state.waiting.push_back(WaitingWrite { file: file.clone(), run, parts });
         }
         self.bell.notify_one();
     }
 
-    /// Bytes `range` of `file`; none if they are not here, or not whole.
-    pub async fn read(self: &Arc<Self>, file: &PhysicalFileId, range: Range<u64>) -> Option<Bytes> {
+    /// Bytes `range` of `file`; `None` if they are not here, or not whole.
+    pub(super) async fn read(self: &Arc<Self>, file: &PhysicalFileId, range: Range<u64>) -> Option<Bytes> {
         let runs = {
             let mut state = self.state.lock();
             if state.reads.is_off() { None } else { state.shelf.find(file, &range) }
@@ -154,8 +162,14 @@ impl Folder {
         read
     }
 
-    async fn read_runs(self: &Arc<Self>, file: &PhysicalFileId, runs: Vec<Run>, range: Range<u64>) -> Option<Bytes> {
+    async fn read_runs(
+        self: &Arc<Self>,
+        file: &PhysicalFileId,
+        runs: Vec<ByteRun>,
+        range: Range<u64>,
+    ) -> Option<Bytes> {
         let (folder, name) = (Arc::clone(self), file.clone());
+        #[expect(clippy::disallowed_methods, reason = "awaited for a while, and without it storage is read")]
         let read = tokio::task::spawn_blocking(move || folder.read_now(&name, &runs, range));
         match tokio::time::timeout(READ_PATIENCE, read).await {
             Ok(read) => read.ok().flatten(),
@@ -166,7 +180,7 @@ impl Folder {
         }
     }
 
-    fn read_now(&self, file: &PhysicalFileId, runs: &[Run], range: Range<u64>) -> Option<Bytes> {
+    fn read_now(&self, file: &PhysicalFileId, runs: &[ByteRun], range: Range<u64>) -> Option<Bytes> {
         let mut found = vec![];
         let mut at = range.start;
         for run in runs {
@@ -184,7 +198,7 @@ impl Folder {
         }
     }
 
-    fn read_entry(&self, file: &PhysicalFileId, run: Run, range: Range<u64>) -> Option<Bytes> {
+    fn read_entry(&self, file: &PhysicalFileId, run: ByteRun, range: Range<u64>) -> Option<Bytes> {
         match entry::read(&self.path.join(entry::name(file, run)), file, run, range) {
             Ok(Some(bytes)) => {
                 if self.state.lock().reads.worked() {
@@ -204,7 +218,7 @@ impl Folder {
         None
     }
 
-    fn drop_entry(&self, file: &PhysicalFileId, run: Run) {
+    fn drop_entry(&self, file: &PhysicalFileId, run: ByteRun) {
         let dropped = {
             let mut state = self.state.lock();
             let dropped = state.shelf.remove(file, run);
@@ -220,12 +234,12 @@ impl Folder {
     }
 
     /// Whether the range is there, or about to be.
-    pub fn has(&self, file: &PhysicalFileId, range: &Range<u64>) -> bool {
-        self.state.lock().knows(file, Run { start: range.start, len: range.end - range.start })
+    pub(super) fn has(&self, file: &PhysicalFileId, range: &Range<u64>) -> bool {
+        self.state.lock().knows(file, ByteRun { start: range.start, len: range.end - range.start })
     }
 
     /// Drops everything of `file`. Returns whether there was anything.
-    pub fn forget(&self, file: &PhysicalFileId) -> bool {
+    pub(super) fn forget(&self, file: &PhysicalFileId) -> bool {
         let (known, freed) = {
             let mut state = self.state.lock();
             let items = state.shelf.remove_file(file);
@@ -244,7 +258,8 @@ impl Folder {
     }
 
     /// Writes what is to be kept, until [`Self::close`] and the end of what waits then.
-    pub async fn run(self: Arc<Self>) {
+    #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic is told")]
+    pub(super) async fn run(self: Arc<Self>) {
         while self.wait_for_work().await {
             let folder = Arc::clone(&self);
             if let Err(error) = tokio::task::spawn_blocking(move || folder.work()).await {
@@ -255,7 +270,7 @@ impl Folder {
     }
 
     /// Takes nothing more.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.state.lock().closing = true;
         self.bell.notify_one();
     }
@@ -272,6 +287,7 @@ impl Folder {
                     return false;
                 }
             }
+            // `notify_one` leaves a permit: a bell between the look and this wait ends it at once.
             self.bell.notified().await;
         }
     }
@@ -283,6 +299,7 @@ impl Folder {
             let next = state.waiting.pop_front();
             if let Some(next) = &next {
                 state.waiting_bytes = state.waiting_bytes.saturating_sub(next.run.len);
+                // Under the same lock as it leaves the queue: `knows` and `forget` find it in one of the two.
                 state.writing = Some((next.file.clone(), next.run));
             }
             (std::mem::take(&mut state.doomed), next)
@@ -297,17 +314,17 @@ impl Folder {
         }
     }
 
-    fn write_entry(&self, next: &Waiting) -> io::Result<()> {
+    fn write_entry(&self, next: &WaitingWrite) -> io::Result<()> {
         let staged = self.path.join(STAGED);
         let written = entry::write(&staged, &next.file, next.run, &next.parts)
             .and_then(|()| fs::rename(&staged, self.path.join(entry::name(&next.file, next.run))));
         if written.is_err() {
-            drop(fs::remove_file(&staged));
+            remove_leftover(&staged);
         }
         written
     }
 
-    fn written(&self, next: &Waiting) {
+    fn written(&self, next: &WaitingWrite) {
         let recovered = {
             let mut state = self.state.lock();
             let before = state.shelf.bytes();
@@ -373,7 +390,7 @@ impl Folder {
         }
     }
 
-    fn remove_files(&self, items: &[Item]) {
+    fn remove_files(&self, items: &[ShelfEntry]) {
         for (file, run) in items {
             if let Err(error) = fs::remove_file(self.path.join(entry::name(file, *run)))
                 && error.kind() != io::ErrorKind::NotFound
@@ -384,10 +401,10 @@ impl Folder {
     }
 }
 
-impl State {
+impl FolderState {
     /// Whether a run is here already, or about to be.
-    fn knows(&self, file: &PhysicalFileId, run: Run) -> bool {
-        let about_to_be = |there: &PhysicalFileId, its: Run| there == file && its.covers(run);
+    fn knows(&self, file: &PhysicalFileId, run: ByteRun) -> bool {
+        let about_to_be = |there: &PhysicalFileId, its: ByteRun| there == file && its.covers(run);
         self.shelf.runs_of(file, &(run.start..run.end())).is_some()
             || self.waiting.iter().any(|waiting| about_to_be(&waiting.file, waiting.run))
             || self.writing.as_ref().is_some_and(|(writing, its)| about_to_be(writing, *its))
@@ -409,7 +426,7 @@ fn take_folder(dir: &Path, name: &str) -> io::Result<(PathBuf, File)> {
         for path in (n + 1..DAEMONS_MAX).map(nth).filter(|path| path.is_dir()) {
             if let Ok(Some(_lock)) = try_lock(&path) {
                 for entry in fs::read_dir(&path)?.flatten().filter(|entry| entry.file_name() != LOCK) {
-                    drop(fs::remove_file(entry.path()));
+                    remove_leftover(&entry.path());
                 }
             }
         }
@@ -443,7 +460,7 @@ fn try_lock(folder: &Path) -> io::Result<Option<File>> {
 
 /// The entries of a folder, by when they were written. Everything else in it is removed.
 fn find_entries(folder: &Path) -> io::Result<Shelf> {
-    let mut found: Vec<(SystemTime, Item)> = vec![];
+    let mut found: Vec<(SystemTime, ShelfEntry)> = vec![];
     let mut needless = vec![];
     for there in fs::read_dir(folder)? {
         let there = there?;
@@ -464,6 +481,6 @@ fn find_entries(folder: &Path) -> io::Result<Shelf> {
         needless.extend(shelf.add(&file, run).into_iter().map(|(file, run)| folder.join(entry::name(&file, run))));
     }
     // A folder in here is none of ours, and stays.
-    needless.iter().for_each(|path| drop(fs::remove_file(path)));
+    needless.iter().for_each(|path| remove_leftover(path));
     Ok(shelf)
 }

@@ -18,6 +18,7 @@
 
 mod entry;
 mod folder;
+mod run;
 mod shelf;
 
 use std::ops::Range;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use folder::Folder;
-use shelf::Run;
+use run::ByteRun;
 
 use crate::config::LocalCopySettings;
 use crate::metrics::Metrics;
@@ -35,7 +36,7 @@ use crate::runtime::{Failure, TaskGroup};
 /// Folders of copies. Clones share them.
 #[derive(Debug, Clone)]
 pub struct LocalCopy {
-    /// By the checksum of a file's name; none for a folder that cannot be used.
+    /// The folder of a file is chosen by the checksum of its name; `None` for a folder that cannot be used.
     folders: Arc<[Option<Arc<Folder>>]>,
 }
 
@@ -71,11 +72,11 @@ impl LocalCopy {
         if let Some(folder) = self.folder(file)
             && len > 0
         {
-            folder.keep(file, Run { start, len }, parts);
+            folder.keep(file, ByteRun { start, len }, parts);
         }
     }
 
-    /// Bytes `range` of `file`; none if not all of them are here and whole.
+    /// Bytes `range` of `file`; `None` if not all of them are here and whole.
     pub async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Option<Bytes> {
         if range.is_empty() {
             return None;

@@ -1,4 +1,4 @@
-//! Which runs of bytes a folder of the local copy holds, and which of them was used longest ago. No I/O.
+//! Knows the runs of bytes that a folder of the local copy holds, and which of them was used longest ago. No I/O.
 //!
 //! # Invariants
 //! - No run of a file lies within another of it: so runs in the order of their starts are in the order of their ends.
@@ -7,36 +7,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::entry::disk_bytes;
+use super::run::ByteRun;
 use crate::model::PhysicalFileId;
 
-/// A run of bytes of a physical file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    /// Its first byte.
-    pub start: u64,
-    /// Number of bytes, never zero.
-    pub len: u64,
-}
-
-impl Run {
-    pub fn end(self) -> u64 {
-        self.start + self.len
-    }
-
-    pub fn covers(self, other: Self) -> bool {
-        self.start <= other.start && other.end() <= self.end()
-    }
-}
-
 /// One entry.
-pub(super) type Item = (PhysicalFileId, Run);
+pub(super) type ShelfEntry = (PhysicalFileId, ByteRun);
 
-/// What is there.
+/// The entries that are there.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
-    /// By the first byte.
+    /// The entries of each file, by their first byte.
     files: HashMap<PhysicalFileId, BTreeMap<u64, Shelved>>,
-    /// By when it was used last.
+    /// The entries, by the time of their last use.
     order: BTreeMap<u64, (PhysicalFileId, u64)>,
     bytes: u64,
     uses: u64,
@@ -44,28 +26,29 @@ pub(super) struct Shelf {
 
 #[derive(Debug)]
 struct Shelved {
-    run: Run,
+    run: ByteRun,
     used: u64,
 }
 
 impl Shelf {
     /// Bytes on disk.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Number of entries.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.order.len()
     }
 
     /// Adds an entry as the one used last. Returns what is not needed any more: entries within it, or the entry itself.
-    pub fn add(&mut self, file: &PhysicalFileId, run: Run) -> Vec<Item> {
+    pub(super) fn add(&mut self, file: &PhysicalFileId, run: ByteRun) -> Vec<ShelfEntry> {
         if let Some([there]) = self.runs_of(file, &(run.start..run.end())).as_deref() {
             return if *there == run { vec![] } else { vec![(file.clone(), run)] };
         }
         let runs = self.files.get(file).into_iter().flat_map(BTreeMap::values).map(|shelved| shelved.run);
-        let needless: Vec<Item> = runs.filter(|there| run.covers(*there)).map(|there| (file.clone(), there)).collect();
+        let needless: Vec<ShelfEntry> =
+            runs.filter(|there| run.covers(*there)).map(|there| (file.clone(), there)).collect();
         for (file, run) in &needless {
             self.remove(file, *run);
         }
@@ -77,7 +60,7 @@ impl Shelf {
     }
 
     /// The entries that hold `range` together, in order. Counts as a use of them.
-    pub fn find(&mut self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<Run>> {
+    pub(super) fn find(&mut self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<ByteRun>> {
         let runs = self.runs_of(file, range)?;
         let shelved = self.files.get_mut(file)?;
         for run in &runs {
@@ -92,7 +75,7 @@ impl Shelf {
     }
 
     /// The entries that hold `range` together, in order.
-    pub fn runs_of(&self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<Run>> {
+    pub(super) fn runs_of(&self, file: &PhysicalFileId, range: &Range<u64>) -> Option<Vec<ByteRun>> {
         let shelved = self.files.get(file)?;
         let (mut runs, mut at) = (vec![], range.start);
         while at < range.end {
@@ -107,7 +90,7 @@ impl Shelf {
     }
 
     /// Whether the entry was there.
-    pub fn remove(&mut self, file: &PhysicalFileId, run: Run) -> bool {
+    pub(super) fn remove(&mut self, file: &PhysicalFileId, run: ByteRun) -> bool {
         let Some(shelved) = self.files.get_mut(file) else { return false };
         if shelved.get(&run.start).is_none_or(|there| there.run != run) {
             return false;
@@ -123,13 +106,13 @@ impl Shelf {
     }
 
     /// Removes all entries of a file.
-    pub fn remove_file(&mut self, file: &PhysicalFileId) -> Vec<Item> {
-        let runs: Vec<Run> = self.files.get(file).into_iter().flat_map(BTreeMap::values).map(|it| it.run).collect();
+    pub(super) fn remove_file(&mut self, file: &PhysicalFileId) -> Vec<ShelfEntry> {
+        let runs: Vec<ByteRun> = self.files.get(file).into_iter().flat_map(BTreeMap::values).map(|it| it.run).collect();
         runs.into_iter().filter(|run| self.remove(file, *run)).map(|run| (file.clone(), run)).collect()
     }
 
     /// Removes the entry that was used longest ago.
-    pub fn remove_oldest(&mut self) -> Option<Item> {
+    pub(super) fn remove_oldest(&mut self) -> Option<ShelfEntry> {
         let (_, (file, start)) = self.order.first_key_value()?;
         let file = file.clone();
         let run = self.files.get(&file)?.get(start)?.run;
@@ -149,8 +132,8 @@ mod tests {
         PhysicalFileId::new(None, 1, n)
     }
 
-    fn run(range: Range<u64>) -> Run {
-        Run { start: range.start, len: range.end - range.start }
+    fn run(range: Range<u64>) -> ByteRun {
+        ByteRun { start: range.start, len: range.end - range.start }
     }
 
     #[test]
@@ -219,7 +202,7 @@ mod tests {
         /// The model is a list of entries in the order of their use.
         #[test]
         fn the_shelf_matches_the_model_after_any_history(ops in vec(any_op(), 1..200)) {
-            let (mut shelf, mut model) = (Shelf::default(), Vec::<Item>::new());
+            let (mut shelf, mut model) = (Shelf::default(), Vec::<ShelfEntry>::new());
             for op in ops {
                 match op {
                     Op::Add(n, range) => {
@@ -233,7 +216,7 @@ mod tests {
                         prop_assert!(needless.iter().all(|item| !model.contains(item)));
                     }
                     Op::Find(n, range) => {
-                        let holds = |at: u64| model.iter().any(|(of, run)| *of == file(n) && run.covers(Run { start: at, len: 1 }));
+                        let holds = |at: u64| model.iter().any(|(of, run)| *of == file(n) && run.covers(ByteRun { start: at, len: 1 }));
                         let found = shelf.find(&file(n), &range);
                         prop_assert_eq!(found.is_some(), range.clone().all(holds));
                         for run in found.unwrap_or_default() {

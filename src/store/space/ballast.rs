@@ -29,11 +29,11 @@ pub(super) struct Ballast {
     /// It is not made where this is not: a volume may be gone.
     beside: Option<PathBuf>,
     bytes_max: u64,
-    state: Mutex<State>,
+    state: Mutex<BallastState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BallastState {
     file: Option<File>,
     /// The file system cannot allocate what is not written.
     unsupported: bool,
@@ -53,7 +53,7 @@ impl Ballast {
     fn up_to(folder: &Path, beside: Option<PathBuf>, bytes_max: u64) -> Self {
         let path = folder.join(RESERVE_FILE);
         let file = OpenOptions::new().write(true).open(&path).ok();
-        let state = Mutex::new(State { file, unsupported: false });
+        let state = Mutex::new(BallastState { file, unsupported: false });
         Self { path, beside, bytes_max, state }
     }
 
@@ -96,7 +96,7 @@ impl Ballast {
     }
 }
 
-impl State {
+impl BallastState {
     fn held(&self) -> u64 {
         // Its length, not a count: another program of ours may look after it, too.
         self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len())

@@ -14,7 +14,7 @@
 //! - Only the catalog is given pieces of the ballast, and what a start writes beside the data.
 //!
 //! # Crash
-//! What is left of the ballast is a file of its length; it grows again with the first look that finds room.
+//! The rest of the ballast is a file of its length; it grows again with the first look that finds room.
 
 mod ballast;
 
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::ballast::Ballast;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
+use crate::metrics::labels::{Purpose, RejectReason};
 
 pub use self::ballast::RESERVE_FILE;
 
@@ -49,9 +50,9 @@ const RESERVE_SHARE_MAX: u64 = 4;
 /// Writes go on when this part of the reserve is free beyond it, and at least so much.
 const RESUME_SHARE: u64 = 4;
 const RESUME_BYTES_MIN: u64 = 4 * MIB;
-/// What a body takes beside its bytes: its frame, its records in the catalog, blocks that are not full.
+/// Bytes that a body takes beside its own: its frame, its records in the catalog, blocks that are not full.
 const OVERHEAD_BYTES: u64 = 4096;
-/// What a body may take in the catalog alone: groups up to this size can go into its records.
+/// Bytes that a body may take in the catalog alone: groups up to this size can go into its records.
 const INLINE_BYTES_MAX: u64 = MIB;
 
 /// A disk has no room for what was to be written. A repeat may find some.
@@ -65,12 +66,12 @@ pub struct DiskFull {
     pub folder: PathBuf,
     /// Bytes that were free at the last look, the ballast among them.
     pub free_bytes: u64,
-    /// What is kept back.
+    /// The bytes that are kept back.
     pub reserve_bytes: u64,
 }
 
 impl DiskFull {
-    /// What the caller should do next.
+    /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Unavailable
     }
@@ -93,22 +94,22 @@ pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// What is written to a disk.
+/// The part of the daemon that writes to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
+pub enum DiskUse {
     /// Physical files.
     Data,
     /// The catalog.
     Catalog,
 }
 
-impl Content {
+impl DiskUse {
     const ALL: [Self; 2] = [Self::Data, Self::Catalog];
 
-    fn label(self) -> &'static str {
+    fn purpose(self) -> Purpose {
         match self {
-            Self::Data => "data",
-            Self::Catalog => "catalog",
+            Self::Data => Purpose::Data,
+            Self::Catalog => Purpose::Catalog,
         }
     }
 }
@@ -126,7 +127,7 @@ struct Disks {
 #[derive(Debug)]
 struct Disk {
     folder: PathBuf,
-    contents: Vec<Content>,
+    contents: Vec<DiskUse>,
     reserve_bytes: u64,
     /// None where nothing is kept back.
     ballast: Option<Ballast>,
@@ -137,7 +138,7 @@ struct Disk {
     /// Bytes that were free at the last look, the ballast among them.
     free_bytes: AtomicU64,
     full: AtomicBool,
-    /// For so many more looks it stays full, whatever they find.
+    /// Number of looks for which it stays full, whatever they find.
     looks_full: AtomicU32,
 }
 
@@ -145,7 +146,7 @@ impl DiskSpace {
     /// Looks at the disks of the folders for data and catalog; `reserve` is what is configured.
     ///
     /// # Errors
-    /// What the operating system says of a folder.
+    /// The operating system's error for a folder.
     pub fn open(
         data: Option<&Path>,
         catalog: Option<&Path>,
@@ -153,7 +154,7 @@ impl DiskSpace {
         metrics: &Metrics,
     ) -> io::Result<Self> {
         let mut all: Vec<(u64, Disk)> = vec![];
-        for (content, folder) in Content::ALL.into_iter().zip([data, catalog]) {
+        for (content, folder) in DiskUse::ALL.into_iter().zip([data, catalog]) {
             let Some(folder) = folder else { continue };
             // The catalog's folder is made by whoever opens it.
             let there = if folder.exists() { folder } else { folder.parent().unwrap_or(folder) };
@@ -169,8 +170,8 @@ impl DiskSpace {
             disk.contents.push(content);
             // The catalog's comes last, and is the one of a disk that both share.
             disk.ballast = Some(match content {
-                Content::Data => Ballast::beside_data(folder, disk.reserve_bytes),
-                Content::Catalog => Ballast::new(folder, disk.reserve_bytes),
+                DiskUse::Data => Ballast::beside_data(folder, disk.reserve_bytes),
+                DiskUse::Catalog => Ballast::new(folder, disk.reserve_bytes),
             });
         }
         if all.is_empty() {
@@ -185,7 +186,7 @@ impl DiskSpace {
         self.0.as_ref().map_or(&[], |disks| &disks.all)
     }
 
-    fn disk_of(&self, content: Content) -> Option<&Disk> {
+    fn disk_of(&self, content: DiskUse) -> Option<&Disk> {
         self.disks().iter().find(|disk| disk.contents.contains(&content))
     }
 
@@ -194,6 +195,7 @@ impl DiskSpace {
         let Some(disks) = self.0 else { return };
         while !stop.is_cancelled() {
             let looking = Arc::clone(&disks);
+            #[expect(clippy::disallowed_methods, reason = "awaited at once, and a panic is told")]
             let looked = tokio::task::spawn_blocking(move || {
                 for disk in &looking.all {
                     disk.look(&looking.metrics);
@@ -251,26 +253,26 @@ impl DiskSpace {
 
     fn refused(&self, full: DiskFull) -> DiskFull {
         if let Some(disks) = &self.0 {
-            disks.metrics.rejected.with_label_values(&["disk"]).inc();
+            disks.metrics.rejected.of(RejectReason::Disk).inc();
         }
         full
     }
 
     /// Data that can be done without met the end of its disk: writes are refused from now on.
     pub fn meets_the_end(&self) {
-        self.disk_of(Content::Data).into_iter().for_each(Disk::meets_the_end);
+        self.disk_of(DiskUse::Data).into_iter().for_each(Disk::meets_the_end);
     }
 
     /// The same for data that a writer waits for, and its refusal.
     pub fn data_met_the_end(&self) -> DiskFull {
-        let disk = self.disk_of(Content::Data).inspect(|disk| disk.meets_the_end());
+        let disk = self.disk_of(DiskUse::Data).inspect(|disk| disk.meets_the_end());
         let nowhere = DiskFull { folder: PathBuf::new(), free_bytes: 0, reserve_bytes: 0 };
         self.refused(disk.map_or(nowhere, Disk::refusal))
     }
 
     /// `content`, which cannot be refused, met the end of its disk: gives up a piece of the ballast there. False if
     /// none is left.
-    pub fn give_up(&self, content: Content) -> bool {
+    pub fn give_up(&self, content: DiskUse) -> bool {
         let Some(disk) = self.disk_of(content) else { return false };
         disk.meets_the_end();
         disk.ballast.as_ref().is_some_and(Ballast::give_up)
@@ -280,7 +282,7 @@ impl DiskSpace {
     ///
     /// # Errors
     /// The last one of `done`.
-    pub fn insist<T>(&self, content: Content, mut done: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    pub fn insist<T>(&self, content: DiskUse, mut done: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match done() {
                 Err(error) if is_full(&error) && self.give_up(content) => {}
@@ -289,9 +291,9 @@ impl DiskSpace {
         }
     }
 
-    /// How much is kept back on the disk of the catalog; none if it is on none.
+    /// Bytes that are kept back on the disk of the catalog; `None` if it is on none.
     pub fn catalog_reserve(&self) -> Option<u64> {
-        self.disk_of(Content::Catalog).map(|disk| disk.reserve_bytes)
+        self.disk_of(DiskUse::Catalog).map(|disk| disk.reserve_bytes)
     }
 }
 
@@ -328,9 +330,9 @@ impl Disk {
         }
     }
 
-    /// What a body of so many bytes takes of this disk.
+    /// Bytes that a body of this length takes of this disk.
     fn taken_by(&self, bytes: u64) -> i64 {
-        let bytes = if self.contents.contains(&Content::Data) { bytes } else { bytes.min(INLINE_BYTES_MAX) };
+        let bytes = if self.contents.contains(&DiskUse::Data) { bytes } else { bytes.min(INLINE_BYTES_MAX) };
         signed(bytes.saturating_add(OVERHEAD_BYTES))
     }
 
@@ -358,6 +360,7 @@ impl Disk {
     }
 
     fn take(&self, bytes: i64) -> bool {
+        // Taken before it is compared: two bodies at a time must not both get the last room.
         let enough = self.left.fetch_sub(bytes, Ordering::Relaxed) >= bytes;
         if !enough {
             self.left.fetch_add(bytes, Ordering::Relaxed);
@@ -368,6 +371,7 @@ impl Disk {
     fn meets_the_end(&self) {
         // What the last look found is not what is free now.
         self.measure();
+        // Before it becomes full: a look that came in between would find room and clear it.
         self.looks_full.store(LOOKS_AFTER_THE_END, Ordering::Release);
         self.becomes_full();
     }
@@ -386,7 +390,7 @@ impl Disk {
         }
     }
 
-    /// Asks the operating system how much is free; none if it does not say.
+    /// Asks the operating system how much is free; `None` if it does not say.
     fn measure(&self) -> Option<u64> {
         let stat = rustix::fs::statvfs(&self.folder);
         let refused = |error: rustix::io::Errno| tracing::debug!(disk = %self.folder.display(), %error, "it is not known how much is free");
@@ -415,8 +419,8 @@ impl Disk {
         }
         for content in &self.contents {
             let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-            metrics.disk_free_bytes.with_label_values(&[content.label()]).set(gauge(free));
-            metrics.disk_reserve_bytes.with_label_values(&[content.label()]).set(gauge(self.reserve_bytes));
+            metrics.disk_free_bytes.of(content.purpose()).set(gauge(free));
+            metrics.disk_reserve_bytes.of(content.purpose()).set(gauge(self.reserve_bytes));
         }
     }
 
@@ -429,7 +433,7 @@ impl Disk {
     }
 }
 
-/// What is kept back of a disk of so many bytes where nothing is configured.
+/// Bytes that are kept back of a disk of this size where nothing is configured.
 fn default_reserve(disk_bytes: u64) -> u64 {
     let share = (disk_bytes / RESERVE_SHARE).clamp(*RESERVE_BYTES.start(), *RESERVE_BYTES.end());
     share.min(disk_bytes / RESERVE_SHARE_MAX)
@@ -447,7 +451,7 @@ mod tests {
     fn disk(left: i64, reserve_bytes: u64) -> Disk {
         Disk {
             folder: "/disk".into(),
-            contents: Content::ALL.into(),
+            contents: DiskUse::ALL.into(),
             reserve_bytes,
             ballast: None,
             left: AtomicI64::new(left),
@@ -505,7 +509,7 @@ mod tests {
         disk.look(&metrics);
 
         assert!(!space.is_full() && space.admit(1).is_ok());
-        assert_eq!(metrics.rejected.with_label_values(&["disk"]).get(), 2);
+        assert_eq!(metrics.rejected.of(RejectReason::Disk).get(), 2);
     }
 
     #[test]

@@ -33,6 +33,8 @@ class Report:
     # One entry for each time something was killed.
     kills: list = field(default_factory=list)
     restored_checkpoint: str = ""
+    # What the kills had left that no checkpoint named.
+    orphans_deleted: int = 0
     keys_compared: int = 0
     numbers: int = 0
     # What Flink has not deleted at the very end, and what the backend holds for it.

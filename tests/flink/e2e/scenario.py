@@ -5,6 +5,7 @@ import statistics
 import time
 
 from . import expected
+from .audit import Audit
 from .processes import Failed
 from .report import Measurement
 from .story import CHECKPOINTS_AFTER_A_KILL, CHECKPOINTS_SECONDS, Story
@@ -63,10 +64,16 @@ class Scenario(Story):
         cluster = self._start_cluster(storage, "first")
         job = self._submit(cluster, *tally(self.count, NUMBERS_PER_SECOND, self.results))
         report.measurements.append(self._measure(storage, job))
+        audit = Audit(self, storage) if storage.has_space else None
+        if audit:
+            audit.await_no_orphans(job)
         self._kill_for_a_while(storage, cluster, job, ends, report)
         retained = self._cancel(job)
         report.restored_checkpoint = retained
         cluster.stop()
+        if audit:
+            # What the kills have left goes before the job resumes: were any of it needed, it could not.
+            report.orphans_deleted = audit.check_and_clean()
 
         # The fresh cluster reads what a fresh daemon finds on storage, not what one remembers.
         storage.stop()
@@ -81,6 +88,9 @@ class Scenario(Story):
         report.numbers = self.count
         self.say(f"all {report.keys_compared} keys are exact after {self.count} numbers")
         cluster.stop()
+
+        if audit:
+            audit.check(claimed=retained)
 
         # The cancelled job keeps its checkpoints but for the one that was claimed.
         storage.delete_what_is_due()

@@ -55,10 +55,20 @@ def prepare(cache, plugin, esker, needs_versitygw, say):
     if not home.exists():
         say(f"installing Flink {FLINK_VERSION} with its {plugin} S3 file system")
         _install(home, lambda draft: _install_flink(draft, plugin))
-    if versitygw and not versitygw.exists():
+    if versitygw:
+        prepare_versitygw(cache, say)
+    return Tools(home, home / "plugins", versitygw, esker)
+
+
+def prepare_versitygw(cache, say):
+    """Returns the program, which it builds if it is not in `cache` yet."""
+    versitygw = cache / "bin" / f"versitygw-{VERSITYGW_VERSION}"
+    if not versitygw.exists():
+        if not shutil.which("go"):
+            raise Missing(f"go is missing: install {HOW_TO_INSTALL['go']}")
         say(f"installing versitygw {VERSITYGW_VERSION}, which takes a few minutes")
         _install(versitygw, _install_versitygw)
-    return Tools(home, home / "plugins", versitygw, esker)
+    return versitygw
 
 
 def compile_job(home, folder):

@@ -67,9 +67,8 @@ mod space;
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use esker::api::wire::{EndRequest, PutParams, RestoreJob, RestoredJob, SegmentInfo};
-use esker::catalog::record::{CheckpointState, JobEnd};
-use esker::client::{Client, ClientError};
+use esker_client::wire::{CheckpointState, EndRequest, JobEnd, PutParams, RestoreJob, RestoredJob, SegmentInfo};
+use esker_client::{Client, ClientError};
 use http::StatusCode;
 
 use crate::daemon::{TestDaemon, checkpoint};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use esker::api::wire::PutParams;
+use esker_client::wire::PutParams;
 
 use super::{
     ACROSS, JOB, LEN, Written, assert_all_live, assert_files_of, assert_lives, daemon, exclusive, put, put_for, shared,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use esker::catalog::record::CheckpointState;
+use esker_client::wire::CheckpointState;
 
 use super::{
     ACROSS, JOB, LEN, Written, assert_all_live, assert_files_of, assert_lives, daemon, exclusive, ids, ids_of, is_gone,

@@ -1,7 +1,6 @@
 //! Requests about the life of checkpoints that cannot be, and those that are sent again because their answer was lost.
 
-use esker::api::wire::RestoreJob;
-use esker::catalog::record::{CheckpointState, JobEnd};
+use esker_client::wire::{CheckpointState, JobEnd, RestoreJob};
 use http::StatusCode;
 
 use super::{
@@ -93,7 +92,7 @@ async fn a_claim_whose_answer_was_lost_is_answered_again() {
         daemon = daemon.restart().await;
         let again = daemon.client.restore_job("next", &from).await.unwrap();
 
-        let segments = |restored: &esker::api::wire::RestoredJob| serde_json::to_value(&restored.segments).unwrap();
+        let segments = |restored: &esker_client::wire::RestoredJob| serde_json::to_value(&restored.segments).unwrap();
         assert_eq!((again.job.as_str(), again.checkpoint), ("next", 2), "{kind}");
         assert_eq!(segments(&again), segments(&first));
         assert_eq!(ids(&daemon.client, "next").await, ids_of([&written]));

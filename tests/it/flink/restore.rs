@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use esker::api::wire::RestoredJob;
-use esker::catalog::record::{CheckpointState, JobEnd};
-use esker::client::Client;
+use esker_client::Client;
+use esker_client::wire::{CheckpointState, JobEnd, RestoredJob};
 
 use super::{
     ACROSS, JOB, LEN, MERGING, Written, assert_all_live, assert_files_of, assert_lives, by, daemon, ends, exclusive,
@@ -32,7 +31,7 @@ async fn every_kind_of_state_is_restored_counted_and_freed() {
         for (operator, len) in
             [("keyed-managed", 100), ("keyed-raw", LEN), ("operator-managed", LEN), ("operator-raw", 400_000)]
         {
-            let params = esker::api::wire::PutParams { operator: Some(operator.to_owned()), ..by(scope, 0, 1) };
+            let params = esker_client::wire::PutParams { operator: Some(operator.to_owned()), ..by(scope, 0, 1) };
             let data = Bytes::from(pattern(len as u64, len));
             let info = daemon.client.put(JOB, &params, None, data.clone()).await.unwrap();
             written.push(Written { info, data });
@@ -263,7 +262,7 @@ async fn after_a_fail_over_another_worker_reuses_without_storing_again() {
     // Both subtasks move to another task manager, and are three from now on.
     let restored = restore(client, JOB, JOB, 1, "claim").await.unwrap();
     let moved =
-        esker::api::wire::PutParams { task_manager: Some("other".to_owned()), parallelism: Some(3), ..shared(2, 3) };
+        esker_client::wire::PutParams { task_manager: Some("other".to_owned()), parallelism: Some(3), ..shared(2, 3) };
     let reused = client.reuse(JOB, 3, restored.segments.iter().map(|segment| segment.info.handle.clone()).collect());
     let reused = reused.await.unwrap();
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use esker::catalog::record::{CheckpointState, JobEnd};
+use esker_client::wire::{CheckpointState, JobEnd};
 
 use super::{
     ACROSS, JOB, Written, assert_all_live, assert_files_of, assert_lives, daemon, ends, exclusive, ids, ids_of,

@@ -1,4 +1,4 @@
-//! What the journal costs on an object store.
+//! The requests that the journal costs on an object store.
 
 use std::fmt::Formatter;
 use std::ops::Range;
@@ -101,7 +101,7 @@ impl ObjectStore for CountingStore {
 #[tokio::test]
 async fn a_group_is_one_put() {
     let store = CountingStore::new();
-    let shared: Arc<dyn ObjectStore> = store.clone();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
     let (journal, _) = open(object(&shared)).await.unwrap();
     let before = store.puts.load(Ordering::Relaxed);
 
@@ -113,11 +113,69 @@ async fn a_group_is_one_put() {
     assert_eq!(puts, 20);
 }
 
+fn patient(deletes: Duration) -> JournalSettings {
+    let company_wait = CompanyWait { deletes, ..CompanyWait::default() };
+    JournalSettings { company_wait, ..JournalSettings::default() }
+}
+
+async fn delete(journal: &Journal, key: impl Display) {
+    let delete = Mutation::Delete { key: Bytes::from(key.to_string()) };
+    journal.write(vec![delete], Haste::Deletes(1)).await.unwrap().durable().await.unwrap();
+}
+
+#[tokio::test]
+async fn deletes_of_several_threads_share_a_put() {
+    const THREADS: u64 = 8;
+    const EACH: u64 = 10;
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
+    let (journal, _) = open_with(object(&shared), patient(Duration::from_secs(1))).await.unwrap();
+    let before = store.puts.load(Ordering::Relaxed);
+
+    join_all((0..THREADS).map(async |thread| {
+        for n in 0..EACH {
+            delete(&journal, format!("{thread}-{n}")).await;
+        }
+    }))
+    .await;
+
+    // Once half of them have come together, no group is smaller.
+    let puts = store.puts.load(Ordering::Relaxed) - before;
+    assert!(puts <= 2 + 2 * EACH, "{puts} puts");
+}
+
+#[tokio::test]
+async fn a_thread_that_deletes_alone_waits_for_nobody() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (journal, _) = open_with(object(&store), patient(Duration::from_secs(3600))).await.unwrap();
+
+    for n in 0..20 {
+        delete(&journal, n).await;
+    }
+
+    assert_eq!(groups_of(&*store).await, 21, "each in a group of its own, and the fence");
+}
+
+#[tokio::test]
+async fn deletes_that_wait_for_others_share_the_put_of_what_is_urgent() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (journal, _) = open_with(object(&store), patient(Duration::from_secs(3600))).await.unwrap();
+    journal.write(vec![put("a", 1)], Haste::Deletes(2)).await.unwrap().durable().await.unwrap();
+    let before = groups_of(&*store).await;
+
+    let mut waiting = Box::pin(delete(&journal, "a"));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err(), "the second has not come");
+    commit(&journal, vec![put("b", 1)]).await.unwrap();
+    waiting.await;
+
+    assert_eq!(groups_of(&*store).await, before + 1);
+}
+
 #[tokio::test]
 async fn an_idle_journal_makes_few_requests() {
     const POLLS: u32 = 10;
     let store = CountingStore::new();
-    let shared: Arc<dyn ObjectStore> = store.clone();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
     // A minute in a fifth of a second; the collector's turn is every ten minutes.
     let settings = JournalSettings {
         poll_interval: Duration::from_millis(200),
@@ -139,7 +197,7 @@ async fn an_idle_journal_makes_few_requests() {
 #[tokio::test]
 async fn an_outage_ends_as_unavailable_and_loses_nothing_acknowledged() {
     let store = CountingStore::new();
-    let shared: Arc<dyn ObjectStore> = store.clone();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
     let settings = JournalSettings { object_retries_max: 2, ..JournalSettings::default() };
     let (journal, _) = open_with(object(&shared), settings).await.unwrap();
     commit(&journal, vec![put("a", 1)]).await.unwrap();
@@ -159,7 +217,7 @@ async fn an_outage_ends_as_unavailable_and_loses_nothing_acknowledged() {
 #[tokio::test]
 async fn a_dropped_journal_leaves_storage_alone() {
     let store = CountingStore::new();
-    let shared: Arc<dyn ObjectStore> = store.clone();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
     let settings = JournalSettings { poll_interval: Duration::from_millis(20), ..JournalSettings::default() };
     let (journal, _) = open_with(object(&shared), settings).await.unwrap();
     drop(journal);

@@ -1,14 +1,18 @@
 //! Every rule, broken once.
 
 mod checkpointing;
+mod effect;
 
-use crate::config::{Boundary, CheckpointMode, Config, ConfigError, Loaded, Origin, ReclaimMode, Secret};
+use crate::config::{Boundary, Config, ConfigError, Loaded, Origin, ReclaimMode, Retention, Secret};
 
 use super::*;
 
+fn pairs(flags: &[(&str, &str)]) -> Vec<(String, String)> {
+    flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 fn loaded(flags: &[(&str, &str)]) -> Loaded {
-    let flags: Vec<_> = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Config::load_with(None, Vec::new(), &flags).unwrap()
+    Config::load_with(None, Vec::new(), &pairs(flags)).unwrap()
 }
 
 fn settings(flags: &[(&str, &str)]) -> Settings {
@@ -40,12 +44,8 @@ const AMPLIFICATION: &str = "execution.checkpointing.file-merging.max-space-ampl
 fn the_defaults_are_those_of_the_documentation() {
     let settings = settings(&[]);
 
-    assert_eq!(settings.checkpointing.interval, None);
-    assert_eq!(settings.checkpointing.timeout, Duration::from_secs(600));
-    assert_eq!(settings.checkpointing.tolerable_failures, Some(0));
     assert_eq!(settings.checkpointing.inline_bytes_max, 20 << 10);
-    assert_eq!(settings.checkpointing.write_buffer_bytes, 20 << 10);
-    assert_eq!(settings.checkpointing.unaligned, None);
+    assert_eq!(settings.checkpointing.retention, Retention::NoExternalizedCheckpoints);
     assert!(settings.merging.enabled);
     assert_eq!(settings.merging.file_bytes_max, 32 << 20);
     assert_eq!(settings.merging.checkpoint_boundary, CheckpointBoundary::Within);
@@ -140,7 +140,7 @@ fn the_least_memory_still_holds_a_block_to_read_and_a_segment_to_write() {
     .limits;
 
     assert_eq!((limits.reads_kept_bytes, limits.writes_kept_bytes), (0, limits.memory_bytes - (1 << 20)));
-    assert_eq!(limits.connection_memory_bytes, limits.memory_bytes);
+    assert_eq!((limits.connection_memory_bytes, limits.connections_bytes_max), (limits.memory_bytes, 0));
 }
 
 #[test]
@@ -190,6 +190,15 @@ fn the_store_is_checked() {
         &["store.endpoint", "store.allow-http"],
         "allow-http = true",
     );
+    for other in
+        ["http://127.example.com", "http://localhost.example.com:9000", "http://10.0.0.1/127.0.0.1", "http://[::2]"]
+    {
+        refused(&[s3, ("store.endpoint", other)], &["store.endpoint", "store.allow-http"], "allow-http = true");
+    }
+    for here in ["http://127.0.0.1:9000", "http://127.9.9.9", "HTTP://LocalHost:9000/", "http://[::1]:9000"] {
+        assert!(settings(&[s3, ("store.endpoint", here)]).store.allow_http, "{here}");
+    }
+    assert!(!settings(&[s3, ("store.endpoint", "https://minio:9000")]).store.allow_http);
     for wrong in ["minio:9000", "ftp://x", "https://", "https://a:b@host", "https://host?x"] {
         refused(&[s3, ("store.endpoint", wrong)], &["store.endpoint"], "must be `http://` or `https://`");
     }

@@ -1,0 +1,211 @@
+//! What the checkpoints of Apache Flink name, and objects that none of them names.
+//!
+//! Orphans are told line by line, as they are found: whoever reads slowly is waited for, and nothing is collected here.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body as HttpBody;
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use esker_client::wire::{
+    self, AuditParams, AuditedCheckpoint, AuditedObject, AuditedPart, ErrorBody, KeptObject, KeptObjects, OrphanLine,
+    OrphanObject, OrphansEnd, OrphansOfJob, OrphansParams, UnreadableMetadata,
+};
+use futures::StreamExt;
+use http::{HeaderValue, Uri, header};
+
+use super::parts::{Native, query};
+use crate::api::status::ApiError;
+use crate::engine::EngineError;
+use crate::engine::audit::look::{LookedAt, NameList};
+use crate::engine::audit::{
+    AuditQuery, CheckpointAudit, JobTally, JudgedObject, Judgement, MissingObject, NamedObject, OrphanQuery,
+    OrphanReport,
+};
+use crate::flink::{Kept, Orphan};
+
+/// Checkpoints of one page.
+const PAGE: u32 = 20;
+const PAGE_MAX: u32 = 100;
+/// The age of an orphan that is asked for if none is.
+const OLDER_THAN: Duration = Duration::from_secs(3600);
+/// Younger ones are deleted only for whoever says that no checkpoint is in progress: Flink's default timeout of one.
+const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
+
+/// Compares the checkpoints and savepoints of Flink that are there with the objects that they name, in pages.
+#[utoipa::path(get, tag = "Audit", path = "/v1/audit", params(AuditParams), responses(
+    (status = 200, body = wire::AuditPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
+pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Json<wire::AuditPage>, ApiError> {
+    let AuditParams { bucket, prefix, job, after, limit, names } = query(&uri)?;
+    let max = match limit.unwrap_or(PAGE) {
+        limit @ 1..=PAGE_MAX => limit as usize,
+        limit => return Err(ApiError::invalid("limit", format!("must be 1 to {PAGE_MAX}, is {limit}"))),
+    };
+    let after = after.map(|after| match after.split_once('/') {
+        Some((bucket, key)) => Ok((bucket.to_owned(), key.to_owned())),
+        None => Err(ApiError::invalid("after", "must be `next` of the page before")),
+    });
+    // With names, an answer holds one checkpoint: it may have very many.
+    let (names, max) = if names == Some(true) { (NameList::Listed, 1) } else { (NameList::Counted, max) };
+    let asked = AuditQuery { bucket, prefix: prefix.unwrap_or_default(), job, after: after.transpose()?, max, names };
+    let page = native.engine.audit(&asked).await.map_err(|error| native.turned_away(error))?;
+    let next = page.next.map(|(bucket, key)| format!("{bucket}/{key}"));
+    Ok(Json(wire::AuditPage { checkpoints: page.checkpoints.into_iter().map(audited).collect(), next }))
+}
+
+fn audited(audit: CheckpointAudit) -> AuditedCheckpoint {
+    let kind = if audit.is_checkpoint() { "checkpoint" } else { "savepoint" };
+    let folder = audit.folder().to_owned();
+    let CheckpointAudit { bucket, key, looked: LookedAt { modified, len, needs } } = audit;
+    let known = AuditedCheckpoint {
+        bucket,
+        key,
+        folder,
+        kind: kind.to_owned(),
+        modified_ms: modified.0,
+        metadata_bytes: len,
+        ..AuditedCheckpoint::default()
+    };
+    let needs = match needs {
+        Ok(needs) => needs,
+        Err(why) => return AuditedCheckpoint { unreadable: Some(crate::error::chain(&why)), ..known },
+    };
+    AuditedCheckpoint {
+        version: needs.summary.version,
+        checkpoint: needs.summary.checkpoint,
+        objects: needs.objects,
+        state_bytes: needs.state_bytes.saturating_add(needs.summary.inline_bytes),
+        inline_bytes: needs.summary.inline_bytes,
+        elsewhere: needs.elsewhere,
+        elsewhere_first: needs.elsewhere_first,
+        missing: needs.missing,
+        missing_objects: needs.missing_first.into_iter().map(missing).collect(),
+        named: needs.named.into_iter().map(named).collect(),
+        ..known
+    }
+}
+
+fn missing(object: MissingObject) -> AuditedObject {
+    let MissingObject { bucket, key, needed, len, merged } = object;
+    AuditedObject { bucket, key, needed_bytes: needed, len, merged_by_flink: merged }
+}
+
+fn named(part: NamedObject) -> AuditedPart {
+    let NamedObject { bucket, key, start, len } = part;
+    AuditedPart { bucket, key, start, len }
+}
+
+/// Finds objects of Flink's jobs that no checkpoint and no savepoint names, and none in progress will. The answer is a line of
+/// JSON for each, one for each job, and a last one.
+#[utoipa::path(get, tag = "Audit", path = "/v1/orphans", params(OrphansParams), responses(
+    (status = 200, body = OrphanLine, content_type = "application/x-ndjson"), (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody)))]
+pub(super) async fn find_orphans(State(native): State<Native>, uri: Uri) -> Result<Response, ApiError> {
+    orphans(&native, query(&uri)?, false)
+}
+
+/// The same, and deletes them, each if it is still the object that was judged.
+#[utoipa::path(post, tag = "Audit", path = "/v1/orphans", params(OrphansParams), responses(
+    (status = 200, body = OrphanLine, content_type = "application/x-ndjson"), (status = 400, body = ErrorBody),
+    (status = 404, body = ErrorBody)))]
+pub(super) async fn delete_orphans(State(native): State<Native>, uri: Uri) -> Result<Response, ApiError> {
+    orphans(&native, query(&uri)?, true)
+}
+
+fn orphans(native: &Native, params: OrphansParams, delete: bool) -> Result<Response, ApiError> {
+    let OrphansParams { bucket, prefix, job, older_than_ms, kept, risk_running_checkpoints } = params;
+    let older_than = older_than_ms.map_or(OLDER_THAN, Duration::from_millis);
+    if delete && older_than < DELETED_AGE_MIN && risk_running_checkpoints != Some(true) {
+        let text = "must be at least 600000 (ten minutes) to delete: files of a checkpoint in progress are no orphans, and may \
+                    look like some. Give risk_running_checkpoints=true if no job runs";
+        return Err(ApiError::invalid("older_than_ms", text));
+    }
+    let asked =
+        OrphanQuery { bucket, prefix: prefix.unwrap_or_default(), job, older_than, delete, kept: kept == Some(true) };
+    let lines = native.engine.orphans(asked)?.map(|report| Ok::<_, std::convert::Infallible>(line(report)));
+    let mut response = Response::new(HttpBody::from_stream(lines));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    Ok(response)
+}
+
+/// A report as a line of the answer.
+fn line(report: Result<OrphanReport, EngineError>) -> Bytes {
+    let line = match report {
+        Ok(OrphanReport::Object(object)) => judged(object),
+        Ok(OrphanReport::Unreadable { bucket, key, why }) => {
+            OrphanLine::Unreadable(UnreadableMetadata { bucket, key, why: crate::error::chain(&why) })
+        }
+        Ok(OrphanReport::Job(tally)) => OrphanLine::Job(of_job(tally)),
+        Ok(OrphanReport::End { objects, orphans, orphan_bytes, deleted, others }) => {
+            OrphanLine::End(OrphansEnd { objects, orphans, orphan_bytes, deleted, others })
+        }
+        Err(error) => OrphanLine::Broken(crate::error::chain(&error)),
+    };
+    let mut text = serde_json::to_vec(&line).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+fn judged(object: JudgedObject) -> OrphanLine {
+    let JudgedObject { bucket, key, len, modified, judgement } = object;
+    let (why, deleted, not_deleted) = match judgement {
+        Judgement::Kept(why) => {
+            return OrphanLine::Kept(KeptObject { bucket, key, len, why: kept_because(why).into() });
+        }
+        Judgement::Orphan(why) => (why, false, None),
+        Judgement::Deleted(why) => (why, true, None),
+        Judgement::NotDeleted(why, refusal) => (why, false, Some(refusal.to_string())),
+    };
+    let why = orphaned_because(why).to_owned();
+    OrphanLine::Orphan(OrphanObject { bucket, key, len, modified_ms: modified.0, why, deleted, not_deleted })
+}
+
+fn of_job(tally: JobTally) -> OrphansOfJob {
+    let JobTally { bucket, folder, objects, orphans, deleted, kept } = tally;
+    let kept = kept.into_iter().map(|(why, count)| KeptObjects {
+        why: kept_because(why).to_owned(),
+        objects: count.objects,
+        bytes: count.bytes,
+    });
+    OrphansOfJob {
+        bucket,
+        folder,
+        objects: objects.objects,
+        bytes: objects.bytes,
+        orphans: orphans.objects,
+        orphan_bytes: orphans.bytes,
+        deleted: deleted.objects,
+        kept: kept.collect(),
+    }
+}
+
+fn orphaned_because(why: Orphan) -> &'static str {
+    match why {
+        Orphan::AbortedCheckpoint(_) => "aborted_checkpoint",
+        Orphan::LateUpload(_) => "late_upload",
+        Orphan::Unnamed => "unnamed",
+        Orphan::UnnamedMerged => "unnamed_merged",
+    }
+}
+
+fn kept_because(why: Kept) -> &'static str {
+    match why {
+        Kept::Metadata => "metadata",
+        Kept::Folder => "folder",
+        Kept::Named => "named",
+        Kept::Savepoint => "savepoint",
+        Kept::TaskOwned => "task_owned",
+        Kept::Working => "working",
+        Kept::Changelog => "changelog",
+        Kept::Unreadable => "unreadable",
+        Kept::UnreadableCopy => "unreadable_copy",
+        Kept::Elsewhere => "elsewhere",
+        Kept::NoCheckpoint => "no_checkpoint",
+        Kept::Running => "running",
+        Kept::Young => "young",
+        Kept::Recent => "recent",
+    }
+}

@@ -1,0 +1,173 @@
+//! Parts that the handlers share.
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode, Uri, header};
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
+
+use crate::api::body::{Admission, too_slow};
+use crate::api::exchange::{Exchange, ExchangeNotes};
+use crate::api::keys::KeyRing;
+use crate::api::status::ApiError;
+use crate::api::unread::BodyError;
+use crate::config::KeyAccess;
+use crate::engine::intake::Rejected;
+use crate::engine::{Engine, EngineError};
+use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
+use crate::model::{About, CheckpointId, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
+use crate::runtime::{Clock, Payer};
+use esker_client::wire::PutParams;
+
+/// The native API. Clones share everything.
+#[derive(Clone)]
+pub struct Native {
+    /// The engine behind the door.
+    pub(super) engine: Engine,
+    /// The limits for bodies.
+    pub(super) admission: Admission,
+    keys: KeyRing,
+}
+
+crate::runtime::opaque_debug!(Native);
+
+impl Native {
+    /// A door to `engine` for holders of tokens of `keys`.
+    pub fn new(engine: Engine, keys: KeyRing) -> Self {
+        let limits = &engine.settings().limits;
+        let admission = Admission { silence_max: limits.body_timeout, metrics: engine.metrics().clone() };
+        Self { engine, admission, keys }
+    }
+
+    /// An error of the engine as it is answered. Who is turned away counts.
+    pub(super) fn turned_away(&self, error: EngineError) -> ApiError {
+        let reason = match &error {
+            EngineError::Memory(_) => Some(RejectReason::Memory),
+            EngineError::Length { .. } => Some(RejectReason::Body),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.engine.metrics().rejected.of(reason).inc();
+        }
+        error.into()
+    }
+
+    /// The same of a body that was not taken in.
+    pub(super) fn rejected(&self, rejected: Rejected<ApiError>) -> ApiError {
+        match rejected {
+            Rejected::Body(error) => error,
+            Rejected::Engine(error) => self.turned_away(error),
+        }
+    }
+}
+
+/// Lets requests with a known token pass, or all if none is configured.
+pub(super) async fn authorize(State(native): State<Native>, request: Request, next: Next) -> Response {
+    let keys = native.keys.current();
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let known = sent.and_then(|value| value.strip_prefix("Bearer ")).and_then(|sent| keys.token(sent));
+    if keys.asks_for_tokens() && known.is_none() {
+        native.engine.metrics().rejected.of(RejectReason::Auth).inc();
+        let error = ApiError::invalid("authorization", "a bearer token of auth.tokens is needed");
+        return error.with_status(StatusCode::UNAUTHORIZED).into_response();
+    }
+    if let Some(share) = known.and_then(|token| token.share.as_ref()) {
+        Payer::also(share);
+    }
+    let restores = request.uri().path() == "/v1/restore";
+    let operation = if restores { Operation::Read } else { operation_of(request.method()) };
+    if operation == Operation::Write && known.is_some_and(|token| token.access == KeyAccess::Read) {
+        native.engine.metrics().rejected.of(RejectReason::Auth).inc();
+        let error = ApiError::invalid("authorization", "the token may only read");
+        return error.with_status(StatusCode::FORBIDDEN).into_response();
+    }
+    drop(keys);
+    if let Some(exchange) = Exchange::current() {
+        exchange.note(|notes| note_head(&request, notes));
+    }
+    let begun = Clock::instant();
+    let response = next.run(request).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    native.engine.metrics().answer_seconds.of((DoorLabel::Native, operation)).observe(seconds);
+    response
+}
+
+fn note_head(request: &Request, notes: &mut ExchangeNotes) {
+    let path = request.extensions().get::<MatchedPath>().map_or(request.uri().path(), MatchedPath::as_str);
+    notes.operation = Some(format!("{} {path}", request.method()));
+    let job = request.uri().path().strip_prefix("/v1/jobs/").and_then(|rest| rest.split('/').next());
+    notes.job = job.map(|job| percent_decode_str(job).decode_utf8_lossy().into_owned());
+}
+
+fn operation_of(method: &http::Method) -> Operation {
+    if method == http::Method::GET || method == http::Method::HEAD { Operation::Read } else { Operation::Write }
+}
+
+/// Reads the query of a request.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    let parsed = axum::extract::Query::<T>::try_from_uri(uri);
+    parsed.map(|query| query.0).map_err(|error| ApiError::invalid("query", error.body_text()))
+}
+
+/// Reads a body of JSON of at most `max` bytes, within the time that a body may stall.
+pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request, max: usize) -> Result<T, ApiError> {
+    let patience = native.engine.settings().limits.body_timeout;
+    let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
+    let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
+    let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
+    let body = body.map_err(|error| match BodyError::is_slow(&error) {
+        true => too_slow(native.engine.metrics()),
+        false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
+}
+
+pub(super) fn job_of(text: &str) -> Result<JobId, ApiError> {
+    Ok(text.parse()?)
+}
+
+/// Reads the description of a segment from the parameters of its put.
+pub(super) fn about_of(job: JobId, params: &PutParams) -> Result<About, ApiError> {
+    let checkpoint = params.checkpoint.map(CheckpointId);
+    let checkpoint = checkpoint.ok_or_else(|| ApiError::invalid("checkpoint", "a segment must name its checkpoint"))?;
+    let scope = params.scope.as_deref().map_or(Ok(StateScope::Exclusive), str::parse)?;
+    let label =
+        |what: &'static str, text: &Option<String>| text.as_deref().map(|text| Label::parse(what, text)).transpose();
+    let subtask = match (label("operator", &params.operator)?, params.subtask, params.parallelism) {
+        (None, None, None) => None,
+        (Some(operator), Some(index), Some(parallelism)) if index < parallelism => {
+            Some(SubtaskKey { operator, index, parallelism })
+        }
+        _ => {
+            let message = "operator, subtask and parallelism go together, and subtask must be below parallelism";
+            return Err(ApiError::invalid("subtask", message));
+        }
+    };
+    let writer = Writer { subtask, task_manager: label("task_manager", &params.task_manager)? };
+    Ok(About { job, scope, writer, checkpoint: Some(checkpoint), name: label("name", &params.name)? })
+}
+
+pub(super) fn idempotency_key(text: Option<&str>) -> Result<Option<IdempotencyKey>, ApiError> {
+    Ok(text.map(str::parse).transpose()?)
+}
+
+/// The text of a header, if it is sent.
+pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+    let text = headers.get(name).map(|value| value.to_str());
+    text.transpose().map_err(|_| ApiError::invalid(name, "must be ASCII text"))
+}
+
+/// Rejects a malformed checksum before reading the body.
+pub(super) fn check_crc_form(text: Option<&str>) -> Result<(), ApiError> {
+    match text {
+        Some(text) if text.len() != 8 || u32::from_str_radix(text, 16).is_err() => {
+            Err(ApiError::invalid("crc32c", format!("must be 8 hex digits, is {text:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn in_field(field: &'static str, error: &impl std::fmt::Display) -> ApiError {
+    ApiError::invalid(field, error.to_string())
+}

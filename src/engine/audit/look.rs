@@ -1,0 +1,304 @@
+//! One `_metadata`: what it names, and what of that is there.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use futures::StreamExt;
+
+use crate::catalog::Catalog;
+use crate::engine::{Engine, EngineError, ObjectView, aside};
+use crate::error::ErrorKind;
+use crate::flink::{MetadataError, MetadataSummary, NamedState, Place, decoded, place_of, read_metadata};
+use crate::model::Millis;
+
+/// Larger ones are not read.
+const METADATA_BYTES_MAX: u64 = 256 << 20;
+/// Memory that it takes to compare one, for each byte of it: the byte, and what is remembered of names of a dozen bytes.
+const MEMORY_PER_BYTE: u64 = 5;
+/// Of the memory for reads, at most one part of so many.
+const MEMORY_SHARE: u64 = 2;
+/// Missing objects that are told of by name.
+pub const MISSING_NAMED_MAX: usize = 100;
+/// Objects that are listed by name.
+pub const NAMED_MAX: usize = 100_000;
+/// Objects that are looked up together.
+const BATCH: usize = 1024;
+
+/// What a checkpoint needs, and what of that is not there.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// What the file says of itself.
+    pub summary: MetadataSummary,
+    /// Objects that it names.
+    pub objects: u64,
+    /// Bytes of state in them, without those in the file itself.
+    pub state_bytes: u64,
+    /// Files that it names on storage that is not this one.
+    pub elsewhere: u64,
+    /// One of them.
+    pub elsewhere_first: Option<String>,
+    /// Objects that are not there, or shorter than what it names of them.
+    pub missing: u64,
+    /// Of them, those that Flink has merged.
+    pub missing_merged: u64,
+    /// The first of them.
+    pub missing_first: Vec<MissingObject>,
+    /// All objects, if they were asked for.
+    pub named: Vec<NamedObject>,
+}
+
+/// An object that is needed and not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingObject {
+    /// Its bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// Bytes that it must have at least.
+    pub needed: u64,
+    /// Bytes that it has; `None` if it is not there.
+    pub len: Option<u64>,
+    /// Whether Flink has merged it.
+    pub merged: bool,
+}
+
+/// A part of an object that is named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedObject {
+    /// Its bucket; none for a file elsewhere, whose path is the key.
+    pub bucket: Option<String>,
+    /// Its key.
+    pub key: String,
+    /// The first byte.
+    pub start: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
+/// Why a `_metadata` cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It is none, or damaged.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// It does not fit into memory.
+    #[error("has {len} bytes, and {max} are read at most")]
+    TooLarge {
+        /// Its length.
+        len: u64,
+        /// The largest that is read.
+        max: u64,
+    },
+    /// Its bytes are damaged on storage.
+    #[error("cannot be read: {0}")]
+    Corrupt(String),
+}
+
+/// One that was looked at.
+#[derive(Debug, Clone)]
+pub struct LookedAt {
+    /// When it was put.
+    pub modified: Millis,
+    /// Its length.
+    pub len: u64,
+    /// What it needs.
+    pub needs: Result<Needs, Unreadable>,
+}
+
+/// Whether the objects are listed by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameList {
+    /// All of them.
+    Listed,
+    /// None, unless it is missing.
+    Counted,
+}
+
+/// Bytes of a `_metadata`, and what stays paid until they are dropped.
+pub(super) struct MetadataBytes {
+    pub bytes: Vec<u8>,
+    _paid: crate::runtime::PaidBytes,
+}
+
+impl Engine {
+    /// Compares the `_metadata` under a key with the objects that are there; `None` if it is gone.
+    ///
+    /// # Errors
+    /// [`EngineError`] if storage does not answer, or there is no memory.
+    pub async fn look_at_metadata(
+        &self,
+        bucket: &str,
+        key: &str,
+        names: NameList,
+    ) -> Result<Option<LookedAt>, EngineError> {
+        let Some(object) = self.object_there(bucket, key).await? else { return Ok(None) };
+        // Held until its bytes are dropped.
+        let _turn = self.audits.turn.lock().await;
+        let needs = match self.metadata_bytes(&object).await? {
+            None => return Ok(None),
+            Some(Err(why)) => Err(why),
+            Some(Ok(bytes)) => {
+                let comparison = Comparison::new(self.catalog.clone(), bucket, key, names);
+                aside("a look at a checkpoint", move || comparison.run(&bytes.bytes)).await?.map_err(Unreadable::from)
+            }
+        };
+        // Last: whoever discards a checkpoint deletes `_metadata` first.
+        let after = self.object_there(bucket, key).await?;
+        let head = object.head();
+        let same = after.is_some_and(|after| after.head().etag == head.etag && after.head().modified == head.modified);
+        Ok(same.then_some(LookedAt { modified: head.modified, len: head.len, needs }))
+    }
+
+    /// The object under a key; none either if there is no such bucket.
+    pub(super) async fn object_there(&self, bucket: &str, key: &str) -> Result<Option<ObjectView>, EngineError> {
+        Ok(self.catalog.object(bucket, key).await?)
+    }
+
+    /// The bytes of a `_metadata`; `None` if it is gone.
+    pub(super) async fn metadata_bytes(
+        &self,
+        object: &ObjectView,
+    ) -> Result<Option<Result<MetadataBytes, Unreadable>>, EngineError> {
+        let len = object.head().len;
+        let max = METADATA_BYTES_MAX.min(self.budgets.reads.total() / MEMORY_SHARE / MEMORY_PER_BYTE);
+        if len > max {
+            return Ok(Some(Err(Unreadable::TooLarge { len, max })));
+        }
+        let patience = self.settings.limits.admission_timeout;
+        let paid = self.budgets.reads.pay(len * MEMORY_PER_BYTE, patience).await?;
+        let mut bytes = Vec::with_capacity(usize::try_from(len).map_err(|_| EngineError::TooLong(len))?);
+        let read = async {
+            let mut pieces = self.read_object(object, 0..len).await?;
+            while let Some(piece) = pieces.next().await {
+                bytes.extend_from_slice(&piece?);
+            }
+            Ok::<_, EngineError>(())
+        };
+        match read.await {
+            Ok(()) => Ok(Some(Ok(MetadataBytes { bytes, _paid: paid }))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Ok(Some(Err(Unreadable::Corrupt(crate::error::chain(&error)))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A part of a file that is named and not looked up yet.
+struct Wanted {
+    bucket: String,
+    key: String,
+    needed: u64,
+    merged: bool,
+}
+
+/// Compares what is named with the catalog, some at a time.
+struct Comparison {
+    catalog: Catalog,
+    bucket: String,
+    key: String,
+    names: NameList,
+    hash: RandomState,
+    /// Hashes of parts of files that were named, and of objects that were counted, and of those that are missing.
+    parts: HashSet<u64>,
+    objects: HashSet<u64>,
+    missing: HashSet<u64>,
+    batch: Vec<Wanted>,
+    needs: Needs,
+}
+
+impl Comparison {
+    fn new(catalog: Catalog, bucket: &str, key: &str, names: NameList) -> Self {
+        Self {
+            catalog,
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            names,
+            hash: RandomState::new(),
+            parts: HashSet::new(),
+            objects: HashSet::new(),
+            missing: HashSet::new(),
+            batch: vec![],
+            needs: Needs::default(),
+        }
+    }
+
+    fn run(mut self, bytes: &[u8]) -> Result<Needs, MetadataError> {
+        let summary = read_metadata(bytes, &mut |named| self.add(&named))?;
+        self.look_up();
+        Ok(Needs { summary, ..self.needs })
+    }
+
+    fn add(&mut self, named: &NamedState<'_>) {
+        let place = place_of(&self.bucket, &self.key, &named.path);
+        let NamedState { start, len, merged, .. } = *named;
+        let part = match &place {
+            Place::Object { bucket, key } => self.hash.hash_one((bucket, key, start, len)),
+            Place::Elsewhere(path) => self.hash.hash_one((path, start, len)),
+        };
+        if !self.parts.insert(part) {
+            return;
+        }
+        match place {
+            Place::Object { bucket, key } => {
+                let needed = start.saturating_add(len);
+                self.needs.state_bytes = self.needs.state_bytes.saturating_add(len);
+                if self.objects.insert(self.hash.hash_one((&bucket, &key))) {
+                    self.needs.objects += 1;
+                }
+                self.list(Some(&bucket), &key, start, len);
+                self.batch.push(Wanted { bucket, key, needed, merged });
+                if self.batch.len() >= BATCH {
+                    self.look_up();
+                }
+            }
+            Place::Elsewhere(path) => {
+                self.list(None, &path, start, len);
+                self.is_elsewhere(path);
+            }
+        }
+    }
+
+    fn list(&mut self, bucket: Option<&str>, key: &str, start: u64, len: u64) {
+        if self.names == NameList::Listed && self.needs.named.len() < NAMED_MAX {
+            let bucket = bucket.map(str::to_owned);
+            self.needs.named.push(NamedObject { bucket, key: key.to_owned(), start, len });
+        }
+    }
+
+    fn is_elsewhere(&mut self, path: String) {
+        self.needs.elsewhere += 1;
+        self.needs.elsewhere_first.get_or_insert(path);
+    }
+
+    fn look_up(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        let lens = self.catalog.object_lens(batch.iter().map(|wanted| (&*wanted.bucket, &*wanted.key)));
+        for (wanted, len) in batch.into_iter().zip(lens) {
+            let len = len.or_else(|| {
+                let key = decoded(&wanted.key)?;
+                self.catalog.object_lens([(&*wanted.bucket, &*key)]).pop()?
+            });
+            if len.is_some_and(|len| len >= wanted.needed) {
+                continue;
+            }
+            if len.is_none() && !self.catalog.has_bucket(&wanted.bucket) {
+                self.is_elsewhere(format!("s3://{}/{}", wanted.bucket, wanted.key));
+                continue;
+            }
+            if self.missing.insert(self.hash.hash_one((&wanted.bucket, &wanted.key))) {
+                self.is_missing(wanted, len);
+            }
+        }
+    }
+
+    fn is_missing(&mut self, wanted: Wanted, len: Option<u64>) {
+        let Wanted { bucket, key, needed, merged } = wanted;
+        self.needs.missing += 1;
+        self.needs.missing_merged += u64::from(merged);
+        if self.needs.missing_first.len() < MISSING_NAMED_MAX {
+            self.needs.missing_first.push(MissingObject { bucket, key, needed, len, merged });
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Objects of Flink's jobs that no checkpoint names: found, and deleted if that is asked for.
+//!
+//! First every `_metadata` of every bucket is read, because a job may name files of another one; then the objects are judged
+//! ([`crate::flink::survey`]) and told one by one. Whoever listens sets the pace; when nobody does any more, it ends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::stream::{self, Stream};
+use tokio::sync::mpsc;
+
+use super::arriving::is_of_others;
+use super::look::Unreadable;
+use super::retained::is_of_job;
+use crate::engine::arrivals::is_metadata;
+use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete, Refusal, aside};
+use crate::flink::{Kept, Orphan, OrphanVerdict, Place, Survey, place_of, places_meant, read_metadata};
+use crate::model::{FlinkKey, Millis};
+use crate::runtime::Failure;
+
+/// Keys that are listed and judged at a time, well below a millisecond.
+const KEYS_AT_ONCE: usize = 200;
+/// What may wait for whoever listens.
+const TOLD_MAX: usize = 256;
+
+/// The objects that are asked for.
+#[derive(Debug, Clone)]
+pub struct OrphanQuery {
+    /// Only those in this bucket.
+    pub bucket: Option<String>,
+    /// Only those whose keys begin so.
+    pub prefix: String,
+    /// Only those of this job: Flink's id, or bucket and folder.
+    pub job: Option<String>,
+    /// Orphans are at least so old.
+    pub older_than: Duration,
+    /// Whether they are deleted.
+    pub delete: bool,
+    /// Whether objects that are kept are told one by one, too.
+    pub kept: bool,
+}
+
+/// What is told.
+#[derive(Debug, Clone)]
+pub enum OrphanReport {
+    /// An object.
+    Object(JudgedObject),
+    /// A `_metadata` that cannot be read, and why.
+    Unreadable {
+        /// Its bucket.
+        bucket: String,
+        /// Its key.
+        key: String,
+        /// Why.
+        why: Unreadable,
+    },
+    /// A job, after all its objects.
+    Job(JobTally),
+    /// The end: nothing follows.
+    End {
+        /// Objects of Flink's jobs that were looked at.
+        objects: u64,
+        /// Orphans among them.
+        orphans: u64,
+        /// Their bytes.
+        orphan_bytes: u64,
+        /// Those that were deleted.
+        deleted: u64,
+        /// Objects that no layout of Flink's fits.
+        others: u64,
+    },
+}
+
+/// An object that was judged.
+#[derive(Debug, Clone)]
+pub struct JudgedObject {
+    /// Its bucket.
+    pub bucket: String,
+    /// Its key.
+    pub key: String,
+    /// Number of bytes.
+    pub len: u64,
+    /// When it was put.
+    pub modified: Millis,
+    /// The judgement.
+    pub judgement: Judgement,
+}
+
+/// What is thought of an object, and done with it.
+#[derive(Debug, Clone)]
+pub enum Judgement {
+    /// It is kept.
+    Kept(Kept),
+    /// It is an orphan, and stays.
+    Orphan(Orphan),
+    /// It was one, and is deleted.
+    Deleted(Orphan),
+    /// It was to be deleted, and was not: it is another by now.
+    NotDeleted(Orphan, Refusal),
+}
+
+/// The objects of a job.
+#[derive(Debug, Clone, Default)]
+pub struct JobTally {
+    /// The bucket.
+    pub bucket: String,
+    /// The folder of the job, or of the savepoint.
+    pub folder: String,
+    /// Its objects, and their bytes.
+    pub objects: ObjectCount,
+    /// Orphans among them.
+    pub orphans: ObjectCount,
+    /// Of these, those that were deleted.
+    pub deleted: ObjectCount,
+    /// Those that are kept, by why.
+    pub kept: BTreeMap<Kept, ObjectCount>,
+}
+
+/// A number of objects, and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ObjectCount {
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl ObjectCount {
+    fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// Nobody listens any more, or storage does not answer.
+enum Ended {
+    Unheard,
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Ended {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Engine {
+    /// Judges objects, deletes orphans if that is asked for, and tells of them. Ends with [`OrphanReport::End`], or an error.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if there is no such bucket.
+    pub fn orphans(
+        &self,
+        query: OrphanQuery,
+    ) -> Result<impl Stream<Item = Result<OrphanReport, EngineError>> + Send + use<>, EngineError> {
+        let buckets = self.buckets_to_look_at(query.bucket.as_deref())?;
+        let (tell, told) = mpsc::channel(TOLD_MAX);
+        let judge = Judge {
+            engine: self.clone(),
+            query,
+            tell: tell.clone(),
+            survey: Survey::default(),
+            jobs: BTreeMap::new(),
+            others: 0,
+        };
+        self.tasks().spawn("orphans", Failure::FailsItsWork, async move {
+            let engine = judge.engine.clone();
+            // One at a time: each remembers all that is named.
+            let _turn = engine.audits.survey.lock().await;
+            match judge.run(buckets).await {
+                Ok(()) | Err(Ended::Unheard) => (),
+                // Unheard, too, if this fails.
+                Err(Ended::Failed(error)) => drop(tell.send(Err(error)).await),
+            }
+        });
+        Ok(stream::unfold(told, |mut told| async move { told.recv().await.map(|report| (report, told)) }))
+    }
+}
+
+struct Judge {
+    engine: Engine,
+    query: OrphanQuery,
+    tell: mpsc::Sender<Result<OrphanReport, EngineError>>,
+    survey: Survey,
+    jobs: BTreeMap<(String, String), JobTally>,
+    others: u64,
+}
+
+impl Judge {
+    async fn run(mut self, buckets: Vec<String>) -> Result<(), Ended> {
+        let found = self.see_all().await?;
+        for (bucket, key) in found {
+            self.read(&bucket, &key).await?;
+        }
+        for bucket in buckets {
+            self.judge_bucket(&bucket).await?;
+        }
+        let mut sum = JobTally::default();
+        for tally in std::mem::take(&mut self.jobs).into_values() {
+            for (of, count) in [
+                (&mut sum.objects, tally.objects),
+                (&mut sum.orphans, tally.orphans),
+                (&mut sum.deleted, tally.deleted),
+            ] {
+                of.objects += count.objects;
+                of.bytes += count.bytes;
+            }
+            self.tell(OrphanReport::Job(tally)).await?;
+        }
+        let JobTally { objects, orphans, deleted, .. } = sum;
+        self.tell(OrphanReport::End {
+            objects: objects.objects,
+            orphans: orphans.objects,
+            orphan_bytes: orphans.bytes,
+            deleted: deleted.objects,
+            others: self.others,
+        })
+        .await
+    }
+
+    async fn tell(&self, report: OrphanReport) -> Result<(), Ended> {
+        self.tell.send(Ok(report)).await.map_err(|_| Ended::Unheard)
+    }
+
+    /// Sees every object of every bucket. Returns the keys of all `_metadata`.
+    async fn see_all(&mut self) -> Result<Vec<(String, String)>, Ended> {
+        let mut found = vec![];
+        for bucket in self.engine.buckets_to_look_at(None)? {
+            let mut after = Some(String::new());
+            while let Some(from) = after {
+                let (entries, next) = self.page(&bucket, "", &from).await?;
+                for entry in entries {
+                    let Listed::Object { key, modified, .. } = entry else { continue };
+                    self.survey.see(&bucket, &key, modified);
+                    if is_metadata(&key) {
+                        found.push((bucket.clone(), key));
+                    }
+                }
+                after = next;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Some objects, and the key after which there are more. Whoever listens no more is noticed here.
+    async fn page(&self, bucket: &str, prefix: &str, after: &str) -> Result<(Vec<Listed>, Option<String>), Ended> {
+        if self.tell.is_closed() {
+            return Err(Ended::Unheard);
+        }
+        let listing = ListQuery { prefix, delimiter: "", after, max: KEYS_AT_ONCE };
+        let page = self.engine.list(bucket, &listing).await?;
+        let next = page.entries.last().filter(|_| page.truncated).map(|last| last.name().to_owned());
+        Ok((page.entries, next))
+    }
+
+    /// Reads a `_metadata`. What one that is damaged names up to there is named all the same.
+    async fn read(&mut self, bucket: &str, key: &str) -> Result<(), Ended> {
+        let engine = self.engine.clone();
+        let Some(object) = engine.object_there(bucket, key).await? else { return Ok(()) };
+        // Held until its bytes are dropped.
+        let turn = engine.audits.turn.lock().await;
+        let outcome = match engine.metadata_bytes(&object).await? {
+            None => return Ok(()),
+            Some(Err(why)) => Err(why),
+            Some(Ok(bytes)) => {
+                let mut survey = std::mem::take(&mut self.survey);
+                let (at, catalog) = ((bucket.to_owned(), key.to_owned()), engine.catalog.clone());
+                let reading = aside("a look at a checkpoint", move || {
+                    let read = read_metadata(&bytes.bytes, &mut |named| {
+                        for (bucket, key) in places_meant(&at.0, &at.1, &named.path) {
+                            survey.name(&bucket, &key);
+                        }
+                        let is_known = match place_of(&at.0, &at.1, &named.path) {
+                            Place::Object { bucket, .. } => catalog.has_bucket(&bucket),
+                            Place::Elsewhere(_) => false,
+                        };
+                        if !is_known {
+                            survey.is_elsewhere(&at.0, &at.1);
+                        }
+                    });
+                    (survey, read)
+                });
+                let (survey, read) = reading.await?;
+                self.survey = survey;
+                read.map(|_| ()).map_err(Unreadable::from)
+            }
+        };
+        // Before anything is told: whoever listens may be slow, and arriving checkpoints wait for their turn.
+        drop(turn);
+        match outcome {
+            Err(why) if is_of_others(key, &why) => Ok(()),
+            outcome => {
+                self.survey.complete(bucket, key, object.head().modified, outcome.is_ok());
+                let Err(why) = outcome else { return Ok(()) };
+                self.tell(OrphanReport::Unreadable { bucket: bucket.to_owned(), key: key.to_owned(), why }).await
+            }
+        }
+    }
+
+    async fn judge_bucket(&mut self, bucket: &str) -> Result<(), Ended> {
+        let prefix = self.query.prefix.clone();
+        let mut after = Some(String::new());
+        while let Some(from) = after {
+            let (entries, next) = self.page(bucket, &prefix, &from).await?;
+            let (told, doomed) = self.judge_page(bucket, entries);
+            for object in told {
+                self.tell(OrphanReport::Object(object)).await?;
+            }
+            if self.query.delete {
+                self.delete(bucket, doomed).await?;
+            }
+            after = next;
+        }
+        Ok(())
+    }
+
+    /// What is told of these objects now, and the orphans that are to be deleted, with their entity tags.
+    fn judge_page(
+        &mut self,
+        bucket: &str,
+        entries: Vec<Listed>,
+    ) -> (Vec<JudgedObject>, Vec<(JudgedObject, Orphan, String)>) {
+        let (mut told, mut doomed) = (vec![], vec![]);
+        let (now, older_than) = (self.engine.now(), self.query.older_than);
+        for entry in entries {
+            let Listed::Object { key, len, etag, modified, .. } = entry else { continue };
+            let verdict = self.survey.judge(bucket, &key, modified, older_than, now);
+            let (Some(verdict), Some(folder)) = (verdict, FlinkKey::of(&key).map(|flink| flink.folder.to_owned()))
+            else {
+                self.others += 1;
+                continue;
+            };
+            if !is_of_job(bucket, &folder, self.query.job.as_deref()) {
+                continue;
+            }
+            let tally = self.tally(bucket, folder);
+            tally.objects.add(len);
+            let object = |judgement| JudgedObject { bucket: bucket.to_owned(), key, len, modified, judgement };
+            match verdict {
+                OrphanVerdict::Orphan(why) => {
+                    tally.orphans.add(len);
+                    let object = object(Judgement::Orphan(why));
+                    if self.query.delete { doomed.push((object, why, etag)) } else { told.push(object) }
+                }
+                OrphanVerdict::Kept(why) => {
+                    tally.kept.entry(why).or_default().add(len);
+                    if self.query.kept {
+                        told.push(object(Judgement::Kept(why)));
+                    }
+                }
+            }
+        }
+        (told, doomed)
+    }
+
+    fn tally(&mut self, bucket: &str, folder: String) -> &mut JobTally {
+        let key = (bucket.to_owned(), folder);
+        self.jobs.entry(key).or_insert_with_key(|(bucket, folder)| JobTally {
+            bucket: bucket.clone(),
+            folder: folder.clone(),
+            ..JobTally::default()
+        })
+    }
+
+    /// Deletes orphans that are still the objects that were judged.
+    async fn delete(&mut self, bucket: &str, doomed: Vec<(JudgedObject, Orphan, String)>) -> Result<(), Ended> {
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        let objects = doomed.iter().map(|(object, _, etag)| ObjectToDelete {
+            key: object.key.clone(),
+            if_match: Some(etag.clone()),
+            if_put_at: Some(object.modified),
+        });
+        let answers = self.engine.delete_objects(bucket, objects.collect()).await?;
+        for ((object, why, _), answer) in doomed.into_iter().zip(answers) {
+            let judgement = match answer {
+                Ok(()) => {
+                    let folder = FlinkKey::of(&object.key).map(|flink| flink.folder.to_owned()).unwrap_or_default();
+                    self.tally(bucket, folder).deleted.add(object.len);
+                    Judgement::Deleted(why)
+                }
+                Err(refusal) => Judgement::NotDeleted(why, refusal),
+            };
+            self.tell(OrphanReport::Object(JudgedObject { judgement, ..object })).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! Jobs and their checkpoints: their lives, reuse, restore, savepoints, the end of a job.
+
+use std::collections::HashSet;
+
+use super::{Engine, EngineError, aside};
+use crate::catalog::command::{Command, Outcome, RestorePoint};
+use crate::catalog::state::{CheckpointView, JobView, SegmentView};
+use crate::config::Retention;
+use crate::metrics::labels::ReuseOutcome;
+use crate::model::{CheckpointId, CheckpointKind, Claim, JobEnd, JobId, Leavings, SegmentId};
+
+/// A step in the life of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointStep {
+    /// It, or a savepoint, begins; nothing happens if it has begun.
+    Begin(CheckpointKind),
+    /// A job can be restored from it.
+    Complete,
+    /// Its segments are freed that no later one uses, and late ones refused.
+    Abort,
+    /// It and those before it: what none after it uses is freed.
+    Subsume,
+}
+
+/// A job that goes on from a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoOn {
+    /// The job.
+    pub job: JobId,
+    /// The job whose checkpoint it was.
+    pub from: JobId,
+    /// The checkpoint; the newest that completed if none was named.
+    pub checkpoint: Option<CheckpointId>,
+    /// Whether its files are taken over.
+    pub claim: Claim,
+}
+
+/// The state that a job resumes from.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The job that has the checkpoint now.
+    pub owner: JobId,
+    /// The checkpoint.
+    pub checkpoint: CheckpointId,
+    /// Its segments, in the order in which a job restores them.
+    pub segments: Vec<SegmentView>,
+}
+
+impl Engine {
+    /// Creates a job; nothing happens if it exists.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub async fn create_job(&self, job: &JobId) -> Result<(), EngineError> {
+        self.catalog.execute(Command::CreateJob(job.clone())).await?;
+        Ok(())
+    }
+
+    /// Returns a job.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`] if it is not known.
+    pub fn job(&self, job: &JobId) -> Result<JobView, EngineError> {
+        self.check()?;
+        Ok(self.catalog.job(job)?)
+    }
+
+    /// All jobs in the order of their ids.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub async fn jobs(&self) -> Result<Vec<JobView>, EngineError> {
+        self.check()?;
+        let catalog = self.catalog.clone();
+        aside("a list of jobs", move || catalog.jobs()).await
+    }
+
+    /// Takes a step in the life of a checkpoint. Returns what is known of the checkpoint then; `None` if it is subsumed.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`]; nothing changed then.
+    pub async fn step(
+        &self,
+        job: &JobId,
+        id: CheckpointId,
+        step: CheckpointStep,
+    ) -> Result<Option<CheckpointView>, EngineError> {
+        let of = job.clone();
+        self.catalog
+            .execute(match step {
+                CheckpointStep::Begin(kind) => Command::BeginCheckpoint(of, id, kind),
+                CheckpointStep::Complete => Command::CompleteCheckpoint(of, id),
+                CheckpointStep::Abort => Command::AbortCheckpoint(of, id),
+                CheckpointStep::Subsume => Command::SubsumeCheckpoint(of, id),
+            })
+            .await?;
+        if !matches!(step, CheckpointStep::Begin(_)) {
+            self.merger.checkpoint_barrier(job, id);
+        }
+        Ok(self.catalog.checkpoint(job, id))
+    }
+
+    /// Checkpoints of a job that are not subsumed, in order.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`] if the job is not known.
+    pub fn checkpoints(&self, job: &JobId) -> Result<Vec<CheckpointView>, EngineError> {
+        self.check()?;
+        Ok(self.catalog.checkpoints(job)?)
+    }
+
+    /// The newest completed checkpoint or savepoint of a job.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`] if there is none.
+    pub fn latest_completed(&self, job: &JobId) -> Result<CheckpointView, EngineError> {
+        self.check()?;
+        Ok(self.catalog.latest_completed(job)?)
+    }
+
+    /// The job's workers have sent their last segment for now: its open files are closed.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`] if the job is not known.
+    pub fn flush(&self, job: &JobId) -> Result<(), EngineError> {
+        self.catalog.job(job)?;
+        self.merger.close_job(job);
+        Ok(())
+    }
+
+    /// Frees the segments of a savepoint. Nothing happens if there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if it is a checkpoint.
+    pub async fn discard_savepoint(&self, job: &JobId, id: CheckpointId) -> Result<(), EngineError> {
+        self.catalog.execute(Command::DiscardSavepoint(job.clone(), id)).await?;
+        self.merger.checkpoint_barrier(job, id);
+        Ok(())
+    }
+
+    /// A checkpoint uses segments of earlier ones, which live as long as it does. Returns those that may not be reused and
+    /// have to be stored again.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if the checkpoint takes nothing.
+    pub async fn reuse(
+        &self,
+        job: &JobId,
+        id: CheckpointId,
+        segments: Vec<SegmentId>,
+    ) -> Result<HashSet<SegmentId>, EngineError> {
+        let named = segments.clone();
+        let outcome = self.catalog.execute(Command::Reuse(job.clone(), id, segments)).await?;
+        let Outcome::Reused(refused) = outcome else { return Err(EngineError::Unexpected("a reuse")) };
+        let refused: HashSet<SegmentId> = refused.into_iter().collect();
+        let again = named.iter().filter(|id| refused.contains(id)).count();
+        self.metrics.reused.of(ReuseOutcome::Reused).inc_by((named.len() - again) as u64);
+        self.metrics.reused.of(ReuseOutcome::Refused).inc_by(again as u64);
+        Ok(refused)
+    }
+
+    /// A job goes on from a checkpoint. Checkpoints of the job that had begun are aborted.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`] if there is none to go on from, [`EngineError::Refused`].
+    pub async fn go_on(&self, GoOn { job, from, checkpoint, claim }: GoOn) -> Result<Restored, EngineError> {
+        let checkpoint = match (checkpoint, claim) {
+            (Some(checkpoint), _) => checkpoint,
+            (None, Claim::Claim) => self.catalog.latest_to_claim(&job, &from)?,
+            (None, Claim::NoClaim) => self.catalog.latest_completed(&from)?.id,
+        };
+        let restore = RestorePoint { job: job.clone(), from: from.clone(), checkpoint, claim };
+        self.catalog.execute(Command::Restore(restore)).await?;
+        self.merger.close_job(&job);
+        if claim == Claim::Claim {
+            self.merger.close_job(&from);
+        }
+        let owner = if claim == Claim::Claim { job } else { from };
+        let (catalog, of) = (self.catalog.clone(), owner.clone());
+        let segments = aside("a restore", move || catalog.checkpoint_segments(&of, checkpoint)).await??;
+        Ok(Restored { owner, checkpoint, segments })
+    }
+
+    /// A job has ended; `retention` says whether its completed checkpoints stay, or the settings do. Savepoints do, always.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if the job is not known.
+    pub async fn end_job(
+        &self,
+        job: &JobId,
+        end: JobEnd,
+        retention: Option<Retention>,
+    ) -> Result<Leavings, EngineError> {
+        let leavings = leavings(end, retention.unwrap_or(self.settings.checkpointing.retention));
+        self.catalog.execute(Command::EndJob(job.clone(), end, leavings)).await?;
+        self.merger.close_job(job);
+        Ok(leavings)
+    }
+}
+
+/// The checkpoints that a job leaves.
+///
+/// A suspended job is not over: another job manager may go on with it, so its checkpoints stay.
+///
+/// # Source
+/// `CheckpointRetentionPolicy` and `CheckpointProperties` of Flink.
+fn leavings(end: JobEnd, retention: Retention) -> Leavings {
+    match (retention, end) {
+        (_, JobEnd::Suspended) => Leavings::Keep,
+        (Retention::NoExternalizedCheckpoints, _) | (_, JobEnd::Finished) => Leavings::Delete,
+        (Retention::DeleteOnCancellation, JobEnd::Canceled) => Leavings::Delete,
+        (Retention::DeleteOnCancellation, JobEnd::Failed) => Leavings::Keep,
+        (Retention::RetainOnCancellation, JobEnd::Canceled | JobEnd::Failed) => Leavings::Keep,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of Flink's `CheckpointRetentionPolicy`, but that a suspended job keeps its checkpoints.
+    #[test]
+    fn what_a_job_leaves_depends_on_its_end_and_on_its_retention_mode() {
+        use JobEnd::{Canceled, Failed, Finished, Suspended};
+        use Leavings::{Delete, Keep};
+        let table = [
+            (Retention::NoExternalizedCheckpoints, [Delete, Delete, Delete, Keep]),
+            (Retention::DeleteOnCancellation, [Delete, Delete, Keep, Keep]),
+            (Retention::RetainOnCancellation, [Delete, Keep, Keep, Keep]),
+        ];
+        for (retention, expected) in table {
+            let left = [Finished, Canceled, Failed, Suspended].map(|end| leavings(end, retention));
+            assert_eq!(left, expected, "{retention}");
+        }
+    }
+}

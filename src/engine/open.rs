@@ -1,0 +1,388 @@
+//! Builds every part, starts them in order, stops them in reverse.
+//!
+//! Start: it is looked up whether the place is the store that it should be ([`identity`]), the store is opened and probed, the
+//! catalog is opened, which shuts out an older daemon, what that one left is settled, the configured buckets are created, the
+//! owner of the catalog starts.
+//!
+//! Stop, with the doors closed: open files are written to their end; then the local copy, if there is one; the catalog is
+//! written and closed. Each of these steps is given up after `server.drain-timeout`, so a stop ends while storage is out,
+//! too; what was answered is durable before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::arrivals::Audits;
+use super::identity::{self, IdentityError, Owned, StoreStanding, Taker};
+use super::journal::journal_settings;
+use super::merged::MergedByFlink;
+use super::recover::{self, Missing, RecoverError, recover};
+use super::uploads::Uploads;
+use super::{Engine, clock};
+use crate::catalog::command::{Command, Refusal};
+use crate::catalog::save::save;
+use crate::catalog::slate::{Journal, JournalError, JournalSettings};
+use crate::catalog::state::CatalogState;
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::Settings;
+use crate::merge::{Merger, WriteContext};
+use crate::metrics::Metrics;
+use crate::model::Millis;
+use crate::read::Reader;
+use crate::reclaim::ReclaimControl;
+use crate::runtime::{Budgets, Buffer, Clock, Entropy, Failure, TaskGroup};
+use crate::store::{self, DataStore, DiskSpace, LocalCopy, OpenedStore, Placement, StoreLock};
+
+/// Why an engine did not start. Nothing was answered.
+#[derive(Debug, thiserror::Error)]
+pub enum OpeningError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// The catalog cannot be opened.
+    #[error("the catalog cannot be opened")]
+    Journal(#[from] JournalError),
+    /// The catalog does not take a configured bucket.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The place is not the store that the catalog belongs to.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The files that an older daemon left open cannot be settled.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+}
+
+impl OpeningError {
+    /// Whether the storage was found not to be what it should be: trying again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Identity(error) => error.is_refusal(),
+            Self::Recover(error) => error.is_refusal(),
+            Self::Journal(error) => error.is_damage(),
+            Self::Store(_) | Self::Catalog(_) => false,
+        }
+    }
+}
+
+/// Why an engine did not stop as it should. What was answered is durable all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The catalog was lost or could not be closed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Storage did not take the end of the catalog in time.
+    #[error("the catalog could not be closed within {0:?}")]
+    Late(Duration),
+    /// A vital task had failed.
+    #[error("{0}")]
+    Task(String),
+}
+
+impl StopError {
+    /// Whether it ended because what is in its place is not its own.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Catalog(CatalogError::Lost(error)) if matches!(**error, JournalError::Moved { .. }))
+    }
+}
+
+/// Work that is done without being asked for: reclaiming, deleting, forgetting uploads, watching disk and clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Background {
+    /// All of it, in its own time.
+    #[default]
+    Runs,
+    /// Only what is called for: for those who measure it.
+    OnCall,
+}
+
+/// The way in which an engine is opened.
+#[derive(Debug, Clone, Default)]
+pub struct EngineOptions {
+    /// Stamps what is recorded. A daemon's is floored.
+    pub clock: Clock,
+    /// Draws the same names again; without one, the operating system's randomness is used.
+    pub seed: Option<u64>,
+    /// Where physical files go, in place of `store.url`.
+    pub data: Option<DataStore>,
+    /// The work that is done without being asked for.
+    pub background: Background,
+}
+
+/// An engine that runs. Dropping it is a crash.
+pub struct Running {
+    engine: Engine,
+    /// Keeps other daemons off the data.
+    store_lock: StoreLock,
+    catalog_tasks: TaskGroup,
+    /// The local copy, where there is one, and its tasks.
+    local_copy: Option<LocalCopy>,
+    local_copy_tasks: TaskGroup,
+    stopping: CancellationToken,
+    failed: CancellationToken,
+}
+
+crate::runtime::opaque_debug!(Running);
+
+impl Engine {
+    /// Opens the store of `settings`, and takes it over.
+    ///
+    /// # Errors
+    /// [`OpeningError`]; nothing runs then.
+    pub async fn open(settings: Settings, opening: EngineOptions) -> Result<Running, OpeningError> {
+        let settings = Arc::new(settings);
+        let EngineOptions { clock, seed, data, background } = opening;
+        let metrics = Metrics::new();
+        let entropy = match seed {
+            Some(seed) => Entropy::from_seed(seed, clock.clone()),
+            None => Entropy::from_os(clock.clone()),
+        };
+        let failed = CancellationToken::new();
+        let group = || TaskGroup::new(failed.clone());
+        let (tasks, catalog_tasks, local_copy_tasks) = (group(), group(), group());
+
+        // Before anything is made there: it may be the mount point of a volume that is not mounted.
+        let url = settings.store.url.to_string();
+        let standing = told("looking which store is", &url, identity::look(&settings, &metrics)).await?;
+        let opening = store::open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy);
+        let opened = told("opening the store", &url, opening).await?;
+        let opened = OpenedStore { data: data.unwrap_or(opened.data), ..opened };
+        let space = opened.space.clone();
+        let taker = Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock };
+        let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
+        let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
+        let local_copy = data.local_copy().cloned();
+        if let Some(copy) = &local_copy {
+            copy.run(&local_copy_tasks);
+        }
+        let stopping = CancellationToken::new();
+        let parts = Parts { settings, data, space, catalog, metrics, entropy, clock, tasks };
+        let engine = parts.wire(&stopping);
+        // Before the task that expires uploads, and before a request can name one.
+        engine.adopt_uploads();
+        if background == Background::Runs {
+            engine.run(&stopping);
+        }
+        Ok(Running { engine, store_lock, catalog_tasks, local_copy, local_copy_tasks, stopping, failed })
+    }
+
+    /// Starts what is done without being asked for.
+    fn run(&self, stopping: &CancellationToken) {
+        let (tasks, vital) = (self.tasks(), Failure::StopsTheDaemon);
+        let interval = self.settings.reclaim.interval;
+        tasks.spawn("clock", vital, clock::watch(self.clock.clone(), stopping.clone()));
+        tasks.spawn("deleter", vital, self.reclaim.clone().run_deleter(interval));
+        tasks.spawn("reclaimer", vital, self.reclaim.clone().run_reclaimer(interval));
+        tasks.spawn("disk-space", vital, self.merger.space().clone().run(stopping.clone()));
+        tasks.spawn("read-ahead", vital, self.reader.clone().run_ahead(stopping.clone()));
+        // Not vital: without it checkpoints are stored all the same.
+        tasks.spawn("audits", Failure::FailsItsWork, self.clone().run_audits(stopping.clone()));
+        tasks.spawn("multipart-expiry", vital, self.clone().run_expiry(stopping.clone()));
+    }
+}
+
+/// The parts of an engine.
+struct Parts {
+    settings: Arc<Settings>,
+    data: DataStore,
+    space: DiskSpace,
+    catalog: Catalog,
+    metrics: Metrics,
+    entropy: Entropy,
+    clock: Clock,
+    tasks: TaskGroup,
+}
+
+impl Parts {
+    fn wire(self, stopping: &CancellationToken) -> Engine {
+        let Self { settings, data, space, catalog, metrics, entropy, clock, tasks } = self;
+        let limits = &settings.limits;
+        Buffer::keep(usize::try_from(limits.kept_buffer_bytes).unwrap_or(usize::MAX));
+        let (reads_kept, writes_kept) = (limits.reads_kept_bytes, limits.writes_kept_bytes);
+        let budgets = Budgets::new(
+            limits.memory_bytes,
+            reads_kept,
+            writes_kept,
+            limits.connections_bytes_max,
+            metrics.in_flight_bytes.clone(),
+        );
+        let parts = WriteContext::new(
+            Arc::clone(&settings),
+            data.clone(),
+            catalog.clone(),
+            budgets.writes.clone(),
+            entropy.clone(),
+            metrics.clone(),
+            tasks.clone(),
+        )
+        .with_space(space);
+        let reader = Reader::new(
+            data.clone(),
+            catalog.clone(),
+            budgets.reads.clone(),
+            limits.admission_timeout,
+            metrics.clone(),
+            tasks,
+            limits.read_lease,
+        );
+        Engine {
+            merger: Merger::new(parts.clone()),
+            reclaim: ReclaimControl::new(parts, reader.leases(), stopping.clone()),
+            uploads: Arc::new(Uploads::new(limits)),
+            merged: Arc::<MergedByFlink>::default(),
+            audits: Arc::<Audits>::default(),
+            catalog,
+            reader,
+            data,
+            budgets,
+            settings,
+            metrics,
+            entropy,
+            clock,
+        }
+    }
+}
+
+impl Running {
+    /// The engine that runs.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The catalog, for tests that make up what no client could store.
+    pub fn catalog(&self) -> &Catalog {
+        &self.engine.catalog
+    }
+
+    /// Cancelled when it stops: what serves it should end.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Cancelled when the catalog is lost: nothing is answered any more, and the engine should be stopped.
+    pub fn lost(&self) -> CancellationToken {
+        self.engine.catalog.lost()
+    }
+
+    /// Cancelled when a vital task failed, and the engine should be stopped.
+    pub fn failed(&self) -> CancellationToken {
+        self.failed.clone()
+    }
+
+    /// Writes everything, and closes the catalog. Nobody may want anything more.
+    ///
+    /// # Errors
+    /// [`StopError`] if the catalog was lost before or cannot be closed in time, or a vital task had failed.
+    pub async fn stop(self) -> Result<(), StopError> {
+        let Self { engine, store_lock, catalog_tasks, local_copy, local_copy_tasks, stopping, .. } = self;
+        let patience = engine.settings.server.drain_timeout;
+        // From the writers down to what they write into: each step leaves nothing to do for the one before.
+        stopping.cancel();
+        engine.merger.close();
+        step("open files", patience, engine.tasks().wait()).await;
+        if let Some(copy) = &local_copy {
+            copy.close();
+            step("local copy", patience, local_copy_tasks.wait()).await;
+        }
+        let closed = step("catalog", patience, engine.catalog.close()).await;
+        // Not before the catalog is closed: from here on another daemon may open the store.
+        drop((catalog_tasks, store_lock));
+        closed.ok_or(StopError::Late(patience))??;
+        engine.tasks().failure().map_or(Ok(()), |reason| Err(StopError::Task(reason)))
+    }
+}
+
+/// Waits for one step of a stop, and says how long it took. None if that was too long.
+pub async fn step<T>(name: &'static str, patience: Duration, done: impl Future<Output = T>) -> Option<T> {
+    let begun = Clock::instant();
+    let done = tokio::time::timeout(patience, done).await.ok();
+    let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    if done.is_some() {
+        tracing::info!(step = name, millis, "shut down");
+    } else {
+        tracing::warn!(step = name, millis, "shutting down took too long, going on without");
+    }
+    done
+}
+
+/// After so long a step of the start is told of, and then after ever longer times.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+const TELL_EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// Waits for one step of the start, and says what is being waited for.
+async fn told<T>(step: &str, place: &str, done: impl Future<Output = T>) -> T {
+    let begun = Clock::instant();
+    let mut done = std::pin::pin!(done);
+    let mut pause = TELL_AFTER;
+    loop {
+        match tokio::time::timeout(pause, &mut done).await {
+            Ok(done) => return done,
+            Err(_) => tracing::warn!(seconds = begun.elapsed().as_secs(), "still {step} at {place}"),
+        }
+        pause = (pause * 4).min(TELL_EVERY_MAX);
+    }
+}
+
+/// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
+async fn load(
+    opened: OpenedStore,
+    standing: StoreStanding,
+    taker: &Taker<'_>,
+) -> Result<(CatalogState, Journal, Owned), OpeningError> {
+    let mut state = CatalogState::default();
+    let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, &mut state).await?;
+    if owned.data.capabilities().leases {
+        state.keep_failed_files_open();
+    }
+    let url = taker.settings.store.url.to_string();
+    let recovering = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse);
+    let recovered = told("settling what was left open", &url, recovering).await?;
+    taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
+    recover::log(&recovered);
+    for bucket in &taker.settings.server.buckets {
+        ensure_bucket(&mut state, bucket, taker.clock.now())?;
+    }
+    save(&mut state, &journal).await?;
+    // Last: what is configured is there however full the catalog is.
+    state.bound_memory(Some(taker.settings.limits.catalog_memory_bytes).filter(|bytes| *bytes > 0));
+    #[cfg(debug_assertions)]
+    for fault in state.check() {
+        tracing::error!(fault, "the catalog does not add up after the start");
+    }
+    Ok((state, journal, owned))
+}
+
+/// Opens the catalog's journal into `state`, and takes the store: an older daemon is shut out from here on.
+pub(super) async fn take_over(
+    data: DataStore,
+    catalog: Placement,
+    standing: StoreStanding,
+    taker: &Taker<'_>,
+    state: &mut CatalogState,
+) -> Result<(Journal, Owned), OpeningError> {
+    let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
+    let slot = catalog.identity_slot();
+    let settings =
+        JournalSettings { clock: clock_of_journal(taker.clock), ..journal_settings(&catalog, &taker.settings.catalog) };
+    let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());
+    let opening = Journal::open(catalog, settings, |key, value| state.load(&key, &value));
+    let journal = told("opening the catalog", &place, opening).await?;
+    let owned = told("taking over the store", &url, taker.take(identity, state, &journal, data, &slot)).await?;
+    Ok((journal, owned))
+}
+
+/// The journal's own upkeep goes by the machine's clock, whatever clock somebody sets by hand.
+fn clock_of_journal(clock: &Clock) -> Clock {
+    match clock {
+        Clock::Manual(_) => Clock::System.floored(),
+        other => other.clone(),
+    }
+}
+
+fn ensure_bucket(state: &mut CatalogState, bucket: &str, now: Millis) -> Result<(), CatalogError> {
+    match state.apply(Command::CreateBucket(bucket.to_owned()), now) {
+        Ok(_) | Err(Refusal::BucketExists(_)) => Ok(()),
+        Err(refusal) => Err(refusal.into()),
+    }
+}

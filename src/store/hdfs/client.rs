@@ -1,0 +1,297 @@
+//! Calls to an HDFS, each counted and each with a deadline.
+//!
+//! The library waits without end for a DataNode that dies at the wrong moment, so nothing here awaits it bare.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use hdfs_native::client::FileStatus;
+use hdfs_native::file::{FileReader, FileWriter};
+use hdfs_native::{Client, ClientBuilder, HdfsError, WriteOptions};
+
+use crate::config::StoreSettings;
+use crate::metrics::Metrics;
+use crate::runtime::Clock;
+
+/// With fewer DataNodes than replicas a write goes on with those that are left: it is the NameNode that makes good for them.
+const BEST_EFFORT: &str = "dfs.client.block.write.replace-datanode-on-failure.best-effort";
+/// Files and folders are for the daemon's user and its group.
+const FILE_MODE: u32 = 0o640;
+/// First pause between two looks whether a file was closed; doubles up to [`RECOVERY_PAUSE_MAX`].
+const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
+const RECOVERY_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a call did not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HdfsFault {
+    /// There was no answer: whether it was carried out is not known.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    /// The file ends before the bytes that were asked for.
+    #[error("the file has {0} bytes")]
+    Short(u64),
+    /// The answer, or the lack of a connection.
+    #[error(transparent)]
+    Hdfs(#[from] HdfsError),
+}
+
+impl HdfsFault {
+    pub(super) fn is_not_found(&self) -> bool {
+        match self {
+            Self::Hdfs(HdfsError::FileNotFound(_)) => true,
+            Self::Hdfs(HdfsError::RPCError(class, _)) => class == "java.io.FileNotFoundException",
+            _ => false,
+        }
+    }
+
+    /// Whether a create or a rename was refused because the name is taken.
+    pub(super) fn is_taken(&self) -> bool {
+        matches!(self, Self::Hdfs(HdfsError::AlreadyExists(_)))
+    }
+
+    /// Whether a folder was not deleted because something is in it.
+    pub(super) fn is_not_empty(&self) -> bool {
+        let Self::Hdfs(HdfsError::RPCError(class, _)) = self else { return false };
+        class.ends_with("PathIsNotEmptyDirectoryException")
+    }
+
+    /// Whether a repeat changes nothing.
+    pub(super) fn is_lasting(&self) -> bool {
+        let class = match self {
+            Self::Hdfs(HdfsError::RPCError(class, _) | HdfsError::FatalRPCError(class, _)) => class,
+            Self::Hdfs(HdfsError::UnsupportedFeature(_) | HdfsError::InvalidArgument(_)) => return true,
+            Self::Hdfs(HdfsError::SASLError(_) | HdfsError::NoSASLMechanism) => return true,
+            _ => return false,
+        };
+        let class = class.rsplit('.').next().unwrap_or_default();
+        class.contains("AccessControl") || class.contains("QuotaExceeded") || class.contains("InvalidPath")
+    }
+}
+
+/// The client of one HDFS folder. Clones share it.
+#[derive(Clone)]
+pub(crate) struct HdfsClient {
+    client: Client,
+    /// The folder, absolute.
+    root: Arc<str>,
+    /// The name of this client in the names of files that it has not finished.
+    id: Arc<str>,
+    options: WriteOptions,
+    timeout: Duration,
+    write_timeout: Duration,
+    retry_timeout: Duration,
+    staged: Arc<AtomicU64>,
+    /// Of a block, once that is known.
+    block_bytes: Arc<OnceLock<u64>>,
+    metrics: Metrics,
+}
+
+impl fmt::Debug for HdfsClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HdfsClient").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl HdfsClient {
+    /// A client of the folder `root` of the HDFS `authority`; `id` is its own. Nothing is asked yet.
+    ///
+    /// # Errors
+    /// [`HdfsFault::Hdfs`] if Hadoop's configuration cannot be read, or names no NameNode.
+    pub(crate) fn new(
+        authority: &str,
+        root: &str,
+        id: String,
+        settings: &StoreSettings,
+        metrics: &Metrics,
+    ) -> Result<Self, HdfsFault> {
+        let hdfs = &settings.hdfs;
+        let mut builder =
+            ClientBuilder::new().with_url(format!("hdfs://{authority}")).with_config([(BEST_EFFORT, "true")]);
+        if let Some(folder) = &hdfs.conf_dir {
+            builder = builder.with_config_dir(folder.display().to_string());
+        }
+        if let Some(user) = &hdfs.user {
+            builder = builder.with_user(user.clone());
+        }
+        let options = WriteOptions {
+            block_size: hdfs.block_bytes,
+            replication: hdfs.replication,
+            permission: FILE_MODE,
+            ..WriteOptions::default()
+        };
+        Ok(Self {
+            client: builder.build()?,
+            root: root.into(),
+            id: id.into(),
+            options,
+            timeout: settings.request_timeout,
+            write_timeout: hdfs.write_timeout,
+            retry_timeout: settings.retry_timeout,
+            staged: Arc::default(),
+            block_bytes: Arc::new(hdfs.block_bytes.map_or_else(OnceLock::new, OnceLock::from)),
+            metrics: metrics.clone(),
+        })
+    }
+
+    /// The folder, absolute.
+    pub(super) fn root(&self) -> &str {
+        &self.root
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn write_timeout(&self) -> Duration {
+        self.write_timeout
+    }
+
+    /// For all tries of a call.
+    pub(super) fn retry_timeout(&self) -> Duration {
+        self.retry_timeout
+    }
+
+    /// The size of a block of new files; `None` before a file was looked at.
+    pub(super) fn block_bytes(&self) -> Option<u64> {
+        self.block_bytes.get().copied()
+    }
+
+    /// Remembers the size of a block of a file that was created without a size of one's own.
+    pub(super) fn learn_block_bytes(&self, found: Option<u64>) {
+        if let Some(bytes) = found {
+            self.block_bytes.get_or_init(|| bytes);
+        }
+    }
+
+    /// The absolute path of a name below the folder.
+    pub(super) fn at(&self, name: &str) -> String {
+        if name.is_empty() { self.root.to_string() } else { format!("{}/{name}", self.root) }
+    }
+
+    /// A number for the name of a file that this client alone writes.
+    pub(super) fn next_staged(&self) -> u64 {
+        self.staged.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts calls to the NameNode that are made beside those here: for each synced group one, for each block one.
+    pub(super) fn count(&self, calls: u64) {
+        self.metrics.hdfs_calls.inc_by(calls);
+    }
+
+    async fn call<T>(
+        &self,
+        calls: u64,
+        request: impl Future<Output = Result<T, HdfsError>> + Send,
+    ) -> Result<T, HdfsFault> {
+        self.count(calls);
+        within(self.timeout, request).await
+    }
+
+    /// What is under a path.
+    pub(super) async fn info(&self, path: &str) -> Result<FileStatus, HdfsFault> {
+        self.call(1, self.client.get_file_info(path)).await
+    }
+
+    /// Creates a file, and the folders above it. Fails if the name is taken.
+    pub(super) async fn create(&self, path: &str) -> Result<FileWriter, HdfsFault> {
+        self.call(1, self.client.create(path, &self.options)).await
+    }
+
+    /// Opens a closed file to write behind its end.
+    pub(super) async fn append(&self, path: &str) -> Result<FileWriter, HdfsFault> {
+        self.call(2, self.client.append(path)).await
+    }
+
+    /// Renames a file. Atomic; without `overwrite` it fails if the name is taken.
+    pub(super) async fn rename(&self, from: &str, to: &str, overwrite: bool) -> Result<(), HdfsFault> {
+        self.call(1, self.client.rename(from, to, overwrite)).await
+    }
+
+    /// Deletes a file, or an empty folder. False if nothing was there.
+    pub(super) async fn delete(&self, path: &str) -> Result<bool, HdfsFault> {
+        self.call(1, self.client.delete(path, false)).await
+    }
+
+    pub(super) async fn make_folder(&self, path: &str) -> Result<(), HdfsFault> {
+        self.call(1, self.client.mkdirs(path, FILE_MODE | 0o110, true)).await
+    }
+
+    /// Opens a file to be read: where its blocks are is asked once, here.
+    pub(super) async fn open(&self, path: &str) -> Result<FileReader, HdfsFault> {
+        self.call(1, self.client.read(path)).await
+    }
+
+    /// Reads so many bytes of an opened file.
+    pub(super) async fn read(&self, file: &FileReader, offset: u64, len: u64) -> Result<Bytes, HdfsFault> {
+        // The library panics beyond the end.
+        let there = file.file_length() as u64;
+        if offset + len > there {
+            return Err(HdfsFault::Short(there));
+        }
+        let in_memory = |bytes: u64| usize::try_from(bytes).map_err(|_| HdfsError::InvalidArgument("too long".into()));
+        let (offset, len) = (in_memory(offset)?, in_memory(len)?);
+        let read = within(self.timeout, file.read_range(offset, len)).await?;
+        // Of a file that is open for writing the library reads nothing of the last block, and says nothing.
+        if read.len() < len { Err(HdfsFault::Short(offset as u64 + read.len() as u64)) } else { Ok(read) }
+    }
+
+    /// What is in a folder, and with `recursive` in those below it. Empty if there is none. A call for each folder and
+    /// thousand names.
+    pub(super) async fn list(&self, path: &str, recursive: bool) -> Result<Vec<FileStatus>, HdfsFault> {
+        let listing = self.client.list_status_iter(path, recursive);
+        let (mut found, mut folders) = (vec![], 1);
+        self.count(1);
+        loop {
+            match within(self.timeout, async { listing.next().await.transpose() }).await {
+                Ok(Some(status)) => {
+                    folders += u64::from(status.isdir);
+                    found.push(status);
+                }
+                Ok(None) => break,
+                // A folder that went away meanwhile.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if recursive {
+            self.count(folders - 1);
+        }
+        Ok(found)
+    }
+
+    /// Takes a file from whoever writes it, and returns its length: nothing is added to it from here on. Takes about a second
+    /// if somebody had it, longer if DataNodes are missing; asks until `patience` is over.
+    pub(super) async fn close_for(&self, path: &str, patience: Duration) -> Result<u64, HdfsFault> {
+        let begun = Clock::instant();
+        let mut pause = RECOVERY_PAUSE;
+        loop {
+            let error = match self.call(1, self.client.recover_lease(path)).await {
+                Ok(true) => return Ok(self.info(path).await?.length as u64),
+                Ok(false) => HdfsFault::Late(patience),
+                Err(error) if error.is_not_found() || error.is_lasting() => return Err(error),
+                Err(error) => error,
+            };
+            if begun.elapsed() + pause > patience {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RECOVERY_PAUSE_MAX);
+        }
+    }
+}
+
+/// Waits for a call, but not for ever. A call that is late is dropped, and with it what it had begun.
+pub(super) async fn within<T>(
+    patience: Duration,
+    request: impl Future<Output = Result<T, HdfsError>> + Send,
+) -> Result<T, HdfsFault> {
+    // On the heap: the library's futures are nested deeper than the compiler likes to look into.
+    match tokio::time::timeout(patience, request.boxed()).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(HdfsFault::Late(patience)),
+    }
+}

@@ -1,0 +1,111 @@
+//! Whether an HDFS folder keeps its word: names are taken once, what is synced counts, and a writer can be shut out.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hdfs_native::HdfsError;
+
+use super::client::{HdfsClient, HdfsFault, within};
+
+/// The bytes that are written.
+const TEXT: &[u8] = b"esker\n";
+/// A lease has to be recovered within so long.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a folder is not fit to be a store.
+#[derive(Debug, thiserror::Error)]
+pub enum HdfsProbeError {
+    /// Its files are erasure-coded.
+    #[error(
+        "{folder} is erasure-coded, and such files cannot be synced while they are open: take a folder that is replicated \
+         (`hdfs ec -setPolicy -replicate -path {folder}`)"
+    )]
+    ErasureCoded {
+        /// The folder.
+        folder: String,
+    },
+    /// Two creates or renames of one name succeeded.
+    #[error("a name that is taken was given once more by {0}: two daemons could both own the store")]
+    TakenTwice(&'static str),
+    /// A synced file has another length than was written.
+    #[error("a synced file of {written} bytes has {found}")]
+    Length {
+        /// Bytes that were synced.
+        written: u64,
+        /// The length that the NameNode tells.
+        found: u64,
+    },
+    /// A call failed.
+    #[error("HDFS does not do the probe's {step}")]
+    Failed {
+        /// The step that was tried.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Tries what the store relies on with two files `key` of the folder, and deletes them. Remembers the size of a block.
+///
+/// # Errors
+/// [`HdfsProbeError`].
+pub(crate) async fn probe_hdfs(hdfs: &HdfsClient, key: &str) -> Result<(), HdfsProbeError> {
+    let (first, second) = (hdfs.at(&format!("{key}/1")), hdfs.at(&format!("{key}/2")));
+    let answer = try_out(hdfs, &first, &second).await;
+    for path in [&first, &second, &hdfs.at(key)] {
+        if let Err(error) = hdfs.delete(path).await {
+            tracing::warn!(path, %error, "what the probe wrote could not be deleted");
+        }
+    }
+    if let Some((parent, _)) = key.rsplit_once('/')
+        && let Err(error) = hdfs.delete(&hdfs.at(parent)).await
+        && !error.is_not_empty()
+    {
+        tracing::debug!(parent, %error, "the folder of the probe stays");
+    }
+    answer
+}
+
+async fn try_out(hdfs: &HdfsClient, first: &str, second: &str) -> Result<(), HdfsProbeError> {
+    let failed = |step| move |source: HdfsFault| HdfsProbeError::Failed { step, source: source.into() };
+    let mut writer = hdfs.create(first).await.map_err(failed("create"))?;
+    match hdfs.create(first).await {
+        Err(error) if error.is_taken() => {}
+        Err(error) => return Err(failed("second create")(error)),
+        Ok(_) => return Err(HdfsProbeError::TakenTwice("create")),
+    }
+    let synced = within(hdfs.write_timeout(), async {
+        writer.write_bytes(Bytes::from_static(TEXT)).await?;
+        writer.hsync().await
+    });
+    synced.await.map_err(|error| match &error {
+        HdfsFault::Hdfs(HdfsError::OperationFailed(why)) if why.contains("erasure-coded") => {
+            HdfsProbeError::ErasureCoded { folder: hdfs.root().to_owned() }
+        }
+        _ => failed("write and sync")(error),
+    })?;
+    // As a successor does: without it, a daemon that was shut out might go on writing.
+    let found = hdfs.close_for(first, RECOVERY_PATIENCE).await.map_err(failed("recovery of a lease"))?;
+    drop(writer);
+    if found != TEXT.len() as u64 {
+        return Err(HdfsProbeError::Length { written: TEXT.len() as u64, found });
+    }
+    let mut other = hdfs.create(second).await.map_err(failed("create"))?;
+    within(hdfs.write_timeout(), other.close()).await.map_err(failed("close"))?;
+    match hdfs.rename(second, first, false).await {
+        Err(error) if error.is_taken() => {}
+        Err(error) => return Err(failed("rename to a name that is taken")(error)),
+        Ok(()) => return Err(HdfsProbeError::TakenTwice("a rename")),
+    }
+    let status = hdfs.info(first).await.map_err(failed("look"))?;
+    if status.replication == Some(1) {
+        tracing::warn!(
+            folder = hdfs.root(),
+            "files here have one replica: a lost disk loses what was answered, and a DataNode that is away makes it unreadable; \
+             set store.hdfs.replication"
+        );
+    }
+    hdfs.learn_block_bytes(status.blocksize);
+    Ok(())
+}

@@ -1,0 +1,333 @@
+//! The program on a real HDFS while nodes of it are killed, stopped and restarted: what was answered is read back, byte for
+//! byte, by the same daemon and by the next one, and `esker verify` finds no fault.
+//!
+//! `tests/hdfs/run` starts the cluster and names it: `ESKER_HDFS_URL`, and `ESKER_HDFS_CLUSTER` for the folder by which its
+//! nodes are found. Without these nothing is tested here.
+
+#![allow(clippy::clone_on_ref_ptr, clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use esker_test_support::process::{Process, Ready, esker};
+use esker_test_support::watchdog::Watchdog;
+use object_store::aws::AmazonS3;
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
+
+const WRITERS: usize = 6;
+/// A test is over by then, however slow the machine is.
+const TAKES_AT_MOST: Duration = Duration::from_secs(600);
+/// A fault is over for writers by then.
+const RIDES_OUT: Duration = Duration::from_secs(180);
+
+/// One test at a time: all share the cluster.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The cluster, as `tests/hdfs/run` made it.
+struct Cluster {
+    url: String,
+    folder: String,
+}
+
+impl Cluster {
+    fn named() -> Option<Self> {
+        let named = (std::env::var("ESKER_HDFS_URL").ok(), std::env::var("ESKER_HDFS_CLUSTER").ok());
+        let (Some(url), Some(folder)) = named else {
+            println!("skipped: no ESKER_HDFS_URL and ESKER_HDFS_CLUSTER, tests/hdfs/run sets them");
+            return None;
+        };
+        Some(Self { url, folder })
+    }
+
+    async fn run(&self, command: &str, arguments: &[&str]) {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hdfs/cluster");
+        let mut cluster = Command::new(script);
+        cluster.arg(command).arg(&self.folder).args(arguments);
+        let output = tokio::task::spawn_blocking(move || cluster.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "cluster {command} {arguments:?}: {said}");
+    }
+}
+
+/// A daemon on a folder of its own, and what was answered so far.
+struct World {
+    cluster: Cluster,
+    folder: TempDir,
+    url: String,
+    answered: BTreeMap<String, Vec<u8>>,
+}
+
+impl World {
+    fn new(name: &str) -> Option<Self> {
+        let cluster = Cluster::named()?;
+        let url = format!("{}/{name}-{:08x}", cluster.url, rand::random::<u32>());
+        Some(Self { cluster, folder: tempfile::tempdir().unwrap(), url, answered: BTreeMap::new() })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    async fn start(&self) -> (Process, Ready) {
+        let environment = [
+            ("ESKER__STORE__HDFS__WRITE_TIMEOUT", "4 s"),
+            ("ESKER__STORE__REQUEST_TIMEOUT", "10 s"),
+            ("ESKER__EXECUTION__CHECKPOINTING__DATA_INLINE_THRESHOLD", "0"),
+            ("ESKER__MERGING__IDLE_CLOSE", "2 s"),
+            ("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_FILE_SIZE", "8mb"),
+        ];
+        let environment = environment.map(|(key, value)| (key, value.to_owned()));
+        let mut daemon = Process::serve(self.folder.path(), &self.url, &environment);
+        tokio::task::spawn_blocking(move || {
+            let ready = daemon.wait_ready();
+            (daemon, ready)
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Everything that was answered is there.
+    async fn check(&self, ready: &Ready) {
+        let store = client(ready);
+        for (key, bytes) in &self.answered {
+            let read = async { store.get(&Path::from(key.as_str())).await?.bytes().await };
+            let read = read.await.unwrap_or_else(|error| panic!("{key} was answered: {error}"));
+            assert!(read == bytes[..], "{key} was answered with other bytes");
+        }
+    }
+
+    /// The same by the next daemon, and with none running.
+    async fn check_after_the_end(&self, daemon: Process) {
+        let log = daemon.log();
+        let status = tokio::task::spawn_blocking(move || daemon.terminate()).await.unwrap();
+        assert!(status.success(), "SIGTERM ended the daemon with {status}:\n{log}");
+        self.verify().await;
+        let (daemon, ready) = self.start().await;
+        self.check(&ready).await;
+        let status = tokio::task::spawn_blocking(move || daemon.terminate()).await.unwrap();
+        assert!(status.success(), "{status}");
+        self.verify().await;
+    }
+
+    async fn verify(&self) {
+        let mut verify = esker();
+        verify.args(["verify", "--read-data", "100", "--store", &self.url]);
+        let output = tokio::task::spawn_blocking(move || verify.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn client(ready: &Ready) -> AmazonS3 {
+    let options = ClientOptions::new().with_timeout(Duration::from_secs(60));
+    let no_repeats = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    ready.s3_builder(options).with_retry(no_repeats).build().unwrap()
+}
+
+/// Writers that put objects until they are told to end.
+struct Writers {
+    answers: Arc<AtomicUsize>,
+    refusals: Arc<AtomicUsize>,
+    ending: Arc<AtomicBool>,
+    tasks: tokio::task::JoinSet<BTreeMap<String, Vec<u8>>>,
+}
+
+impl Writers {
+    fn begin(ready: &Ready, name: &str) -> Self {
+        let mut writers = Self {
+            answers: Arc::default(),
+            refusals: Arc::default(),
+            ending: Arc::default(),
+            tasks: Default::default(),
+        };
+        for writer in 0..WRITERS {
+            let (store, name) = (client(ready), format!("jobs/job-{}/{name}-{writer}", writer % 3));
+            let (answers, refusals) = (writers.answers.clone(), writers.refusals.clone());
+            let ending = writers.ending.clone();
+            writers.tasks.spawn(async move {
+                let mut rng = StdRng::seed_from_u64(writer as u64);
+                let mut answered = BTreeMap::new();
+                for number in 0.. {
+                    if ending.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let mut bytes = vec![0; [100, 5_000, 70_000, 900_000][rng.random_range(0..4)]];
+                    rng.fill(&mut bytes[..]);
+                    let key = format!("{name}/{number}");
+                    match store.put(&Path::from(key.as_str()), bytes.clone().into()).await {
+                        Ok(_) => {
+                            answered.insert(key, bytes);
+                            answers.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Err(_) => {
+                            refusals.fetch_add(1, Ordering::SeqCst);
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                        }
+                    }
+                }
+                answered
+            });
+        }
+        writers
+    }
+
+    /// Waits for so many more answers.
+    async fn answers(&self, more: usize) {
+        let (begun, before) = (Instant::now(), self.answers.load(Ordering::SeqCst));
+        while self.answers.load(Ordering::SeqCst) < before + more {
+            let refused = self.refusals.load(Ordering::SeqCst);
+            assert!(begun.elapsed() < RIDES_OUT, "no {more} answers after {before}, {refused} refusals");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn end(self, world: &mut World) {
+        self.ending.store(true, Ordering::SeqCst);
+        for answered in self.tasks.join_all().await {
+            world.answered.extend(answered);
+        }
+        let refused = self.refusals.load(Ordering::SeqCst);
+        println!("{} objects were answered, {refused} puts refused", world.answered.len());
+    }
+}
+
+/// Lets writers loose, does something to the cluster, and looks what became of it all.
+///
+/// A daemon whose catalog cannot be written for most of a minute ends, as on any store: whoever watches over it starts the
+/// next one.
+async fn survives(name: &str, hurt: impl AsyncFn(&Cluster, &Writers)) {
+    let _turn = TURN.lock().await;
+    let Some(mut world) = World::new(name) else { return };
+    let _watchdog = Watchdog::watch(name.to_owned(), TAKES_AT_MOST, world.log());
+    let (mut daemon, mut ready) = world.start().await;
+    let mut writers = Writers::begin(&ready, name);
+    writers.answers(50).await;
+
+    hurt(&world.cluster, &writers).await;
+    let answers = tokio::select! {
+        () = writers.answers(50) => true,
+        () = ended(&mut daemon) => false,
+    };
+    if !answers {
+        println!("the daemon has ended, the next one goes on");
+        writers.end(&mut world).await;
+        (daemon, ready) = world.start().await;
+        world.check(&ready).await;
+        writers = Writers::begin(&ready, "next");
+        writers.answers(50).await;
+    }
+    writers.end(&mut world).await;
+
+    world.check(&ready).await;
+    world.check_after_the_end(daemon).await;
+}
+
+async fn ended(daemon: &mut Process) {
+    while !daemon.has_ended() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datanode_that_is_killed_and_comes_back_costs_nothing_that_was_answered() {
+    survives("killed", async |cluster, writers| {
+        cluster.run("kill", &["dn1"]).await;
+        writers.answers(50).await;
+        cluster.run("up", &["dn1"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datanode_that_stands_still_costs_nothing_that_was_answered() {
+    survives("stopped", async |cluster, writers| {
+        cluster.run("kill", &["dn2", "STOP"]).await;
+        writers.answers(50).await;
+        cluster.run("kill", &["dn2", "CONT"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namenode_that_is_restarted_costs_nothing_that_was_answered() {
+    survives("namenode", async |cluster, _| {
+        cluster.run("kill", &["nn"]).await;
+        cluster.run("up", &["nn"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namenode_that_stands_still_costs_nothing_that_was_answered() {
+    survives("paused", async |cluster, _| {
+        cluster.run("kill", &["nn", "STOP"]).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        cluster.run("kill", &["nn", "CONT"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_safe_mode_what_is_there_is_read_and_afterwards_writes_go_on() {
+    survives("safe-mode", async |cluster, writers| {
+        cluster.run("sh", &["admin", "-safemode", "enter"]).await;
+        let (begun, before) = (Instant::now(), writers.refusals.load(Ordering::SeqCst));
+        while writers.refusals.load(Ordering::SeqCst) == before {
+            assert!(begun.elapsed() < RIDES_OUT, "nothing was refused in safe mode");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        cluster.run("sh", &["admin", "-safemode", "leave"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_in_the_middle_of_groups_leaves_what_it_answered() {
+    let _turn = TURN.lock().await;
+    let Some(mut world) = World::new("crash") else { return };
+    let _watchdog = Watchdog::watch("crash".to_owned(), TAKES_AT_MOST, world.log());
+    for round in 0..5 {
+        let (daemon, ready) = world.start().await;
+        world.check(&ready).await;
+        let writers = Writers::begin(&ready, &format!("round-{round}"));
+        writers.answers(40).await;
+        drop(daemon);
+        writers.end(&mut world).await;
+    }
+
+    let (daemon, ready) = world.start().await;
+    world.check(&ready).await;
+    world.check_after_the_end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_daemon_takes_the_store_over_and_the_first_answers_nothing_more() {
+    let _turn = TURN.lock().await;
+    let Some(mut world) = World::new("second") else { return };
+    let _watchdog = Watchdog::watch("second".to_owned(), TAKES_AT_MOST, world.log());
+    let (first, ready) = world.start().await;
+    let writers = Writers::begin(&ready, "first");
+    writers.answers(50).await;
+
+    // Its log and ready file are its own, the store is the same.
+    let successor = World { cluster: Cluster::named().unwrap(), folder: tempfile::tempdir().unwrap(), ..world };
+    let (second, second_ready) = successor.start().await;
+    let (status, log) = tokio::task::spawn_blocking(move || first.wait_end()).await.unwrap();
+    assert!(!status.success(), "it noticed that it was shut out: {status}\n{log}");
+    world = successor;
+    writers.end(&mut world).await;
+
+    world.check(&second_ready).await;
+    let writers = Writers::begin(&second_ready, "second");
+    writers.answers(20).await;
+    writers.end(&mut world).await;
+    world.check_after_the_end(second).await;
+}
