@@ -180,11 +180,7 @@ fn end_of(daemon: Process, end: End) {
     match end {
         // What dropping it does: `kill -9`.
         End::Killed => drop(daemon),
-        End::Terminated => {
-            let log = daemon.log();
-            let status = daemon.terminate();
-            assert!(status.success(), "SIGTERM ended the daemon with {status}:\n{log}");
-        }
+        End::Terminated => daemon.terminate(),
     }
 }
 

@@ -43,8 +43,8 @@ async fn frames_of_the_log_whose_sync_failed_are_written_again_before_anything_i
     client.put(JOB, &params(), Some("second"), data(2)).await.unwrap_err();
     let state = format!("/proc/{}/stat", daemon.id());
     eventually("the daemon ends", async || fs::read_to_string(&state).unwrap().contains(") Z ")).await;
-    let log = daemon.log();
-    assert!(!daemon.terminate().success(), "{log}");
+    let (status, log) = daemon.wait_end();
+    assert!(!status.success(), "{log}");
     shim.work();
     let log = fs::read_dir(folder.path().join("data/catalog/log")).unwrap().map(|entry| entry.unwrap().path());
     let last = log.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap();
@@ -104,14 +104,14 @@ async fn a_data_file_of_which_a_write_failed_ends_with_what_was_answered_and_the
     let refused = client.put(JOB, &params(), Some("second"), data(2)).await.unwrap_err();
     let ClientError::Refused { status, .. } = &refused else { panic!("{refused}") };
     assert!(*status == 503 && refused.is_transient(), "{refused}");
-    assert!(daemon.terminate().success());
+    daemon.terminate();
 
     let mut daemon = Process::spawn(folder.path(), &[]);
     let client = Client::new(&daemon.wait_ready().api, None).unwrap();
     assert_eq!(client.get(&first.segment).await.unwrap(), data(1));
     let second = client.put(JOB, &params(), Some("second"), data(2)).await.unwrap();
     assert_eq!(client.get(&second.segment).await.unwrap(), data(2));
-    assert!(daemon.terminate().success());
+    daemon.terminate();
     let verify = esker().args(["verify", "--data-dir"]).arg(folder.path().join("data")).output().unwrap();
     assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stdout));
 }

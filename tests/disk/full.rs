@@ -188,7 +188,7 @@ fn a_daemon_on_a_disk_that_another_program_filled_starts_reads_deletes_and_recov
 
             writes_go_on(&mut answered, &s3(&ready), 2000).await;
             eventually("the ballast is filled again", async || fs::metadata(&reserve).unwrap().len() > 8 << 20).await;
-            assert!(daemon.terminate().success());
+            daemon.terminate();
             let (_daemon, ready) = start(folder);
             answered.assert_readable(&s3(&ready)).await;
         },
@@ -225,6 +225,6 @@ fn a_daemon_whose_catalog_is_elsewhere_starts_on_a_full_disk_of_data() {
         fs::remove_file(folder.join("data/filler")).unwrap();
 
         writes_go_on(&mut answered, &s3(&ready), 2000).await;
-        assert!(daemon.terminate().success());
+        daemon.terminate();
     });
 }

@@ -159,7 +159,7 @@ async fn a_log_that_was_moved_away_is_begun_anew_after_a_hangup() {
 
     assert_eq!(lines(&path, 1).await.len(), 1);
     assert_eq!(lines(&moved, 1).await.len(), 1);
-    assert!(process.terminate().success());
+    process.terminate();
 }
 
 #[tokio::test]

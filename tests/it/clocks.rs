@@ -41,7 +41,7 @@ async fn a_program_whose_clock_was_set_starts_serves_and_deletes() {
         let client = Client::new(&ready.api, None).unwrap();
         client.create_job("j").await.unwrap();
         let first = put(&client, 1).await;
-        assert!(process.terminate().success());
+        process.terminate();
 
         let (process, ready) = start(folder.path(), after).unwrap();
 
@@ -62,6 +62,6 @@ async fn a_program_whose_clock_was_set_starts_serves_and_deletes() {
         let (process, ready) = start(folder.path(), "+0").unwrap();
         let client = Client::new(&ready.api, None).unwrap();
         client.begin("j", 2).await.unwrap();
-        assert!(process.terminate().success());
+        process.terminate();
     }
 }

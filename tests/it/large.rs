@@ -100,7 +100,7 @@ async fn memory_and_the_first_byte_of_a_read_do_not_depend_on_how_large_its_obje
     }
     // The daemon would wait for its readers.
     drop(small);
-    assert!(daemon.terminate().success());
+    daemon.terminate();
 }
 
 /// A read that has taken its first bytes, and then nothing.

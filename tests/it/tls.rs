@@ -363,7 +363,7 @@ async fn a_hangup_has_the_program_look_at_its_certificate() {
     process.signal("HUP");
 
     until("the new one is shown", async || setting.shown(s3).await == new.der).await;
-    assert!(process.terminate().success());
+    process.terminate();
 }
 
 #[test]

@@ -156,7 +156,7 @@ async fn the_data_folder_follows_what_lives_while_reads_go_on_and_the_daemon_is_
         assert_eq!(total["segments"], living.len(), "{total}");
         assert!(total["amplification"].as_f64().unwrap() <= AMPLIFICATION_MAX, "{total}");
     }
-    assert!(daemon.terminate().success());
+    daemon.terminate();
     let verified = process::esker()
         .args(["verify", "--read-data", "100", "--data-dir"])
         .arg(folder.path().join("data"))

@@ -108,10 +108,11 @@ impl Process {
         assert!(told.success(), "the daemon had ended before:\n{}", self.log());
     }
 
-    /// `kill -TERM`, and waits for the end.
-    pub fn terminate(self) -> ExitStatus {
+    /// `kill -TERM`, and waits for the end, which has to be a good one.
+    pub fn terminate(self) {
         self.signal("TERM");
-        self.wait_end().0
+        let (status, log) = self.wait_end();
+        assert!(status.success(), "SIGTERM ended the daemon with {status}:\n{log}");
     }
 
     /// Waits until it ends by itself. Returns how, and the last lines of its log.
