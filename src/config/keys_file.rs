@@ -29,8 +29,6 @@ const KEYS: &str = "keys";
 const TOKENS: &str = "tokens";
 const READ_TOKENS: &str = "read-tokens";
 const PREFIXES: &str = "prefixes";
-const NO_PREFIXES: &str =
-    "an empty list would mean everything: name prefixes, or leave the line out if everything is meant";
 const MASK: &str = "********";
 /// Permissions of others, and the permission to write of the group.
 const TOO_OPEN: u32 = 0o027;
@@ -100,10 +98,6 @@ pub fn readable_by_others(key: &str, path: &Path) -> Option<String> {
     })
 }
 
-fn names_prefixes(key: &Literal) -> bool {
-    matches!(key, Literal::Table(fields) if fields.iter().any(|(name, _)| name == PREFIXES))
-}
-
 /// Collects what is wrong.
 struct KeysFileReader<'a> {
     path: &'a Path,
@@ -127,9 +121,6 @@ impl KeysFileReader<'_> {
                 }
             };
             let named = format!("{KEYS}.{at}.access-key");
-            if key.prefixes.is_empty() && names_prefixes(&item.literal) {
-                self.wrong(format!("{KEYS}.{at}.{PREFIXES}"), item.line, NO_PREFIXES);
-            }
             if !is_access_key(&key.access_key) || key.secret_key.expose().is_empty() {
                 self.wrong(named, item.line, ACCESS_KEY_RULE);
             } else if !self.names.insert(key.access_key.clone()) {
@@ -225,10 +216,7 @@ mod tests {
                 "keys.0.access = ******** (file keys.toml:5): expected one of `read-write` `read`",
             ),
             (key("prefixes = ['/b']"), "keys.0.prefixes = ******** (file keys.toml:2): a prefix must be"),
-            (
-                key("prefixes = []"),
-                "keys.0.prefixes = ******** (file keys.toml:2): an empty list would mean everything",
-            ),
+            (key("prefixes = []"), "keys.0.prefixes = ******** (file keys.toml:5): expected one prefix or more"),
             (key(&key("")), "keys.1.access-key = ******** (file keys.toml:6): an access key must not appear twice"),
             (
                 key("").replace("'a'", "'main'"),

@@ -202,6 +202,8 @@ fn entries_of_the_key_list_are_checked_one_by_one() {
     assert!(unknown.contains("unknown key `auth.keys.0.prefix` (file "), "{unknown}");
     assert!(unknown.contains("config.toml:4)"), "{unknown}");
     assert!(unknown.contains("nearest known key is `auth.keys.prefixes`"), "{unknown}");
+    let none = errors("[[auth.keys]]\naccess-key = 'a'\nsecret-key = 'b'\nprefixes = []", &[], &[]).join("\n");
+    assert!(none.contains("auth.keys.0.prefixes = ") && none.contains("expected one prefix or more"), "{none}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::super::choices::{ClientAuth, EtagKind, KeyAccess, TlsDoors};
-use super::super::values::{Fields, InvalidLiteral, Literal, MemorySize, Secret, Setting, Span};
+use super::super::values::{Fields, InvalidLiteral, Literal, MemorySize, Secret, Setting, Span, ValueError};
 
 section! {
     /// `[server]`: where the daemon listens.
@@ -140,7 +140,7 @@ pub struct AuthKeyConfig {
     pub(in crate::config) access_key: String,
     /// Its secret.
     pub(in crate::config) secret_key: Secret,
-    /// `bucket/key` prefixes that it may touch. Empty: all.
+    /// `bucket/key` prefixes that it may touch. Empty, which nobody can write: all.
     pub(in crate::config) prefixes: Vec<String>,
     /// What it may do there.
     pub(in crate::config) access: KeyAccess,
@@ -150,6 +150,8 @@ const ACCESS_KEY: &str = "access-key";
 const SECRET_KEY: &str = "secret-key";
 const PREFIXES: &str = "prefixes";
 const ACCESS: &str = "access";
+/// Somebody whose last prefix was taken away must not get all of them.
+const SOME_PREFIXES: &str = "one prefix or more, or no such line if everything is meant";
 
 impl Setting for AuthKeyConfig {
     fn read(literal: &Literal) -> Result<Self, InvalidLiteral> {
@@ -157,18 +159,35 @@ impl Setting for AuthKeyConfig {
         Ok(Self {
             access_key: fields.required(ACCESS_KEY)?,
             secret_key: fields.required(SECRET_KEY)?,
-            prefixes: fields.optional(PREFIXES)?.unwrap_or_default(),
+            prefixes: fields.optional(PREFIXES)?.map_or_else(Vec::new, |SomePrefixes(prefixes)| prefixes),
             access: fields.optional(ACCESS)?.unwrap_or(KeyAccess::ReadWrite),
         })
     }
 
     fn write(&self) -> Literal {
+        let prefixes = (!self.prefixes.is_empty()).then(|| (PREFIXES, self.prefixes.write()));
         let fields = [
             (ACCESS_KEY, self.access_key.write()),
             (SECRET_KEY, self.secret_key.write()),
-            (PREFIXES, self.prefixes.write()),
             (ACCESS, self.access.write()),
         ];
-        Literal::table(fields)
+        Literal::table(fields.into_iter().chain(prefixes))
+    }
+}
+
+/// At least one prefix.
+struct SomePrefixes(Vec<String>);
+
+impl Setting for SomePrefixes {
+    fn read(literal: &Literal) -> Result<Self, InvalidLiteral> {
+        let prefixes = Vec::<String>::read(literal)?;
+        if prefixes.is_empty() {
+            return Err(ValueError::Unexpected { expected: SOME_PREFIXES }.into());
+        }
+        Ok(Self(prefixes))
+    }
+
+    fn write(&self) -> Literal {
+        self.0.write()
     }
 }

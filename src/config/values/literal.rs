@@ -43,7 +43,7 @@ impl Literal {
     }
 
     /// A table outside of files.
-    pub(crate) fn table<const N: usize>(fields: [(&str, Self); N]) -> Self {
+    pub(crate) fn table<'a>(fields: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
         let placed = |(name, literal): (&str, Self)| (name.to_owned(), Placed { literal, line: 1 });
         Self::Table(fields.into_iter().map(placed).collect())
     }
