@@ -615,7 +615,8 @@ async fn open_local(
     let log = AbortOnDrop(log);
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     let ticks = Arc::new(Ticks(settings.clock.clone()));
-    OnRecord::new(Arc::clone(&store), prefix.clone(), settings.clock.clone()).raise_to_tables().await?;
+    let on_record = OnRecord::new(Arc::clone(&store), prefix.clone(), settings.clock.clone());
+    on_record.with_silence(settings.compaction_silence()).raise_to_tables().await?;
     // SlateDB's own collector would look for its own log and never shorten ours.
     let gc = GarbageCollectorBuilder::new(prefix.clone(), Arc::clone(&store))
         .with_options(gc_options(settings, Updates::Unconditional))

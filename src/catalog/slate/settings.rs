@@ -32,6 +32,9 @@ pub struct JournalSettings {
     /// request, and an idle daemon should cost a handful a minute. A newer owner is noticed by the next durable write, and
     /// by one that writes much within 16 groups. On a local disk 5 s.
     pub poll_interval: Duration,
+    /// Interval at which a compaction that is being done says so, each a request. Default 10 s, on a local disk 1 s. One that
+    /// has not said so for three intervals is done anew.
+    pub compaction_heartbeat: Duration,
     /// Interval at which superseded files are collected. Default 600 s, on a local disk 10 s, where it bounds the length of
     /// the log.
     pub gc_interval: Duration,
@@ -81,6 +84,7 @@ impl Default for JournalSettings {
             l0_bytes: 16 << 20,
             unflushed_bytes_max: 64 << 20,
             poll_interval: Duration::from_secs(60),
+            compaction_heartbeat: Duration::from_secs(10),
             gc_interval: Duration::from_secs(600),
             gc_age_min: Duration::from_secs(300),
             superseded_tables_kept: Duration::from_secs(300),
@@ -97,11 +101,17 @@ impl JournalSettings {
     pub fn local() -> Self {
         Self {
             poll_interval: Duration::from_secs(5),
+            compaction_heartbeat: Duration::from_secs(1),
             gc_interval: Duration::from_secs(10),
             gc_age_min: Duration::from_secs(30),
             superseded_tables_kept: Duration::from_secs(120),
             ..Self::default()
         }
+    }
+
+    /// The time without a word after which a compaction is taken for given up.
+    pub(super) fn compaction_silence(&self) -> Duration {
+        3 * self.compaction_heartbeat
     }
 }
 
@@ -129,9 +139,11 @@ pub(super) fn block_cache(settings: &JournalSettings) -> Arc<MokaCache> {
 }
 
 pub(super) fn slate_settings(settings: &JournalSettings, updates: Updates) -> Settings {
-    // Nobody reads single records, so many tables in level 0 cost nothing until the next open. A low
-    // limit would make writes wait for compactions, which only begin with a poll.
-    const L0_TABLES_MAX: usize = 64;
+    // Nobody reads single records, so many tables in level 0 cost nothing until the next open. At the limit writes wait, and
+    // the close, too, for compactions, which only begin with a poll; a daemon that is killed again and again lives for none.
+    const L0_TABLES_MAX: usize = 256;
+    // Each is read ahead of, in memory.
+    const COMPACTED_AT_ONCE: usize = 64;
     Settings {
         // A timer would add its interval to every lone commit.
         flush_interval: None,
@@ -146,15 +158,17 @@ pub(super) fn slate_settings(settings: &JournalSettings, updates: Updates) -> Se
             manifest_update_timeout: settings.manifest_timeout,
             max_concurrent_compactions: 2,
             checkpoint_lifetime: settings.superseded_tables_kept,
+            worker_heartbeat_timeout: settings.compaction_silence(),
             object_store_max_retries: Some(settings.object_retries_max),
             scheduler_options: SizeTieredCompactionSchedulerOptions {
-                // One round takes all of level 0, since rounds are far apart.
-                max_compaction_sources: L0_TABLES_MAX,
+                // One round takes all of level 0, unless it is very full, since rounds are far apart.
+                max_compaction_sources: COMPACTED_AT_ONCE,
                 ..SizeTieredCompactionSchedulerOptions::default()
             }
             .into(),
             worker: Some(CompactionWorkerOptions {
                 compactions_poll_interval: settings.poll_interval,
+                heartbeat_interval: settings.compaction_heartbeat,
                 max_concurrent_compactions: 2,
                 max_subcompactions: 1, // the catalog is small, the cores are for segments
                 ..CompactionWorkerOptions::default()

@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use slatedb::admin::Admin;
+use slatedb::compactor::CompactionStatus;
 use slatedb::{VersionedManifest, WalFile, WalReader};
 use slatedb_common::clock::{SystemClock, SystemClockTicker};
 
@@ -46,13 +47,21 @@ pub(super) struct OnRecord {
     prefix: Path,
     admin: Admin,
     clock: Clock,
+    /// How old the last word of a compaction has to be.
+    silence: Duration,
 }
 
 impl OnRecord {
     /// Looks at the database below `prefix`, and raises `clock`.
     pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: Path, clock: Clock) -> Self {
         let admin = Admin::builder(prefix.clone(), Arc::clone(&store)).build();
-        Self { store, prefix, admin, clock }
+        Self { store, prefix, admin, clock, silence: Duration::ZERO }
+    }
+
+    /// The same where the owner before is gone: its compactions are given up, of which each would have to have been silent for
+    /// longer than `silence`.
+    pub(super) fn with_silence(self, silence: Duration) -> Self {
+        Self { silence: silence + Duration::from_millis(1), ..self }
     }
 
     /// Raises the clock to the stamps of tables and compactions. Returns whether there were later ones than before.
@@ -63,7 +72,13 @@ impl OnRecord {
         let manifest = self.admin.read_manifest(None).await.map_err(JournalError::at_open)?;
         let compactions = self.admin.read_compactions(None).await.map_err(JournalError::at_open)?;
         let compactions = compactions.iter().flat_map(|compactions| compactions.recent_compactions());
-        let scheduled = compactions.map(|compaction| compaction.id().timestamp_ms()).max();
+        let silence = u64::try_from(self.silence.as_millis()).unwrap_or(u64::MAX);
+        let stamps = compactions.map(|compaction| {
+            let worker = compaction.worker().filter(|_| compaction.status() == CompactionStatus::Running);
+            let silent = worker.map_or(0, |worker| worker.last_heartbeat_ms.saturating_add(silence));
+            compaction.id().timestamp_ms().max(silent)
+        });
+        let scheduled = stamps.max();
         let newest = manifest.as_ref().map(newest_of_tables).max(scheduled).unwrap_or(0);
         let later = Millis(newest) > self.clock.now();
         self.clock.raise(Millis(newest));

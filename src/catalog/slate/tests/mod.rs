@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::metrics::labels::{Purpose, StoreOperation};
 use crate::store::Capabilities;
 
+mod compactions;
 mod requests;
 
 type Records = BTreeMap<Bytes, Bytes>;
