@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::connect::{Connector, Timeouts};
+use crate::ended::GoesTo;
 use crate::error::{BoxError, ClientError};
 use crate::restore::Restore;
 use crate::tls::TlsOptions;
@@ -314,8 +315,12 @@ impl Client {
         request: request::Builder,
         body: Bytes,
     ) -> Result<(HeaderMap, Incoming), ClientError> {
-        let request = request.body(Full::new(body)).map_err(|error| ClientError::Request(error.to_string()))?;
-        let response = self.http.request(request).await.map_err(|error| self.broken(error.into()))?;
+        let mut request = request.body(Full::new(body)).map_err(|error| ClientError::Request(error.to_string()))?;
+        let goes_to = GoesTo::of(&mut request);
+        let response = tokio::select! {
+            response = self.http.request(request) => response.map_err(|error| self.broken(error.into()))?,
+            error = goes_to.ended() => return Err(self.broken(error)),
+        };
         let (head, body) = response.into_parts();
         if head.status.is_success() {
             return Ok((head.headers, body));
@@ -363,6 +368,8 @@ fn query_of(params: &PutParams) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test]
@@ -374,6 +381,35 @@ mod tests {
         assert!(!asked.unwrap_err().is_unreached());
         drop(listener);
         assert!(client.jobs().await.unwrap_err().is_unreached());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_request_to_a_daemon_that_hangs_up_again_and_again_comes_to_an_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        #[expect(clippy::disallowed_methods, reason = "it ends with the runtime")]
+        let daemon = tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                drop(socket.read(&mut request).await);
+                // It keeps the connection for the next request, it says.
+                drop(socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]").await);
+            }
+        });
+
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let client = Client::new(&address, None).unwrap();
+            clients.spawn(async move {
+                for _ in 0..1000 {
+                    drop(client.jobs().await);
+                }
+            });
+        }
+        // One that nobody answers would never end.
+        clients.join_all().await;
+        daemon.abort();
     }
 
     #[test]

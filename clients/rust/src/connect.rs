@@ -16,6 +16,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use tower_service::Service;
 
 use crate::client::ClientOptions;
+use crate::ended::Living;
 use crate::error::{BoxError, ClientError};
 use crate::tls::{TlsClient, TlsSocket};
 
@@ -114,7 +115,7 @@ impl Service<Uri> for Connector {
         Box::pin(async move {
             let late = |_| timed_out(format!("no connection within {connect:?}"));
             let socket = timeout(connect, connecting).await.map_err(late)??;
-            Ok(TokioIo::new(TimedSocket { socket, silence: silence.map(Silence::new) }))
+            Ok(TokioIo::new(TimedSocket { socket, silence: silence.map(Silence::new), living: Living::new() }))
         })
     }
 }
@@ -128,6 +129,7 @@ fn timed_out(what: String) -> io::Error {
 pub(crate) struct TimedSocket {
     socket: Socket,
     silence: Option<Silence>,
+    living: Living,
 }
 
 #[derive(Debug)]
@@ -180,7 +182,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ReadWrite for T {}
 
 impl Connection for TimedSocket {
     fn connected(&self) -> Connected {
-        Connected::new()
+        self.living.describe()
     }
 }
 

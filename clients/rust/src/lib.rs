@@ -42,6 +42,7 @@
 mod audit;
 mod client;
 mod connect;
+mod ended;
 mod error;
 mod lifecycle;
 mod restore;
