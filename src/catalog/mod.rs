@@ -330,7 +330,8 @@ impl Drop for Awaited<'_> {
 /// Notices that the journal has ended, though nobody writes. Does not keep it open.
 async fn watch(shared: Weak<CatalogShared>, ended: impl Future<Output = Option<JournalError>>) {
     if let (Some(error), Some(shared)) = (ended.await, shared.upgrade()) {
-        shared.lose(error);
+        let told = shared.journal.failure().await;
+        shared.lose(told.unwrap_or(error));
     }
 }
 

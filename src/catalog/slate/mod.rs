@@ -437,9 +437,16 @@ impl Journal {
                 _ if shut_out.reason().is_some() => shut_out.reason(),
                 Some(CloseReason::Fenced) => Some(JournalError::Fenced),
                 Some(CloseReason::Clean) | None => None,
-                Some(_) => Some(JournalError::Internal("a task of the database panicked".into())),
+                // Whatever else closes a database is called a panic there.
+                Some(_) => Some(JournalError::Internal("a task of the database failed".into())),
             }
         }
+    }
+
+    /// Why the journal cannot be used any more, as a call is told; `None` if it can.
+    pub async fn failure(&self) -> Option<JournalError> {
+        let asked = self.db.get(b"?").await;
+        asked.err().map(|error| self.shut_out.explain(error))
     }
 
     /// Makes everything durable, closes the database and gives the folder free.

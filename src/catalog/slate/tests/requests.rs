@@ -201,11 +201,16 @@ async fn an_outage_ends_as_unavailable_and_loses_nothing_acknowledged() {
     let settings = JournalSettings { object_retries_max: 2, ..JournalSettings::default() };
     let (journal, _) = open_with(object(&shared), settings).await.unwrap();
     commit(&journal, vec![put("a", 1)]).await.unwrap();
+    let ended = journal.ended();
+    assert!(journal.failure().await.is_none());
 
     store.refuses_puts.store(true, Ordering::Relaxed);
     let error = commit(&journal, vec![put("b", 2)]).await.unwrap_err();
 
     assert!(matches!(error, JournalError::Unavailable(_)), "{error:?}");
+    // Whoever does not write learns of the end alone, and asks for the reason.
+    assert!(ended.await.is_some());
+    assert!(matches!(journal.failure().await, Some(JournalError::Unavailable(_))), "{:?}", journal.failure().await);
     let error = commit(&journal, vec![put("c", 3)]).await.unwrap_err();
     assert!(matches!(error, JournalError::Unavailable(_)), "{error:?}");
     drop(journal);
