@@ -133,6 +133,14 @@ pub(super) struct LostFile {
     segments: u64,
 }
 
+impl LostFile {
+    /// A file that cannot be closed. As much of it is there as can be read while it is open.
+    pub(super) fn still_open(state: &CatalogState, id: PhysicalFileId, there: u64) -> Self {
+        let (needed, segments) = (state.living_end(&id), state.segments_in(&id).len() as u64);
+        Self { id, there: Some(there), needed, segments }
+    }
+}
+
 impl fmt::Display for LostFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.there {

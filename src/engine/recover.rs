@@ -5,6 +5,7 @@
 //! | a file that holds what is durable is missing or too short | the start is refused; nothing was changed |
 //! | such a file is in `lost+found/` on a local disk | it is moved back |
 //! | a file the catalog calls open, on HDFS | it is released first, which shuts its writer out; then as on a local disk |
+//! | the same, and it cannot be released, because DataNodes are away | the start is refused; an operator can have what cannot be read of it dropped |
 //! | a file the catalog calls open, on a local disk | each segment beyond what was confirmed is checked by its own CRC; the right ones are written once more, the file gets a footer behind all that is there, and is closed |
 //! | the same, with data behind all that the catalog knows | the same, but it stays open in the catalog for `reclaim.sweep-grace`, so that nothing of it is given back |
 //! | the same on an object store, and it is there | it counts, closed |
@@ -35,8 +36,8 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 
+use super::agreement::{LostFile, check_durable, check_not_missing, drop_lost, names, shorten};
 pub use super::agreement::{Missing, RecoverError};
-use super::agreement::{check_durable, check_not_missing, drop_lost, names, shorten};
 use crate::catalog::state::{CatalogState, UncertainFile};
 use crate::format::{self, FooterEntry, FormatError};
 use crate::model::{Holder, Millis, PhysicalFileId, SegmentId};
@@ -93,6 +94,8 @@ pub async fn recover(
             tracing::warn!(files, named, "files are shorter than recorded, all that lives in them is there");
         }
     }
+    let mut lens: HashMap<PhysicalFileId, u64> =
+        listed.iter().filter_map(|(name, len)| Some((name.parse().ok()?, *len))).collect();
     if store.capabilities().sets_aside {
         recovered.set_aside = set_aside_unnamed(state, store, epoch, listed).await;
     }
@@ -104,18 +107,27 @@ pub async fn recover(
     let uncertain = state.uncertain_files();
     let settling = uncertain.into_iter().filter(|file| !left_alone.contains(&file.id)).map(|file| {
         let entries = entries.remove(&file.id).unwrap_or_default();
-        async move { settle(store, &file, entries).await.map(|found| (file.id, found)) }
+        async move { (settle(store, &file, entries).await, file.id) }
     });
     // All of them end before an error counts: nothing is under way any more when the next start looks.
     let settled: Vec<_> = stream::iter(settling).buffered(FILES_AT_ONCE).collect().await;
     let mut kept = vec![];
-    for settled in settled {
+    for (settled, id) in settled {
         recovered.open_files += 1;
-        if let (id, Some(found)) = settled? {
-            if matches!(found, SurvivingBytes::Local { unknown_from: Some(_), .. }) {
-                kept.push(id.clone());
+        match settled {
+            Ok(Some(found)) => {
+                if matches!(found, SurvivingBytes::Local { unknown_from: Some(_), .. }) {
+                    kept.push(id.clone());
+                }
+                found.tell(&id, state, at);
             }
-            found.tell(&id, state, at);
+            Ok(None) => {}
+            Err(RecoverError::Store(StoreError::StillOpen(_))) if missing == Missing::Drop => {
+                let there = lens.remove(&id).unwrap_or(0);
+                let lost = LostFile::still_open(state, id, there);
+                recovered.dropped.push(drop_lost(state, &lost, at));
+            }
+            Err(error) => return Err(error),
         }
     }
     tell_kept(&kept);

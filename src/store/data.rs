@@ -199,7 +199,8 @@ impl DataStore {
     /// such file.
     ///
     /// # Errors
-    /// [`StoreError::Failed`]; it can be repeated. [`StoreError::Unsupported`] where an open file is nobody's.
+    /// [`StoreError::Failed`] and [`StoreError::StillOpen`]; it can be repeated. [`StoreError::Unsupported`] where an open file
+    /// is nobody's.
     pub async fn release(&self, file: &PhysicalFileId) -> Result<Option<u64>, StoreError> {
         match self {
             Self::Local(_) | Self::Object(_) => Err(StoreError::Unsupported("releasing files")),

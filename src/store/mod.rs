@@ -80,6 +80,12 @@ pub enum StoreError {
     /// This is another store than the one that the catalog belongs to.
     #[error(transparent)]
     NotTheStore(#[from] NotTheStore),
+    /// The file of a daemon that is gone cannot be closed: nobody can tell how long it is.
+    #[error(
+        "{0} cannot be closed: HDFS does not give back the lease of its writer, since DataNodes that have its last block do not \
+         answer. Bring them back; or have the segments that are lost dropped by `esker verify --repair --drop-lost`"
+    )]
+    StillOpen(String),
     /// The backend has no such thing.
     #[error("the backend does not support {0}")]
     Unsupported(&'static str),
@@ -101,9 +107,8 @@ impl StoreError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) | Self::Short { .. } => ErrorKind::Corrupt,
-            Self::Taken(_) | Self::NotTheStore(_) | Self::Unsupported(_) | Self::Failed { .. } => {
-                ErrorKind::Unavailable
-            }
+            Self::Taken(_) | Self::NotTheStore(_) | Self::StillOpen(_) => ErrorKind::Unavailable,
+            Self::Unsupported(_) | Self::Failed { .. } => ErrorKind::Unavailable,
         }
     }
 

@@ -285,6 +285,7 @@ async fn look(
     }
     on(RebuildProgress::Listed(files.len()));
     let epoch = files.iter().map(|(id, _)| id.epoch()).max().unwrap_or_default();
+    let files = close_open(store, files, rebuilt).await;
     let looks = files.into_iter().map(|(id, len)| survey::look(store, id, len));
     let mut found: Vec<SurveyedFile> = futures::stream::iter(looks)
         .buffer_unordered(at_once(store))
@@ -297,6 +298,28 @@ async fn look(
         rebuilt.notes.push(format!("{tombstones} names were taken by a daemon that took over; they hold nothing"));
     }
     Ok((found, epoch))
+}
+
+/// Closes files that a daemon has left open, where their ends cannot be read before. The catalog that named them may be gone,
+/// so all are asked for. Returns all, with their lengths.
+async fn close_open(
+    store: &DataStore,
+    files: Vec<(PhysicalFileId, u64)>,
+    rebuilt: &mut Rebuilt,
+) -> Vec<(PhysicalFileId, u64)> {
+    if !store.capabilities().leases {
+        return files;
+    }
+    let closing = files.into_iter().map(|(id, len)| async move { (store.release(&id).await, id, len) });
+    let closed: Vec<_> = futures::stream::iter(closing).buffered(at_once(store)).collect().await;
+    let closed = closed.into_iter().map(|(closed, id, listed)| match closed {
+        Ok(len) => (id, len.unwrap_or(listed)),
+        Err(error) => {
+            rebuilt.faults.push(format!("{id} may not have been read to its end: {}", crate::error::chain(&error)));
+            (id, listed)
+        }
+    });
+    closed.collect()
 }
 
 /// Segments with a hole in them are dead, unless their bytes are right all the same. Returns how many older copies went

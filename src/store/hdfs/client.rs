@@ -31,6 +31,9 @@ pub(crate) enum HdfsFault {
     /// There was no answer: whether it was carried out is not known.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// The lease of its writer is not given back; the NameNode says so.
+    #[error("its lease was not recovered within {0:?}")]
+    Held(Duration),
     /// The file ends before the bytes that were asked for.
     #[error("the file has {0} bytes")]
     Short(u64),
@@ -271,7 +274,7 @@ impl HdfsClient {
         loop {
             let error = match self.call(1, self.client.recover_lease(path)).await {
                 Ok(true) => return Ok(self.info(path).await?.length as u64),
-                Ok(false) => HdfsFault::Late(patience),
+                Ok(false) => HdfsFault::Held(patience),
                 Err(error) if error.is_not_found() || error.is_lasting() => return Err(error),
                 Err(error) => error,
             };

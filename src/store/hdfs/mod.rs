@@ -277,6 +277,7 @@ impl HdfsStore {
             match self.hdfs.close_for(&self.path(file), RECOVERY_PATIENCE).await {
                 Ok(len) => Ok(Some(len)),
                 Err(error) if error.is_not_found() => Ok(None),
+                Err(HdfsFault::Held(_)) => Err(StoreError::StillOpen(file.to_string())),
                 Err(error) => Err(StoreError::failed("release", file.as_str(), error)),
             }
         };
