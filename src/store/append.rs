@@ -95,12 +95,19 @@ pub(crate) mod memory {
         ends: BTreeMap<String, Vec<u8>>,
         /// The fate of each of the next writes; those after them succeed.
         faults: VecDeque<Option<Fault>>,
+        /// Whether each file should end.
+        short: bool,
     }
 
     impl MemoryFiles {
         /// Sets the fate of the next write, after those that were planned before.
         pub(crate) fn plan(&self, fault: Option<Fault>) {
             self.0.lock().faults.push_back(fault);
+        }
+
+        /// From now on every file should end, so that others have room.
+        pub(crate) fn get_short(&self) {
+            self.0.lock().short = true;
         }
 
         /// The bytes of a file that survive a power cut.
@@ -176,6 +183,10 @@ pub(crate) mod memory {
 
         fn is_usable(&self) -> bool {
             self.usable
+        }
+
+        fn should_end(&self) -> bool {
+            self.files.0.lock().short
         }
     }
 }

@@ -44,6 +44,8 @@ use crate::store::{FileWrites, StoreError};
 
 /// Files that a group is written to, one after the other, before its writers are told.
 const FILES_TRIED_MAX: u32 = 3;
+/// Pause between two looks of an idle owner whether its store wants the file to end.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// First pause between two tries to release a file; doubles up to [`RELEASE_PAUSE_MAX`].
 const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 const RELEASE_PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -142,7 +144,11 @@ impl Owner {
     async fn next_event(&mut self) -> Option<OwnerEvent> {
         match (&mut self.phase, &self.writes) {
             (Phase::Collecting, FileWrites::Growing(_)) => {
-                Some(something_collected(&self.open, self.context.settings.merging.idle_close).await)
+                let idle_close = self.context.settings.merging.idle_close;
+                // Not shared with another thread, which a file is not made for.
+                let file = &mut self.file;
+                let should_end = move || file.as_mut().is_some_and(|file| file.should_end());
+                Some(something_collected(&self.open, idle_close, should_end).await)
             }
             (Phase::Collecting, FileWrites::Whole(_)) => {
                 group_is_over(&self.open, &self.context.pace, &self.context.settings.merging).await;
@@ -453,15 +459,21 @@ fn busy(work: impl Future<Output = OwnerEvent> + Send + 'static) -> Phase {
     Phase::Busy(work.boxed())
 }
 
-/// Waits for a group of a growing file, `idle_close` at most.
-async fn something_collected(open: &OpenFile, idle_close: Duration) -> OwnerEvent {
+/// Waits for a group of a growing file, `idle_close` at most, and no longer than the store lets it.
+async fn something_collected(
+    open: &OpenFile,
+    idle_close: Duration,
+    mut should_end: impl FnMut() -> bool,
+) -> OwnerEvent {
+    let begun = Clock::instant();
     loop {
         // Armed before the look: what is put into the file between the two rings it.
         let bell = open.bell.notified();
         if open.has_work() {
             return OwnerEvent::Collected;
         }
-        if tokio::time::timeout(idle_close, bell).await.is_err() {
+        let left = idle_close.saturating_sub(begun.elapsed());
+        if tokio::time::timeout(left.min(LOOK_EVERY), bell).await.is_err() && (left <= LOOK_EVERY || should_end()) {
             return OwnerEvent::Idle;
         }
     }

@@ -331,6 +331,20 @@ async fn a_file_to_which_nothing_comes_gets_its_end() {
 }
 
 /// A store that keeps what is in open files has no memory for it: it may wait for what this very file gives back.
+#[tokio::test(start_paused = true)]
+async fn an_idle_file_ends_soon_when_the_store_wants_its_room() {
+    let (mut alone, files) = Alone::growing().await;
+
+    let early = tokio::time::timeout(3 * LOOK_EVERY, alone.owner.next_event()).await;
+    assert!(early.is_err(), "nobody wants its room");
+    files.get_short();
+    let begun = tokio::time::Instant::now();
+    let event = alone.owner.next_event().await.unwrap();
+
+    assert!(matches!(event, OwnerEvent::Idle));
+    assert!(begun.elapsed() <= LOOK_EVERY, "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn the_end_of_a_file_and_nothing_else_of_it_is_appended_as_what_nobody_reads_yet() {
     let (mut alone, files) = Alone::growing().await;

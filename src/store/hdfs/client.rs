@@ -31,6 +31,9 @@ pub(crate) enum HdfsFault {
     /// There was no answer: whether it was carried out is not known.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// There was no place or no memory for what stands in open files.
+    #[error("no open file ended within {0:?}, and store.hdfs.open-memory or store.hdfs.max-writers allow no more")]
+    NoMemory(Duration),
     /// The lease of its writer is not given back; the NameNode says so.
     #[error("its lease was not recovered within {0:?}")]
     Held(Duration),

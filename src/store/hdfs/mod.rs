@@ -381,7 +381,7 @@ impl HdfsStore {
             (place, paid)
         };
         let room = tokio::time::timeout(patience, room).await;
-        let (place, paid) = room.map_err(|_| failed(HdfsFault::Late(patience)))?;
+        let (place, paid) = room.map_err(|_| failed(HdfsFault::NoMemory(patience)))?;
         let path = self.path(file);
         let created = async { self.hdfs.create(&path).await.map_err(failed) };
         let writer = match self.traffic.time(StoreOperation::Put, created).await {
@@ -479,22 +479,26 @@ impl HdfsFile {
             _ => joined(parts),
         };
         let gone = || failed(hdfs_native::HdfsError::OperationFailed("an earlier call failed".into()).into());
+        let patience = self.store.hdfs.write_timeout();
+        // Before the writer is taken: for want of memory a file ends, and is not given up.
+        let paid = match readers {
+            Readers::AsItGrows if self.is_usable() => {
+                let paying = tokio::time::timeout(patience, self.store.open.pay(bytes.len() as u64));
+                Some(paying.await.map_err(|_| failed(HdfsFault::NoMemory(patience)))?)
+            }
+            Readers::AsItGrows | Readers::OnceClosed => None,
+        };
         // Whatever happens from here on, it is not used again unless all went well.
         let mut writer = self.writer.take().ok_or_else(gone)?;
         let (at, block) = (self.len, self.block_bytes);
-        let patience = self.store.hdfs.write_timeout();
         let written = async {
-            let paid = match readers {
-                Readers::AsItGrows => Some(self.store.open.pay(bytes.len() as u64).await),
-                Readers::OnceClosed => None,
-            };
             write_blocks(&mut writer, at, block, bytes.clone()).await?;
             if sync == Sync::Now {
                 writer.hsync().await?;
             }
-            Ok(paid)
+            Ok(())
         };
-        let paid = within(patience, written).await.map_err(failed)?;
+        within(patience, written).await.map_err(failed)?;
         self.store.hdfs.count(u64::from(sync == Sync::Now) + u64::from(at == 0));
         self.len += bytes.len() as u64;
         self.writer = Some(writer);
