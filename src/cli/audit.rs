@@ -12,6 +12,7 @@ use super::NotTried;
 use super::restore::FromArgs;
 use super::segments::block_on;
 use super::space::bytes;
+use crate::engine::audit::DELETED_AGE_MIN;
 
 #[derive(Debug, Args)]
 pub(super) struct AuditArgs {
@@ -43,9 +44,6 @@ pub(super) struct OrphansArgs {
     #[arg(long)]
     kept: bool,
 }
-
-/// Younger objects are deleted only for whoever takes the risk.
-const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
 
 /// Which checkpoints or objects.
 #[derive(Debug, Args)]

@@ -27,7 +27,7 @@ use crate::catalog::command::{Bind, Command, NewSegment, StoreFile, StoreItem, S
 use crate::metrics::labels::GroupWrite;
 use crate::model::{About, Lane, Location, PhysicalFileId, SegmentHasher, SegmentId};
 use crate::runtime::{BudgetError, Failure, PaidBytes, reply};
-use crate::store::{FileUpload, FileWrites, ObjectFiles, StoreError};
+use crate::store::{FileUpload, FileWrites, ObjectFiles, Readers, StoreError};
 
 /// A large segment on its way into a file of its own. Dropped before [`Self::finish`], it leaves nothing behind.
 pub struct BigSegment {
@@ -84,7 +84,8 @@ impl BigSegment {
             (growing @ FileWrites::Growing(_), _) => {
                 // Before the file is there, so that no crash leaves one that nobody names.
                 self.context.name_file(&self.name, &self.lane, None).await?;
-                let created = FileWriter::create_unread(&growing, self.name.clone(), &self.lane, now).await;
+                let created =
+                    FileWriter::create(&growing, self.name.clone(), &self.lane, Readers::OnceClosed, now).await;
                 let file = created.map_err(|error| self.failed(error))?;
                 Ok(self.file.insert(file))
             }

@@ -8,6 +8,15 @@ use bytes::Bytes;
 use super::StoreError;
 use crate::model::PhysicalFileId;
 
+/// From when on a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// From its first group on: a store keeps what others cannot see yet.
+    AsItGrows,
+    /// When it is closed.
+    OnceClosed,
+}
+
 /// A store whose physical files grow and are synced.
 #[async_trait]
 pub trait AppendStore: fmt::Debug + Send + Sync {

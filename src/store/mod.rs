@@ -37,7 +37,7 @@ use std::ops::Range;
 
 #[cfg(test)]
 pub(crate) use append::memory;
-pub use append::{AppendStore, GrowingFile};
+pub use append::{AppendStore, GrowingFile, Readers};
 pub use capabilities::{Capabilities, RequestPrice};
 pub use counted::{CountedStore, Multipart, Traffic};
 pub use data::{DataStore, FileWrites};

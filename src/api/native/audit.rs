@@ -21,8 +21,8 @@ use crate::api::status::ApiError;
 use crate::engine::EngineError;
 use crate::engine::audit::look::{LookedAt, NameList};
 use crate::engine::audit::{
-    AuditQuery, CheckpointAudit, JobTally, JudgedObject, Judgement, MissingObject, NamedObject, OrphanQuery,
-    OrphanReport,
+    AuditQuery, CheckpointAudit, DELETED_AGE_MIN, JobTally, JudgedObject, Judgement, MissingObject, NamedObject,
+    OrphanQuery, OrphanReport,
 };
 use crate::flink::{Kept, Orphan};
 
@@ -31,8 +31,6 @@ const PAGE: u32 = 20;
 const PAGE_MAX: u32 = 100;
 /// The age of an orphan that is asked for if none is.
 const OLDER_THAN: Duration = Duration::from_secs(3600);
-/// Younger ones are deleted only for whoever says that no checkpoint is in progress: Flink's default timeout of one.
-const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
 
 /// Compares the checkpoints and savepoints of Flink that are there with the objects that they name, in pages.
 #[utoipa::path(get, tag = "Audit", path = "/v1/audit", params(AuditParams), responses(

@@ -23,6 +23,10 @@ const KEYS_AT_ONCE: usize = 200;
 /// What may wait for whoever listens.
 const TOLD_MAX: usize = 256;
 
+/// Younger orphans are deleted only for whoever takes the risk: files of a checkpoint in progress may look like them, and this
+/// is how long Flink lets one take unless it is told otherwise.
+pub const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
+
 /// The objects that are asked for.
 #[derive(Debug, Clone)]
 pub struct OrphanQuery {

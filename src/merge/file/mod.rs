@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::parts::PartsUpload;
 use crate::format::{self, FooterEntry, Header};
 use crate::model::{About, Lane, LaneOf, Millis, PhysicalFileId, Segment, SegmentCrc, SegmentId};
-use crate::store::{FileWrites, GrowingFile, ObjectFiles, StoreError};
+use crate::store::{FileWrites, GrowingFile, ObjectFiles, Readers, StoreError};
 
 /// A physical file that is being written.
 #[derive(Debug)]
@@ -60,28 +60,13 @@ impl FileWriter {
         writes: &FileWrites,
         id: PhysicalFileId,
         lane: &Lane,
+        readers: Readers,
         now: Millis,
     ) -> Result<Self, StoreError> {
-        let sink = match writes {
-            FileWrites::Growing(store) => Sink::Growing(store.create(&id).await?),
-            FileWrites::Whole(store) => Sink::Whole(store.clone()),
-        };
-        Ok(Self::new(sink, id, lane, now))
-    }
-
-    /// The same for a file of which nothing is read before it is finished.
-    ///
-    /// # Errors
-    /// As [`Self::create`].
-    pub(crate) async fn create_unread(
-        writes: &FileWrites,
-        id: PhysicalFileId,
-        lane: &Lane,
-        now: Millis,
-    ) -> Result<Self, StoreError> {
-        let sink = match writes {
-            FileWrites::Growing(store) => Sink::Growing(store.create_unread(&id).await?),
-            FileWrites::Whole(store) => Sink::Whole(store.clone()),
+        let sink = match (writes, readers) {
+            (FileWrites::Growing(store), Readers::AsItGrows) => Sink::Growing(store.create(&id).await?),
+            (FileWrites::Growing(store), Readers::OnceClosed) => Sink::Growing(store.create_unread(&id).await?),
+            (FileWrites::Whole(store), _) => Sink::Whole(store.clone()),
         };
         Ok(Self::new(sink, id, lane, now))
     }

@@ -101,7 +101,7 @@ proptest! {
         runtime.block_on(async {
             let store = MemoryFiles::default();
             let writes = FileWrites::Growing(Arc::new(store.clone()));
-            let mut file = FileWriter::create(&writes, id(), &lane(LaneOf::Savepoint), Millis(9)).await.unwrap();
+            let mut file = FileWriter::create(&writes, id(), &lane(LaneOf::Savepoint), Readers::AsItGrows, Millis(9)).await.unwrap();
             let mut model = Model::default();
             for (number, op) in (1..).zip(&ops) {
                 let done = match op {
@@ -145,7 +145,8 @@ async fn a_file_that_is_put_whole_has_the_same_bytes_as_one_that_grew() {
     let objects = ObjectFiles::with_retries(Arc::new(InMemory::new()), Path::default(), Duration::ZERO);
     let mut lens = vec![];
     for writes in [FileWrites::Growing(Arc::new(memory.clone())), FileWrites::Whole(objects.clone())] {
-        let mut file = FileWriter::create(&writes, id(), &lane(LaneOf::All), Millis(9)).await.unwrap();
+        let mut file =
+            FileWriter::create(&writes, id(), &lane(LaneOf::All), Readers::AsItGrows, Millis(9)).await.unwrap();
         for (number, op) in (1..).zip([Op::Push(10), Op::Streamed(vec![3, 4]), Op::Push(1)]) {
             push(&mut file, number, &op);
             file.write().await.unwrap();
@@ -164,7 +165,7 @@ async fn a_file_that_is_put_whole_has_the_same_bytes_as_one_that_grew() {
 async fn an_end_that_could_not_be_written_leaves_the_file_as_it_was() {
     let store = MemoryFiles::default();
     let writes = FileWrites::Growing(Arc::new(store.clone()));
-    let mut file = FileWriter::create(&writes, id(), &lane(LaneOf::All), Millis(9)).await.unwrap();
+    let mut file = FileWriter::create(&writes, id(), &lane(LaneOf::All), Readers::AsItGrows, Millis(9)).await.unwrap();
     push(&mut file, 1, &Op::Push(10));
     file.sync().await.unwrap();
     let len = file.len();

@@ -40,7 +40,7 @@ use crate::config::MergingSettings;
 use crate::metrics::labels::GroupWrite;
 use crate::model::PhysicalFileId;
 use crate::runtime::{Clock, Failure};
-use crate::store::{FileWrites, StoreError};
+use crate::store::{FileWrites, Readers, StoreError};
 
 /// Files that a group is written to, one after the other, before its writers are told.
 const FILES_TRIED_MAX: u32 = 3;
@@ -234,7 +234,7 @@ impl Owner {
         let id = self.context.file_id(&lane, self.context.entropy.ulid());
         let now = self.context.catalog.now();
         busy(async move {
-            let created = FileWriter::create(&writes, id, &lane, now).await;
+            let created = FileWriter::create(&writes, id, &lane, Readers::AsItGrows, now).await;
             OwnerEvent::Created(created.map(Box::new), group)
         })
     }

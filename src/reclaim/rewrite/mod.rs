@@ -25,7 +25,7 @@ use crate::merge::{FileWriter, MergeError, WriteContext};
 use crate::metrics::labels::{ReclaimedBytes, ReclaimedFiles};
 use crate::model::{FileState, Holder, PhysicalFileId, Segment, SegmentId, StateScope, crc32c};
 use crate::runtime::{Clock, Lease, PaidBytes};
-use crate::store::StoreError;
+use crate::store::{Readers, StoreError};
 
 /// Dead bytes between two segments that are read along, to save a request.
 const GAP_BYTES_MAX: u64 = 64 << 10;
@@ -343,7 +343,7 @@ async fn copy(
         false => Some(pay(context, live_bytes(segments)).await?),
     };
     let now = context.catalog.now();
-    let mut file = FileWriter::create_unread(&context.store.writes(), id.clone(), &key.lane, now).await?;
+    let mut file = FileWriter::create(&context.store.writes(), id.clone(), &key.lane, Readers::OnceClosed, now).await?;
     let mut moved = vec![];
     for run in runs(segments) {
         let span = place_of_run(run).map_or_else(|| live_bytes(run), |place| place.len);

@@ -46,7 +46,7 @@ use self::objects::is_staged;
 use self::open_files::{OpenFiles, joined};
 pub use self::probe::HdfsProbeError;
 pub(crate) use self::probe::probe_hdfs;
-use super::{AppendStore, GrowingFile, StoreError, StoreGuard, TOMBSTONE, Traffic};
+use super::{AppendStore, GrowingFile, Readers, StoreError, StoreGuard, TOMBSTONE, Traffic};
 use crate::config::HdfsSettings;
 use crate::metrics::labels::StoreOperation;
 use crate::model::PhysicalFileId;
@@ -432,15 +432,6 @@ impl AppendStore for HdfsStore {
     async fn create_unread(&self, file: &PhysicalFileId) -> Result<Box<dyn GrowingFile>, StoreError> {
         self.create_as(file, Readers::OnceClosed).await
     }
-}
-
-/// From when on a file is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Readers {
-    /// From its first group on: what is in it is kept in memory.
-    AsItGrows,
-    /// When it is closed.
-    OnceClosed,
 }
 
 /// A physical file that grows.
