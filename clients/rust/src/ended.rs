@@ -27,15 +27,15 @@ impl Living {
 
     /// Describes a connection, so that requests which it takes know of its end.
     pub(crate) fn describe(&self) -> Connected {
-        Connected::new().extra(End(self.0.subscribe()))
+        Connected::new().extra(ConnectionEnd(self.0.subscribe()))
     }
 }
 
 /// The end of a connection.
 #[derive(Debug, Clone)]
-struct End(watch::Receiver<()>);
+struct ConnectionEnd(watch::Receiver<()>);
 
-impl End {
+impl ConnectionEnd {
     fn of(connected: &Connected) -> Option<Self> {
         let mut extras = Extensions::new();
         connected.get_extras(&mut extras);
@@ -58,11 +58,11 @@ impl GoesTo {
     /// Resolves when the connection has been gone for a while.
     pub(crate) async fn ended(mut self) -> BoxError {
         loop {
-            let end = self.0.wait_for_connection_metadata().await.as_ref().and_then(End::of);
+            let end = self.0.wait_for_connection_metadata().await.as_ref().and_then(ConnectionEnd::of);
             let Some(mut end) = end else { std::future::pending().await };
             end.reached().await;
             sleep(LAST_WORD).await;
-            let now = self.0.connection_metadata().as_ref().and_then(End::of);
+            let now = self.0.connection_metadata().as_ref().and_then(ConnectionEnd::of);
             if now.is_some_and(|now| now.0.same_channel(&end.0)) {
                 return "the connection ended without an answer".into();
             }
@@ -77,7 +77,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_end_of_a_connection_is_known_to_what_it_took() {
         let living = Living::new();
-        let mut end = End::of(&living.describe()).unwrap();
+        let mut end = ConnectionEnd::of(&living.describe()).unwrap();
 
         let early = tokio::time::timeout(Duration::from_secs(60), end.reached()).await;
         assert!(early.is_err(), "it is there");
