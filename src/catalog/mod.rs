@@ -4,8 +4,9 @@
 //! task takes [`Command`]s in the order of their arrival, applies what has collected, and writes all that as one
 //! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
 //! So commands that arrive while a batch is being synced share the next one. On an object store, where a batch is a
-//! request, those that store nothing wait some milliseconds for each other. A command that changes more than the journal
-//! takes at once is written in pieces: [`state`] orders its changes so that a crash between them does no harm.
+//! request, those that store nothing wait some milliseconds for each other, and lazy ones are answered at once and become
+//! durable with whatever comes next (module `lazy`). A command that changes more than the journal takes at once is written in
+//! pieces: [`state`] orders its changes so that a crash between them does no harm.
 //!
 //! A command that frees or hands over many segments, such as the end of a job or a claim, says at once what it means; its
 //! segments follow a few at a time between other commands, and it is answered when that is done and durable. Claims wait for
@@ -16,21 +17,24 @@
 //! - Nobody outside holds the lock: what can be asked is a question ([`questions`]), answered with values.
 //! - New things become visible by [`Catalog::confirm`], which is called when their commit and their bytes are durable.
 //! - Deleted things disappear at once; whoever finds nothing under a key that was just deleted waits until the delete
-//!   is durable ([`Catalog::object`]), so that what was seen to be gone stays gone.
+//!   is durable ([`Catalog::object`]), so that what was seen to be gone stays gone. Lazy deletes are the exception.
 //!
 //! # Crash
-//! The journal holds a prefix of the batches, among them every one that was answered. [`state::CatalogState::uncertain_files`]
-//! names the files whose bytes have to be looked at before the first answer; `engine` does that.
+//! The journal holds a prefix of the batches, among them every one that was answered as durable.
+//! [`state::CatalogState::uncertain_files`] names the files whose bytes have to be looked at before the first answer; `engine`
+//! does that.
 //!
 //! # Two daemons
 //! The second one to open the journal shuts the first one out: its next commit fails, [`Catalog::lost`] is cancelled,
 //! and nothing is answered any more. One that commits nothing notices within `catalog.poll-interval`; until then it may
-//! answer reads of what was there. Whoever makes something durable without a commit after it has to ask
+//! answer reads of what was there. What it answers lazily was never done, and its flush after
+//! [`slate::CompanyWait::lazy`] tells it so. Whoever makes something durable without a commit after it has to ask
 //! [`Catalog::check_owner`] if the successor may have given it up meanwhile.
 
 pub mod anchor;
 pub mod command;
 mod hold;
+mod lazy;
 pub mod log;
 pub mod mutation;
 mod owner;
@@ -57,7 +61,7 @@ pub use record::RecordError;
 use record::RecordKey;
 pub use shared::CatalogError;
 use shared::{Batch, CatalogShared, PendingReply, QueuedCommand, Settle};
-use slate::{Journal, JournalError};
+use slate::{Journal, JournalError, JournalKind};
 use state::{CatalogState, Changes, ListPage, ListQuery, ObjectView};
 
 /// Commands that may wait for the owner.
@@ -123,8 +127,39 @@ impl Catalog {
     /// # Errors
     /// As [`Self::execute`]; each item may be refused by itself.
     pub async fn store(&self, store: Store) -> Result<Vec<Result<Stored, Refusal>>, CatalogError> {
+        self.store_settled(store, Settle::OnCommit).await
+    }
+
+    /// Whether a commit is a request, so that what need not be durable at once may wait for another one.
+    pub fn commits_cost_requests(&self) -> bool {
+        self.shared.journal.kind() == JournalKind::Object
+    }
+
+    /// Does what `command` says, and resolves once that is so in memory: it becomes durable with the next commit of anything,
+    /// and after [`slate::CompanyWait::lazy`] at the latest. A crash before that undoes it, but nothing that was answered as
+    /// durable after it. Where commits cost no requests it is durable at once.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn execute_lazily(&self, command: Command) -> Result<Outcome, CatalogError> {
+        self.request(Some(command), self.lazily()).await
+    }
+
+    /// The same for items that have no bytes outside the catalog, as [`Self::store`]. They are visible.
+    ///
+    /// # Errors
+    /// As [`Self::store`].
+    pub async fn store_lazily(&self, store: Store) -> Result<Vec<Result<Stored, Refusal>>, CatalogError> {
+        self.store_settled(store, self.lazily()).await
+    }
+
+    fn lazily(&self) -> Settle {
+        if self.commits_cost_requests() { Settle::Lazily } else { Settle::OnCommit }
+    }
+
+    async fn store_settled(&self, store: Store, settle: Settle) -> Result<Vec<Result<Stored, Refusal>>, CatalogError> {
         debug_assert!(store.file.is_none(), "bytes in a file are confirmed by whoever writes them");
-        match self.request(Some(Command::Store(store)), Settle::OnCommit).await? {
+        match self.request(Some(Command::Store(store)), settle).await? {
             Outcome::Stored(_, answers) => Ok(answers),
             _ => Ok(vec![]),
         }
@@ -349,7 +384,7 @@ async fn answer(shared: Arc<CatalogShared>, mut in_flight: mpsc::Receiver<Batch>
         };
         for PendingReply { outcome, settle, reply } in answers {
             if error.is_none()
-                && settle == Settle::OnCommit
+                && settle != Settle::ByCaller
                 && let Ok(Outcome::Stored(token, _)) = &outcome
             {
                 // Before the answer: whoever is told that it is stored finds it.

@@ -76,6 +76,8 @@ pub(super) enum Settle {
     ByCaller,
     /// The catalog, as soon as the commit is durable: there are no other bytes.
     OnCommit,
+    /// The catalog, as soon as it is applied, which is answered then, too: see [`super::lazy`].
+    Lazily,
 }
 
 /// A batch on its way to durability.

@@ -102,6 +102,26 @@ choices! {
 }
 
 choices! {
+    /// When an object is durable whose name is temporary by its engine's contract.
+    TemporaryNames {
+        /// With its rename: until then it is in memory alone, for `merging.lazy-linger` at most.
+        WithRename = "with-rename",
+        /// Before its put is answered, like all others.
+        AtOnce = "at-once",
+    }
+}
+
+choices! {
+    /// When a delete of an engine's state is durable.
+    DeleteDurability {
+        /// Before it is answered.
+        Commit = "commit",
+        /// With the next commit of anything, after `merging.lazy-linger` at most.
+        Lazy = "lazy",
+    }
+}
+
+choices! {
     /// The ETag of an object at the S3 door.
     EtagKind {
         /// The MD5 of the content, as S3 does for a single PUT.

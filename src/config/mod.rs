@@ -39,8 +39,8 @@ mod values;
 mod tests;
 
 pub use choices::{
-    Boundary, CheckpointMode, CheckpointStorage, ClientAuth, DirectIo, EtagKind, KeyAccess, LogFormat, ReclaimMode,
-    Retention, TlsDoors,
+    Boundary, CheckpointMode, CheckpointStorage, ClientAuth, DeleteDurability, DirectIo, EtagKind, KeyAccess,
+    LogFormat, ReclaimMode, Retention, TemporaryNames, TlsDoors,
 };
 pub use error::{ConfigError, ConfigErrors, NamedValue, Origin};
 pub use keys_file::{KeysFile, readable_by_others};

@@ -20,7 +20,8 @@ pub(super) fn journal_settings(placement: &Placement, settings: &CatalogSettings
             JournalSettings { l0_bytes: base.l0_bytes.min((reserve / 8).max(L0_BYTES_MIN)), ..base }
         }
         None => {
-            let company_wait = CompanyWait { deletes: settings.delete_linger, ..CompanyWait::default() };
+            let (deletes, lazy) = (settings.delete_linger, settings.lazy_linger);
+            let company_wait = CompanyWait { deletes, lazy, ..CompanyWait::default() };
             JournalSettings { poll_interval: settings.poll_interval, company_wait, ..JournalSettings::default() }
         }
     };

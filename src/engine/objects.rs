@@ -6,8 +6,8 @@ use super::{Engine, EngineError};
 use crate::catalog::command::{
     Bind, Command, Condition, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, Stored,
 };
-use crate::config::EtagKind;
-use crate::model::{KeyLayout, Millis, ObjectChecksum, ObjectHead, ObjectHeaders, SegmentId};
+use crate::config::{DeleteDurability, EtagKind, TemporaryNames};
+use crate::model::{KeyContract, KeyLayout, Millis, ObjectChecksum, ObjectHead, ObjectHeaders, SegmentId};
 
 /// An object that is to be put.
 #[derive(Debug, Clone)]
@@ -132,7 +132,8 @@ impl Engine {
         put_answer(stored)
     }
 
-    /// Deletes objects. An answer for each, in order; those that are not there count as deleted.
+    /// Deletes objects. An answer for each, in order; those that are not there count as deleted. Resolves once that is
+    /// durable; or once it is so in memory, if the keys and `merging` allow that for all of them.
     ///
     /// # Errors
     /// [`EngineError::Refused`] if there is no such bucket.
@@ -141,10 +142,26 @@ impl Engine {
         bucket: &str,
         objects: Vec<ObjectToDelete>,
     ) -> Result<Vec<Result<(), Refusal>>, EngineError> {
-        match self.catalog.execute(Command::DeleteObjects(bucket.to_owned(), objects)).await? {
+        let lazy = objects.iter().all(|object| self.may_be_lazy(object));
+        let delete = Command::DeleteObjects(bucket.to_owned(), objects);
+        let outcome =
+            if lazy { self.catalog.execute_lazily(delete).await? } else { self.catalog.execute(delete).await? };
+        match outcome {
             Outcome::Deleted(answers) => Ok(answers),
             _ => Err(EngineError::Unexpected("a delete")),
         }
+    }
+
+    /// Whether a delete may be answered before it is durable, by its key and the settings. One with a condition may not:
+    /// whoever makes conditions wants to know.
+    fn may_be_lazy(&self, object: &ObjectToDelete) -> bool {
+        let merging = &self.settings.merging;
+        let lazy = match KeyContract::of(&object.key) {
+            KeyContract::Temporary => merging.temporary_names == TemporaryNames::WithRename,
+            KeyContract::State => merging.delete_durability == DeleteDurability::Lazy,
+            KeyContract::Other => false,
+        };
+        lazy && object.if_match.is_none() && object.if_put_at.is_none()
     }
 
     /// Refuses a put that cannot succeed any more, before its body is asked for.

@@ -112,10 +112,24 @@ pub(super) fn inline_items(parcels: Vec<PendingParcel>) -> (Vec<StoreItem>, Wait
     (items, waiters)
 }
 
+/// When an inline parcel is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InlineAnswer {
+    /// Once it is durable.
+    Durable,
+    /// Once it is in the catalog's memory.
+    Lazy,
+}
+
 /// Stores one parcel whose bytes go into the catalog's records.
-pub(super) async fn store_inline(context: &WriteContext, pending: PendingParcel) {
+pub(super) async fn store_inline(context: &WriteContext, pending: PendingParcel, answer: InlineAnswer) {
     let (items, waiters) = inline_items(vec![pending]);
-    match context.catalog.store(Store { file: None, items }).await {
+    let store = Store { file: None, items };
+    let stored = match answer {
+        InlineAnswer::Durable => context.catalog.store(store).await,
+        InlineAnswer::Lazy => context.catalog.store_lazily(store).await,
+    };
+    match stored {
         Ok(answers) => waiters.answer(answers),
         Err(error) => waiters.fail(&error.into()),
     }
@@ -123,14 +137,16 @@ pub(super) async fn store_inline(context: &WriteContext, pending: PendingParcel)
 
 /// Whether a group is so small that its bytes go into the catalog's record: one request instead of two.
 pub(super) fn fits_the_catalog(context: &WriteContext, group: &Group) -> bool {
-    if group.parcels.iter().any(|pending| pending.parcel.belongs_in_a_file()) {
-        return false;
-    }
+    let parcels = group.parcels.iter().map(|pending| &pending.parcel);
+    !parcels.clone().any(Parcel::belongs_in_a_file) && takes_inline(context, parcels.map(Parcel::len).sum())
+}
+
+/// Whether the catalog's records take so many bytes at once.
+pub(super) fn takes_inline(context: &WriteContext, bytes: u64) -> bool {
     let settings = &context.settings;
-    let bytes: u64 = group.parcels.iter().map(|pending| pending.parcel.len()).sum();
-    let inline = context.catalog.space().inline_bytes;
     bytes <= settings.checkpointing.inline_bytes_max
-        || (bytes <= settings.merging.inline_group_bytes_max && inline + bytes <= settings.catalog.inline_bytes_max)
+        || (bytes <= settings.merging.inline_group_bytes_max
+            && context.catalog.space().inline_bytes + bytes <= settings.catalog.inline_bytes_max)
 }
 
 /// Tells those whose parcels were in a file that failed.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::context::WriteContext;
-use super::group::store_inline;
+use super::group::{InlineAnswer, store_inline, takes_inline};
 use super::owner::Owner;
 use super::pool::{OpenFile, PendingParcel};
 use super::{BigSegment, MergeError, Parcel};
 use crate::catalog::command::Stored;
+use crate::config::TemporaryNames;
 use crate::model::{About, CheckpointId, JobId, SegmentId};
 use crate::runtime::{Failure, TaskGroup};
 use crate::store::DiskSpace;
@@ -43,7 +44,8 @@ impl Merger {
         &self.context.space
     }
 
-    /// Stores the segments of a parcel. Resolves once they are durable, in the catalog, and visible.
+    /// Stores the segments of a parcel. Resolves once they are durable, in the catalog, and visible; a small object under a
+    /// temporary name is not durable yet, if `merging.temporary-names` says so.
     ///
     /// # Errors
     /// [`MergeError`]. After [`MergeError::Store`] and [`MergeError::Catalog`] the segments may exist; a repeat with the
@@ -60,18 +62,31 @@ impl Merger {
         let Some(first) = parcel.pieces.first() else { return Err(MergeError::Length { announced: 1, sent: 0 }) };
         let lane = self.context.lane_of(&first.about);
         let (reply, answer) = oneshot::channel();
-        let tiny = parcel.len() <= self.context.settings.checkpointing.inline_bytes_max && !parcel.belongs_in_a_file();
+        let inline = self.inline_answer(&parcel);
         let pending = PendingParcel { parcel, reply };
-        if tiny && self.context.store.capabilities().appends {
+        if let Some(answer) = inline {
             // In a task of its own: a commit that was begun is seen through, whether or not the writer waits.
             let context = self.context.clone();
             self.context.tasks.spawn("inline", Failure::FailsItsWork, async move {
-                store_inline(&context, pending).await;
+                store_inline(&context, pending, answer).await;
             });
         } else if let Some(file) = self.context.pools.put(&lane, pending).await? {
             self.own(file);
         }
         answer.await.unwrap_or(Err(MergeError::Abandoned))
+    }
+
+    /// When a parcel is answered that goes into the catalog by itself; `None` for one that goes with a group.
+    fn inline_answer(&self, parcel: &Parcel) -> Option<InlineAnswer> {
+        let context = &self.context;
+        let tiny = parcel.len() <= context.settings.checkpointing.inline_bytes_max && !parcel.belongs_in_a_file();
+        let waits = context.settings.merging.temporary_names == TemporaryNames::WithRename
+            && context.catalog.commits_cost_requests()
+            && parcel.is_temporary();
+        if waits && takes_inline(context, parcel.len()) {
+            return Some(InlineAnswer::Lazy);
+        }
+        (tiny && context.store.capabilities().appends).then_some(InlineAnswer::Durable)
     }
 
     fn own(&self, file: Arc<OpenFile>) {

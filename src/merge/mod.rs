@@ -15,7 +15,8 @@
 //!
 //! # Invariants
 //! - A physical file has one writer, its owner task. Its segments never overlap.
-//! - Nobody is answered before the bytes and the commit are durable.
+//! - Nobody is answered before the bytes and the commit are durable, but whoever stores a small object under a temporary name
+//!   (`merging.temporary-names`): it is in the catalog's memory alone until the next commit.
 //! - A group for which the disk has no room leaves nothing behind: its file is closed with what it had before.
 //! - A group that fails closes its file. What was answered in it before stays valid; the next taker gets a new file. So does
 //!   an owner that panics.
@@ -47,9 +48,9 @@ pub(crate) use file::FileWriter;
 pub use merger::Merger;
 
 use crate::catalog::CatalogError;
-use crate::catalog::command::{Bind, Refusal, Stored};
+use crate::catalog::command::{Bind, ObjectContent, Refusal, Stored};
 use crate::error::ErrorKind;
-use crate::model::{About, SegmentCrc, SegmentId};
+use crate::model::{About, KeyContract, SegmentCrc, SegmentId};
 use crate::runtime::{BudgetError, PaidBytes};
 use crate::store::{DiskFull, DiskSpace, StoreError};
 
@@ -92,6 +93,13 @@ impl Parcel {
     /// without its last part could not be told from a whole one.
     pub fn belongs_in_a_file(&self) -> bool {
         matches!(self.bind, Bind::Part { .. })
+    }
+
+    /// Whether it is an object whose name is temporary, so that it need not be durable before its rename is.
+    pub fn is_temporary(&self) -> bool {
+        let Bind::Object(put) = &self.bind else { return false };
+        let is_whole = matches!(put.content, ObjectContent::Segments { upload: None, .. });
+        is_whole && KeyContract::of(&put.key) == KeyContract::Temporary
     }
 }
 

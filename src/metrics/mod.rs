@@ -185,6 +185,8 @@ families! {
     catalog_memory_limit_bytes: IntGauge = "esker_catalog_memory_limit_bytes", "Bytes of memory that the catalog may take (limits.catalog-memory); 0 is no limit";
     /// Commits to the catalog.
     commits: IntCounter = "esker_catalog_commits_total", "Batches committed to the catalog";
+    /// Requests that were answered before they were durable.
+    early_answers: IntCounter = "esker_early_answers_total", "Requests that were answered before they were durable: temporary names, lazy deletes";
     /// Seconds by which the machine's clock is behind what is on record.
     clock_behind: Gauge = "esker_clock_behind_seconds", "Seconds by which the machine's clock is behind the newest stamp on record";
     /// Bytes of keys and values in them.

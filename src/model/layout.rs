@@ -203,6 +203,11 @@ fn spark_state(parts: &[&str]) -> Option<Match> {
     }
 }
 
+/// Whether a key is one of Spark's files of state.
+pub(super) fn is_spark_state(key: &str) -> bool {
+    spark_state(&key.split('/').collect::<Vec<_>>()).is_some()
+}
+
 /// Spark 4 writes `<version>_<unique id>`.
 fn version(stem: &str) -> &str {
     stem.split('_').next().unwrap_or(stem)
@@ -239,7 +244,7 @@ fn is_lower_hex(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-fn is_uuid(text: &str) -> bool {
+pub(super) fn is_uuid(text: &str) -> bool {
     text.len() == UUID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'))
 }
 

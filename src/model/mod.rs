@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod checksum;
+mod contract;
 mod file;
 mod ids;
 mod lane;
@@ -11,6 +12,7 @@ mod segment;
 
 pub use checkpoint::{CheckpointKind, CheckpointState, Claim, JobEnd, Leavings};
 pub use checksum::{BLOCK_BYTES, SegmentCrc, SegmentHasher, crc32c};
+pub use contract::KeyContract;
 pub use file::{FileState, Forgotten, InvalidFileId, PhysicalFileId};
 pub use ids::{CheckpointId, IdempotencyKey, InvalidId, JobId, Label, Millis, PartTag, SegmentId};
 pub use lane::{Lane, LaneOf};

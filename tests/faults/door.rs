@@ -10,14 +10,12 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::faults::Logged;
 use crate::s3_server::S3Server;
-use crate::support::{INLINE, Running, SIGNED, bytes_of, data_files, metric, settings};
+use crate::support::{INLINE, LATENCY_OF_S3, Running, SIGNED, bytes_of, data_files, metric, settings};
 
 const BUCKET: &str = "flink";
 const FILES: u64 = 257;
 /// What the product does by default, and the other tests turn off.
 const DEFAULTS: [(&str, &str); 2] = [(INLINE, "20 kb"), ("merging.inline-group-max", "256 kb")];
-/// Time that S3 takes for a small object, at least.
-const LATENCY_OF_S3: Duration = Duration::from_millis(30);
 
 /// Where Flink puts an exclusive state file of checkpoint 1.
 fn key(file: u64) -> Path {

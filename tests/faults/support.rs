@@ -13,6 +13,7 @@ use esker::error::chain;
 use esker::runtime::Clock;
 use esker_client::wire::{PutParams, SegmentInfo};
 use esker_client::{Client, ClientError};
+use object_store::RetryConfig;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -35,6 +36,8 @@ pub const SIGNED: [(&str, &str); 2] = [("auth.access-key", ACCESS_KEY), ("auth.s
 /// Everything takes longer in this build, and beside other tests: so the backend does too, and the daemon waits for
 /// more segments as much longer. What counts is how a burst compares with the time in which nothing arrives.
 pub const SLOW_BACKEND: Duration = Duration::from_millis(400);
+/// Time that S3 takes for a small object, at least.
+pub const LATENCY_OF_S3: Duration = Duration::from_millis(30);
 pub const PATIENT: (&str, &str) = ("merging.linger-max", "1 s");
 pub const INLINE: &str = "execution.checkpointing.data-inline-threshold";
 
@@ -182,12 +185,22 @@ impl Running {
 
     /// The same on a bucket that exists.
     pub fn s3_client_of(&self, bucket: &str) -> AmazonS3 {
+        self.s3_builder(bucket).build().unwrap()
+    }
+
+    /// One that repeats nothing.
+    pub fn s3_client_that_gives_up(&self, bucket: &str) -> AmazonS3 {
+        let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+        self.s3_builder(bucket).with_retry(retry).build().unwrap()
+    }
+
+    fn s3_builder(&self, bucket: &str) -> AmazonS3Builder {
         let builder = AmazonS3Builder::new()
             .with_endpoint(format!("http://{}", self.addresses.s3))
             .with_allow_http(true)
             .with_region(REGION)
             .with_bucket_name(bucket);
-        builder.with_access_key_id(ACCESS_KEY).with_secret_access_key(SECRET_KEY).build().unwrap()
+        builder.with_access_key_id(ACCESS_KEY).with_secret_access_key(SECRET_KEY)
     }
 
     /// What does not add up in the daemon's catalog.

@@ -2,7 +2,8 @@
 //!
 //! Clients send deletes one by one from a number of threads, each the next one when the one before was answered. So a group
 //! of deletes waits until as many have come as were answered lately: they are the whole that those threads have to say. One
-//! thread alone waits for nobody.
+//! thread alone waits for nobody. What nobody waits for does not ask for a flush: it is part of the next one, and gets one of
+//! its own only if none comes for a while.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use slatedb::Db;
 use slatedb::config::CloseOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Haste;
@@ -75,6 +77,7 @@ impl GroupCommit {
                 self.bells.deletes.fetch_add(deletes, Ordering::Relaxed);
                 self.bells.delete.notify_one();
             }
+            Haste::Lazy => self.bells.lazy.notify_one(),
         }
     }
 
@@ -95,6 +98,7 @@ struct Bells {
     now: Notify,
     soon: Notify,
     delete: Notify,
+    lazy: Notify,
     /// Deletes since the last flush.
     deletes: AtomicUsize,
 }
@@ -109,6 +113,8 @@ async fn flush_groups(
     let mut groups = 0;
     // Deletes that were answered together lately.
     let mut usual_deletes = 0;
+    // When what nobody waits for is flushed by itself.
+    let mut lazy_until = None;
     loop {
         tokio::select! {
             // An urgent batch before one that can wait, which would make it wait too.
@@ -125,15 +131,30 @@ async fn flush_groups(
                     usual_deletes = 0;
                 }
             }
+            () = until(lazy_until) => {}
+            () = bells.lazy.notified(), if lazy_until.is_none() => {
+                lazy_until = Some(Instant::now() + wait.lazy);
+                continue;
+            }
         }
         // The flush is for those as well who can wait. Their permits are taken before it: one who comes during the flush
         // leaves another, for the next.
         bells.soon.notified().now_or_never();
         bells.delete.notified().now_or_never();
+        bells.lazy.notified().now_or_never();
+        lazy_until = None;
         usual_deletes = usual_deletes.max(bells.deletes.swap(0, Ordering::Relaxed));
         db.flush().await?;
         groups += 1;
         successor.wrote(groups);
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -264,6 +264,8 @@ pub enum Haste {
     Soon,
     /// So many deletes and nothing else: they may wait longer, as [`CompanyWait`] says.
     Deletes(usize),
+    /// With the next one that is more urgent: nobody waits for it.
+    Lazy,
 }
 
 /// An accepted batch, durable or not yet.

@@ -67,12 +67,14 @@ pub struct CompanyWait {
     pub most: Duration,
     /// Altogether, if all of them are deletes and fewer than lately. Default 200 ms.
     pub deletes: Duration,
+    /// Altogether, if nobody waits for them to become durable. Default 1 s.
+    pub lazy: Duration,
 }
 
 impl Default for CompanyWait {
     fn default() -> Self {
         let millis = Duration::from_millis;
-        Self { gap: millis(5), most: millis(20), deletes: millis(200) }
+        Self { gap: millis(5), most: millis(20), deletes: millis(200), lazy: millis(1000) }
     }
 }
 

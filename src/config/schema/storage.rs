@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::choices::{Boundary, DirectIo, ReclaimMode};
+use super::super::choices::{Boundary, DeleteDurability, DirectIo, ReclaimMode, TemporaryNames};
 use super::super::url::StoreUrl;
 use super::super::values::{MemorySize, Secret, Span};
 
@@ -85,6 +85,16 @@ section! {
         /// does so while fewer are waiting than were answered together lately: a client that sends one after the other
         /// does not wait. Keep it well below the time-out of clients.
         delete_linger: Span = Span::millis(200),
+        /// Object stores: when an object is durable whose name is temporary by its engine's contract, `with-rename`
+        /// (default) or `at-once`. `with-rename` answers it from memory, up to `inline-group-max`, and saves its commit and
+        /// that of its delete; a crash may lose it, and its rename fails then.
+        temporary_names: TemporaryNames = TemporaryNames::WithRename,
+        /// Object stores: when a delete of state of Flink or Spark is durable, `commit` (default: before it is answered) or
+        /// `lazy`: with the next commit of anything. With `lazy` a crash may bring an object back whose delete was answered.
+        delete_durability: DeleteDurability = DeleteDurability::Commit,
+        /// Object stores: what is answered before it is durable waits for a commit of something else for this long at most,
+        /// default 1 s. Longer saves requests of an idle daemon; a crash undoes as much.
+        lazy_linger: Span = Span::seconds(1),
         /// Object stores: a group up to this size goes into the catalog's record, one request instead of two; default
         /// 256 kb, at most 1 mb, 0 is never. Within `catalog.inline-max`.
         inline_group_max: MemorySize = MemorySize::kib(256),

@@ -4,7 +4,7 @@ use super::checkpointing::INLINE_BYTES_MAX;
 use super::rules::Rules;
 use crate::config::choices::{Boundary, ReclaimMode};
 use crate::config::url::StoreUrl;
-use crate::config::values::MemorySize;
+use crate::config::values::{MemorySize, Span};
 
 /// Parts of one multipart upload, by S3's rules.
 const PARTS_MAX: u64 = 10_000;
@@ -21,6 +21,7 @@ const PART_MIN: MemorySize = MemorySize::kib(64);
 const CACHE_MIN: MemorySize = MemorySize::mib(1);
 const UNFLUSHED_MIN: MemorySize = MemorySize::mib(8);
 const LOG_SEGMENT_MIN: MemorySize = MemorySize::kib(64);
+const LAZY_LINGER_MAX: Span = Span::seconds(10);
 /// The least that the HTTP server takes.
 const HEADER_BYTES_MIN: MemorySize = MemorySize::kib(8);
 /// By S3's rules.
@@ -144,6 +145,11 @@ fn check_merging(rules: &mut Rules) {
         ours.linger_min <= ours.linger_max,
         &["merging.linger-min", "merging.linger-max"],
         "the lower bound must not be above the upper bound",
+    );
+    rules.require(
+        ours.lazy_linger <= LAZY_LINGER_MAX,
+        &["merging.lazy-linger"],
+        format!("must be at most {LAZY_LINGER_MAX}: a crash undoes what was answered in that time"),
     );
     rules.require(
         matches!(ours.s3_boundary, Boundary::Job | Boundary::Daemon),

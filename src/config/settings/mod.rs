@@ -26,7 +26,10 @@ use std::time::Duration;
 pub use checkpointing::CheckpointingSettings;
 
 use self::rules::Rules;
-use super::choices::{Boundary, ClientAuth, DirectIo, EtagKind, KeyAccess, LogFormat, ReclaimMode, TlsDoors};
+use super::choices::{
+    Boundary, ClientAuth, DeleteDurability, DirectIo, EtagKind, KeyAccess, LogFormat, ReclaimMode, TemporaryNames,
+    TlsDoors,
+};
 use super::error::ConfigErrors;
 use super::schema::{AuthConfig, AuthKeyConfig, Config};
 use super::url::StoreUrl;
@@ -202,6 +205,10 @@ pub struct MergingSettings {
     pub(crate) linger: LingerSettings,
     /// Object stores: groups up to this size go into the catalog's record, at most 1 MiB, 0 is never.
     pub(crate) inline_group_bytes_max: u64,
+    /// Object stores: when an object is durable whose name is temporary.
+    pub(crate) temporary_names: TemporaryNames,
+    /// Object stores: when a delete of an engine's state is durable.
+    pub(crate) delete_durability: DeleteDurability,
     /// Physical files open at once, at least 1; at the bound writers wait, as each file holds a buffer or a
     /// descriptor.
     pub(crate) open_files_max: usize,
@@ -258,6 +265,8 @@ pub struct CatalogSettings {
     pub(crate) poll_interval: Duration,
     /// Object stores: the longest time for which deletes wait for each other, to share their request.
     pub(crate) delete_linger: Duration,
+    /// Object stores: the longest time for which what was answered before it is durable waits for a commit.
+    pub(crate) lazy_linger: Duration,
     /// A log file on local disk is closed at this size, at least 64 KiB. Smaller gives space back sooner.
     pub(crate) log_segment_bytes: u64,
 }
@@ -537,6 +546,8 @@ fn merging(config: &Config) -> MergingSettings {
             max: ours.linger_max.duration(),
         },
         inline_group_bytes_max: ours.inline_group_max.bytes(),
+        temporary_names: ours.temporary_names,
+        delete_durability: ours.delete_durability,
         open_files_max: count(ours.max_open_files).min(writers),
         idle_close: ours.idle_close.duration(),
         take_deadline: ours.take_deadline.duration(),
@@ -552,6 +563,7 @@ fn catalog(config: &Config) -> CatalogSettings {
         inline_bytes_max: catalog.inline_max.bytes(),
         poll_interval: catalog.poll_interval.duration(),
         delete_linger: config.merging.delete_linger.duration(),
+        lazy_linger: config.merging.lazy_linger.duration(),
         log_segment_bytes: catalog.log_segment_size.bytes(),
     }
 }

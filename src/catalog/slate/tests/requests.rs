@@ -171,6 +171,61 @@ async fn deletes_that_wait_for_others_share_the_put_of_what_is_urgent() {
     assert_eq!(groups_of(&*store).await, before + 1);
 }
 
+fn lazy(lazy: Duration) -> JournalSettings {
+    let company_wait = CompanyWait { lazy, ..CompanyWait::default() };
+    JournalSettings { company_wait, ..JournalSettings::default() }
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_goes_with_the_next_commit_and_not_without_one() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (journal, _) = open_with(object(&store), lazy(Duration::from_secs(3600))).await.unwrap();
+    commit(&journal, vec![put("a", 1)]).await.unwrap();
+    let before = groups_of(&*store).await;
+
+    for n in 0..20 {
+        journal.write(vec![put(format!("lazy-{n}"), n)], Haste::Lazy).await.unwrap();
+    }
+    journal.write(vec![Mutation::Delete { key: Bytes::from("a") }], Haste::Lazy).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(groups_of(&*store).await, before);
+    commit(&journal, vec![put("b", 1)]).await.unwrap();
+
+    assert_eq!(groups_of(&*store).await, before + 1);
+    journal.write(vec![put("c", 1)], Haste::Lazy).await.unwrap();
+    assert_eq!(journal.get(&Bytes::from("c")).await.unwrap(), Some(Bytes::from("1")), "it is there to be read");
+    drop(journal);
+    let (_, records) = open(object(&store)).await.unwrap();
+    assert_eq!(records.len(), 21, "a prefix: neither `a`, which was deleted before the commit, nor `c`: {records:?}");
+    assert!(records.contains_key(&Bytes::from("lazy-19")) && records.contains_key(&Bytes::from("b")));
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_flushed_by_itself_after_a_while() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (journal, _) = open_with(object(&store), lazy(Duration::from_millis(50))).await.unwrap();
+    let before = groups_of(&*store).await;
+
+    journal.write(vec![put("a", 1)], Haste::Lazy).await.unwrap();
+    let written = journal.write(vec![put("b", 1)], Haste::Lazy).await.unwrap();
+
+    tokio::time::timeout(Duration::from_secs(20), written.durable()).await.expect("nothing else comes").unwrap();
+    assert_eq!(groups_of(&*store).await, before + 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_writes_only_what_nobody_waits_for_notices_that_it_was_shut_out() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (old, _) = open_with(object(&store), lazy(Duration::from_millis(50))).await.unwrap();
+    let (new, _) = open(object(&store)).await.unwrap();
+
+    old.write(vec![put("a", 1)], Haste::Lazy).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), old.ended()).await.expect("its flush is refused");
+
+    assert!(matches!(ended, Some(JournalError::Fenced)), "{ended:?}");
+    assert_eq!(new.get(&Bytes::from("a")).await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn an_idle_journal_makes_few_requests() {
     const POLLS: u32 = 10;

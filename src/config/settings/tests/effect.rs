@@ -38,6 +38,8 @@ const TEXTS: &[&str] = &[
     "required",
     "api",
     "advise",
+    "at-once",
+    "lazy",
     "opaque",
     "json",
     "at-least-once",

@@ -163,6 +163,7 @@ fn merging_is_checked() {
     for wrong in ["subtask", "task-manager"] {
         refused(&[("merging.s3-boundary", wrong)], &["merging.s3-boundary"], "`job` or `daemon`");
     }
+    refused(&[("merging.lazy-linger", "11 s")], &["merging.lazy-linger"], "at most 10 s");
     let across = settings(&[("execution.checkpointing.file-merging.across-checkpoint-boundary", "true")]);
     assert_eq!(across.merging.checkpoint_boundary, CheckpointBoundary::Across);
     let blocking = settings(&[("execution.checkpointing.file-merging.pool-blocking", "true")]);

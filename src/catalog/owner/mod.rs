@@ -2,6 +2,8 @@
 //!
 //! Between batches it does what earlier commands have left: short pieces, as long as no other command waits. What they change
 //! is written with the next batch, or as one of its own.
+//!
+//! A batch of lazy commands alone is answered here, once it is written, and nobody is told when it is durable.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,8 +15,9 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::command::{Command, Move, Outcome, Refusal, Store};
 use super::hold::WriteHold;
+use super::lazy::{LazyBacklog, refuses};
 use super::mutation::Mutation;
-use super::shared::{Batch, CatalogError, CatalogShared, PendingReply, QueuedCommand};
+use super::shared::{Batch, CatalogError, CatalogShared, PendingReply, QueuedCommand, Settle};
 use super::slate::{Commit, Haste, JournalError};
 use crate::metrics::Metrics;
 use crate::model::Millis;
@@ -43,6 +46,19 @@ struct CatalogOwner {
     deferred: VecDeque<QueuedCommand>,
     /// Answers that wait until as many pieces of work are done.
     held: VecDeque<(u64, PendingReply)>,
+    lazy: LazyBacklog,
+}
+
+/// A batch that was applied, and is not in the journal yet.
+struct AppliedBatch {
+    number: u64,
+    pieces: JournalPieces,
+    /// Answers that wait until it is durable.
+    answers: Vec<PendingReply>,
+    /// Answers that wait until it is written.
+    early: Vec<PendingReply>,
+    /// Whether answers may be founded on what is lazy, though nothing was changed.
+    founded_on_lazy: bool,
 }
 
 /// Takes commands until there are no more.
@@ -53,30 +69,25 @@ pub(super) async fn own(
     metrics: Metrics,
 ) {
     let (waiting, requests) = (VecDeque::new(), Vec::with_capacity(BATCH_COMMANDS_MAX));
-    let mut owner = CatalogOwner { shared, waiting, requests, deferred: VecDeque::new(), held: VecDeque::new() };
+    let (deferred, held, lazy) = (VecDeque::new(), VecDeque::new(), LazyBacklog::default());
+    let mut owner = CatalogOwner { shared, waiting, requests, deferred, held, lazy };
     while owner.next_batch(&mut inbox).await {
         // Before the state changes: what is applied from here on would never be durable.
         if let Some(error) = owner.shared.lost_error() {
             owner.give_up(&error);
             continue;
         }
+        owner.bound_lazy();
         let haste = owner.haste();
-        let (number, pieces, answers) = owner.apply(|| !inbox.is_empty());
-        if pieces.all.is_empty() && answers.is_empty() {
+        let batch = owner.apply(|| !inbox.is_empty());
+        if batch.pieces.all.is_empty() && batch.answers.is_empty() && batch.early.is_empty() {
             continue;
         }
-        metrics.commits.inc_by(pieces.all.len() as u64);
-        metrics.committed_bytes.inc_by(pieces.weight());
-        let commit = match owner.shared.write(pieces, haste).await {
-            Ok(commit) => commit,
-            Err(error) => {
-                let error = owner.shared.lose(error);
-                answers.into_iter().for_each(|answer| reply(answer.reply, Err(error.clone())));
-                owner.give_up(&error);
-                continue;
-            }
-        };
-        let full = match batches.try_send(Batch { number, commit, answers }) {
+        metrics.commits.inc_by(batch.pieces.all.len() as u64);
+        metrics.committed_bytes.inc_by(batch.pieces.weight());
+        metrics.early_answers.inc_by(batch.early.len() as u64);
+        let Some(batch) = owner.write(batch, haste).await else { continue };
+        let full = match batches.try_send(batch) {
             Ok(()) => continue,
             Err(TrySendError::Full(batch)) => batch,
             Err(TrySendError::Closed(_)) => return,
@@ -129,19 +140,75 @@ impl CatalogOwner {
         !given_up && !self.shared.state.read().is_idle()
     }
 
+    /// Lazy commands for which there is no room wait for their commit like others.
+    fn bound_lazy(&mut self) {
+        let mut weight = 0;
+        for request in self.requests.iter_mut().filter(|request| request.settle == Settle::Lazily) {
+            weight += request.command.as_ref().map_or(0, Command::weight);
+            if !self.lazy.has_room(weight) {
+                request.settle = Settle::OnCommit;
+            }
+        }
+    }
+
     /// A store has waited for company already, and its bytes are on their way; a change of a checkpoint can wait, and deletes
-    /// longer, unless others are with them.
+    /// longer, unless others are with them. Nobody waits for what is lazy.
     fn haste(&self) -> Haste {
+        let mut waiting = self.requests.iter().filter(|request| request.settle != Settle::Lazily);
         let urgent = |request: &QueuedCommand| matches!(request.command, None | Some(Command::Store(_)));
         let delete = |request: &QueuedCommand| matches!(request.command, Some(Command::DeleteObjects(..)));
-        let nothing_else = self.deferred.is_empty() && self.held.is_empty();
-        if self.requests.iter().any(urgent) {
+        let nothing_else = self.deferred.is_empty() && self.held.is_empty() && !self.requests.is_empty();
+        let deletes = waiting.clone().filter(|request| delete(request)).count();
+        if waiting.clone().any(urgent) {
             Haste::Now
-        } else if nothing_else && !self.requests.is_empty() && self.requests.iter().all(delete) {
-            Haste::Deletes(self.requests.len())
-        } else {
+        } else if !nothing_else || !waiting.all(delete) {
             Haste::Soon
+        } else if deletes > 0 {
+            Haste::Deletes(deletes)
+        } else {
+            Haste::Lazy
         }
+    }
+
+    /// Writes a batch to the journal, and answers those who do not wait until it is durable. None if nobody does, or the
+    /// journal is lost.
+    async fn write(&mut self, batch: AppliedBatch, haste: Haste) -> Option<Batch> {
+        let AppliedBatch { number, pieces, answers, early, founded_on_lazy } = batch;
+        let nobody_waits = answers.is_empty();
+        // Something lazy was refused, and that is told once what it is founded on is durable.
+        let haste = if haste == Haste::Lazy && !nobody_waits { Haste::Soon } else { haste };
+        let written = match self.shared.write(pieces, haste).await {
+            Ok(written) => written,
+            Err(error) => {
+                let error = self.shared.lose(error);
+                answers.into_iter().chain(early).for_each(|answer| reply(answer.reply, Err(error.clone())));
+                self.give_up(&error);
+                return None;
+            }
+        };
+        let commit = match written {
+            Some(commit) if haste == Haste::Lazy => {
+                self.lazy.wrote(commit.clone());
+                Some(commit)
+            }
+            None if founded_on_lazy => {
+                let lazy = self.lazy.clear();
+                if lazy.is_some() {
+                    self.shared.journal.hurry();
+                }
+                lazy
+            }
+            Some(commit) => {
+                self.lazy.clear();
+                Some(commit)
+            }
+            None => {
+                self.lazy.wrote_nothing();
+                None
+            }
+        };
+        self.shared.answer_early(early);
+        (haste != Haste::Lazy).then_some(Batch { number, commit, answers })
     }
 
     fn give_up(&mut self, error: &CatalogError) {
@@ -153,13 +220,13 @@ impl CatalogOwner {
 
     /// Applies requests in order, and does some of what is left of earlier ones unless somebody waits; what that changed, and
     /// what confirmations changed since, is one batch.
-    fn apply(&mut self, somebody_waits: impl Fn() -> bool) -> (u64, JournalPieces, Vec<PendingReply>) {
+    fn apply(&mut self, somebody_waits: impl Fn() -> bool) -> AppliedBatch {
         let shared = Arc::clone(&self.shared);
         let number = shared.applied.load(Ordering::Relaxed) + 1;
         let now = shared.clock.now();
         let mut writing = WriteHold::begin(shared.state.write());
-        let mut answers = Vec::with_capacity(self.requests.len());
-        let mut pieces = JournalPieces::default();
+        let (mut answers, mut early) = (Vec::with_capacity(self.requests.len()), vec![]);
+        let (mut pieces, mut founded_on_lazy) = (JournalPieces::default(), false);
         // Confirmations and notes since the last batch come first: the commands below build on them.
         pieces.add(writing.state.take_mutations());
         let requests: Vec<QueuedCommand> = self.deferred.drain(..).chain(self.requests.drain(..)).collect();
@@ -169,18 +236,27 @@ impl CatalogOwner {
                 continue;
             }
             let QueuedCommand { command, settle, reply } = request;
-            if let Some(Command::DeleteObjects(bucket, objects)) = &command {
-                // Under the state's lock, before the state forgets them: a reader that finds nothing finds the key here.
-                let mut deleting = shared.deleting.lock();
-                deleting.extend(objects.iter().map(|object| ((bucket.clone(), object.key.clone()), number)));
+            match &command {
+                Some(command) if settle == Settle::Lazily => self.lazy.take(command),
+                Some(Command::DeleteObjects(bucket, objects)) => {
+                    // Under the state's lock, before the state forgets them: a reader that finds nothing finds the key here.
+                    let mut deleting = shared.deleting.lock();
+                    deleting.extend(objects.iter().map(|object| ((bucket.clone(), object.key.clone()), number)));
+                }
+                _ => {}
             }
+            founded_on_lazy |= settle != Settle::Lazily && self.lazy.may_found(command.as_ref());
             let (before, _) = writing.state.work_counts();
             let outcome = command.map_or(Ok(Outcome::Done), |command| carry_out(&mut writing, command, now));
             pieces.add(writing.state.take_mutations());
+            founded_on_lazy |= refuses(&outcome);
             let (added, ended) = writing.state.work_counts();
+            let is_early = settle == Settle::Lazily && !refuses(&outcome);
             let answer = PendingReply { outcome, settle, reply };
             if added > before.max(ended) {
                 self.held.push_back((added, answer));
+            } else if is_early {
+                early.push(answer);
             } else {
                 answers.push(answer);
             }
@@ -197,7 +273,7 @@ impl CatalogOwner {
         let changes = writing.state.changes();
         drop(writing);
         shared.tell(changes);
-        (number, pieces, answers)
+        AppliedBatch { number, pieces, answers, early, founded_on_lazy }
     }
 
     /// Some commands wait until nothing is left of earlier ones; what would leave more waits behind them, so that they have
@@ -300,6 +376,24 @@ impl CatalogShared {
     }
 }
 
+impl CatalogShared {
+    /// Answers what is written, though it is not durable.
+    fn answer_early(&self, early: Vec<PendingReply>) {
+        // As for those that are durable: once the catalog is lost, nothing is answered.
+        let error = self.lost_error();
+        for PendingReply { outcome, reply: waiting, .. } in early {
+            if error.is_none()
+                && let Ok(Outcome::Stored(token, _)) = &outcome
+            {
+                // Before the answer: whoever is told that it is stored finds it.
+                self.confirm(*token);
+            }
+            let answer = error.clone().map_or_else(|| outcome.map_err(CatalogError::Refused), Err);
+            reply(waiting, answer);
+        }
+    }
+}
+
 /// The changes of a batch. Those of one command stand in one piece, unless they are more than a piece takes.
 #[derive(Default)]
 struct JournalPieces {
@@ -345,213 +439,4 @@ impl JournalPieces {
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use futures::future::join_all;
-    use futures::stream::FuturesUnordered;
-    use futures::{FutureExt, StreamExt};
-    use object_store::memory::InMemory;
-    use object_store::path::Path;
-    use tokio_util::sync::CancellationToken;
-
-    use super::*;
-    use crate::catalog::Catalog;
-    use crate::catalog::command::{
-        Bind, Condition, NewSegment, ObjectContent, ObjectToDelete, PutObject, RestorePoint, StoreItem,
-    };
-    use crate::catalog::slate::{CompanyWait, Journal, JournalSettings};
-    use crate::catalog::state::CatalogState;
-    use crate::model::{
-        About, CheckpointId, Claim, JobEnd, JobId, Leavings, Location, ObjectHead, ObjectHeaders, SegmentCrc,
-        SegmentId, StateScope, Writer,
-    };
-    use crate::runtime::TaskGroup;
-    use crate::store::{Capabilities, Placement};
-
-    const MANY: u64 = 3000;
-
-    fn job(name: &str) -> JobId {
-        name.parse().unwrap()
-    }
-
-    fn items(job: &JobId, numbers: std::ops::Range<u64>) -> Store {
-        let items = numbers.map(|number| {
-            let about = About {
-                job: job.clone(),
-                scope: StateScope::Shared,
-                writer: Writer::default(),
-                checkpoint: Some(CheckpointId(1)),
-                name: None,
-            };
-            let location = Location::Inline { len: 1 };
-            let inline = Some(Bytes::from_static(b"x"));
-            let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
-            let bind = Bind::Checkpoint { idempotency_key: None };
-            StoreItem { segments: vec![NewSegment { id, about, location, inline, crc }], bind }
-        });
-        Store { file: None, items: items.collect() }
-    }
-
-    async fn open(store: &Arc<InMemory>) -> Catalog {
-        open_with(store, JournalSettings::default()).await
-    }
-
-    async fn open_with(store: &Arc<InMemory>, settings: JournalSettings) -> Catalog {
-        let placement = Placement::Object {
-            store: Arc::<InMemory>::clone(store),
-            prefix: Path::from("catalog"),
-            can: Capabilities::OBJECT,
-        };
-        let mut state = CatalogState::default();
-        let load = |key, value: Bytes| state.load(&key, &value);
-        let journal = Journal::open(placement, settings, load).await.unwrap();
-        state.end_loading(Millis(1));
-        let tasks = TaskGroup::new(CancellationToken::new());
-        Catalog::start(state, journal, Clock::System, &Metrics::new(), &tasks)
-    }
-
-    /// A catalog with a completed checkpoint of many segments.
-    async fn filled(store: &Arc<InMemory>) -> Catalog {
-        let (catalog, a) = (open(store).await, job("a"));
-        catalog.execute(Command::CreateJob(a.clone())).await.unwrap();
-        let stored = catalog.store(items(&a, 0..MANY)).await.unwrap();
-        assert!(stored.len() as u64 == MANY && stored.iter().all(Result::is_ok));
-        catalog.execute(Command::CompleteCheckpoint(a, CheckpointId(1))).await.unwrap();
-        catalog
-    }
-
-    /// An object of one byte under each of these keys.
-    fn objects(numbers: std::ops::Range<u64>) -> Store {
-        let items = numbers.map(|number| {
-            let head = ObjectHead {
-                len: 1,
-                etag: "e".to_owned(),
-                modified: Millis(1),
-                headers: ObjectHeaders::default(),
-                checksum: None,
-                part_lens: vec![],
-            };
-            let StoreItem { segments, .. } = items(&job("a"), number..number + 1).items.remove(0);
-            let content = ObjectContent::Segments { segments: vec![segments[0].id], head, upload: None };
-            let (bucket, key) = ("bucket".to_owned(), number.to_string());
-            let put = PutObject { bucket, key, condition: Condition::None, content };
-            StoreItem { segments, bind: Bind::Object(Box::new(put)) }
-        });
-        Store { file: None, items: items.collect() }
-    }
-
-    fn delete(number: u64) -> Command {
-        let object = ObjectToDelete { key: number.to_string(), if_match: None, if_put_at: None };
-        Command::DeleteObjects("bucket".to_owned(), vec![object])
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_behind_deletes_that_wait_for_more_than_are_let_in() {
-        const TOGETHER: u64 = 200;
-        let company_wait = CompanyWait { deletes: Duration::from_secs(3600), ..CompanyWait::default() };
-        let settings = JournalSettings { company_wait, ..JournalSettings::default() };
-        let catalog = open_with(&Arc::default(), settings).await;
-        catalog.execute(Command::CreateBucket("bucket".to_owned())).await.unwrap();
-        catalog.store(objects(0..2 * TOGETHER)).await.unwrap();
-        // From now on so many are expected.
-        let together = (0..TOGETHER).map(|number| catalog.execute(delete(number)));
-        join_all(together).await.into_iter().for_each(|answer| drop(answer.unwrap()));
-
-        // Each is a batch of its own, as far as they are let in.
-        let mut waiting = FuturesUnordered::new();
-        for number in TOGETHER..TOGETHER + 100 {
-            let before = catalog.shared.applied.load(Ordering::Relaxed);
-            waiting.push(catalog.execute(delete(number)));
-            for _ in 0..20 {
-                assert!(waiting.next().now_or_never().is_none() || number > TOGETHER + 60, "{number}");
-                if catalog.shared.applied.load(Ordering::Relaxed) > before {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-        let stored = tokio::time::timeout(Duration::from_secs(60), catalog.store(objects(1000..1001)));
-
-        assert!(stored.await.expect("it is urgent").unwrap().iter().all(Result::is_ok));
-    }
-
-    #[tokio::test]
-    async fn others_are_answered_while_a_job_ends_and_a_claim_waits_for_it() {
-        let (store, a, b) = (Arc::default(), job("a"), job("b"));
-        let catalog = filled(&store).await;
-        catalog.execute(Command::CreateJob(b.clone())).await.unwrap();
-        let claim = Command::Restore(RestorePoint {
-            job: job("c"),
-            from: a.clone(),
-            checkpoint: CheckpointId(1),
-            claim: Claim::Claim,
-        });
-
-        let end = catalog.execute(Command::EndJob(a.clone(), JobEnd::Finished, Leavings::Delete));
-        let (mut end, mut claim) = (Box::pin(end), Box::pin(catalog.execute(claim)));
-        let mut behind = Box::pin(catalog.execute(Command::SubsumeCheckpoint(b.clone(), CheckpointId(0))));
-        assert!((&mut end).now_or_never().is_none() && (&mut claim).now_or_never().is_none());
-        assert!((&mut behind).now_or_never().is_none());
-        catalog.store(items(&b, MANY..MANY + 1)).await.unwrap();
-
-        assert!((&mut end).now_or_never().is_none(), "thousands of segments take longer than one");
-        assert!((&mut behind).now_or_never().is_none(), "what may leave more work lets the claim have its turn");
-        assert!(matches!(claim.await, Err(CatalogError::Refused(Refusal::UnknownJob(_)))));
-        end.await.unwrap();
-        behind.await.unwrap();
-        let recount = catalog.recount();
-        assert_eq!((recount.segments, recount.faults), (1, vec![]));
-    }
-
-    #[tokio::test]
-    async fn what_a_stop_leaves_of_a_command_is_done_by_the_next_start() {
-        let (store, a) = (Arc::default(), job("a"));
-        let catalog = filled(&store).await;
-
-        let mut end = Box::pin(catalog.execute(Command::EndJob(a.clone(), JobEnd::Finished, Leavings::Delete)));
-        assert!((&mut end).now_or_never().is_none());
-        catalog.close().await.unwrap();
-        assert!(matches!(end.await, Err(CatalogError::Closed)));
-        assert!(catalog.recount().segments > 0, "only a part is done");
-
-        let catalog = open(&store).await;
-        assert_eq!(catalog.recount().faults, Vec::<String>::new());
-        // The job goes on once nothing of it is left.
-        catalog.execute(Command::CreateJob(a.clone())).await.unwrap();
-        let recount = catalog.recount();
-        assert_eq!((recount.segments, recount.faults), (0, vec![]));
-        assert!(catalog.job(&a).is_ok());
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_recount_finds_no_fault_in_what_changes_meanwhile() {
-        let (store, a) = (Arc::default(), job("a"));
-        let catalog = filled(&store).await;
-        let counting = catalog.clone();
-        let (done, mut counted) = tokio::sync::oneshot::channel();
-        let counts = std::thread::scope(|scope| {
-            let counts = scope.spawn(|| {
-                let counts: Vec<_> = (0..20).map(|_| counting.recount().faults).collect();
-                done.send(()).unwrap();
-                counts
-            });
-            tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(async {
-                    let mut next = MANY;
-                    while counted.try_recv().is_err() {
-                        let b: JobId = format!("job-{next}").parse().unwrap();
-                        catalog.execute(Command::CreateJob(b.clone())).await.unwrap();
-                        catalog.store(items(&b, next..next + 100)).await.unwrap();
-                        catalog.execute(Command::CompleteCheckpoint(b.clone(), CheckpointId(1))).await.unwrap();
-                        catalog.execute(Command::EndJob(b, JobEnd::Finished, Leavings::Delete)).await.unwrap();
-                        next += 100;
-                    }
-                });
-            });
-            counts.join().unwrap()
-        });
-
-        assert_eq!(counts, vec![Vec::<String>::new(); 20]);
-        assert_eq!(catalog.segments_to_restore(&a, CheckpointId(1)).unwrap().len() as u64, MANY);
-    }
-}
+mod tests;
