@@ -23,7 +23,7 @@ use esker::engine::{Engine, EngineOptions, Running};
 use esker::metrics::Metrics;
 use esker::metrics::labels::{DoorLabel, Purpose, StoreOperation};
 use esker::runtime::{Clock, TaskGroup};
-use esker::store::{CountedStore, DataStore, Multipart, ObjectFiles, Traffic};
+use esker::store::{Capabilities, CountedStore, DataStore, Multipart, ObjectFiles, Traffic};
 use esker_client::Client;
 use esker_client::wire::{BatchAnswer, BatchHead, RestoreRequest};
 use futures::StreamExt;
@@ -166,7 +166,13 @@ impl Door {
         // Segments of this size are never uploaded in parts.
         let unused = Multipart::new(Arc::new(InMemory::new()), 1, Traffic::data(metrics.clone()));
         let far = CountedStore::new(store, Traffic::data(metrics.clone()));
-        let data = DataStore::Object(ObjectFiles::new(Arc::new(far), unused, "bench".into(), &settings.store));
+        let data = DataStore::Object(ObjectFiles::new(
+            Arc::new(far),
+            unused,
+            "bench".into(),
+            Capabilities::OBJECT,
+            &settings.store,
+        ));
         let running =
             Engine::open(settings, EngineOptions { data: Some(data), ..EngineOptions::default() }).await.unwrap();
         let client = serve(&running).await;

@@ -1,5 +1,6 @@
-//! Esker packs the small state files of stream workers into large physical files on S3, HDFS or local disk, answers when they
-//! are durable, knows which checkpoint still needs which of them, and gives space back when too much of a file is dead.
+//! Esker packs the small state files of stream workers into large physical files on an object store, HDFS or local disk,
+//! answers when they are durable, knows which checkpoint still needs which of them, and gives space back when too much of a
+//! file is dead.
 //!
 //! The map, in reading order; a module uses only those above it:
 //!
@@ -10,7 +11,7 @@
 //! - [`runtime`]: time, randomness, tasks, the budget of bytes in memory.
 //! - [`mod@format`]: bytes of a physical file.
 //! - [`flink`]: the list of files that a checkpoint of Flink's names.
-//! - [`store`]: the only module that talks to a disk, an S3 backend or an HDFS.
+//! - [`store`]: the only module that talks to a disk, an object storage service or an HDFS.
 //! - [`catalog`]: which segments, files, checkpoints and objects exist.
 //! - [`merge`]: the write path.
 //! - [`read`]: the read path.

@@ -51,7 +51,7 @@ Exit codes:
   1  something could not be written
   2  it could not be tried: wrong arguments or configuration, no daemon to talk to, no catalog, a folder that is not empty";
 
-/// Packs the small state files of stream workers into large physical files on S3, HDFS or local disk.
+/// Packs the small state files of stream workers into large physical files on an object store, HDFS or local disk.
 #[derive(Debug, Parser)]
 #[command(name = "esker", version, about, propagate_version = true, after_help = CODES)]
 struct Cli {

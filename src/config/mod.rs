@@ -47,9 +47,9 @@ pub use keys_file::{KeysFile, readable_by_others};
 pub use load::Loaded;
 pub use schema::Config;
 pub use settings::{
-    AccessLogPlace, AuthSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings, Credentials,
-    HdfsSettings, LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode, ReclaimSettings, S3Key,
-    ServerSettings, Settings, StoreSettings, TelemetrySettings, TlsSettings,
+    AccessLogPlace, AuthSettings, AzureSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings,
+    Credentials, HdfsSettings, LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode,
+    ReclaimSettings, S3Key, ServerSettings, Settings, StoreSettings, TelemetrySettings, TlsSettings,
 };
 pub use url::StoreUrl;
 pub use values::{MemorySize, Secret, Span, ValueError};

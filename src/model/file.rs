@@ -62,7 +62,8 @@ fn prefix(job: &JobId) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mut text: String = job.as_str().chars().map(|c| if allowed(c) { c } else { '_' }).collect();
     text.truncate(PREFIX_BYTES_MAX);
-    if text != job.as_str() || text.starts_with('_') || text.starts_with('.') {
+    // Azure does not keep a dot at the end of a part of a name.
+    if text != job.as_str() || text.starts_with(['_', '.']) || text.ends_with('.') {
         let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, job.as_str().as_bytes());
         text = format!("{text}-{sum:08x}");
     }

@@ -3,6 +3,8 @@
 //! Callers ask for what they need to know, and never which kind of store it is: so one more kind is a matter of this folder
 //! alone.
 
+use std::time::Duration;
+
 /// The abilities of an opened store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
@@ -25,6 +27,12 @@ pub struct Capabilities {
     pub page_cache: bool,
     /// Large writes go past the page cache.
     pub direct_writes: bool,
+    /// The least time between two writes of one name, deletes included; earlier ones are refused for a while. Zero where
+    /// nobody counts.
+    pub rewrite_interval: Duration,
+    /// An upload in parts can be given up: nothing stays of it. Where this is false its parts stay until something else is
+    /// put under the name.
+    pub aborts_uploads: bool,
     /// The price of a request.
     pub request: RequestPrice,
 }
@@ -49,6 +57,8 @@ impl Capabilities {
         exclusive: true,
         page_cache: true,
         direct_writes: false,
+        rewrite_interval: Duration::ZERO,
+        aborts_uploads: false,
         request: RequestPrice::Free,
     };
 
@@ -62,11 +72,13 @@ impl Capabilities {
         exclusive: false,
         page_cache: false,
         direct_writes: false,
+        rewrite_interval: Duration::ZERO,
+        aborts_uploads: false,
         request: RequestPrice::RoundTrip,
     };
 
-    /// The abilities of an object store.
-    pub(crate) const OBJECT: Self = Self {
+    /// The abilities of an object store: S3, and memory.
+    pub const OBJECT: Self = Self {
         appends: false,
         punches: false,
         sets_aside: false,
@@ -75,6 +87,14 @@ impl Capabilities {
         exclusive: false,
         page_cache: false,
         direct_writes: false,
+        rewrite_interval: Duration::ZERO,
+        aborts_uploads: true,
         request: RequestPrice::RoundTrip,
     };
+
+    /// The abilities of a bucket of Google Cloud Storage.
+    pub(super) const GCS: Self = Self { rewrite_interval: Duration::from_secs(1), ..Self::OBJECT };
+
+    /// The abilities of a container of Azure Blob Storage.
+    pub(super) const AZURE: Self = Self { aborts_uploads: false, ..Self::OBJECT };
 }

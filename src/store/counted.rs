@@ -1,7 +1,7 @@
-//! Counting requests to the backend by operation, and telling a name that is taken from one that S3 was busy with.
+//! Counting requests to the backend by operation, and telling a name that is taken from one that the backend was busy with.
 //!
 //! S3 may answer a conditional create with 409 `ConditionalRequestConflict`: another request for the name was on its way, and
-//! this one was not carried out. `object_store` calls that `AlreadyExists`, too. To whoever puts a physical file it would
+//! this one was not carried out; Azure has its own reasons for a 409. `object_store` calls that `AlreadyExists`, too. To whoever puts a physical file it would
 //! mean that a successor took the name, and to SlateDB that it is shut out. So before that is said, the name is looked at.
 
 use std::fmt;
@@ -161,7 +161,7 @@ impl ObjectStore for CountedStore {
                 Ok(_) => return Err(taken),
                 Err(Error::NotFound { .. }) if tries < CREATES_REPEATED => {}
                 // Nobody knows who has the name: whoever asked may ask again.
-                Err(Error::NotFound { .. }) => return Err(Error::Generic { store: "S3", source: taken.into() }),
+                Err(Error::NotFound { .. }) => return Err(Error::Generic { store: "esker", source: taken.into() }),
                 Err(error) => return Err(error),
             }
             tries += 1;

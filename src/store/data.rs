@@ -39,7 +39,7 @@ impl DataStore {
     pub fn capabilities(&self) -> Capabilities {
         match self {
             Self::Local(store) => store.capabilities(),
-            Self::Object(_) => Capabilities::OBJECT,
+            Self::Object(store) => store.capabilities(),
             Self::Hdfs(_) => Capabilities::HDFS,
         }
     }
@@ -357,6 +357,7 @@ mod tests {
         assert_eq!(store.bring_back(missing).await.map_or_else(supported, |_| true), can.sets_aside);
         assert_eq!(store.delete_set_aside(missing).await.map_or_else(supported, |_| true), can.sets_aside);
         assert_eq!(store.release(missing).await.map_or_else(supported, |_| true), can.leases);
+        assert_eq!(store.abort(missing, "an id").await.map_or_else(supported, |()| true), !can.appends);
         assert_eq!(store.claim(missing).await.map_or_else(supported, |_| true), !can.exclusive);
     }
 

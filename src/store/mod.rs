@@ -1,4 +1,4 @@
-//! Storage: the only module that talks to a local disk, an S3 backend or an HDFS.
+//! Storage: the only module that talks to a local disk, an object storage service (S3, Google Cloud Storage, Azure) or an HDFS.
 //!
 //! Two kinds of backend hold physical files. An *append store* ([`AppendStore`]) has real files that grow and are
 //! synced: [`LocalStore`], [`HdfsStore`]; an *object store* ([`ObjectFiles`]) takes each file whole. [`open`] makes one of them from the
@@ -16,10 +16,12 @@
 
 mod append;
 pub mod append_file;
+mod azure;
 mod capabilities;
 mod counted;
 mod data;
 mod direct;
+mod gcs;
 mod hdfs;
 mod identity;
 mod inode;
@@ -31,6 +33,8 @@ mod open;
 mod opened;
 mod placement;
 mod probe;
+mod s3;
+mod service;
 pub mod space;
 
 use std::ops::Range;

@@ -12,7 +12,7 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutP
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{LocalCopy, Multipart, StoreError, StoreGuard};
+use super::{Capabilities, LocalCopy, Multipart, StoreError, StoreGuard};
 use crate::config::StoreSettings;
 use crate::model::PhysicalFileId;
 use crate::runtime::Clock;
@@ -29,6 +29,7 @@ pub struct ObjectFiles {
     store: Arc<dyn ObjectStore>,
     multipart: Multipart,
     prefix: Path,
+    can: Capabilities,
     retry_timeout: Duration,
     /// Bytes of files that are on their way to storage.
     bytes_in_flight: Arc<Semaphore>,
@@ -52,20 +53,31 @@ pub struct FileUpload {
 }
 
 impl ObjectFiles {
-    /// Files below `prefix`.
-    pub fn new(store: Arc<dyn ObjectStore>, multipart: Multipart, prefix: Path, settings: &StoreSettings) -> Self {
+    /// Files below `prefix` of a store with these abilities.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        multipart: Multipart,
+        prefix: Path,
+        can: Capabilities,
+        settings: &StoreSettings,
+    ) -> Self {
         let max = u32::try_from(settings.in_flight_bytes_max).unwrap_or(u32::MAX);
         let permits = usize::try_from(max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
             store,
             multipart,
             prefix,
+            can,
             retry_timeout: settings.retry_timeout,
             bytes_in_flight: Arc::new(Semaphore::new(permits)),
             bytes_in_flight_max: max,
             copy: None,
             guard: None,
         }
+    }
+
+    pub(super) fn capabilities(&self) -> Capabilities {
+        self.can
     }
 
     pub(super) fn guarded(self, guard: StoreGuard) -> Self {
@@ -105,7 +117,18 @@ impl ObjectFiles {
         let bytes_in_flight = Arc::new(Semaphore::new(bytes_in_flight_max as usize));
         let unused = Arc::new(object_store::memory::InMemory::new());
         let multipart = Multipart::new(unused, 1, super::Traffic::data(crate::metrics::Metrics::new()));
-        Self { store, multipart, prefix, retry_timeout, bytes_in_flight, bytes_in_flight_max, copy: None, guard: None }
+        let can = Capabilities::OBJECT;
+        Self {
+            store,
+            multipart,
+            prefix,
+            can,
+            retry_timeout,
+            bytes_in_flight,
+            bytes_in_flight_max,
+            copy: None,
+            guard: None,
+        }
     }
 
     fn path(&self, file: &PhysicalFileId) -> Path {
@@ -177,6 +200,11 @@ impl ObjectFiles {
     }
 
     pub(super) async fn abort(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
+        if !self.can.aborts_uploads {
+            // Whatever is put under the name drops the parts, and who sends the rest of them late completes nothing. It is
+            // deleted with the file.
+            return self.claim(file).await.map(|_| ());
+        }
         let (path, id) = (self.path(file), id.to_owned());
         match self.retrying("multipart_abort", file, || self.multipart.abort(&path, &id)).await {
             Err(StoreError::NotFound(_)) => Ok(()),
@@ -339,6 +367,10 @@ impl FileUpload {
         // First: the copy must not answer for a file that will never be there.
         if let Some(copy) = &self.files.copy {
             copy.forget(&self.file);
+        }
+        if !self.files.can.aborts_uploads && self.parts.lock().is_empty() {
+            // Nothing was sent under a name that perhaps nobody knows.
+            return true;
         }
         let aborted = self.files.abort(&self.file, &self.id).await;
         if let Err(error) = &aborted {

@@ -4,14 +4,16 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use futures::FutureExt;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::limit::LimitStore;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{Error, ObjectStore};
 
+use super::azure::{AzureObjects, azure};
+use super::gcs::gcs;
 use super::hdfs::{HdfsClient, HdfsFault, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
+use super::s3::s3;
 use super::{
     Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
     ProbeError, Traffic, probe,
@@ -59,8 +61,23 @@ pub enum OpenError {
         url: String,
         /// The fault in the URL or its options.
         #[source]
-        source: object_store::Error,
+        source: Error,
     },
+    /// The key of a service account does not make a client.
+    #[error("{} does not make a client: correct store.gcs.service-account", file.display())]
+    ServiceAccount {
+        /// The file with the key.
+        file: PathBuf,
+        /// The fault in it.
+        #[source]
+        source: Error,
+    },
+    /// The URL names a container alone, and nobody its account.
+    #[error(
+        "{0} does not say whose container it is: set store.azure.account or AZURE_STORAGE_ACCOUNT_NAME, or write \
+         `abfss://container@account.dfs.core.windows.net/prefix`"
+    )]
+    NoAccount(String),
     /// There is no client for an HDFS.
     #[error(
         "there is no client for {url}: write `hdfs://host:port/folder`, or name the folder with core-site.xml and hdfs-site.xml \
@@ -116,13 +133,9 @@ pub async fn open(
             let store = store.with_direct_io(settings.direct_io, &entropy.hex(8));
             DataStore::Local(store.map_err(|source| OpenError::Direct { folder: folder.clone(), source })?)
         }
-        StoreRoot::Store(store, multipart, prefix) => {
-            let traffic = Traffic::data(metrics.clone());
-            let multipart = Multipart::new(Arc::clone(multipart), settings.concurrent_requests_max, traffic);
-            let counted: Arc<dyn ObjectStore> =
-                Arc::new(CountedStore::new(Arc::clone(store), Traffic::data(metrics.clone())));
+        StoreRoot::Bucket(bucket) => {
             let copy = local_copy(settings, metrics).await;
-            DataStore::Object(ObjectFiles::new(counted, multipart, prefix.clone(), settings).with_copy(copy))
+            DataStore::Object(bucket.files(settings, Traffic::data(metrics.clone())).with_copy(copy))
         }
         StoreRoot::Hdfs(hdfs) => {
             try_hdfs(hdfs, &settings.url, entropy).boxed().await?;
@@ -136,12 +149,12 @@ pub async fn open(
             traffic: Traffic::catalog(metrics.clone()),
             space: space.clone(),
         },
-        StoreRoot::Store(store, _, prefix) => {
-            let counted = CountedStore::new(store, Traffic::catalog(metrics.clone()));
-            let (key, can) = (prefix.clone().join("probe").join(entropy.hex(16)), Capabilities::OBJECT);
-            let probed = probe(&counted, &key, can).await;
+        StoreRoot::Bucket(bucket) => {
+            let key = bucket.prefix.clone().join("probe").join(entropy.hex(16));
+            let counted = bucket.counted(Traffic::catalog(metrics.clone()));
+            let probed = probe(&counted, &key, bucket.can).await;
             probed.map_err(|source| OpenError::Probe { url: url.to_string(), source })?;
-            Placement::Object { store: Arc::new(counted), prefix: prefix.join("catalog"), can }
+            bucket.catalog(Traffic::catalog(metrics.clone()))
         }
         StoreRoot::Hdfs(hdfs) => {
             let placement = hdfs_catalog(hdfs.clone(), settings, Traffic::catalog(metrics.clone()));
@@ -205,11 +218,7 @@ pub fn open_data(settings: &StoreSettings, metrics: &Metrics) -> Result<DataStor
     }
     match StoreRoot::make(&settings.url, settings, metrics, &Entropy::from_os(Clock::System))? {
         StoreRoot::Folder(folder) => Ok(DataStore::Local(LocalStore::new(folder, traffic))),
-        StoreRoot::Store(store, multipart, prefix) => {
-            let multipart = Multipart::new(multipart, settings.concurrent_requests_max, traffic.clone());
-            let counted = Arc::new(CountedStore::new(store, traffic));
-            Ok(DataStore::Object(ObjectFiles::new(counted, multipart, prefix, settings)))
-        }
+        StoreRoot::Bucket(bucket) => Ok(DataStore::Object(bucket.files(settings, traffic))),
         StoreRoot::Hdfs(hdfs) => Ok(DataStore::Hdfs(hdfs_store(hdfs, settings, traffic))),
     }
 }
@@ -233,11 +242,7 @@ pub fn place_of_catalog(
     Ok(match StoreRoot::make(url, settings, metrics, &Entropy::from_os(Clock::System))? {
         StoreRoot::Hdfs(hdfs) => hdfs_catalog(hdfs, settings, traffic),
         StoreRoot::Folder(folder) => return local_catalog(&folder, traffic, settings, metrics),
-        StoreRoot::Store(store, _, prefix) => Placement::Object {
-            store: Arc::new(CountedStore::new(store, traffic)),
-            prefix: prefix.join("catalog"),
-            can: Capabilities::OBJECT,
-        },
+        StoreRoot::Bucket(bucket) => bucket.catalog(traffic),
     })
 }
 
@@ -265,19 +270,56 @@ async fn local_copy(settings: &StoreSettings, metrics: &Metrics) -> Option<Local
 /// The place that a URL names.
 enum StoreRoot {
     Folder(PathBuf),
-    Store(Arc<dyn ObjectStore>, Arc<dyn MultipartStore>, Path),
+    Bucket(Bucket),
     Hdfs(HdfsClient),
+}
+
+/// A part of an object store, which is asked no more than a number of things at a time.
+struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    multipart: Arc<dyn MultipartStore>,
+    /// The start of all names.
+    prefix: Path,
+    can: Capabilities,
+}
+
+impl Bucket {
+    fn counted(&self, traffic: Traffic) -> CountedStore {
+        CountedStore::new(Arc::clone(&self.store), traffic)
+    }
+
+    fn files(&self, settings: &StoreSettings, traffic: Traffic) -> ObjectFiles {
+        let multipart = Multipart::new(Arc::clone(&self.multipart), settings.concurrent_requests_max, traffic.clone());
+        ObjectFiles::new(Arc::new(self.counted(traffic)), multipart, self.prefix.clone(), self.can, settings)
+    }
+
+    fn catalog(&self, traffic: Traffic) -> Placement {
+        let store = Arc::new(self.counted(traffic));
+        Placement::Object { store, prefix: self.prefix.clone().join("catalog"), can: self.can }
+    }
+
+    fn limited(
+        store: Arc<dyn ObjectStore>,
+        multipart: Arc<dyn MultipartStore>,
+        prefix: &str,
+        can: Capabilities,
+        settings: &StoreSettings,
+    ) -> Self {
+        let limited = LimitStore::new(store, settings.concurrent_requests_max);
+        Self { store: Arc::new(limited), multipart, prefix: Path::from(prefix), can }
+    }
 }
 
 impl StoreRoot {
     fn folder(&self) -> Option<&PathBuf> {
         match self {
             Self::Folder(folder) => Some(folder),
-            Self::Store(..) | Self::Hdfs(_) => None,
+            Self::Bucket(_) | Self::Hdfs(_) => None,
         }
     }
 
     fn make(url: &StoreUrl, settings: &StoreSettings, metrics: &Metrics, entropy: &Entropy) -> Result<Self, OpenError> {
+        let client = |source| OpenError::Client { url: url.to_string(), source };
         match url {
             StoreUrl::File(folder) => {
                 let made = std::fs::create_dir_all(folder.join("data")).and_then(|()| std::path::absolute(folder));
@@ -286,7 +328,8 @@ impl StoreRoot {
             }
             StoreUrl::Memory => {
                 let store = Arc::new(InMemory::new());
-                Ok(Self::Store(Arc::<InMemory>::clone(&store), store, Path::default()))
+                let (multipart, prefix, can) = (Arc::<InMemory>::clone(&store), Path::default(), Capabilities::OBJECT);
+                Ok(Self::Bucket(Bucket { store, multipart, prefix, can }))
             }
             StoreUrl::Hdfs { authority, path } => {
                 let client = HdfsClient::new(authority, path, entropy.hex(8), settings, metrics);
@@ -294,36 +337,25 @@ impl StoreRoot {
                 Ok(Self::Hdfs(client.map_err(failed)?))
             }
             StoreUrl::S3 { bucket, prefix } => {
-                let store =
-                    s3(bucket, settings).map_err(|source| OpenError::Client { url: url.to_string(), source })?;
-                let limited = LimitStore::new(store.clone(), settings.concurrent_requests_max);
-                Ok(Self::Store(Arc::new(limited), Arc::new(store), Path::from(prefix.as_str())))
+                let store = Arc::new(s3(bucket, settings).map_err(client)?);
+                let multipart = Arc::clone(&store);
+                Ok(Self::Bucket(Bucket::limited(store, multipart, prefix, Capabilities::OBJECT, settings)))
+            }
+            StoreUrl::Gcs { bucket, prefix } => {
+                let failed = |source| match settings.gcs_service_account.clone() {
+                    Some(file) => OpenError::ServiceAccount { file, source },
+                    None => client(source),
+                };
+                let store = Arc::new(gcs(bucket, settings).map_err(failed)?);
+                let multipart = Arc::clone(&store);
+                Ok(Self::Bucket(Bucket::limited(store, multipart, prefix, Capabilities::GCS, settings)))
+            }
+            StoreUrl::Azure { host, container, prefix } => {
+                let store = azure(host.as_deref(), container, settings).map_err(client)?;
+                let store = store.ok_or_else(|| OpenError::NoAccount(url.to_string()))?;
+                let (objects, multipart) = (AzureObjects::shared(store.clone()), Arc::new(store));
+                Ok(Self::Bucket(Bucket::limited(objects, multipart, prefix, Capabilities::AZURE, settings)))
             }
         }
     }
-}
-
-fn s3(bucket: &str, settings: &StoreSettings) -> Result<object_store::aws::AmazonS3, object_store::Error> {
-    let retry = RetryConfig {
-        backoff: BackoffConfig { init_backoff: std::time::Duration::from_millis(50), ..BackoffConfig::default() },
-        max_retries: 5,
-        retry_timeout: settings.retry_timeout,
-    };
-    let options = ClientOptions::new().with_timeout(settings.request_timeout).with_allow_http(settings.allow_http);
-    let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_client_options(options)
-        .with_retry(retry)
-        .with_conditional_put(S3ConditionalPut::ETagMatch);
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint);
-    }
-    if let Some(region) = &settings.region {
-        builder = builder.with_region(region);
-    }
-    if let Some(credentials) = &settings.credentials {
-        builder =
-            builder.with_access_key_id(&credentials.access_key).with_secret_access_key(credentials.secret_key.expose());
-    }
-    builder.build()
 }

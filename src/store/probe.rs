@@ -12,16 +12,20 @@ use super::Capabilities;
 pub enum ProbeError {
     /// A second create of the same key succeeded.
     #[error(
-        "the store accepts 'If-None-Match: *' and ignores it: two daemons could both own the catalog and lose what they \
-         answered. Use a store with conditional writes (AWS S3, MinIO, versitygw, Ceph from Squid on, ...)"
+        "the store accepts 'If-None-Match: *' ('x-goog-if-generation-match: 0' on Google Cloud Storage) and ignores it: two \
+         daemons could both own the catalog and lose what they answered. Use a store with conditional writes (AWS S3, Google \
+         Cloud Storage, Azure, MinIO, versitygw, Ceph from Squid on, ...)"
     )]
     CreateIgnored,
     /// An update with a stale entity tag succeeded.
     #[error(
-        "the store accepts 'If-Match' with a stale entity tag: two daemons could both own the catalog and lose what they \
+        "the store accepts 'If-Match' with a stale entity tag (a stale generation on Google Cloud Storage): two daemons could both own the catalog and lose what they \
          answered. Use a store with conditional writes"
     )]
     UpdateIgnored,
+    /// There is no such bucket or container.
+    #[error("its bucket or container does not exist: create it, or correct store.url (or catalog.url)")]
+    NoBucket(#[source] Error),
     /// The bytes that were read are not those that were written.
     #[error("the store gave back other bytes than the probe had written to {0}")]
     NotReadBack(Path),
@@ -36,7 +40,8 @@ pub enum ProbeError {
     },
 }
 
-/// Creates `key` twice, reads it back, updates it twice with the same tag if the store `can` do that, and deletes it.
+/// Creates `key` twice, reads it back, updates it twice with the same tag if the store `can` do that, and deletes it. Waits
+/// between writes for as long as the store wants.
 ///
 /// # Errors
 /// [`ProbeError`] if the store does not refuse what it must refuse.
@@ -51,7 +56,12 @@ pub async fn probe(store: &dyn ObjectStore, key: &Path, can: Capabilities) -> Re
 async fn conditions(store: &dyn ObjectStore, key: &Path, can: Capabilities) -> Result<(), ProbeError> {
     let failed = |step| move |source| ProbeError::Failed { step, source };
     let put = |text: &'static str, mode| store.put_opts(key, Bytes::from(text).into(), PutOptions::from(mode));
-    let first = put("first", PutMode::Create).await.map_err(failed("create"))?;
+    let first = match put("first", PutMode::Create).await {
+        // Only what the object would be in can be missing.
+        Err(source @ Error::NotFound { .. }) => return Err(ProbeError::NoBucket(source)),
+        first => first.map_err(failed("create"))?,
+    };
+    tokio::time::sleep(can.rewrite_interval).await;
     match put("second", PutMode::Create).await {
         Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
         Err(source) => return Err(ProbeError::Failed { step: "second create", source }),
@@ -66,6 +76,7 @@ async fn conditions(store: &dyn ObjectStore, key: &Path, can: Capabilities) -> R
     }
     let version = UpdateVersion { e_tag: first.e_tag, version: first.version };
     put("updated", PutMode::Update(version.clone())).await.map_err(failed("conditional update"))?;
+    tokio::time::sleep(can.rewrite_interval).await;
     match put("stale", PutMode::Update(version)).await {
         Err(Error::Precondition { .. } | Error::AlreadyExists { .. }) => Ok(()),
         Err(source) => Err(ProbeError::Failed { step: "stale update", source }),

@@ -1,4 +1,4 @@
-//! What goes wrong on the wire between a daemon and the S3 server.
+//! What goes wrong on the wire between a daemon and a server of the tests: S3, or another object storage service.
 //!
 //! A test adds rules to the plan ([`Faults::add`]): for requests of one operation, under some keys, from the n-th
 //! match on, so many times. The plan is asked once a request, before a byte of its body is read; what it says happens to the
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Operations of S3, as the wire sees them.
+/// Operations of an object storage service, as the wire sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
     Put,
@@ -50,7 +50,8 @@ impl Op {
         !matches!(self, Self::Get | Self::Head | Self::List)
     }
 
-    fn of(method: &Method, query: &str) -> Self {
+    /// As they are on S3.
+    pub fn of(method: &Method, query: &str) -> Self {
         let has = |name: &str| query.split('&').any(|pair| pair.split('=').next() == Some(name));
         match *method {
             Method::PUT if has("uploadId") => Self::UploadPart,
@@ -313,10 +314,35 @@ impl RuleState {
     }
 }
 
+/// Whatever answers the requests that come over the wire.
+#[async_trait::async_trait]
+pub trait Backend: Send + Sync {
+    /// The operation of a request.
+    fn op(&self, method: &Method, query: &str) -> Op {
+        Op::of(method, query)
+    }
+
+    /// The key that a decoded path names; empty where it names none.
+    fn key<'a>(&self, path: &'a str) -> &'a str {
+        path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key)
+    }
+
+    /// Carries a request out. `None`: the connection is to be reset.
+    async fn carry_out(&self, request: Request<Bytes>) -> Option<Response<Bytes>>;
+}
+
+#[async_trait::async_trait]
+impl Backend for S3Service {
+    async fn carry_out(&self, request: Request<Bytes>) -> Option<Response<Bytes>> {
+        let (head, body) = self.call(request.map(s3s::Body::from)).await.ok()?.into_parts();
+        Some(Response::from_parts(head, body.collect().await.ok()?.to_bytes()))
+    }
+}
+
 /// The server's end of the wire.
 #[derive(Clone)]
 pub struct Wire {
-    s3: S3Service,
+    backend: Arc<dyn Backend>,
     faults: Faults,
 }
 
@@ -328,8 +354,8 @@ type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 struct Reset;
 
 impl Wire {
-    pub fn new(s3: S3Service, faults: Faults) -> Self {
-        Self { s3, faults }
+    pub fn new(backend: impl Backend + 'static, faults: Faults) -> Self {
+        Self { backend: Arc::new(backend), faults }
     }
 
     /// Serves connections until `cut`.
@@ -362,10 +388,9 @@ impl Wire {
     }
 
     async fn answer(self, request: Request<Incoming>) -> Result<Answer, Reset> {
-        let op = Op::of(request.method(), request.uri().query().unwrap_or_default());
+        let op = self.backend.op(request.method(), request.uri().query().unwrap_or_default());
         let path = percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
-        let key = path.trim_start_matches('/').split_once('/').map_or("", |(_, key)| key);
-        let (index, latency, fault) = self.faults.draw(op, key);
+        let (index, latency, fault) = self.faults.draw(op, self.backend.key(&path));
         if matches!(fault, Some(Fault::ResetBeforeBody)) {
             return Err(Reset);
         }
@@ -399,9 +424,7 @@ impl Wire {
         if let Some(Fault::Held(gate)) = &fault {
             gate.pass().await;
         }
-        let answer = self.s3.call(request.map(s3s::Body::from)).await.map_err(|_| Reset)?;
-        let (head, body) = answer.into_parts();
-        let body = body.collect().await.map_err(|_| Reset)?.to_bytes();
+        let (head, body) = self.backend.carry_out(request).await.ok_or(Reset)?.into_parts();
         self.faults.carried_out(index, head.status);
         match fault {
             Some(Fault::AckLost) => return Err(Reset),

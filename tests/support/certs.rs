@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{self, KeySize};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -88,6 +90,13 @@ pub fn put(folder: &Path, name: &str, text: &str) -> PathBuf {
     std::fs::set_permissions(&temporary, PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::rename(&temporary, &path).unwrap();
     path
+}
+
+/// A new RSA key in PEM, as service accounts of Google have it.
+pub fn rsa_key() -> String {
+    let key = rsa::KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    pem("PRIVATE KEY", der.as_ref())
 }
 
 fn new_key() -> (EcdsaKeyPair, Vec<u8>) {

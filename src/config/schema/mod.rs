@@ -61,7 +61,7 @@ pub use checkpointing::{
     LocalBackupConfig, UnalignedConfig,
 };
 pub use doors::{AuthConfig, AuthKeyConfig, LimitsConfig, ServerConfig, TlsConfig};
-pub use storage::{CatalogConfig, HdfsConfig, MergingConfig, ReclaimConfig, StoreConfig};
+pub use storage::{AzureConfig, CatalogConfig, GcsConfig, HdfsConfig, MergingConfig, ReclaimConfig, StoreConfig};
 
 use super::choices::LogFormat;
 use super::values::{InvalidLiteral, Literal, Setting, Span};

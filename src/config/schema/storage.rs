@@ -9,9 +9,11 @@ use super::super::values::{MemorySize, Secret, Span};
 section! {
     /// `[store]`: the storage behind the daemon.
     StoreConfig {
-        /// `file:./dir`, `memory:` (tests), `s3://bucket/prefix` or `hdfs://host:port/folder`; default `file:./esker-data`.
+        /// `file:./dir`, `memory:` (tests), `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
+        /// `abfss://container@account.dfs.core.windows.net/prefix` or `hdfs://host:port/folder`; default `file:./esker-data`.
         url: StoreUrl = StoreUrl::File(PathBuf::from("./esker-data")),
-        /// `http(s)://host:port` of an S3-compatible store. Not set: AWS.
+        /// `http(s)://host:port` of a store that speaks the protocol of S3, Google Cloud Storage or Azure Blob Storage, as
+        /// `url` says; of an account on Azure with the path that it has there. Not set: the service itself.
         endpoint: Option<String> = None,
         /// Region of the bucket. Not set: `AWS_REGION`, then what the store assumes.
         region: Option<String> = None,
@@ -34,11 +36,35 @@ section! {
         /// Local disk: bytes kept back for the catalog, for deletes and for the next start; with less free, writes are
         /// refused. Not set: 2 % of the disk, 64 mb to 1 gb, at most a quarter of it. `0` keeps nothing back.
         reserve: Option<MemorySize> = None,
-        /// A segment larger than this streams through in parts of this size, default 8 mb; on S3 5 mb to 5 gb.
-        /// Larger means fewer requests and more memory per stream.
+        /// A segment larger than this streams through in parts of this size, default 8 mb; on S3, Google
+        /// Cloud Storage and Azure 5 mb to 5 gb. Larger means fewer requests and more memory per stream.
         part_size: MemorySize = MemorySize::mib(8),
+        /// A store on Google Cloud Storage.
+        gcs: GcsConfig = GcsConfig::default(),
+        /// A store on Azure Blob Storage.
+        azure: AzureConfig = AzureConfig::default(),
         /// A store on HDFS.
         hdfs: HdfsConfig = HdfsConfig::default(),
+    }
+}
+
+section! {
+    /// `[store.gcs]`: what only a store on Google Cloud Storage needs to know.
+    GcsConfig {
+        /// JSON file with the key of a service account. Not set: `GOOGLE_APPLICATION_CREDENTIALS` and the other sources of
+        /// Google's clients, last the metadata server of the machine.
+        service_account: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    /// `[store.azure]`: what only a store on Azure Blob Storage needs to know.
+    AzureConfig {
+        /// The storage account. Not set: the one that the URL names, then `AZURE_STORAGE_ACCOUNT_NAME`.
+        account: Option<String> = None,
+        /// A key of the account, in Base64. Not set: `AZURE_STORAGE_ACCOUNT_KEY` and the other sources of Azure's clients, last
+        /// the managed identity of the machine. Better given as `ESKER__STORE__AZURE__ACCOUNT_KEY` than written to a file.
+        account_key: Option<Secret> = None,
     }
 }
 

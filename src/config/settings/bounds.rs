@@ -11,6 +11,8 @@ const PARTS_MAX: u64 = 10_000;
 const S3_PART_MIN: MemorySize = MemorySize::mib(5);
 /// The largest part, and the largest single PUT, by S3's rules.
 const S3_PART_MAX: MemorySize = MemorySize::gib(5);
+/// The largest single PUT by Azure's rules.
+const AZURE_PUT_MAX: MemorySize = MemorySize::mib(5000);
 /// A quarter of them are not in pools.
 const HDFS_WRITERS_MIN: u32 = 4;
 /// The least block that a NameNode takes, unless it was told otherwise.
@@ -89,27 +91,29 @@ fn check_not_zero(rules: &mut Rules) {
     }
 }
 
-/// Checks the limits of S3, and the size that many parts add up to.
+/// Checks the limits of object storage services, and the size that many parts add up to. Those of S3 hold on all of them, but
+/// for Azure's of a single PUT.
 fn check_sizes(rules: &mut Rules) {
     const PART: &str = "store.part-size";
     let config = rules.config;
     let (limits, part) = (&config.limits, config.store.part_size);
-    let s3 = config.store.url.is_s3();
-    let least = if s3 { S3_PART_MIN } else { PART_MIN };
+    let service = config.store.url.is_service();
+    let least = if service { S3_PART_MIN } else { PART_MIN };
+    let put_max = if config.store.url.is_azure() { AZURE_PUT_MAX } else { S3_PART_MAX };
     rules.require(
         (least..=S3_PART_MAX).contains(&part),
         &[PART, "store.url"],
         format!("a part must be {least} to {S3_PART_MAX} there"),
     );
     rules.require(
-        !s3 || limits.segment_size_max.bytes() <= part.bytes().saturating_mul(PARTS_MAX),
+        !service || limits.segment_size_max.bytes() <= part.bytes().saturating_mul(PARTS_MAX),
         &["limits.segment-size-max", PART],
-        format!("a segment on S3 has at most {PARTS_MAX} parts"),
+        format!("a segment has at most {PARTS_MAX} parts there"),
     );
     rules.require(
-        !s3 || config.execution.checkpointing.file_merging.max_file_size <= S3_PART_MAX,
+        !service || config.execution.checkpointing.file_merging.max_file_size <= put_max,
         &["execution.checkpointing.file-merging.max-file-size", "store.url"],
-        format!("a single PUT to S3 holds at most {S3_PART_MAX}"),
+        format!("a single PUT holds at most {put_max} there"),
     );
     rules.require(
         limits.object_size_max.bytes() <= S3_PART_MAX.bytes() * PARTS_MAX,
@@ -172,9 +176,9 @@ fn check_local_copy(rules: &mut Rules) {
         "the share of a directory must hold a file",
     );
     rules.warn_if(
-        backup.enabled && !rules.config.store.url.is_s3(),
+        backup.enabled && !rules.config.store.url.is_service(),
         &[ENABLED, "store.url"],
-        "has no effect: a copy on local disk is for a store on S3",
+        "has no effect: a copy on local disk is for a store on S3, Google Cloud Storage or Azure",
     );
 }
 

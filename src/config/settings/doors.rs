@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use tracing_subscriber::EnvFilter;
 
 use super::rules::Rules;
 use crate::config::choices::{ClientAuth, TlsDoors};
 use crate::config::schema::Config;
-use crate::config::url::StoreUrl;
+use crate::config::url::{StoreUrl, is_azure_account};
 use crate::config::values::Secret;
 
 /// The longest path that fits into the address of a Unix socket.
@@ -230,15 +232,59 @@ fn check_store(rules: &mut Rules) {
             "an endpoint without TLS on another machine must be allowed by `allow-http = true`",
         );
     }
-    let other_url = rules.config.catalog.url.as_ref();
-    let uses_s3 = store.url.is_s3() || other_url.is_some_and(StoreUrl::is_s3);
-    for (key, set) in [
-        (ENDPOINT, store.endpoint.is_some()),
-        ("store.region", store.region.is_some()),
-        ("store.access-key", store.access_key.is_some()),
+    let catalog_url = rules.config.catalog.url.as_ref().filter(|url| url.is_service());
+    let kind = |url: &StoreUrl| (url.is_s3(), url.is_gcs(), url.is_azure());
+    rules.require(
+        store.endpoint.is_none()
+            || !store.url.is_service()
+            || catalog_url.is_none_or(|url| kind(url) == kind(&store.url)),
+        &[ENDPOINT, "store.url", "catalog.url"],
+        "is the address of one service, and the URLs are of two: put both in one, or leave it out",
+    );
+    check_azure(rules);
+    let is_used = |is: fn(&StoreUrl) -> bool| is(&store.url) || catalog_url.is_some_and(is);
+    for (key, set, used, warning) in [
+        (
+            ENDPOINT,
+            store.endpoint.is_some(),
+            is_used(StoreUrl::is_service),
+            "has no effect, the store is not S3, Google Cloud Storage or Azure",
+        ),
+        ("store.region", store.region.is_some(), is_used(StoreUrl::is_s3), NOT_S3),
+        ("store.access-key", store.access_key.is_some(), is_used(StoreUrl::is_s3), NOT_S3),
+        (
+            "store.gcs.service-account",
+            store.gcs.service_account.is_some(),
+            is_used(StoreUrl::is_gcs),
+            "has no effect, the store is not Google Cloud Storage (`gs://`)",
+        ),
+        ("store.azure.account", store.azure.account.is_some(), is_used(StoreUrl::is_azure), NOT_AZURE),
+        ("store.azure.account-key", store.azure.account_key.is_some(), is_used(StoreUrl::is_azure), NOT_AZURE),
     ] {
-        rules.warn_if(set && !uses_s3, &[key, "store.url"], "has no effect, the store is not S3");
+        rules.warn_if(set && !used, &[key, "store.url"], warning);
     }
+}
+
+const NOT_S3: &str = "has no effect, the store is not S3";
+const NOT_AZURE: &str = "has no effect, the store is not Azure (`az://`, `abfss://`)";
+
+fn check_azure(rules: &mut Rules) {
+    const ACCOUNT: &str = "store.azure.account";
+    let (store, catalog) = (&rules.config.store, &rules.config.catalog);
+    let azure = &store.azure;
+    if let Some(account) = &azure.account {
+        rules.require(is_azure_account(account), &[ACCOUNT], "an account has 3 to 24 small letters and digits");
+        for (key, url) in [("store.url", Some(&store.url)), ("catalog.url", catalog.url.as_ref())] {
+            let other = url.and_then(StoreUrl::azure_account).is_some_and(|named| named != account);
+            rules.require(!other, &[ACCOUNT, key], "the URL names another account: leave one of them out");
+        }
+    }
+    let is_base64 = |key: &Secret| !key.expose().is_empty() && BASE64_STANDARD.decode(key.expose()).is_ok();
+    rules.require(
+        azure.account_key.as_ref().is_none_or(is_base64),
+        &["store.azure.account-key"],
+        "a key is written in Base64, as Azure shows it",
+    );
 }
 
 /// Whether what goes to this URL stays on this machine.

@@ -21,7 +21,7 @@ pub(super) fn kept_buffer_bytes(memory: MemorySize) -> u64 {
 
 /// Whether what is on the store is kept on local disk, too.
 pub(super) fn has_local_copy(config: &Config) -> bool {
-    config.execution.checkpointing.local_backup.enabled && config.store.url.is_s3()
+    config.execution.checkpointing.local_backup.enabled && config.store.url.is_service()
 }
 
 /// The part of `limits.memory` for bytes that wait for the local copy.

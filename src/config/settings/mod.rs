@@ -109,7 +109,7 @@ pub struct TlsSettings {
 pub struct StoreSettings {
     /// Where the data lives, and the catalog too unless it has a place of its own.
     pub(crate) url: StoreUrl,
-    /// An `http(s)` URL. `None`: AWS.
+    /// An `http(s)` URL. `None`: the service that the URL names.
     pub(crate) endpoint: Option<String>,
     /// Region of the S3 bucket. `None`: `AWS_REGION`, then what the store assumes.
     pub(crate) region: Option<String>,
@@ -125,16 +125,31 @@ pub struct StoreSettings {
     pub(crate) concurrent_requests_max: usize,
     /// Bytes of uploads and downloads at once, part of `memory_bytes` of the limits and at least one part.
     pub(crate) in_flight_bytes_max: u64,
-    /// Whether files on local disk are written past the page cache. S3 ignores it.
+    /// Whether files on local disk are written past the page cache. Others ignore it.
     pub(crate) direct_io: DirectIo,
-    /// Bytes of a local disk that are kept back. `None`: a share of the disk. S3 ignores it.
+    /// Bytes of a local disk that are kept back. `None`: a share of the disk. Others ignore it.
     pub(crate) reserve_bytes: Option<u64>,
     /// Segments above this are streamed, in parts of this size.
     pub(crate) part_bytes: u64,
-    /// `None`: nothing of S3 is kept on local disk. There is none of a local disk.
+    /// `None`: nothing of the store is kept on local disk, too. There is none of a local disk.
     pub(crate) local_copy: Option<LocalCopySettings>,
+    /// For a store, or a catalog, on Google Cloud Storage: the file with a service account's key. `None`: the sources that
+    /// Google's clients know.
+    pub(crate) gcs_service_account: Option<PathBuf>,
+    /// For a store, or a catalog, on Azure Blob Storage.
+    pub(crate) azure: AzureSettings,
     /// For a store, or a catalog, on HDFS.
     pub(crate) hdfs: HdfsSettings,
+}
+
+/// A store on Azure Blob Storage.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
+pub struct AzureSettings {
+    /// The storage account. `None`: what the URL says, then the environment.
+    pub(crate) account: Option<String>,
+    /// Its key, in Base64. `None`: the sources that Azure's clients know.
+    pub(crate) account_key: Option<Secret>,
 }
 
 /// A store on HDFS.
@@ -157,7 +172,7 @@ pub struct HdfsSettings {
     pub(crate) open_bytes_max: u64,
 }
 
-/// A copy on local disk of what is on S3.
+/// A copy on local disk of what is on an object storage service.
 #[derive(Debug, Clone)]
 #[cfg_attr(test, derive(PartialEq))]
 pub struct LocalCopySettings {
@@ -496,6 +511,8 @@ fn store(config: &Config) -> StoreSettings {
         reserve_bytes: store.reserve.map(|reserve| reserve.bytes()),
         part_bytes: store.part_size.bytes(),
         local_copy: local_copy(config),
+        gcs_service_account: store.gcs.service_account.clone(),
+        azure: AzureSettings { account: store.azure.account.clone(), account_key: store.azure.account_key.clone() },
         hdfs: HdfsSettings {
             conf_dir: store.hdfs.conf_dir.clone(),
             user: store.hdfs.user.clone(),

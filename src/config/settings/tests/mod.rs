@@ -151,6 +151,13 @@ fn sizes_follow_the_rules_of_s3() {
     refused(&[s3, ("limits.segment-size-max", "79gb")], &["limits.segment-size-max", part], "10000 parts");
     refused(&[("limits.object-size-max", "49tb")], &["limits.object-size-max"], "10000 parts of 5 gb");
     refused(&[s3, (FILE_SIZE, "6gb"), ("limits.memory", "8gb")], &[FILE_SIZE, "store.url"], "single PUT");
+    for url in ["gs://flink-state", "az://flink-state"] {
+        let url = ("store.url", url);
+        refused(&[url, (part, "4mb"), ("limits.segment-size-max", "1gb")], &[part, "store.url"], "5 mb to 5 gb");
+        refused(&[url, (FILE_SIZE, "6gb"), ("limits.memory", "8gb")], &[FILE_SIZE, "store.url"], "single PUT");
+    }
+    let azure = ("store.url", "az://flink-state");
+    refused(&[azure, (FILE_SIZE, "5gb"), ("limits.memory", "8gb")], &[FILE_SIZE, "store.url"], "5000 mb");
     assert_eq!(settings(&[(part, "1mb"), ("limits.segment-size-max", "1tb")]).store.part_bytes, 1 << 20);
 }
 
@@ -207,6 +214,38 @@ fn the_store_is_checked() {
     let pair = Credentials { access_key: "a".into(), secret_key: Secret::new("b") };
     assert_eq!(good.store.credentials, Some(pair));
     warned(&[("store.region", "eu-central-1")], "the store is not S3");
+    warned(&[("store.endpoint", "https://minio:9000")], "not S3, Google Cloud Storage or Azure");
+}
+
+#[test]
+fn a_store_on_google_cloud_storage_or_azure_is_checked() {
+    let (gcs, azure) = (("store.url", "gs://flink-state"), ("store.url", "az://flink-state"));
+    let (file, account, key) = ("store.gcs.service-account", "store.azure.account", "store.azure.account-key");
+    let of_account = ("store.url", "abfss://state@acme1.dfs.core.windows.net");
+
+    let good = settings(&[azure, (account, "acme1"), (key, "c2VjcmV0")]).store;
+    assert_eq!(good.azure, AzureSettings { account: Some("acme1".into()), account_key: Some(Secret::new("c2VjcmV0")) });
+    assert_eq!(settings(&[gcs, (file, "/key.json")]).store.gcs_service_account, Some("/key.json".into()));
+    assert!(settings(&[of_account, (account, "acme1")]).warnings.is_empty());
+    // The catalog may be on another store than the data.
+    assert!(settings(&[azure, ("catalog.url", "gs://catalog"), (file, "/key.json")]).warnings.is_empty());
+
+    for wrong in ["ab", "Acme", "acme-1", "a234567890123456789012345"] {
+        refused(&[azure, (account, wrong)], &[account], "3 to 24 small letters and digits");
+    }
+    for wrong in ["not base64", "abc"] {
+        refused(&[azure, (key, wrong)], &[key], "Base64");
+    }
+    refused(&[of_account, (account, "acme2")], &[account, "store.url"], "another account");
+    let catalog = ("catalog.url", "abfss://state@acme1.dfs.core.windows.net/catalog");
+    refused(&[azure, catalog, (account, "acme2")], &[account, "catalog.url"], "another account");
+    let here = ("store.endpoint", "http://127.0.0.1:10000");
+    let both = ["store.endpoint", "store.url", "catalog.url"];
+    refused(&[azure, ("catalog.url", "gs://catalog"), here], &both, "of one service");
+    warned(&[azure, (file, "/key.json")], "not Google Cloud Storage");
+    warned(&[gcs, (account, "acme1")], "not Azure");
+    warned(&[gcs, (key, "c2VjcmV0")], "not Azure");
+    warned(&[gcs, ("store.region", "eu-central-1")], "the store is not S3");
 }
 
 #[test]

@@ -1,0 +1,23 @@
+//! What the clients of all object storage services have in common.
+
+use std::time::Duration;
+
+use object_store::{BackoffConfig, ClientOptions, RetryConfig};
+
+use crate::config::StoreSettings;
+
+/// How often a request is repeated by the client. Whoever asks may do so again until `store.retry-timeout` is over.
+const REPEATS_MAX: usize = 5;
+
+pub(super) fn client_options(settings: &StoreSettings) -> ClientOptions {
+    ClientOptions::new().with_timeout(settings.request_timeout).with_allow_http(settings.allow_http)
+}
+
+/// Repeats begin after `pause`.
+pub(super) fn retry(settings: &StoreSettings, pause: Duration) -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig { init_backoff: pause, ..BackoffConfig::default() },
+        max_retries: REPEATS_MAX,
+        retry_timeout: settings.retry_timeout,
+    }
+}
