@@ -113,6 +113,8 @@ async fn two_files_with_equal_waste_are_both_refused() {
     for n in [1, 2] {
         written.extend(put_large(&daemon, n, 10 * n..=10 * n + 5).await);
     }
+    // Until both have their ends, they do not have the same length.
+    daemon.metric_becomes("esker_physical_files{state=\"open\"}", 0.0).await;
     let kept = vec![written[0].id(), written[6].id()];
     assert_eq!(daemon.client.reuse(JOB, 3, kept.clone()).await.unwrap().reused, 2);
     daemon.client.complete(JOB, 3).await.unwrap();
