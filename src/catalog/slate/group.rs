@@ -8,18 +8,19 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use futures::FutureExt;
 use slatedb::Db;
 use slatedb::config::CloseOptions;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Haste;
 use super::settings::CompanyWait;
 use super::successor::Successor;
+use crate::runtime::Clock;
 
 /// Makes writes on an object store durable: one flush at a time, each for all that came before it.
 pub(super) struct GroupCommit {
@@ -133,7 +134,7 @@ async fn flush_groups(
             }
             () = until(lazy_until) => {}
             () = bells.lazy.notified(), if lazy_until.is_none() => {
-                lazy_until = Some(Instant::now() + wait.lazy);
+                lazy_until = Some(Clock::instant() + wait.lazy);
                 continue;
             }
         }
@@ -153,7 +154,7 @@ async fn flush_groups(
 /// Waits until then, or for ever.
 async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at).await,
+        Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }
