@@ -1,8 +1,9 @@
 //! A container of Azure Blob Storage.
 //!
 //! Blobs are created and updated on condition of their entity tag, which the service decides atomically. A large file is put
-//! as blocks, and the list of them makes the blob. Blocks that no list names belong to the name alone: the next
-//! blob that is put under it drops them, and the service does after a week.
+//! as blocks, and the list of them makes the blob. Blocks that no list names belong to the name alone: the
+//! next list drops them, and the service does after a week. Until then nothing can be created under the name on condition
+//! that nothing is there, though nothing is.
 
 use std::fmt;
 use std::sync::Arc;

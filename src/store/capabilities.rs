@@ -30,8 +30,8 @@ pub struct Capabilities {
     /// The least time between two writes of one name, deletes included; earlier ones are refused for a while. Zero where
     /// nobody counts.
     pub rewrite_interval: Duration,
-    /// An upload in parts can be given up: nothing stays of it. Where this is false its parts stay until something else is
-    /// put under the name.
+    /// An upload in parts can be given up: nothing stays of it. Where this is false it is completed with none of its parts,
+    /// and an empty object stays.
     pub aborts_uploads: bool,
     /// The price of a request.
     pub request: RequestPrice,

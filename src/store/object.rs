@@ -201,15 +201,27 @@ impl ObjectFiles {
 
     pub(super) async fn abort(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
         if !self.can.aborts_uploads {
-            // Whatever is put under the name drops the parts, and who sends the rest of them late completes nothing. It is
-            // deleted with the file.
-            return self.claim(file).await.map(|_| ());
+            return self.drop_parts(file, id).await;
         }
         let (path, id) = (self.path(file), id.to_owned());
         match self.retrying("multipart_abort", file, || self.multipart.abort(&path, &id)).await {
             Err(StoreError::NotFound(_)) => Ok(()),
             other => other,
         }
+    }
+
+    /// Completes the upload with none of its parts, which drops them, unless it was completed. An empty object stays under the
+    /// name and is deleted with the file; who sends the rest of the parts late completes nothing.
+    ///
+    /// Not with a tombstone: to some stores parts alone are an object already, and nothing can be created beside them.
+    async fn drop_parts(&self, file: &PhysicalFileId, id: &str) -> Result<(), StoreError> {
+        self.look().await?;
+        if self.len(file).await?.is_some() {
+            return Ok(());
+        }
+        // What is completed between the look and this was sent by nobody who may still commit it.
+        let (path, id) = (self.path(file), id.to_owned());
+        self.retrying("multipart_abort", file, || self.multipart.complete(&path, &id, vec![])).await.map(|_| ())
     }
 
     pub(super) async fn read(&self, file: &PhysicalFileId, range: Range<u64>) -> Result<Bytes, StoreError> {

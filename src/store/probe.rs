@@ -19,8 +19,8 @@ pub enum ProbeError {
     CreateIgnored,
     /// An update with a stale entity tag succeeded.
     #[error(
-        "the store accepts 'If-Match' with a stale entity tag (a stale generation on Google Cloud Storage): two daemons could both own the catalog and lose what they \
-         answered. Use a store with conditional writes"
+        "the store accepts 'If-Match' with a stale entity tag (a stale generation on Google Cloud Storage): two daemons could \
+         both own the catalog and lose what they answered. Use a store with conditional writes"
     )]
     UpdateIgnored,
     /// There is no such bucket or container.

@@ -5,7 +5,7 @@
 //! rounds before know, lets writers loose, and ends the daemon: mostly by `kill -9`, sometimes already while it
 //! starts, sometimes by SIGTERM. Its surroundings are hostile: its clock is minutes off in some rounds, it is started on
 //! an empty volume and without room on the disk, stopped for a while in the middle (SIGSTOP), and asked by readers that
-//! then take nothing. `ESKER_CRASH_STORE` names another store, a folder of an HDFS that does not exist yet; what only a folder
+//! then take nothing. `ESKER_CRASH_STORE` names another store, a folder of an HDFS or a prefix that does not exist yet; what only a folder
 //! on a disk can suffer is left out then. `ESKER_CRASH_ROUNDS` says how many rounds, `ESKER_CRASH_SEED` repeats a run: the same requests and
 //! the same moments, as far as two processes ever do the same twice.
 
@@ -227,8 +227,8 @@ impl Place {
 async fn run_round(world: &mut World, place: &Place, number: u32) {
     let folder = place.folder.as_path();
     let mut plan = Plan::draw(&mut world.rng);
-    if place.url.is_some() {
-        plan.is_not_on_a_disk();
+    if let Some(url) = &place.url {
+        plan.is_not_on_a_disk(url);
     }
     let what = format!("round {number}, {plan:?},");
     let _watchdog = Watchdog::watch(what, ROUND_TAKES_AT_MOST, folder.join("log"));
@@ -287,8 +287,8 @@ async fn writes_nothing_on_a_full_disk(place: &Place, plan: &Plan, number: u32) 
 async fn last_round(world: &mut World, place: &Place, number: u32) {
     let _watchdog = Watchdog::watch("the last round".to_owned(), ROUND_TAKES_AT_MOST, place.folder.join("log"));
     let mut environment = plan::environment();
-    if place.url.is_some() {
-        plan::give_time(&mut environment);
+    if let Some(url) = &place.url {
+        plan::give_time(&mut environment, url);
     }
     let (daemon, round) = start(place, &environment, number).await;
     world.check(&round, Look::Everything).await;

@@ -68,17 +68,21 @@ impl Plan {
 
 impl Plan {
     /// Leaves out what only a folder on a disk suffers.
-    pub fn is_not_on_a_disk(&mut self) {
+    pub fn is_not_on_a_disk(&mut self, url: &str) {
         if matches!(self.before, Before::EmptyVolume | Before::FullDisk) {
             self.before = Before::Nothing;
         }
-        give_time(&mut self.environment);
+        give_time(&mut self.environment, url);
     }
 }
 
-/// A store that other machines make up needs longer to answer, and leases need longer to be recovered.
-pub fn give_time(environment: &mut [(&'static str, String)]) {
+/// A store that other machines make up needs longer to answer, and leases need longer to be recovered. An object storage
+/// service takes no smaller parts.
+pub fn give_time(environment: &mut [(&'static str, String)], url: &str) {
     for (key, value) in environment {
+        if *key == "ESKER__STORE__PART_SIZE" && !url.starts_with("hdfs:") {
+            *value = "8 mb".to_owned();
+        }
         if ["ESKER__STORE__REQUEST_TIMEOUT", "ESKER__STORE__RETRY_TIMEOUT"].contains(key) {
             *value = "20 s".to_owned();
         }

@@ -120,6 +120,8 @@ impl Azure {
             (_, None) if asked.header("x-ms-blob-type") != Some("BlockBlob") => {
                 return error(StatusCode::BAD_REQUEST, "MissingRequiredHeader");
             }
+            // Blocks that wait are a blob already, if nobody can read it: so it is with Azurite.
+            (_, None) if condition == Condition::Absent && self.0.has_parts(key) => Err(Refusal::Condition),
             (_, None) => {
                 let written = self.0.write(key, asked.body.clone(), metadata, condition);
                 // Blocks that wait are dropped by a blob that is put whole.

@@ -153,6 +153,11 @@ impl Objects {
         self.contents.lock().objects.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
     }
 
+    /// Whether parts are waiting for `of`.
+    pub fn has_parts(&self, of: &str) -> bool {
+        self.contents.lock().parts.get(of).is_some_and(|parts| !parts.is_empty())
+    }
+
     /// How many parts lie about that are in no object.
     pub fn loose_parts(&self) -> usize {
         self.contents.lock().parts.values().map(BTreeMap::len).sum()
@@ -225,9 +230,9 @@ impl Objects {
         metadata: Vec<(String, String)>,
     ) -> Result<u64, Refusal> {
         let mut contents = self.contents.lock();
-        let parts = contents.parts.get(of).ok_or(Refusal::Missing)?;
         let mut whole = BytesMut::new();
         for id in ids {
+            let parts = contents.parts.get(of).ok_or(Refusal::Missing)?;
             whole.extend_from_slice(parts.get(id).ok_or(Refusal::Parts)?);
         }
         contents.admit(key, self.pause)?;
