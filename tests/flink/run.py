@@ -1,4 +1,4 @@
-"""End-to-end tests with an unmodified Flink. There are three stories.
+"""End-to-end tests with an unmodified Flink. There are three stories, and a matrix of them.
 
 tally: a job with incremental RocksDB checkpoints counts numbers while its storage and its task managers
 are killed. It is cancelled, resumed in a fresh cluster from its last checkpoint, and run to its end. The
@@ -7,6 +7,7 @@ test passes if every key was then counted exactly, and reports what a checkpoint
     tests/flink/run                                  Esker on a local disk, about two minutes
     tests/flink/run --backend s3 --compare           Esker on a real S3 server, and that server alone
     tests/flink/run --backend none                   the same story without Esker
+    tests/flink/run --backend hdfs --compare         Esker on a real HDFS, and Flink's own file system on one
     tests/flink/run --seconds 600 --plugin hadoop    ten minutes, with Flink's other S3 file system
 
 sink: a job writes records with FileSink while Esker is killed between the beginning of a multipart
@@ -20,6 +21,13 @@ the limit allows for what lives, while the job runs and after its end.
 
     tests/flink/run space                            about two minutes
     tests/flink/run space --seconds 600              ten minutes
+
+matrix: the story of tally, shorter, with each of Flink's S3 file systems, with ForSt, a changelog, unaligned checkpoints
+under back pressure, with Flink 1.20; and a story of savepoints of both formats, resumed by fewer and by more subtasks.
+
+    tests/flink/run matrix                           all rows, about half an hour
+    tests/flink/run matrix --only presto,savepoints  these alone
+    tests/flink/run matrix --write                   all, and docs/flink.md is written anew
 
 The exit status is 0 for success, 1 for a failure, 2 for wrong arguments, and 3 if something has to
 be installed first.
@@ -36,15 +44,20 @@ import time
 import traceback
 from pathlib import Path
 
-from e2e import tools
+from e2e import matrix, tools
+from e2e.hdfs import DirectHdfs, EskerOnHdfs
 from e2e.processes import Failed, Processes
 from e2e.report import Report
 from e2e.scenario import Scenario
 from e2e.sink import PLAN, SinkReport, SinkStory
 from e2e.space import SpaceReport, SpaceStory
-from e2e.storage import BACKENDS, Direct
+from e2e.storage import Direct, EskerOnDisk, EskerOnS3
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PAGE = REPOSITORY / "docs" / "flink.md"
+BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3, "hdfs": EskerOnHdfs}
+# What Flink does without Esker, for comparison.
+ALONE = {"local": Direct, "s3": Direct, "hdfs": DirectHdfs}
 
 
 def main():
@@ -60,7 +73,7 @@ def main():
 
     folder = Path(tempfile.mkdtemp(prefix="esker-flink-"))
     processes = Processes(folder / "logs")
-    status = 1
+    report, status = None, 1
     try:
         report = STORIES[options.story](options, folder, processes, say)
         report.seconds = round(time.monotonic() - began, 1)
@@ -68,13 +81,14 @@ def main():
         if options.report:
             options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
         report.check()
+        if options.write:
+            PAGE.write_text(report.markdown())
         status = 0
     except tools.Missing as missing:
         print(missing, file=sys.stderr)
         status = 3
     except Exception as failure:
-        reason = failure if isinstance(failure, Failed) else traceback.format_exc()
-        print("\n".join([*processes.tails(), f"\nFAILED: {reason}"]), file=sys.stderr)
+        tell(failure, processes)
     finally:
         processes.kill_all()
         if status == 1 or options.keep:
@@ -82,22 +96,68 @@ def main():
         else:
             shutil.rmtree(folder, ignore_errors=True)
     if status != 3:
-        print(f"flink: {int(status == 0)} passed, {int(status != 0)} failed")
+        counts = getattr(report, "counts", lambda: f"{int(status == 0)} passed, {int(status != 0)} failed")
+        print(f"flink: {counts()}")
     sys.exit(status)
 
 
+def tell(failure, processes):
+    """Prints why it failed, after the ends of all logs. Returns the reason."""
+    reason = str(failure) if isinstance(failure, Failed) else traceback.format_exc()
+    print("\n".join([*processes.tails(), f"\nFAILED: {reason}"]), file=sys.stderr)
+    return reason
+
+
 def run_tally(options, folder, processes, say):
-    installed, jar = prepare(options, folder, say)
-    scenario = Scenario(processes, installed, jar, folder, options.seconds, options.claim_mode, say)
-    report = Report(options.plugin, options.backend)
-    if options.compare:
-        report.measurements.append(scenario.measure_alone(Direct(processes, installed, folder / "alone-storage")))
-    scenario.run(storage_of(options, folder, processes, installed), report)
+    parts = ("hdfs",) if options.backend == "hdfs" and options.compare else ()
+    row = matrix.Row("tally", tools.Flink(options.plugin, parts=parts), "", alone=options.compare)
+    return run_row(row, options, folder, processes, say)
+
+
+def run_row(row, options, folder, processes, say):
+    """Tells the story of one row of the matrix."""
+    installed, jar = prepare(options, row.flink, folder, say)
+    story = row.story(processes, installed, jar, folder, options.seconds, options.claim_mode, say, row.shape)
+    report = Report(row.flink.plugin, options.backend)
+    if row.alone:
+        alone = ALONE[options.backend](processes, installed, folder / "alone-storage")
+        report.measurements.append(story.measure_alone(alone))
+    story.run(storage_of(options, folder, processes, installed), report)
+    return report
+
+
+def run_matrix(options, folder, _processes, say):
+    report = matrix.MatrixReport(options.backend)
+    for row in matrix.ROWS:
+        if options.only and row.name not in options.only:
+            continue
+        say(f"row {row.name}: Flink {row.flink.version}, {row.flink.plugin}, {row.about}")
+        began, its_folder = time.monotonic(), folder / row.name
+        its_folder.mkdir()
+        processes = Processes(its_folder / "logs")
+        try:
+            of_row = run_row(row, options, its_folder, processes, say)
+            report.enter(row, "ok", of_row, time.monotonic() - began)
+            of_row.seconds = report.outcomes[-1].seconds
+            keeps = options.keep
+        except tools.NotGiven as why:
+            say(f"row {row.name}: SKIPPED, {why}")
+            report.enter(row, "skipped: its Flink cannot be fetched", skipped=True)
+            keeps = options.keep
+        except tools.Missing:
+            raise
+        except Exception as failure:
+            report.enter(row, f"FAILED: {tell(failure, processes)}", seconds=time.monotonic() - began)
+            keeps = True
+        finally:
+            processes.kill_all()
+        if not keeps:
+            shutil.rmtree(its_folder, ignore_errors=True)
     return report
 
 
 def run_sink(options, folder, processes, say):
-    installed, jar = prepare(options, folder, say)
+    installed, jar = prepare(options, tools.Flink(options.plugin), folder, say)
     report = SinkReport()
     SinkStory(processes, installed, jar, folder, options.rounds, say).run(
         storage_of(options, folder, processes, installed), report)
@@ -105,21 +165,21 @@ def run_sink(options, folder, processes, say):
 
 
 def run_space(options, folder, processes, say):
-    installed, jar = prepare(options, folder, say)
+    installed, jar = prepare(options, tools.Flink(options.plugin), folder, say)
     report = SpaceReport()
     SpaceStory(processes, installed, jar, folder, options.seconds, say).run(
         storage_of(options, folder, processes, installed), report)
     return report
 
 
-STORIES = {"tally": run_tally, "sink": run_sink, "space": run_space}
+STORIES = {"tally": run_tally, "sink": run_sink, "space": run_space, "matrix": run_matrix}
 
 
-def prepare(options, folder, say):
+def prepare(options, flink, folder, say):
     """Returns what is installed, and the jar of the jobs."""
-    needs_esker, needs_versitygw = options.backend != "none", options.backend != "local" or options.compare
-    installed = tools.prepare(
-        options.cache, options.plugin, options.esker if needs_esker else None, needs_versitygw, say)
+    needs_esker = options.backend != "none"
+    needs_versitygw = options.backend in ("none", "s3") or (options.backend == "local" and options.compare)
+    installed = tools.prepare(options.cache, flink, options.esker if needs_esker else None, needs_versitygw, say)
     return installed, tools.compile_job(installed.flink_home, folder)
 
 
@@ -133,13 +193,14 @@ def parse():
     parser = argparse.ArgumentParser(
         prog="tests/flink/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("story", nargs="?", choices=list(STORIES), default="tally", help="default tally")
-    parser.add_argument("--backend", choices=sorted(BACKENDS), default="local",
-                        help="where Esker writes to; none: Flink writes to versitygw without Esker")
+    parser.add_argument("--backend", choices=sorted(BACKENDS),
+                        help="where Esker writes to (default local; the matrix's is s3); "
+                             "none: Flink writes to versitygw without Esker")
     parser.add_argument("--plugin", choices=["native", "hadoop", "presto"],
                         help="which of Flink's S3 file systems to use (default native; the sink's is hadoop)")
     parser.add_argument("--seconds", type=int,
-                        help="tally: how long it may take, about (default 120); space: how long the job runs "
-                             "(default $ESKER_SPACE_SECONDS, or 75)")
+                        help=f"tally: how long it may take, about (default 120; in a row of the matrix {matrix.SECONDS}); "
+                             "space: how long the job runs (default $ESKER_SPACE_SECONDS, or 75)")
     parser.add_argument("--rounds", type=int, default=int(os.environ.get("ESKER_SINK_ROUNDS", len(PLAN))),
                         help="sink: how often Esker is ended "
                              f"(default $ESKER_SINK_ROUNDS, or {len(PLAN)}: at every moment once)")
@@ -147,6 +208,9 @@ def parse():
                         help="who owns the checkpoint that is resumed from (default claim: the new job)")
     parser.add_argument("--compare", action="store_true",
                         help="measure checkpoints without Esker first, as a column beside the others")
+    parser.add_argument("--only", type=lambda names: names.split(","), metavar="ROW,..",
+                        help=f"matrix: these rows alone, out of {', '.join(row.name for row in matrix.ROWS)}")
+    parser.add_argument("--write", action="store_true", help="matrix: write docs/flink.md, if all went well")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the figures there as JSON")
     parser.add_argument("--keep", action="store_true", help="keep logs and data after a success, too")
     parser.add_argument("--esker", type=Path, metavar="PATH",
@@ -156,9 +220,19 @@ def parse():
                         default=os.environ.get("ESKER_TEST_CACHE", REPOSITORY / "target" / "test-cache"),
                         help="where installed tools are kept (default $ESKER_TEST_CACHE, or target/test-cache)")
     options = parser.parse_args()
+    if options.story == "matrix":
+        if options.plugin or options.compare or options.backend in ("none", "local", "hdfs"):
+            parser.error("each row of the matrix has its plugin and what it is compared with, and its backend is s3")
+        if unknown := set(options.only or ()) - {row.name for row in matrix.ROWS}:
+            parser.error(f"unknown rows {', '.join(unknown)}")
+    elif options.only or options.write:
+        parser.error("--only and --write are for the matrix")
+    if options.only and options.write:
+        parser.error("--write is for all rows")
+    options.backend = options.backend or ("s3" if options.story == "matrix" else "local")
     options.plugin = options.plugin or ("hadoop" if options.story == "sink" else "native")
-    options.seconds = options.seconds or (
-        int(os.environ.get("ESKER_SPACE_SECONDS", 75)) if options.story == "space" else 120)
+    seconds = {"space": int(os.environ.get("ESKER_SPACE_SECONDS", 75)), "matrix": matrix.SECONDS}
+    options.seconds = options.seconds or seconds.get(options.story, 120)
     if options.story == "sink" and options.plugin != "hadoop":
         parser.error("the sink's story needs the hadoop plugin: presto has no recoverable writer, and native aborts "
                      "uploads that checkpoints name when a task fails")
@@ -168,7 +242,7 @@ def parse():
         parser.error("the space story asks the disk: it needs --backend local")
     if options.backend == "none" and options.compare:
         parser.error("--compare has nothing to compare with --backend none")
-    if options.plugin == "hadoop" and (options.backend == "none" or options.compare):
+    if options.plugin == "hadoop" and (options.backend == "none" or options.compare and options.backend != "hdfs"):
         parser.error("the hadoop plugin hangs on versitygw alone: S3A deletes the markers of all parent folders "
                      "after each file, versitygw refuses to delete what is absent, and S3A tries again for ever")
     return options

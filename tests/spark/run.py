@@ -152,7 +152,6 @@ class Exact:
         finally:
             spark.kill()
         self.storage.close()
-        self.storage.verify()
         heads = ["checkpoint manager", "state store", "batches", "kills of Esker", "kills of Spark", "restarted queries"]
         return aligned([heads, *self.rows])
 

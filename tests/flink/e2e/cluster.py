@@ -7,7 +7,6 @@ import subprocess
 import urllib.error
 import urllib.request
 
-from . import s3
 from .processes import Failed, free_port
 
 PARALLELISM = 4
@@ -56,7 +55,6 @@ class Cluster:
         self.processes.until("the task managers to register", START_SECONDS, self._all_slots_free)
 
     def _config(self):
-        client = self.storage.client
         return {
             "jobmanager.rpc.address": "127.0.0.1",
             "jobmanager.rpc.port": free_port(),
@@ -101,12 +99,8 @@ class Cluster:
             "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
             "execution.checkpointing.tolerable-failed-checkpoints": 1000000,
             "execution.checkpointing.timeout": "60 s",
-            "execution.checkpointing.dir": f"s3://{self.storage.bucket}/jobs",
-            "s3.endpoint": client.endpoint,
-            "s3.access-key": client.access_key,
-            "s3.secret-key": client.secret_key,
-            "s3.region": s3.REGION,
-            "s3.path-style-access": "true",
+            "execution.checkpointing.dir": f"{self.storage.url}/jobs",
+            **self.storage.flink_config(),
         }
 
     def _java(self, name, memory, main, *arguments):
@@ -125,19 +119,23 @@ class Cluster:
         self.task_managers.append(
             self._java(name, memory, TASK_MANAGER, f"-Dtaskmanager.resource-id={self.name}-{name}"))
 
-    def kill_task_manager(self):
-        self.processes.kill(self.task_managers.pop(0))
+    def kill_task_manager(self, names):
+        """Kills the oldest one of these."""
+        victim = next(process for process in self.task_managers if process.name in names)
+        self.task_managers.remove(victim)
+        self.processes.kill(victim)
 
     def stop(self):
         """Ends all processes. The job they ran has ended before, so nothing is left to write."""
         for process in [*self.task_managers, self.job_manager]:
             self.processes.kill(process)
 
-    def submit(self, main, jar, arguments, savepoint=None, claim_mode=None):
+    def submit(self, main, jar, arguments, savepoint=None, claim_mode=None, parallelism=None):
         """Starts the job with this main class through Flink's own client."""
-        restore = ["-s", savepoint, "-claim", claim_mode] if savepoint else []
+        options = ["-s", savepoint, "-claim", claim_mode] if savepoint else []
+        options += ["-p", parallelism] if parallelism else []
         command = self._java_command(
-            ["-Xmx128m"], CLIENT, "run", "-d", *restore, "-c", main, jar, *arguments)
+            ["-Xmx128m"], CLIENT, "run", "-d", *options, "-c", main, jar, *arguments)
         try:
             done = subprocess.run(
                 [str(part) for part in command], env=self.env, timeout=SUBMIT_SECONDS,
@@ -148,9 +146,11 @@ class Cluster:
             raise Failed(f"flink run failed:\n{done.stdout[-4000:]}")
         return Job(self, started[1])
 
-    def rest(self, path, method="GET"):
+    def rest(self, path, method="GET", body=None):
         """The answer of the REST interface, or None while there is none."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.rest_port}{path}", method=method)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.rest_port}{path}", method=method, data=body and json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"} if body else {})
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
                 return json.loads(response.read())
@@ -178,8 +178,26 @@ class Job:
         answer = self.cluster.rest(f"/jobs/{self.id}")
         return answer and all(vertex["status"] == "RUNNING" for vertex in answer["vertices"])
 
+    def parallelism(self):
+        """That of its widest part."""
+        answer = self.cluster.rest(f"/jobs/{self.id}")
+        return answer and max(vertex["parallelism"] for vertex in answer["vertices"])
+
+    def task_managers(self):
+        """The names of those that run it."""
+        answer = self.cluster.rest(f"/jobs/{self.id}") or {"vertices": []}
+        details = [self.cluster.rest(f"/jobs/{self.id}/vertices/{vertex['id']}") for vertex in answer["vertices"]]
+        return {subtask["taskmanager-id"] for detail in filter(None, details) for subtask in detail["subtasks"]
+                if subtask["status"] == "RUNNING"}
+
     def cancel(self):
         self.cluster.rest(f"/jobs/{self.id}?mode=cancel", method="PATCH")
+
+    def stop_with_savepoint(self, folder, form):
+        """Begins to; returns what tells how far it is."""
+        answer = self.cluster.rest(
+            f"/jobs/{self.id}/stop", "POST", {"targetDirectory": folder, "formatType": form, "drain": False})
+        return answer and f"/jobs/{self.id}/savepoints/{answer['request-id']}"
 
     def checkpoints(self):
         answer = self.cluster.rest(f"/jobs/{self.id}/checkpoints")

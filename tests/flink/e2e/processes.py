@@ -53,6 +53,8 @@ class Processes:
         self.folder.mkdir()
         self.started = []
         self.expected_alive = []
+        # What ends processes that others have started.
+        self.at_end = []
 
     def start(self, name, command, env=None):
         process = Process(name, command, self.folder / f"{name}.log", env)
@@ -89,6 +91,8 @@ class Processes:
         for process in self.started:
             process.kill()
         self.expected_alive.clear()
+        while self.at_end:
+            self.at_end.pop()()
 
     def tails(self, lines=25):
         """The last lines of every log."""

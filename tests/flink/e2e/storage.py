@@ -1,7 +1,7 @@
 """Where Flink writes its checkpoints to.
 
 Each kind of storage can be started, killed and started again with the same data on the same port,
-and tells what its backend had to do. `Direct` is what Esker is compared with.
+and tells what its backend had to do. `Direct` is what Esker is compared with. HDFS has a file of its own.
 """
 
 import json
@@ -20,6 +20,7 @@ BUCKET = "checkpoints"
 # Programs start at once; the limits allow for a machine that is busy with other things.
 START_SECONDS = 60
 STOP_SECONDS = 60
+VERIFY_SECONDS = 120
 
 
 @dataclass
@@ -91,11 +92,34 @@ class Versitygw:
         return _files_and_bytes(self.data)
 
 
-class Direct:
+class S3Door:
+    """What Flink needs to know of a storage that it reaches by S3: `client` and `bucket`."""
+
+    client = bucket = None
+
+    @property
+    def url(self):
+        return f"s3://{self.bucket}"
+
+    def flink_config(self):
+        return {
+            "s3.endpoint": self.client.endpoint,
+            "s3.access-key": self.client.access_key,
+            "s3.secret-key": self.client.secret_key,
+            "s3.region": s3.REGION,
+            "s3.path-style-access": "true",
+        }
+
+    def sizes(self):
+        """The size of all that Flink has there, by key. A key that ends with `/` marks a folder."""
+        return self.client.sizes(self.bucket)
+
+
+class Direct(S3Door):
     """Flink writes to versitygw, without Esker."""
 
     label = "versitygw alone"
-    has_space = False
+    has_space = has_nodes = False
 
     def __init__(self, processes, tools, folder):
         self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
@@ -130,11 +154,14 @@ class Direct:
         return self.server.held()
 
 
-class Esker:
+class Esker(S3Door):
     """Flink writes to Esker. The subclasses say where Esker writes to."""
 
     # It tells what it holds for what lives.
     has_space = True
+    # Nodes behind it can be killed.
+    has_nodes = False
+    start_seconds = START_SECONDS
 
     def __init__(self, processes, tools, folder):
         self.processes, self.program = processes, tools.esker
@@ -142,19 +169,16 @@ class Esker:
         self.folder.mkdir()
         self.ready_file = self.folder / "ready.json"
         self.s3_address, self.api_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
-        self.process = self.client = self.bucket = self.api = None
-
-    def command(self):
-        raise NotImplementedError
+        self.process = self.api = None
 
     def start(self):
         self.ready_file.unlink(missing_ok=True)
         self.process = self.processes.start(
             "esker",
-            [self.program, *self.command(), "--s3", self.s3_address, "--api", self.api_address,
+            [self.program, self.mode, *self.storage_arguments(), "--s3", self.s3_address, "--api", self.api_address,
              "--ready-file", self.ready_file],
         )
-        self.processes.until("Esker to be ready", START_SECONDS, self._read_ready_file, every=0.05)
+        self.processes.until("Esker to be ready", self.start_seconds, self._read_ready_file, every=0.05)
 
     def _read_ready_file(self):
         try:
@@ -174,7 +198,21 @@ class Esker:
             raise Failed(f"esker was asked to stop and ended with status {status}")
 
     def close(self):
+        """Stops it for good, and has what it leaves verified."""
         self.stop()
+        self.verify()
+
+    def verify(self):
+        """Has what the stopped daemon left checked by `esker verify`."""
+        done = subprocess.run(
+            [self.program, "verify", *self.storage_arguments()],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=VERIFY_SECONDS)
+        if done.returncode != 0:
+            raise Failed(f"`esker verify` ended with status {done.returncode}:\n{done.stdout}")
+
+    def storage_arguments(self):
+        """What tells Esker which storage is its own."""
+        raise NotImplementedError
 
     def delete_what_is_due(self):
         """Has Esker delete now what it would delete within seconds, so that what is left can be counted."""
@@ -202,21 +240,14 @@ class Esker:
 
 class EskerOnDisk(Esker):
     label = "Esker on a local disk"
+    mode = "dev"
 
     def __init__(self, processes, tools, folder):
         super().__init__(processes, tools, folder)
         self.data = self.folder / "data"
 
-    def command(self):
-        return ["dev", "--data-dir", self.data]
-
-    def verify(self):
-        """Has the stopped daemon's folder checked by `esker verify`."""
-        done = subprocess.run(
-            [self.program, "verify", "--data-dir", self.data],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
-        if done.returncode != 0:
-            raise Failed(f"`esker verify` ended with status {done.returncode}:\n{done.stdout}")
+    def storage_arguments(self):
+        return ["--data-dir", self.data]
 
     def traffic(self):
         """There is no server to ask, so this is what Esker says that it did."""
@@ -230,45 +261,36 @@ class EskerOnDisk(Esker):
         return _files_and_bytes(self.data)
 
 
-class EskerOnS3(Esker):
-    label = "Esker on versitygw"
+class EskerOnServer(Esker):
+    """Esker with a configuration of its own, which says what it writes to: `server`."""
+
+    mode = "serve"
 
     def __init__(self, processes, tools, folder):
         super().__init__(processes, tools, folder)
-        self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
         self.config_file = self.folder / "config.toml"
 
-    def command(self):
-        return ["serve", "--config", self.config_file]
+    def storage_arguments(self):
+        return ["--config", self.config_file]
 
     def start(self):
-        if self.server.process is None:
-            self.server.start()
-            self.server.make_bucket("esker")
-            self.config_file.write_text(self.config())
-        super().start()
-
-    def config(self):
-        return f"""\
+        if not self.config_file.exists():
+            self.config_file.write_text(f"""\
 [store]
-url = "s3://esker/flink-test"
-endpoint = "{self.server.endpoint}"
-region = "{s3.REGION}"
-allow-http = true
-access-key = "{self.server.access_key}"
-secret-key = "{self.server.secret_key}"
-
+{self.start_server()}
 [auth]
 access-key = "esker-test"
 secret-key = "esker-test-secret"
-"""
+""")
+        super().start()
+
+    def start_server(self):
+        """Starts the server behind Esker, and returns what Esker has to know of it."""
+        raise NotImplementedError
 
     def close(self):
         super().close()
         self.server.stop()
-
-    def verify(self):
-        """`esker verify` reads local folders only."""
 
     def traffic(self):
         """What the backend itself has seen, with Esker's own counters beside it."""
@@ -280,7 +302,25 @@ secret-key = "esker-test-secret"
         return self.server.held()
 
 
-BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3}
+class EskerOnS3(EskerOnServer):
+    label = "Esker on versitygw"
+
+    def __init__(self, processes, tools, folder):
+        super().__init__(processes, tools, folder)
+        self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
+
+    def start_server(self):
+        self.server.start()
+        self.server.make_bucket("esker")
+        return f"""\
+url = "s3://esker/flink-test"
+endpoint = "{self.server.endpoint}"
+region = "{s3.REGION}"
+allow-http = true
+access-key = "{self.server.access_key}"
+secret-key = "{self.server.secret_key}"
+"""
+
 
 _CREATING = {"PutObject", "CompleteMultipartUpload", "CopyObject"}
 

@@ -22,8 +22,8 @@ class Story:
         self.say(f"the {name} cluster is up")
         return cluster
 
-    def _submit(self, cluster, main, arguments, savepoint=None):
-        job = cluster.submit(main, self.jar, arguments, savepoint, self.claim_mode)
+    def _submit(self, cluster, main, arguments, savepoint=None, parallelism=None):
+        job = cluster.submit(main, self.jar, arguments, savepoint, self.claim_mode, parallelism)
         self.say(f"submitted job {job.id}")
         return job
 
@@ -31,7 +31,8 @@ class Story:
         """Kills a task manager, replaces it, and has the job restore its newest checkpoint."""
         before = self._checkpoints(job)
         newest = before.completed()[-1]["id"]
-        cluster.kill_task_manager()
+        names = self.processes.until("task managers to run the job", CHECKPOINTS_SECONDS, job.task_managers)
+        cluster.kill_task_manager(names)
         cluster.add_task_manager()
         self.processes.until(
             "the job to be restored", CHECKPOINTS_SECONDS,
@@ -70,8 +71,7 @@ class Story:
         S3A leaves its markers of directories, objects without bytes.
         """
         def is_gone():
-            keys = storage.client.sizes(storage.bucket)
-            return not any(job.id in key and not key.endswith("/") for key in keys)
+            return not any(job.id in key and not key.endswith("/") for key in storage.sizes())
 
         self.processes.until("Flink to delete what the finished job has written", 60, is_gone)
 

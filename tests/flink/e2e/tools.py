@@ -11,6 +11,8 @@ from pathlib import Path
 from .processes import Failed
 
 FLINK_VERSION = "2.3.0"
+# The newest of its line whose S3 file system on Hadoop is on Maven.
+FLINK_1_20 = "1.20.1"
 VERSITYGW_VERSION = "v1.8.0"
 
 HERE = Path(__file__).resolve().parent.parent
@@ -28,19 +30,37 @@ class Missing(Exception):
     """Something has to be installed before the test can run. The message says what and how."""
 
 
+class NotGiven(Missing):
+    """A registry does not give it."""
+
+
+@dataclass(frozen=True)
+class Flink:
+    """Which Flink: its version, its S3 file system, and other parts that `flink-home.xml` names."""
+
+    plugin: str
+    version: str = FLINK_VERSION
+    parts: tuple = ()
+
+    @property
+    def profiles(self):
+        return [self.plugin, *self.parts]
+
+
 @dataclass
 class Tools:
     flink_home: Path
     plugins: Path
     versitygw: Path | None
     esker: Path | None
+    cache: Path
 
 
-def prepare(cache, plugin, esker, needs_versitygw, say):
+def prepare(cache, flink, esker, needs_versitygw, say):
     """Installs what is not in `cache` yet. A second run with the same cache needs no network."""
     # What the cache holds is what the file listed when it was filled.
     listed = hashlib.sha256((HERE / "flink-home.xml").read_bytes()).hexdigest()[:8]
-    home = cache / f"flink-{FLINK_VERSION}-{plugin}-{listed}"
+    home = cache / f"flink-{flink.version}-{'-'.join(flink.profiles)}-{listed}"
     versitygw = cache / "bin" / f"versitygw-{VERSITYGW_VERSION}" if needs_versitygw else None
     wanted = ["java", "javac", "jar"]
     wanted += ["mvn"] if not home.exists() else []
@@ -53,11 +73,11 @@ def prepare(cache, plugin, esker, needs_versitygw, say):
 
     cache.mkdir(parents=True, exist_ok=True)
     if not home.exists():
-        say(f"installing Flink {FLINK_VERSION} with its {plugin} S3 file system")
-        _install(home, lambda draft: _install_flink(draft, plugin))
+        say(f"installing Flink {flink.version} with {', '.join(flink.profiles)}")
+        _install(home, lambda draft: _install_flink(draft, flink))
     if versitygw:
         prepare_versitygw(cache, say)
-    return Tools(home, home / "plugins", versitygw, esker)
+    return Tools(home, home / "plugins", versitygw, esker, cache)
 
 
 def prepare_versitygw(cache, say):
@@ -94,9 +114,9 @@ def _install(target, make):
                 raise
 
 
-def _install_flink(draft, plugin):
+def _install_flink(draft, flink):
     _run(["mvn", "-q", "-B", "-Dstyle.color=never", "-f", HERE / "flink-home.xml", "generate-resources",
-          f"-Dhome={draft}", f"-Dflink.version={FLINK_VERSION}", "-P", plugin])
+          f"-Dhome={draft}", f"-Dflink.version={flink.version}", "-P", ",".join(flink.profiles)], error=NotGiven)
 
 
 def _install_versitygw(draft):

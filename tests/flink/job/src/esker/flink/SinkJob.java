@@ -15,7 +15,6 @@ import org.apache.flink.streaming.api.functions.sink.filesystem.RollingPolicy;
 import org.apache.flink.streaming.api.functions.sink.filesystem.bucketassigners.BasePathBucketAssigner;
 import org.apache.flink.streaming.api.functions.sink.filesystem.rollingpolicies.DefaultRollingPolicy;
 import org.apache.flink.streaming.api.functions.sink.filesystem.rollingpolicies.OnCheckpointRollingPolicy;
-import org.apache.flink.util.ParameterTool;
 
 /**
  * Writes streams of numbered lines with {@code FileSink}, each stream into a folder of its own.
@@ -29,7 +28,7 @@ import org.apache.flink.util.ParameterTool;
  */
 public final class SinkJob {
     public static void main(String[] args) throws Exception {
-        ParameterTool arguments = ParameterTool.fromArgs(args);
+        Arguments arguments = new Arguments(args);
         StreamExecutionEnvironment env = StreamExecutionEnvironment.getExecutionEnvironment();
         for (String stream : arguments.get("streams").split(",")) {
             add(env, stream.split(":"), arguments.get("folder"), arguments.has("hurry"));

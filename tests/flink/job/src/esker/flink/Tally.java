@@ -4,6 +4,7 @@ import java.nio.ByteBuffer;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.Random;
+import java.util.concurrent.TimeUnit;
 import org.apache.flink.api.common.functions.OpenContext;
 import org.apache.flink.api.common.state.ListState;
 import org.apache.flink.api.common.state.ListStateDescriptor;
@@ -45,11 +46,21 @@ final class Tally extends KeyedProcessFunction<Long, Long, Long> implements Chec
     private static final int BALLAST_ENTRIES = 8;
     private static final int BALLAST_BYTES = 256;
 
+    /** Sleeping for less takes much longer than asked for. */
+    private static final long PAUSE_MICROS_MIN = 5_000;
+
+    private final long pauseMicros;
+
     private transient ValueState<Tuple3<Long, Long, Long>> totals;
     private transient MapState<Integer, byte[]> ballast;
     private transient ListState<Long> seenByAll;
     private transient long seen;
     private transient boolean reported;
+    private transient long owedMicros;
+
+    Tally(long pauseMicros) {
+        this.pauseMicros = pauseMicros;
+    }
 
     @Override
     public void initializeState(FunctionInitializationContext context) throws Exception {
@@ -84,6 +95,15 @@ final class Tally extends KeyedProcessFunction<Long, Long, Long> implements Chec
         totals.update(Tuple3.of(total.f0 + 1, total.f1 + number, total.f2 + mix(number)));
         seen++;
         out.collect(number);
+        rest();
+    }
+
+    private void rest() throws InterruptedException {
+        owedMicros += pauseMicros;
+        if (owedMicros >= PAUSE_MICROS_MIN) {
+            TimeUnit.MICROSECONDS.sleep(owedMicros);
+            owedMicros = 0;
+        }
     }
 
     @Override

@@ -8,7 +8,6 @@ import org.apache.flink.connector.datagen.source.GeneratorFunction;
 import org.apache.flink.streaming.api.datastream.DataStream;
 import org.apache.flink.streaming.api.datastream.SingleOutputStreamOperator;
 import org.apache.flink.streaming.api.environment.StreamExecutionEnvironment;
-import org.apache.flink.util.ParameterTool;
 
 /**
  * Counts the numbers {@code 0..count} twice, under two different keys, and writes what it counted
@@ -16,15 +15,17 @@ import org.apache.flink.util.ParameterTool;
  *
  * <p>Numbers, keys and state are functions of the arguments alone, so the test knows every line of
  * the result beforehand: a number that a restore lost or repeated shows as a wrong line. The pace
- * is no part of the state, so a resumed job may run at another one.
+ * is no part of the state, so a resumed job may run at another one. {@code --pause-micros} has the
+ * second count rest after each number: above what it leaves, numbers pile up before it.
  */
 public final class TallyJob {
     public static void main(String[] args) throws Exception {
-        ParameterTool arguments = ParameterTool.fromArgs(args);
+        Arguments arguments = new Arguments(args);
         long count = arguments.getLong("count");
         double perSecond = arguments.getDouble("per-second");
         long keys = arguments.getLong("keys");
         String results = arguments.get("results");
+        long pauseMicros = arguments.has("pause-micros") ? arguments.getLong("pause-micros") : 0;
 
         StreamExecutionEnvironment env = StreamExecutionEnvironment.getExecutionEnvironment();
         GeneratorFunction<Long, Long> itself = number -> number;
@@ -37,17 +38,17 @@ public final class TallyJob {
 
         SingleOutputStreamOperator<Long> low = numbers
                 .keyBy(number -> number % keys, Types.LONG)
-                .process(new Tally())
+                .process(new Tally(0))
                 .uid("low")
                 .name("low");
         SingleOutputStreamOperator<Long> high = low
                 .keyBy(number -> number / 3 % keys, Types.LONG)
-                .process(new Tally())
+                .process(new Tally(pauseMicros))
                 .uid("high")
                 .name("high");
 
-        low.getSideOutput(Tally.TOTALS).sinkTo(new ResultFiles(results, "low")).uid("low-results");
-        high.getSideOutput(Tally.TOTALS).sinkTo(new ResultFiles(results, "high")).uid("high-results");
+        low.getSideOutput(Tally.TOTALS).process(new ResultFiles(results, "low")).uid("low-results");
+        high.getSideOutput(Tally.TOTALS).process(new ResultFiles(results, "high")).uid("high-results");
         env.execute("tally");
     }
 }

@@ -1,0 +1,196 @@
+"""The rows of the matrix: each is one Flink, one of its S3 file systems and one kind of state, with a story of its own.
+
+A row that fails does not keep the others from their turn. One whose Flink a registry does not give is skipped by name.
+"""
+
+import datetime
+from dataclasses import asdict, dataclass, field
+
+from . import tools
+from .processes import Failed
+from .report import Report, aligned
+from .savepoints import SavepointStory
+from .scenario import Scenario, Shape
+from .tools import Flink
+
+# One round of kills, which it has room for however slow the machine is.
+SECONDS = 45
+
+_UNALIGNED = {
+    "execution.checkpointing.unaligned.enabled": "true",
+    # Small buffers: what is on its way is a few seconds' work and not a minute's.
+    "taskmanager.memory.segment-size": "4 kb",
+}
+_CHANGELOG = {
+    "state.changelog.enabled": "true",
+    "state.changelog.storage": "filesystem",
+    "state.changelog.dstl.dfs.base-path": "{storage}/changelog",
+    "state.changelog.periodic-materialize.interval": "15 s",
+}
+_FORST = {
+    "state.backend.type": "forst",
+    # The job's state is of the kind that ForSt would otherwise keep on the task manager's disk.
+    "state.backend.forst.sync.enforce-local": "false",
+    # ForSt keeps connections while it has files open; with Flink's default it waits for ever for one.
+    "s3.connection.maximum": "2000",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    flink: Flink
+    about: str
+    shape: Shape = Shape()
+    story: type = Scenario
+    # Whether the same is measured on the S3 server without Esker. Hadoop's S3A cannot run there; see run.py.
+    alone: bool = False
+
+
+ROWS = [
+    Row("hadoop", Flink("hadoop"), "incremental RocksDB checkpoints"),
+    Row("presto", Flink("presto"), "incremental RocksDB checkpoints", alone=True),
+    Row("native", Flink("native"), "incremental RocksDB checkpoints", alone=True),
+    Row("savepoints", Flink("native"), "stopped with a canonical savepoint, resumed by 2 subtasks instead of 4; stopped with "
+        "a native one, resumed by 4",
+        # A savepoint that was resumed from counts among the checkpoints to retain. A job that ends before newer ones have
+        # taken its place leaves all that it has shared: Flink deletes what is older than the oldest one that stays.
+        Shape(cleans_up=False), SavepointStory),
+    Row("unaligned", Flink("native"), "unaligned checkpoints under back pressure",
+        Shape(_UNALIGNED, back_pressure=True)),
+    Row("changelog", Flink("native", parts=("changelog",)), "RocksDB with a changelog, materialized every 15 s",
+        Shape(_CHANGELOG, keeps="/dstl/")),
+    Row("forst", Flink("hadoop", parts=("forst",)), "ForSt, its files on S3, `s3.connection.maximum: 2000`",
+        Shape(_FORST, keeps="/shared/")),
+    Row("flink-1.20", Flink("hadoop", tools.FLINK_1_20), "incremental RocksDB checkpoints"),
+]
+
+
+@dataclass
+class Outcome:
+    row: str
+    flink: str
+    plugin: str
+    about: str
+    # "ok", or what went wrong, or why it was skipped.
+    result: str = ""
+    skipped: bool = False
+    report: Report | None = None
+    seconds: float = 0
+
+    @property
+    def failed(self):
+        return not self.skipped and self.result != "ok"
+
+
+@dataclass
+class MatrixReport:
+    backend: str
+    outcomes: list = field(default_factory=list)
+    seconds: float = 0
+
+    def enter(self, row, result, report=None, seconds=0, skipped=False):
+        self.outcomes.append(Outcome(
+            row.name, row.flink.version, row.flink.plugin, row.about, result, skipped, report, round(seconds, 1)))
+
+    def as_json(self):
+        return asdict(self)
+
+    def check(self):
+        if failed := [outcome.row for outcome in self.outcomes if outcome.failed]:
+            raise Failed(f"these rows failed: {', '.join(failed)}")
+        if all(outcome.skipped for outcome in self.outcomes):
+            raise tools.Missing("every row was skipped")
+
+    def counts(self):
+        skipped, failed = (sum(getattr(outcome, what) for outcome in self.outcomes) for what in ("skipped", "failed"))
+        return f"{len(self.outcomes) - skipped - failed} passed, {skipped} skipped, {failed} failed"
+
+    def table(self):
+        return "\n\n".join([aligned([_WHAT_HAPPENED, *self._what_happened()]), aligned([_COSTS, *self._costs()])])
+
+    def _what_happened(self):
+        for outcome in self.outcomes:
+            report = outcome.report or Report(outcome.plugin, self.backend)
+            yield [outcome.row, outcome.flink, outcome.plugin, str(len(report.kills) or "-"),
+                   f"{report.keys_compared:,}" if report.keys_compared else "-", outcome.result.splitlines()[0]]
+
+    def _costs(self):
+        for outcome in self.outcomes:
+            for alone, through in _pairs(outcome.report.measurements if outcome.report else []):
+                sent = sum(count for name, count in through.esker.items() if name.startswith("asked for "))
+                cells = [
+                    _each(alone, lambda at: sum(at.requests.values())), _each(through, lambda _: sent),
+                    _each(through, lambda at: sum(at.requests.values())),
+                    _each(alone, lambda at: at.objects_created), _each(through, lambda at: at.objects_created)]
+                yield [outcome.row, *cells]
+
+    def markdown(self):
+        rows = "\n".join(f"| {outcome.row} | {outcome.flink} | {outcome.plugin} | {outcome.about} |"
+                         for outcome in self.outcomes)
+        return _PAGE.format(
+            date=datetime.date.today().isoformat(), rows=rows,
+            happened=_markdown(_WHAT_HAPPENED, self._what_happened()), costs=_markdown(_COSTS, self._costs()))
+
+
+def _pairs(measurements):
+    """The measurement through Esker, which is the last one, with the one without, if there is one."""
+    if measurements:
+        yield (measurements[0] if len(measurements) > 1 else None), measurements[-1]
+
+
+def _each(measurement, number_of):
+    """So many in one checkpoint."""
+    return f"{number_of(measurement) / measurement.checkpoints:.0f}" if measurement else "-"
+
+
+def _markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_WHAT_HAPPENED = ["row", "Flink", "S3 file system", "kills", "keys compared", "result"]
+_COSTS = ["row", "requests, S3 server alone", "sent to Esker", "sent by Esker to the S3 server",
+          "objects created, S3 server alone", "by Esker"]
+
+_PAGE = """\
+# Flink on Esker
+
+This page is written by `tests/flink/run matrix --write`; `tests/run more` runs the same and fails if a row does. Each
+row is an unmodified Flink from Maven: a job at parallelism 4 on two task managers takes a checkpoint a second, through
+Esker, on a real S3 server (versitygw).
+
+| row | Flink | S3 file system | state |
+| --- | --- | --- | --- |
+{rows}
+
+## Exact after kills
+
+In each row Esker is killed in the middle of a checkpoint and started again, then a task manager is killed and replaced,
+both twice in the row of savepoints. Then the job is cancelled (or stopped with a savepoint), Esker is stopped, `esker
+verify` checks what is on storage, and a fresh Esker and a fresh cluster take the job to its end. Every key's count, sum
+and bytes are then compared with what is computed without Flink. `esker audit` has to name what Flink's own reader finds
+in each `_metadata`, and the orphans that the kills have left are deleted before the job resumes. `ok` is all of it.
+
+{happened}
+
+Recorded on {date}.
+
+## Requests of a checkpoint
+
+Per checkpoint, over 12 that nothing disturbed. *Sent to Esker* is what Flink's file system asks for, whoever answers;
+most of it is `HEAD`, listings and deletes of folder markers, which Esker answers out of its catalog. *Alone* is the same
+job on the S3 server without Esker, where it was measured: Hadoop's S3A deletes the markers of all parent folders after
+each file, which versitygw refuses.
+
+{costs}
+
+## Settings
+
+- ForSt needs the hadoop file system: it goes on writing to a file after it has synced it, which the native one refuses.
+  It keeps connections while its files are open, hence `s3.connection.maximum`.
+- The native file system needs `s3.region`; all three take `s3.path-style-access: true`.
+- Checkpoints, savepoints, the changelog's folder (`state.changelog.dstl.dfs.base-path`) and high availability may share a
+  bucket.
+- Flink's own file merging is best left off: Esker merges across subtasks and task managers.
+"""
