@@ -45,7 +45,7 @@ import traceback
 from pathlib import Path
 
 from e2e import matrix, tools
-from e2e.hdfs import DirectHdfs, EskerOnHdfs
+from e2e.hdfs import DirectHdfs, EskerOnHdfs, EskerOnHdfsAndDisk
 from e2e.processes import Failed, Processes
 from e2e.report import Report
 from e2e.scenario import Scenario
@@ -55,9 +55,10 @@ from e2e.storage import Direct, EskerOnDisk, EskerOnS3
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGE = REPOSITORY / "docs" / "flink.md"
-BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3, "hdfs": EskerOnHdfs}
+BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3, "hdfs": EskerOnHdfs,
+            "hdfs-disk": EskerOnHdfsAndDisk}
 # What Flink does without Esker, for comparison.
-ALONE = {"local": Direct, "s3": Direct, "hdfs": DirectHdfs}
+ALONE = {"local": Direct, "s3": Direct, "hdfs": DirectHdfs, "hdfs-disk": DirectHdfs}
 
 
 def main():
@@ -109,7 +110,7 @@ def tell(failure, processes):
 
 
 def run_tally(options, folder, processes, say):
-    parts = ("hdfs",) if options.backend == "hdfs" and options.compare else ()
+    parts = ("hdfs",) if options.compare and ALONE[options.backend] is DirectHdfs else ()
     row = matrix.Row("tally", tools.Flink(options.plugin, parts=parts), "", alone=options.compare)
     return run_row(row, options, folder, processes, say)
 
@@ -194,8 +195,8 @@ def parse():
         prog="tests/flink/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("story", nargs="?", choices=list(STORIES), default="tally", help="default tally")
     parser.add_argument("--backend", choices=sorted(BACKENDS),
-                        help="where Esker writes to (default local; the matrix's is s3); "
-                             "none: Flink writes to versitygw without Esker")
+                        help="where Esker writes to (default local; the matrix's is s3); hdfs-disk: its data to HDFS, its "
+                             "catalog to a local disk; none: Flink writes to versitygw without Esker")
     parser.add_argument("--plugin", choices=["native", "hadoop", "presto"],
                         help="which of Flink's S3 file systems to use (default native; the sink's is hadoop)")
     parser.add_argument("--seconds", type=int,
@@ -221,7 +222,7 @@ def parse():
                         help="where installed tools are kept (default $ESKER_TEST_CACHE, or target/test-cache)")
     options = parser.parse_args()
     if options.story == "matrix":
-        if options.plugin or options.compare or options.backend in ("none", "local", "hdfs"):
+        if options.plugin or options.compare or options.backend not in (None, "s3"):
             parser.error("each row of the matrix has its plugin and what it is compared with, and its backend is s3")
         if unknown := set(options.only or ()) - {row.name for row in matrix.ROWS}:
             parser.error(f"unknown rows {', '.join(unknown)}")
@@ -242,7 +243,8 @@ def parse():
         parser.error("the space story asks the disk: it needs --backend local")
     if options.backend == "none" and options.compare:
         parser.error("--compare has nothing to compare with --backend none")
-    if options.plugin == "hadoop" and (options.backend == "none" or options.compare and options.backend != "hdfs"):
+    if options.plugin == "hadoop" and (
+            options.backend == "none" or options.compare and ALONE[options.backend] is Direct):
         parser.error("the hadoop plugin hangs on versitygw alone: S3A deletes the markers of all parent folders "
                      "after each file, versitygw refuses to delete what is absent, and S3A tries again for ever")
     return options

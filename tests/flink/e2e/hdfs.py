@@ -60,8 +60,8 @@ class Hdfs:
         port = self.url.rsplit(":", 1)[1]
         traffic = Traffic(objects_created=self._bean("NameNodeActivity")["FilesCreated"])
         for name, count in self._bean(f"RpcDetailedActivityForPort{port}").items():
-            # The other two name the same calls again.
-            call = re.fullmatch(r"(?!Overall|Deferred)(\w+)NumOps", name)
+            # The others name the same calls again.
+            call = re.fullmatch(r"(?!Overall|Deferred)(\w+)(?<!Exception)NumOps", name)
             if call and call[1] not in _OF_THE_CLUSTER:
                 traffic.requests[f"reports {call[1]}" if call[1] in _OF_DATANODES else call[1]] = count
         return traffic
@@ -156,3 +156,12 @@ class EskerOnHdfs(EskerOnServer):
 
     def without_a_node(self):
         return self.server.without_a_node()
+
+
+class EskerOnHdfsAndDisk(EskerOnHdfs):
+    """Data on HDFS, the catalog on a local disk."""
+
+    label = "Esker on HDFS, catalog on disk"
+
+    def start_server(self):
+        return f'{super().start_server()}\n[catalog]\nurl = "file:{self.folder}/catalog"\n'
