@@ -8,6 +8,7 @@ test passes if every key was then counted exactly, and reports what a checkpoint
     tests/flink/run --backend s3 --compare           Esker on a real S3 server, and that server alone
     tests/flink/run --backend none                   the same story without Esker
     tests/flink/run --backend hdfs --compare         Esker on a real HDFS, and Flink's own file system on one
+    tests/flink/run --backend hdfs-disk              Esker's data on a real HDFS, its catalog on a local disk
     tests/flink/run --seconds 600 --plugin hadoop    ten minutes, with Flink's other S3 file system
 
 sink: a job writes records with FileSink while Esker is killed between the beginning of a multipart

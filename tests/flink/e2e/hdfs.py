@@ -37,12 +37,16 @@ class Hdfs:
         self._nodes = itertools.cycle(f"dn{number}" for number in range(DATANODES))
 
     def start(self):
-        self.processes.at_end.append(self.stop)
+        self.processes.at_end.append(self._end)
         self.url = self._run("start").splitlines()[-1]
         self.http = self._run("http")
 
     def stop(self):
         self._run("stop")
+
+    def _end(self):
+        """The same, whatever has become of it."""
+        subprocess.run([CLUSTER, "stop", self.folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     @contextlib.contextmanager
     def without_a_node(self):
