@@ -33,7 +33,7 @@ _FORST = {
     "state.backend.type": "forst",
     # The job's state is of the kind that ForSt would otherwise keep on the task manager's disk.
     "state.backend.forst.sync.enforce-local": "false",
-    # ForSt keeps connections while it has files open; with Flink's default it waits for ever for one.
+    # ForSt keeps connections while it has files open, more than S3A has by default.
     "s3.connection.maximum": "2000",
 }
 
@@ -66,7 +66,9 @@ ROWS = [
     Row("forst", Flink("hadoop", parts=("forst",)), "ForSt, its files on S3, `s3.connection.maximum: 2000`",
         # Tasks work on files there: `shared/op_.._attempt_../db/..`.
         Shape(_FORST, keeps="/db/")),
-    Row("flink-1.20", Flink("hadoop", tools.FLINK_1_20), "incremental RocksDB checkpoints"),
+    # Its RocksDB, with the managed memory of these small task managers, puts off most writes.
+    Row("flink-1.20", Flink("hadoop", tools.FLINK_1_20), "incremental RocksDB checkpoints",
+        Shape({"state.backend.rocksdb.memory.managed": "false"})),
 ]
 
 
@@ -196,7 +198,9 @@ catalog, which take whatever arrives during the one before: many small requests 
 - ForSt needs the hadoop file system: it goes on writing to a file after it has synced it, which the native one refuses.
   It keeps connections while its files are open, hence `s3.connection.maximum`.
 - The native file system needs `s3.region`; all three take `s3.path-style-access: true`.
-- Checkpoints, savepoints, the changelog's folder (`state.changelog.dstl.dfs.base-path`) and high availability may share a
-  bucket.
+- Checkpoints, savepoints and the changelog's folder (`state.changelog.dstl.dfs.base-path`) may share a bucket.
+- A job that was resumed from a savepoint and ends before as many newer checkpoints as `num-retained` are complete leaves
+  what it has shared, and a job with a changelog leaves changes that no checkpoint came to name. That is Flink's doing, on
+  any storage; `esker orphans` keeps both, because a running job looks the same. Delete the folders of jobs that are over.
 - Flink's own file merging is best left off: Esker merges across subtasks and task managers.
 """
