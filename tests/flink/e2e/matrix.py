@@ -123,13 +123,12 @@ class MatrixReport:
 
     def _costs(self):
         for outcome in self.outcomes:
-            for alone, through in _pairs(outcome.report.measurements if outcome.report else []):
-                sent = sum(count for name, count in through.esker.items() if name.startswith("asked for "))
-                cells = [
-                    _each(alone, lambda at: sum(at.requests.values())), _each(through, lambda _: sent),
-                    _each(through, lambda at: sum(at.requests.values())),
-                    _each(alone, lambda at: at.objects_created), _each(through, lambda at: at.objects_created)]
-                yield [outcome.row, *cells]
+            if not outcome.report:
+                continue
+            *alone, through = outcome.report.measurements
+            alone = alone[0] if alone else None
+            yield [outcome.row, _each(alone, _requests), _each(through, _sent), _each(through, _requests),
+                   _each(alone, _created), _each(through, _created)]
 
     def markdown(self):
         rows = "\n".join(f"| {outcome.row} | {outcome.flink} | {outcome.plugin} | {outcome.about} |"
@@ -139,10 +138,17 @@ class MatrixReport:
             happened=_markdown(_WHAT_HAPPENED, self._what_happened()), costs=_markdown(_COSTS, self._costs()))
 
 
-def _pairs(measurements):
-    """The measurement through Esker, which is the last one, with the one without, if there is one."""
-    if measurements:
-        yield (measurements[0] if len(measurements) > 1 else None), measurements[-1]
+def _requests(measurement):
+    return sum(measurement.requests.values())
+
+
+def _sent(measurement):
+    """What Flink has asked Esker for."""
+    return sum(count for name, count in measurement.esker.items() if name.startswith("asked for "))
+
+
+def _created(measurement):
+    return measurement.objects_created
 
 
 def _each(measurement, number_of):
