@@ -104,10 +104,9 @@ def main():
 
 
 def tell(failure, processes):
-    """Prints why it failed, after the ends of all logs. Returns the reason."""
-    reason = str(failure) if isinstance(failure, Failed) else traceback.format_exc()
+    """Prints why it failed, after the ends of all logs."""
+    reason = failure if isinstance(failure, Failed) else traceback.format_exc()
     print("\n".join([*processes.tails(), f"\nFAILED: {reason}"]), file=sys.stderr)
-    return reason
 
 
 def run_tally(options, folder, processes, say):
@@ -140,20 +139,17 @@ def run_matrix(options, folder, _processes, say):
         try:
             of_row = run_row(row, options, its_folder, processes, say)
             report.enter(row, "ok", of_row, time.monotonic() - began)
-            of_row.seconds = report.outcomes[-1].seconds
-            keeps = options.keep
         except tools.NotGiven as why:
             say(f"row {row.name}: SKIPPED, {why}")
             report.enter(row, "skipped: its Flink cannot be fetched", skipped=True)
-            keeps = options.keep
         except tools.Missing:
             raise
         except Exception as failure:
-            report.enter(row, f"FAILED: {tell(failure, processes)}", seconds=time.monotonic() - began)
-            keeps = True
+            tell(failure, processes)
+            report.enter(row, f"FAILED: {failure or repr(failure)}", seconds=time.monotonic() - began)
         finally:
             processes.kill_all()
-        if not keeps:
+        if not (options.keep or report.outcomes[-1].failed):
             shutil.rmtree(its_folder, ignore_errors=True)
     return report
 
