@@ -215,12 +215,11 @@ async fn takeovers_under_load_lose_nothing_that_was_answered() {
     let mut dice = StdRng::seed_from_u64(seed);
     let begun = Clock::instant();
     let (mut rounds, mut segments) = (0, 0);
-    while rounds < 8 && begun.elapsed() < Duration::from_secs(20) {
+    while rounds < 2 || rounds < 8 && begun.elapsed() < Duration::from_secs(20) {
         rounds += 1;
         segments += one_takeover_under_load(&mut dice).await;
     }
     println!("{rounds} takeovers, {segments} segments answered before them");
-    assert!(rounds >= 2, "too slow to tell anything");
 }
 
 async fn one_takeover_under_load(dice: &mut StdRng) -> usize {

@@ -291,18 +291,21 @@ async fn many_commits_leave_a_handful_of_files() {
 async fn a_newer_owner_on_an_object_store_fences_the_older() {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let (older, _) = open(object(&store)).await.unwrap();
-    let mut acked = Vec::new();
+    let (mut acked, enough) = (Vec::new(), CancellationToken::new());
     let committing = async {
         for n in 0.. {
             match commit(&older, vec![put(n, n)]).await {
                 Ok(()) => acked.push(Bytes::from(n.to_string())),
                 Err(error) => return error,
             }
+            if n == 5 {
+                enough.cancel();
+            }
         }
         unreachable!()
     };
     let opening = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        enough.cancelled().await;
         open(object(&store)).await.unwrap()
     };
 
