@@ -383,11 +383,11 @@ mod tests {
         assert!(client.jobs().await.unwrap_err().is_unreached());
     }
 
+    #[expect(clippy::disallowed_methods, reason = "they end with the runtime")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn every_request_to_a_daemon_that_hangs_up_again_and_again_comes_to_an_end() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        #[expect(clippy::disallowed_methods, reason = "it ends with the runtime")]
         let daemon = tokio::spawn(async move {
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
