@@ -323,7 +323,10 @@ fn verified(place: &Place) -> String {
 /// After a start and an orderly end, the catalog knows every physical file, and nothing else lies about.
 fn nothing_is_left_over(place: &Place) {
     let said = verified(place);
-    assert!(!said.contains("note:"), "{said}");
+    // An object storage service is given a file beside the commit that names it: without that, it waits for the sweep.
+    let is_service = place.url.as_ref().is_some_and(|url| !url.starts_with("hdfs:"));
+    let is_expected = |line: &str| !line.starts_with("note:") || is_service && line.contains("is not in the catalog");
+    assert!(said.lines().all(is_expected), "{said}");
     if place.url.is_some() {
         return;
     }

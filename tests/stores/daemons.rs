@@ -11,7 +11,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
 use tempfile::TempDir;
 
-use crate::faults::{Fault, Keys, Op, Rule, any, data, eventually, log};
+use crate::faults::{Fault, Gate, Keys, Op, Rule, any, data, eventually, log};
 use crate::place::{Place, account, bucket, on_azure, on_gcs, services};
 use crate::s3_server::Conditions;
 use crate::{azure, bytes, gcs, id};
@@ -78,6 +78,8 @@ fn environment(place: &Place) -> Vec<(&'static str, String)> {
             "store.access-key" => "ESKER__STORE__ACCESS_KEY",
             "store.secret-key" => "ESKER__STORE__SECRET_KEY",
             "store.gcs.service-account" => "ESKER__STORE__GCS__SERVICE_ACCOUNT",
+            "reclaim.delete-grace" => "ESKER__RECLAIM__DELETE_GRACE",
+            "reclaim.interval" => "ESKER__RECLAIM__INTERVAL",
             "store.azure.account" => "ESKER__STORE__AZURE__ACCOUNT",
             "store.azure.account-key" => "ESKER__STORE__AZURE__ACCOUNT_KEY",
             other => panic!("{other} has no variable here"),
@@ -160,6 +162,39 @@ async fn answers_that_are_lost_and_requests_that_are_refused_cost_nothing_that_w
             next.assert_has(key, bytes).await;
         }
         next.terminate().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_in_the_middle_of_a_large_segment_leaves_nothing_to_the_next_one() {
+    for place in [on_gcs().await, on_azure().await] {
+        let place = place.with(&[("reclaim.delete-grace", "1 s"), ("reclaim.interval", "1 s")]);
+        let (name, service) = (place.name, place.service());
+        let gate = Gate::closed();
+        service.faults().add(Rule::on(Op::CompleteUpload, any).times(1), Fault::Held(gate.clone()));
+        let first = Running::start(&place).await;
+        let store = first.store.clone();
+        let cut = tokio::spawn(async move { store.put(&Path::from("jobs/a/large"), bytes(20 << 20, 1).into()).await });
+        gate.arrived(1).await;
+        assert!(service.objects().loose_parts() > 0, "{name}");
+        // What dropping it does: `kill -9`.
+        drop(first);
+        assert!(cut.await.unwrap().is_err(), "{name}");
+
+        let next = Running::start(&place).await;
+        // The completion of the first one arrives.
+        gate.open();
+
+        let left = || (service.objects().keys("stores/data/"), service.objects().loose_parts());
+        let begun = Instant::now();
+        while left() != (vec![], 0) {
+            assert!(begun.elapsed() < SOON, "{name}: {:?}", left());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        next.put("jobs/a/large", bytes(20 << 20, 2)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        next.assert_has("jobs/a/large", &bytes(20 << 20, 2)).await;
+        next.terminate().await;
+        verify(&place).await;
     }
 }
 
