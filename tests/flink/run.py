@@ -80,8 +80,7 @@ def main():
         report = STORIES[options.story](options, folder, processes, say)
         report.seconds = round(time.monotonic() - began, 1)
         print(f"\n{report.table()}\n")
-        if options.report:
-            options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        write_report(options, report)
         report.check()
         if options.write:
             PAGE.write_text(report.markdown())
@@ -101,6 +100,11 @@ def main():
         counts = getattr(report, "counts", lambda: f"{int(status == 0)} passed, {int(status != 0)} failed")
         print(f"flink: {counts()}")
     sys.exit(status)
+
+
+def write_report(options, report):
+    if options.report:
+        options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
 
 
 def tell(failure, processes):
@@ -149,6 +153,8 @@ def run_matrix(options, folder, _processes, say):
             report.enter(row, f"FAILED: {failure or repr(failure)}", seconds=time.monotonic() - began)
         finally:
             processes.kill_all()
+        # Whoever ends this before its last row has what is known by then.
+        write_report(options, report)
         if not (options.keep or report.outcomes[-1].failed):
             shutil.rmtree(its_folder, ignore_errors=True)
     return report
