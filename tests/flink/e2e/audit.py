@@ -13,18 +13,20 @@ class Audit:
     def __init__(self, story, storage):
         self.story, self.storage = story, storage
 
-    def check(self, claimed=None):
+    def check(self, claimed=None, ended=()):
         """Every checkpoint names what Flink's own reader finds in it, and is complete but for what an interrupted discard left.
 
         When the storage is killed while Flink discards a checkpoint, its `_metadata` may stay without what it names. A newer
-        one is complete then. Of a job one of whose checkpoints was claimed, as the path `claimed` says, the others miss what
-        the claiming job has discarded.
+        one is complete then, unless the job is one of those that have `ended`: these have discarded all of them. Of a job one
+        of whose checkpoints was claimed, as the path `claimed` says, the others miss what the claiming job has discarded.
         """
         checkpoints = self._lines("audit", "--names", may_find=True)
         newest = {checkpoint["folder"]: checkpoint["checkpoint"] for checkpoint in
                   sorted(checkpoints, key=lambda checkpoint: checkpoint["checkpoint"]) if not _is_wrong(checkpoint)}
         for checkpoint in filter(_is_wrong, checkpoints):
             if claimed and claimed.rsplit("/", 1)[0].endswith(checkpoint["folder"]):
+                continue
+            if any(checkpoint["folder"].endswith(job.id) for job in ended):
                 continue
             if checkpoint["checkpoint"] >= newest.get(checkpoint["folder"], 0):
                 raise Failed(f"the newest checkpoint cannot be restored: {checkpoint}")

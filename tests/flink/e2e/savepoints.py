@@ -12,6 +12,7 @@ SAVEPOINT_SECONDS = 180
 class SavepointStory(Scenario):
     def __init__(self, *arguments):
         super().__init__(*arguments)
+        self.stopped = []
         # A savepoint stays the user's: what resumes from it leaves it whole.
         self.claim_mode = "no_claim"
 
@@ -56,6 +57,7 @@ class SavepointStory(Scenario):
 
         path = self.processes.until(f"a {form.lower()} savepoint", SAVEPOINT_SECONDS, is_there)
         self.processes.until("the job to stop", 60, lambda: job.state() == "FINISHED")
+        self.stopped.append(job)
         self.say(f"stopped the job with a {form.lower()} savepoint after checkpoint "
                  f"{job.checkpoints().completed()[-1]['id']}")
         return path
@@ -77,7 +79,7 @@ class SavepointStory(Scenario):
     def _expect_whole(self, storage, savepoints):
         """Esker's audit finds both, each with all that Flink's own reader finds in it."""
         found = {f"s3://{checkpoint['bucket']}/{checkpoint['key'].rsplit('/', 1)[0]}": checkpoint
-                 for checkpoint in Audit(self, storage).check()}
+                 for checkpoint in Audit(self, storage).check(ended=self.stopped)}
         for savepoint in savepoints:
             checkpoint = found.get(savepoint)
             if not checkpoint or checkpoint["missing"] or not checkpoint["named"]:
