@@ -192,6 +192,12 @@ fn parse_prefix(prefix: &str) -> Result<String, ValueError> {
     if !prefix.is_empty() && prefix.split('/').any(is_bad_part) {
         return Err(malformed("the prefix has an empty, `.`, `..` or unprintable part"));
     }
+    // The catalog's database encodes some of its names once more than others: they would be in two folders.
+    if object_store::path::Path::from(prefix).as_ref() != prefix {
+        return Err(malformed(
+            "the prefix has a character that is not ASCII, or one of `% ~ # ? * [ ] { } ^ | < > \" \\` and backquote",
+        ));
+    }
     Ok(prefix.to_owned())
 }
 
@@ -325,6 +331,10 @@ mod tests {
             "s3://x",
             "s3://a/../b",
             "s3://bucket/a//b",
+            "s3://bucket/m\u{fc}nchen",
+            "s3://bucket/a~b",
+            "gs://bucket/a%b",
+            "az://container/a/b#c",
             "s3://user:pass@host/x",
             "gs:bucket",
             "gs://",

@@ -134,7 +134,7 @@ pub(super) struct LostFile {
 }
 
 impl LostFile {
-    /// A file that cannot be closed. As much of it is there as can be read while it is open.
+    /// A file that cannot be closed, of which so much can be read all the same.
     pub(super) fn still_open(state: &CatalogState, id: PhysicalFileId, there: u64) -> Self {
         let (needed, segments) = (state.living_end(&id), state.segments_in(&id).len() as u64);
         Self { id, there: Some(there), needed, segments }

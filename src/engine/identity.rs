@@ -131,7 +131,8 @@ impl IdentityError {
             Self::OwnerUnreadable(_) | Self::Unreadable(_) => true,
             Self::Disagree(error) => error.is_refusal(),
             Self::Journal(error) => error.is_damage(),
-            Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) | Self::Open(_) => false,
+            Self::Open(error) => error.is_refusal(),
+            Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) => false,
         }
     }
 }

@@ -61,7 +61,8 @@ impl OpeningError {
             Self::Identity(error) => error.is_refusal(),
             Self::Recover(error) => error.is_refusal(),
             Self::Journal(error) => error.is_damage(),
-            Self::Store(_) | Self::Catalog(_) => false,
+            Self::Store(error) => error.is_refusal(),
+            Self::Catalog(_) => false,
         }
     }
 }

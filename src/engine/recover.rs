@@ -123,7 +123,7 @@ pub async fn recover(
             }
             Ok(None) => {}
             Err(RecoverError::Store(StoreError::StillOpen(_))) if missing == Missing::Drop => {
-                let there = lens.remove(&id).unwrap_or(0);
+                let there = store.len_while_open(lens.remove(&id).unwrap_or(0));
                 let lost = LostFile::still_open(state, id, there);
                 recovered.dropped.push(drop_lost(state, &lost, at));
             }

@@ -40,8 +40,13 @@ pub(super) fn azure(
     }
     if let Some(key) = &settings.azure.account_key {
         // Chosen over whatever else the environment offers.
-        let chosen = (AzureConfigKey::CredentialType, "access_key");
-        builder = builder.with_access_key(key.expose()).with_config(chosen.0, chosen.1);
+        builder = builder.with_access_key(key.expose());
+        let chosen = [
+            (AzureConfigKey::CredentialType, "access_key"),
+            (AzureConfigKey::UseEmulator, "false"),
+            (AzureConfigKey::SkipSignature, "false"),
+        ];
+        builder = chosen.into_iter().fold(builder, |builder, (key, value)| builder.with_config(key, value));
     }
     if builder.get_config_value(&AzureConfigKey::AccountName).is_none() {
         return Ok(None);

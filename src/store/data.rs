@@ -194,6 +194,14 @@ impl DataStore {
         }
     }
 
+    /// How much can be read of a file that is listed with `len` bytes and that nobody can close.
+    pub fn len_while_open(&self, len: u64) -> u64 {
+        match self {
+            Self::Local(_) | Self::Object(_) => len,
+            Self::Hdfs(store) => store.len_while_open(len),
+        }
+    }
+
     /// Closes a file for whoever writes it: a daemon that is gone or was shut out, or a writer that failed. When this returns
     /// nothing is added to it any more, and all that is durable in it can be read. Returns its length; `None` if there is no
     /// such file.

@@ -268,7 +268,10 @@ impl ObjectFiles {
         for result in results {
             match result {
                 Ok(path) => gone.extend(by_path.get(&path).cloned()),
-                Err(Error::NotFound { path, .. }) => gone.extend(by_path.get(&Path::from(path)).cloned()),
+                // It is told as it was asked for, encoded.
+                Err(Error::NotFound { path, .. }) => {
+                    gone.extend(Path::parse(path).ok().and_then(|path| by_path.get(&path).cloned()));
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = crate::error::chain(&error),
@@ -371,7 +374,12 @@ impl FileUpload {
         let parts: Option<Vec<PartId>> = self.parts.lock().iter().cloned().collect();
         let missing = || Error::Generic { store: "esker", source: "a part was not uploaded".into() };
         let parts = parts.ok_or_else(missing).map_err(failed)?;
-        self.files.multipart.complete(&self.path, &self.id, parts).await.map(|_| ()).map_err(failed)
+        let Err(error) = self.files.multipart.complete(&self.path, &self.id, parts).await else { return Ok(()) };
+        // Its answer may have been lost, and a repeat of it is refused then. The name is this upload's alone.
+        match self.files.len(&self.file).await {
+            Ok(Some(len)) if len == self.len => Ok(()),
+            _ => Err(failed(error)),
+        }
     }
 
     /// Gives the upload up; its parts are deleted. Returns whether nothing is left of it.

@@ -110,6 +110,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether it is the configuration that makes no client: trying again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::ServiceAccount { .. } | Self::NoAccount(_))
+    }
+}
+
 /// Opens the store of `settings` and probes it. The catalog goes to `catalog_url`, or beside the data.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::command::{Command, Move, Outcome, Refusal, Store};
+use super::command::{Bind, Command, Move, Outcome, Refusal, Store};
 use super::hold::WriteHold;
 use super::lazy::{LazyBacklog, refuses};
 use super::mutation::Mutation;
@@ -236,6 +236,10 @@ impl CatalogOwner {
                 continue;
             }
             let QueuedCommand { command, settle, reply } = request;
+            let settle = match &command {
+                Some(command) if settle == Settle::Lazily && self.replaces(command, &writing) => Settle::OnCommit,
+                _ => settle,
+            };
             match &command {
                 Some(command) if settle == Settle::Lazily => self.lazy.take(command),
                 Some(Command::DeleteObjects(bucket, objects)) => {
@@ -274,6 +278,17 @@ impl CatalogOwner {
         drop(writing);
         shared.tell(changes);
         AppliedBatch { number, pieces, answers, early, founded_on_lazy }
+    }
+
+    /// Whether a command stores an object where one stands or stood a moment ago: a crash that undid it would bring that back,
+    /// in place of what was answered.
+    fn replaces(&self, command: &Command, writing: &WriteHold<'_>) -> bool {
+        let Command::Store(store) = command else { return false };
+        let stands = |bind: &Bind| match bind {
+            Bind::Object(put) => writing.state.object(&put.bucket, &put.key).is_some(),
+            _ => false,
+        };
+        self.lazy.may_found(Some(command)) || store.items.iter().any(|item| stands(&item.bind))
     }
 
     /// Some commands wait until nothing is left of earlier ones; what would leave more waits behind them, so that they have

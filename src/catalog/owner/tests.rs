@@ -212,6 +212,36 @@ async fn deleting_what_was_deleted_lazily_makes_that_durable_and_other_keys_do_n
     assert!(!is_there(&open(&store).await, 0).await);
 }
 
+/// The object of number `id`, under the key of another.
+fn object_over(key: u64, id: u64) -> Store {
+    let mut store = objects(id..id + 1);
+    if let Bind::Object(put) = &mut store.items[0].bind {
+        put.key = key.to_string();
+    }
+    store
+}
+
+#[tokio::test]
+async fn a_lazy_store_in_the_place_of_something_waits_until_it_is_durable() {
+    let store = Arc::default();
+    let catalog = with_objects(&store, 0..2).await;
+    let before = commits(&store).await;
+
+    catalog.store_lazily(object_over(0, 10)).await.unwrap();
+    assert_eq!(commits(&store).await, before + 1);
+    catalog.execute_lazily(delete(1)).await.unwrap();
+    catalog.store_lazily(object_over(1, 11)).await.unwrap();
+    assert_eq!(commits(&store).await, before + 2);
+    catalog.store_lazily(objects(12..13)).await.unwrap();
+    assert_eq!(commits(&store).await, before + 2, "nothing stood there");
+
+    let next = open(&store).await;
+    for (key, id) in [(0, 10), (1, 11)] {
+        assert!(is_there(&next, key).await);
+        assert!(next.inline_data(SegmentId(id)).await.unwrap().is_some(), "{key} has the bytes of before");
+    }
+}
+
 #[tokio::test]
 async fn a_sync_makes_lazy_commands_durable() {
     let store = Arc::default();

@@ -2,7 +2,7 @@
 
 use super::checkpointing::INLINE_BYTES_MAX;
 use super::rules::Rules;
-use crate::config::choices::{Boundary, ReclaimMode};
+use crate::config::choices::{Boundary, DeleteDurability, ReclaimMode};
 use crate::config::url::StoreUrl;
 use crate::config::values::{MemorySize, Span};
 
@@ -188,6 +188,12 @@ fn check_catalog(rules: &mut Rules) {
         catalog.url != Some(StoreUrl::Memory) || store.url == StoreUrl::Memory,
         &["catalog.url", "store.url"],
         "a catalog in memory forgets data that outlives it",
+    );
+    let on_a_disk = matches!(catalog.url.as_ref().unwrap_or(&store.url), StoreUrl::File(_));
+    rules.warn_if(
+        rules.config.merging.delete_durability == DeleteDurability::Lazy && on_a_disk,
+        &["merging.delete-durability", "store.url", "catalog.url"],
+        "has no effect: on a local disk a commit costs no request",
     );
     for (key, size, least) in [
         ("catalog.cache", catalog.cache, CACHE_MIN),

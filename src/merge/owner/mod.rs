@@ -287,7 +287,8 @@ impl Owner {
             }
             // What is written counts whatever the catalog says: the file is closed behind it.
             (Ok(()), _) => self.begun.iter_mut().for_each(|begun| begun.len = settling.file.len()),
-            (Err(_), Ok(_)) if settling.file.is_usable() => return self.cut_off_group(settling),
+            // Not where the store keeps it for its writer: dropped behind its end, it would stay open there.
+            (Err(_), Ok(_)) if settling.file.is_usable() && !self.leases() => return self.cut_off_group(settling),
             (Err(error), Ok(_)) if settling.again.is_some() && self.may_try_another(error) => {
                 return self.write_again(*settling);
             }

@@ -286,6 +286,11 @@ impl HdfsStore {
         Ok(len)
     }
 
+    /// The last block is counted, and no DataNode shows it.
+    pub(super) fn len_while_open(&self, len: u64) -> u64 {
+        self.hdfs.block_bytes().filter(|block| *block > 0).map_or(0, |block| len - len % block)
+    }
+
     pub(super) async fn seal(&self, file: &PhysicalFileId, len: u64, end: Bytes) -> Result<u64, StoreError> {
         self.look().await?;
         if end.is_empty() {
@@ -470,7 +475,7 @@ impl HdfsFile {
             _ => joined(parts),
         };
         let gone = || failed(hdfs_native::HdfsError::OperationFailed("an earlier call failed".into()).into());
-        let patience = self.store.hdfs.write_timeout();
+        let (patience, begun) = (self.store.hdfs.write_timeout(), Clock::instant());
         // Before the writer is taken: for want of memory a file ends, and is not given up.
         let paid = match readers {
             Readers::AsItGrows if self.is_usable() => {
@@ -489,7 +494,7 @@ impl HdfsFile {
             }
             Ok(())
         };
-        within(patience, written).await.map_err(failed)?;
+        within(patience.saturating_sub(begun.elapsed()), written).await.map_err(failed)?;
         self.store.hdfs.count(u64::from(sync == Sync::Now) + u64::from(at == 0));
         self.len += bytes.len() as u64;
         self.writer = Some(writer);

@@ -214,6 +214,7 @@ fn the_store_is_checked() {
     let pair = Credentials { access_key: "a".into(), secret_key: Secret::new("b") };
     assert_eq!(good.store.credentials, Some(pair));
     warned(&[("store.region", "eu-central-1")], "the store is not S3");
+    warned(&[("merging.delete-durability", "lazy")], "a commit costs no request");
     warned(&[("store.endpoint", "https://minio:9000")], "not S3, Google Cloud Storage or Azure");
 }
 
