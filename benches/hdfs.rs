@@ -143,8 +143,9 @@ async fn engine_round(engine: &Engine, size: usize, clients: usize, lasts: Durat
 fn groups(engine: &Engine) -> (f64, f64) {
     let text = engine.metrics().render();
     let of = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name) && line.contains("append")).unwrap();
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+        // There is no line before the first group.
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains("append"));
+        line.and_then(|line| line.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
     };
     (of("esker_group_segments_count"), of("esker_group_segments_sum"))
 }
