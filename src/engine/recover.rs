@@ -94,8 +94,10 @@ pub async fn recover(
             tracing::warn!(files, named, "files are shorter than recorded, all that lives in them is there");
         }
     }
+    // An operator's command alone asks for them, no start.
+    let counted = if missing == Missing::Drop { listed.as_slice() } else { &[] };
     let mut lens: HashMap<PhysicalFileId, u64> =
-        listed.iter().filter_map(|(name, len)| Some((name.parse().ok()?, *len))).collect();
+        counted.iter().filter_map(|(name, len)| Some((name.parse().ok()?, *len))).collect();
     if store.capabilities().sets_aside {
         recovered.set_aside = set_aside_unnamed(state, store, epoch, listed).await;
     }
