@@ -207,6 +207,19 @@ fn entries_of_the_key_list_are_checked_one_by_one() {
 }
 
 #[test]
+fn hadoops_keys_have_a_value_each_and_lists_keep_their_commas() {
+    let url = "[store]\nurl = 'hdfs://ns/esker'\n[store.hdfs]\n";
+    let loaded = load(&format!("{url}conf = ['dfs.nameservices = ns', 'dfs.ha.namenodes.ns=a,b']"), &[], &[]).unwrap();
+    let pairs = [("dfs.nameservices", "ns"), ("dfs.ha.namenodes.ns", "a,b")];
+    let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(loaded.settings().unwrap().store.hdfs.conf, pairs);
+    for wrong in ["dfs.nameservices", "=ns", " = ns"] {
+        let refused = load(&format!("{url}conf = ['{wrong}']"), &[], &[]).unwrap().settings().unwrap_err().to_string();
+        assert!(refused.contains("store.hdfs.conf") && refused.contains("a key of Hadoop"), "{refused}");
+    }
+}
+
+#[test]
 fn everything_wrong_is_reported_at_once() {
     let text = "[store]\nulr = 'x'\nmax-concurrent-requests = 'many'\n[limits]\nmemory = '64mb'\n";
 

@@ -81,7 +81,7 @@ pub enum OpenError {
     /// There is no client for an HDFS.
     #[error(
         "there is no client for {url}: write `hdfs://host:port/folder`, or name the folder with core-site.xml and hdfs-site.xml \
-         in store.hdfs.conf-dir"
+         in store.hdfs.conf-dir, or give their keys in store.hdfs.conf"
     )]
     Hdfs {
         /// The store.

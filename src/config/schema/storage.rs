@@ -73,6 +73,8 @@ section! {
     HdfsConfig {
         /// Folder with `core-site.xml` and `hdfs-site.xml`. Not set: `HADOOP_CONF_DIR`, then `HADOOP_HOME/etc/hadoop`.
         conf_dir: Option<PathBuf> = None,
+        /// Hadoop's keys, each `key=value`, over those of the files in `conf_dir`: a nameservice needs no files then.
+        conf: Vec<String> = Vec::new(),
         /// The user that files are written as, without Kerberos. Not set: `HADOOP_USER_NAME`, then this process' user.
         user: Option<String> = None,
         /// Files open at once, default 16, at least 4. Each holds a thread of every DataNode in its pipeline.

@@ -227,8 +227,14 @@ fn check_hdfs(rules: &mut Rules) {
         format!("must be at least {HDFS_WRITERS_MIN}: a quarter is left to large segments and to copies"),
     );
     rules.require(hdfs.user.as_deref() != Some(""), &["store.hdfs.user"], "must not be empty");
+    rules.require(
+        hdfs.conf.iter().all(|entry| entry.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty())),
+        &["store.hdfs.conf"],
+        "each entry must be a key of Hadoop, =, and its value, as in \"dfs.nameservices=ns\"",
+    );
     for (key, set) in [
         ("store.hdfs.conf-dir", hdfs.conf_dir.is_some()),
+        ("store.hdfs.conf", !hdfs.conf.is_empty()),
         ("store.hdfs.user", hdfs.user.is_some()),
         ("store.hdfs.replication", hdfs.replication.is_some()),
         (BLOCK, hdfs.block_size.is_some()),

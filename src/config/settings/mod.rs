@@ -158,6 +158,8 @@ pub struct AzureSettings {
 pub struct HdfsSettings {
     /// Where Hadoop's configuration is. `None`: where Hadoop's variables say.
     pub(crate) conf_dir: Option<PathBuf>,
+    /// Hadoop's keys and their values, over those that are there.
+    pub(crate) conf: Vec<(String, String)>,
     /// The user; `None`: `HADOOP_USER_NAME`, then that of this process.
     pub(crate) user: Option<String>,
     /// Files open at once, at least 1.
@@ -515,6 +517,7 @@ fn store(config: &Config) -> StoreSettings {
         azure: AzureSettings { account: store.azure.account.clone(), account_key: store.azure.account_key.clone() },
         hdfs: HdfsSettings {
             conf_dir: store.hdfs.conf_dir.clone(),
+            conf: store.hdfs.conf.iter().filter_map(|entry| hadoop_key(entry)).collect(),
             user: store.hdfs.user.clone(),
             writers_max: count(store.hdfs.max_writers),
             replication: store.hdfs.replication,
@@ -523,6 +526,12 @@ fn store(config: &Config) -> StoreSettings {
             open_bytes_max: memory::open_file_bytes(config),
         },
     }
+}
+
+/// A key and its value of `key=value`.
+fn hadoop_key(entry: &str) -> Option<(String, String)> {
+    let (key, value) = entry.split_once('=')?;
+    Some((key.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn local_copy(config: &Config) -> Option<LocalCopySettings> {

@@ -115,8 +115,8 @@ impl HdfsClient {
         metrics: &Metrics,
     ) -> Result<Self, HdfsFault> {
         let hdfs = &settings.hdfs;
-        let mut builder =
-            ClientBuilder::new().with_url(format!("hdfs://{authority}")).with_config([(BEST_EFFORT, "true")]);
+        let conf = [(BEST_EFFORT.to_owned(), "true".to_owned())].into_iter().chain(hdfs.conf.iter().cloned());
+        let mut builder = ClientBuilder::new().with_url(format!("hdfs://{authority}")).with_config(conf);
         if let Some(folder) = &hdfs.conf_dir {
             builder = builder.with_config_dir(folder.display().to_string());
         }
@@ -299,5 +299,31 @@ pub(super) async fn within<T>(
     match tokio::time::timeout(patience, request.boxed()).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(HdfsFault::Late(patience)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[tokio::test]
+    async fn a_nameservice_is_known_from_the_keys_alone() {
+        let conf = [
+            "dfs.nameservices=ns",
+            "dfs.ha.namenodes.ns=a,b",
+            "dfs.namenode.rpc-address.ns.a=127.0.0.1:1",
+            "dfs.namenode.rpc-address.ns.b=127.0.0.1:2",
+        ];
+        let settings = Config::load_with(None, [], &[]).unwrap().settings().unwrap().store;
+        let client = |conf: &[&str]| {
+            let pair = |entry: &&str| entry.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+            let mut settings = settings.clone();
+            settings.hdfs.conf = conf.iter().filter_map(pair).collect();
+            HdfsClient::new("ns", "/esker", "1".to_owned(), &settings, &Metrics::new())
+        };
+
+        assert!(client(&conf).is_ok());
+        assert!(client(&[]).is_err());
     }
 }
