@@ -2,6 +2,7 @@
 //! configuration names. All these commands take the same arguments.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{NotTried, key_value, load};
-use crate::config::{Config, DirectIo, Settings};
+use crate::config::{Config, DirectIo, Settings, StoreUrl};
+use crate::store::DATA_SIDE;
 
 /// Where the storage is.
 #[derive(Debug, Clone, Default, Args)]
@@ -57,10 +59,27 @@ impl StorageArgs {
             }
             None => bail!(NotTried("name the storage: --data-dir DIR, --store URL, or --config FILE".to_owned())),
         };
+        check_user(&settings.store.url)?;
         settings.store.local_copy = None;
         settings.store.direct_io = DirectIo::Off;
         Ok(settings)
     }
+}
+
+/// Refuses the folder of a daemon that runs as another user: what a command makes there, that one could not open.
+fn check_user(store: &StoreUrl) -> anyhow::Result<()> {
+    let StoreUrl::File(folder) = store else { return Ok(()) };
+    // Without it nothing is there yet, or it is told what is wrong.
+    let Ok(identity) = std::fs::metadata(folder.join(DATA_SIDE)) else { return Ok(()) };
+    let (owner, user) = (identity.uid(), rustix::process::geteuid().as_raw());
+    if owner != user {
+        bail!(NotTried(format!(
+            "{} is of user {owner}, and this is user {user}: what a command made there, its daemon could not open. Run it as \
+             that user, e.g. `sudo -u '#{owner}' esker ..`",
+            folder.display()
+        )));
+    }
+    Ok(())
 }
 
 /// A bar on a terminal; nothing elsewhere.

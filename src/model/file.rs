@@ -9,8 +9,6 @@ use ulid::Ulid;
 
 use super::{JobId, Millis};
 
-/// Folder of all physical files below the store's root.
-const ROOT: &str = "data";
 /// Longest readable part of a prefix; longer ones are cut and told apart by a checksum.
 const PREFIX_BYTES_MAX: usize = 96;
 
@@ -27,10 +25,13 @@ pub struct InvalidFileId(String);
 pub struct PhysicalFileId(Arc<str>);
 
 impl PhysicalFileId {
+    /// Folder of all physical files below the store's root.
+    pub const FOLDER: &str = "data";
+
     /// Names a new file in the folder of `job`, or in the folder of the daemon when it holds several jobs.
     pub fn new(job: Option<&JobId>, epoch: u64, ulid: u128) -> Self {
         let prefix = job.map_or_else(|| "_daemon".to_owned(), prefix);
-        Self(format!("{ROOT}/{prefix}/{epoch:08x}-{}", Ulid(ulid)).into())
+        Self(format!("{}/{prefix}/{epoch:08x}-{}", Self::FOLDER, Ulid(ulid)).into())
     }
 
     /// A name that is kept as text: it was made or checked when it came in.
@@ -76,7 +77,8 @@ impl FromStr for PhysicalFileId {
     fn from_str(text: &str) -> Result<Self, InvalidFileId> {
         let bad = || InvalidFileId(text.chars().take(200).collect());
         let mut parts = text.split('/');
-        let (Some(ROOT), Some(prefix), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(Self::FOLDER), Some(prefix), Some(name), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(bad());
         };

@@ -10,6 +10,8 @@
 //!   drop the dirty pages of a failed `fdatasync` and report success on the next one, so a second
 //!   try proves nothing.
 //! - A write for which the disk has no room is the exception: what it left is cut off, and the file is as before.
+//! - What is synced is where the next start looks for it: a file that was deleted, moved or cut, or whose folder was covered by a
+//!   mount, fails its next sync.
 //!
 //! # Crash
 //! The name survives from [`AppendFile::create`] on, the bytes from the [`AppendFile::sync`] that
@@ -23,6 +25,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Inode;
 use super::space::is_full;
 
 /// A new file that is appended to and synced, and refuses everything after its first failure.
@@ -30,6 +33,8 @@ use super::space::is_full;
 pub struct AppendFile {
     file: File,
     path: PathBuf,
+    /// The file that is to be at the path.
+    inode: Inode,
     len: u64,
     poisoned: AtomicBool,
 }
@@ -45,7 +50,12 @@ impl AppendFile {
         let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
         // Its bytes will be synced alone: without a durable name nobody would find them after a power cut.
         sync_parent(&path)?;
-        Ok(Self { file, path, len: 0, poisoned: AtomicBool::new(false) })
+        Self::of(file, path)
+    }
+
+    fn of(file: File, path: PathBuf) -> io::Result<Self> {
+        let inode = Inode::from(&file.metadata()?);
+        Ok(Self { file, path, inode, len: 0, poisoned: AtomicBool::new(false) })
     }
 
     /// Creates a file in `folder` that has no name, so that nothing stays of it. Returns it, and a path by which this process
@@ -57,7 +67,7 @@ impl AppendFile {
         let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
         let file = OpenOptions::new().append(true).custom_flags(flags).open(folder)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        Ok((Self { file, path: path.clone(), len: 0, poisoned: AtomicBool::new(false) }, path))
+        Ok((Self::of(file, path.clone())?, path))
     }
 
     /// Appends `parts` one after the other and returns the offset of the first byte.
@@ -102,14 +112,40 @@ impl AppendFile {
         Ok(())
     }
 
-    /// Waits until all appended bytes are durable (`fdatasync`).
+    /// Waits until all appended bytes are durable (`fdatasync`), and looks that they are where they will be looked for.
     ///
     /// # Errors
-    /// The operating system's error. Which of the unsynced bytes survive is unknown; the file is poisoned.
+    /// The operating system's error, or that the file is not there any more. Which of the unsynced bytes survive is unknown;
+    /// the file is poisoned.
     pub fn sync(&self) -> io::Result<()> {
+        self.sync_bytes()?;
+        self.look().inspect_err(|_| self.poison())
+    }
+
+    /// The same wherever the file is by now.
+    pub(super) fn sync_bytes(&self) -> io::Result<()> {
         self.check()?;
         // A second sync after a failed one may succeed without having written anything: the kernel has marked the pages clean.
         self.file.sync_data().inspect_err(|_| self.poison())
+    }
+
+    /// Whether the path leads to this file, and to all that was appended.
+    fn look(&self) -> io::Result<()> {
+        let path = self.path.display();
+        match std::fs::metadata(&self.path) {
+            Ok(found) if Inode::from(&found) == self.inode && found.len() >= self.len => Ok(()),
+            Ok(found) if Inode::from(&found) == self.inode => {
+                let (found, written) = (found.len(), self.len);
+                Err(io::Error::other(format!(
+                    "{path} was cut to {found} bytes while it was written, {written} were there"
+                )))
+            }
+            Ok(_) => Err(io::Error::other(format!("another file is at {path}, which was written until now"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(io::Error::other(format!("{path} was deleted or moved while it was written")))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Bytes appended so far, synced or not.
@@ -147,7 +183,7 @@ impl AppendFile {
     /// Appends to an open file, so that tests can use a device that fails.
     #[cfg(test)]
     fn over(file: File, path: &Path) -> Self {
-        Self { file, path: path.to_owned(), len: 0, poisoned: AtomicBool::new(false) }
+        Self::of(file, path.to_owned()).unwrap()
     }
 }
 
@@ -211,6 +247,30 @@ mod tests {
 
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_file_that_is_not_where_it_was_fails_its_sync() {
+        let hurts: [fn(&Path); 4] = [
+            |path| std::fs::remove_file(path).unwrap(),
+            |path| std::fs::rename(path, path.with_extension("moved")).unwrap(),
+            |path| File::options().write(true).open(path).unwrap().set_len(1).unwrap(),
+            |path| {
+                std::fs::remove_file(path).unwrap();
+                std::fs::write(path, b"another file").unwrap();
+            },
+        ];
+        for hurt in hurts {
+            let folder = tempfile::tempdir().unwrap();
+            let mut file = AppendFile::create(folder.path().join("a")).unwrap();
+            file.append(&[IoSlice::new(b"abc")]).unwrap();
+            file.sync().unwrap();
+
+            hurt(file.path());
+
+            file.sync().unwrap_err();
+            assert!(file.is_poisoned());
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl DirectWriter {
         };
         let direct = direct.ok_or_else(|| io::Error::other("the file system knows no direct writes"))?;
         direct.append(&mut file, vec![vec![0; 2 * WRITE_BYTES].into()])?;
-        file.sync()
+        file.sync_bytes()
     }
 
     /// Appends `parts` to `file`, the blocks in their middle directly. Returns the offset of the first byte.

@@ -33,7 +33,7 @@ use super::append_file::sync_parent;
 use super::space::{DiskSpace, DiskUse};
 use super::{DataStore, Inode, StoreError, remove_leftover};
 use crate::metrics::Metrics;
-use crate::model::Millis;
+use crate::model::{Millis, PhysicalFileId};
 use crate::runtime::{Clock, Entropy};
 
 /// The name beside the data.
@@ -462,6 +462,8 @@ struct Guarded {
     epoch: u64,
     /// In a folder: the file that is locked.
     inode: Option<Inode>,
+    /// In a folder: the folder itself, and that of the files where there is one.
+    folders: Mutex<Option<(Inode, Option<Inode>)>>,
     /// The last look at an object store that went well.
     looked: Mutex<Option<Looked>>,
     /// The thing that the last look found instead of the store.
@@ -483,8 +485,8 @@ impl StoreGuard {
     /// [`StoreError::Failed`] if the operating system does not tell which file that is.
     pub fn new(expected: StoreIdentity, epoch: u64, lock: &StoreLock, metrics: Metrics) -> Result<Self, StoreError> {
         let inode = lock.inode().map_err(|error| StoreError::failed("get", DATA_SIDE, error))?;
-        let (looked, lost) = (Mutex::default(), Mutex::default());
-        Ok(Self(Arc::new(Guarded { expected, epoch, inode, looked, lost, metrics })))
+        let (folders, looked, lost) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self(Arc::new(Guarded { expected, epoch, inode, folders, looked, lost, metrics })))
     }
 
     /// Whether the last look found another store, or none.
@@ -502,12 +504,32 @@ impl StoreGuard {
         let path = root.join(DATA_SIDE);
         let place = path.display().to_string();
         let (text, inode) = read_file_and_inode(&path)?.unzip();
-        let found = self.judge(text, &place).and_then(|()| match inode == self.0.inode {
+        let is_same = inode == self.0.inode && self.has_same_folders(root)?;
+        let found = self.judge(text, &place).and_then(|()| match is_same {
             true => Ok(()),
             // A copy has the same text. What is written to it, the next start on the other one does not find.
             false => Err(NotTheStore::Replaced { place, expected: self.0.expected.clone().into() }),
         });
         self.settle(found).map_err(io::Error::other)
+    }
+
+    /// Whether the folders are those of the first look: a copy of hard links has the same file in another folder, and a mount
+    /// may cover the files alone. One that was empty may have been tidied away.
+    fn has_same_folders(&self, root: &FilePath) -> io::Result<bool> {
+        let inode = |path: &FilePath| match fs::metadata(path) {
+            Ok(metadata) => Ok(Some(Inode::from(&metadata))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(folder) = inode(root)? else { return Ok(true) };
+        let files = inode(&root.join(PhysicalFileId::FOLDER))?;
+        let mut known = self.0.folders.lock();
+        let (known_folder, known_files) = known.get_or_insert((folder, files));
+        let is_same = folder == *known_folder && (files == *known_files || files.is_none() || known_files.is_none());
+        if is_same {
+            *known_files = files;
+        }
+        Ok(is_same)
     }
 
     /// Looks at an object store, unless that was done a moment ago.

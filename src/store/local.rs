@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +26,8 @@ use crate::runtime::Buffer;
 
 /// The folder for files that the catalog does not name.
 const LOST_AND_FOUND: &str = "lost+found";
+/// Folders within each other, of which a link may make endless many.
+const DEPTH_MAX: usize = 8;
 /// Bytes that are written again at a time.
 const AGAIN_BYTES: u64 = 1 << 20;
 /// Holes are punched in pages of the file system's block size, within these bounds.
@@ -187,9 +189,9 @@ impl LocalStore {
 
     pub(super) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let root = Arc::clone(&self.root);
-        let listed = blocking("list", "data", move || {
+        let listed = blocking("list", PhysicalFileId::FOLDER, move || {
             let mut found = vec![];
-            walk(&root, &root.join("data"), &mut found)?;
+            walk(&root, &root.join(PhysicalFileId::FOLDER), &mut found)?;
             found.sort();
             Ok(found)
         });
@@ -200,7 +202,14 @@ impl LocalStore {
         let root = Arc::clone(&self.root);
         let listed = blocking("list", LOST_AND_FOUND, move || {
             let (mut found, lost) = (vec![], root.join(LOST_AND_FOUND));
-            walk(&lost, &lost.join("data"), &mut found)?;
+            match walk(&lost, &lost.join(PhysicalFileId::FOLDER), &mut found) {
+                // That of a file system's root is its superuser's alone: nothing was ever set aside there.
+                Err(error) if is_not_ours(&error) => {
+                    tracing::debug!(%error, folder = %lost.display(), "files cannot be set aside there");
+                    found.clear();
+                }
+                walked => walked?,
+            }
             found.sort();
             Ok(found)
         });
@@ -324,7 +333,15 @@ impl AppendStore for LocalStore {
                     tracing::warn!(%error, "the disk takes no direct writes, files are written through the page cache");
                 }
             }
-            let file = AppendFile::create(&path)?;
+            let file = match AppendFile::create(&path) {
+                // Somebody has tidied empty folders away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    folders.lock().clear();
+                    create_folders(&root, path.parent().unwrap_or(&root))?;
+                    AppendFile::create(&path)
+                }
+                created => created,
+            }?;
             let buffers = direct.get().cloned().flatten();
             let direct = buffers.and_then(|buffers| DirectWriter::open(&path, buffers));
             Ok(Growing { file, direct })
@@ -419,7 +436,13 @@ fn read_range(path: &Path, name: &str, range: Range<u64>) -> Result<Bytes, Store
 /// Punches the whole pages within `ranges`; `None` if the file system cannot.
 fn punch(path: &Path, ranges: &[Range<u64>]) -> io::Result<Option<u64>> {
     let file = fs::OpenOptions::new().write(true).open(path)?;
-    let page = std::os::unix::fs::MetadataExt::blksize(&file.metadata()?).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
+    let metadata = file.metadata()?;
+    if metadata.nlink() > 1 {
+        return Err(io::Error::other(
+            "it has another name, as `cp -al` gives: who has that one would lose bytes. Copy the store without links",
+        ));
+    }
+    let page = metadata.blksize().clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX);
     let mut punched = 0;
     for range in ranges {
         let (from, to) = (range.start.next_multiple_of(page), range.end / page * page);
@@ -490,6 +513,12 @@ fn delete(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a folder belongs to somebody else, or is none.
+fn is_not_ours(error: &io::Error) -> bool {
+    let is_loop = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
+    is_loop || matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory)
+}
+
 fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, u64)>) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -497,12 +526,53 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, u64)>) -> io::Resul
     };
     for entry in entries {
         let entry = entry?;
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() {
+        // A folder may be a link to another disk. One that leads nowhere is told as what it is, and not as a folder.
+        let metadata = fs::metadata(entry.path()).or_else(|_| entry.metadata())?;
+        if metadata.is_dir() && folder.components().count() < root.components().count() + DEPTH_MAX {
             walk(root, &entry.path(), found)?;
         } else if let Ok(name) = entry.path().strip_prefix(root) {
             found.push((name.to_string_lossy().into_owned(), metadata.len()));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_another_name_is_not_punched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a"), folder.path().join("b"));
+        let bytes = vec![7; 4 * PAGE_BYTES_MIN as usize];
+        fs::write(&path, &bytes).unwrap();
+        fs::hard_link(&path, &other).unwrap();
+
+        punch(&path, &[0..bytes.len() as u64]).unwrap_err();
+
+        assert_eq!(fs::read(&other).unwrap(), bytes);
+        fs::remove_file(&other).unwrap();
+        if punch(&path, &[0..bytes.len() as u64]).unwrap().is_some() {
+            assert_eq!(fs::read(&path).unwrap(), vec![0; bytes.len()]);
+        }
+    }
+
+    #[test]
+    fn folders_behind_links_are_walked_and_a_link_to_itself_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, elsewhere) = (folder.path().join("root"), folder.path().join("elsewhere"));
+        fs::create_dir_all(root.join("data")).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("file"), b"abc").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, root.join("data/job")).unwrap();
+        std::os::unix::fs::symlink(root.join("data"), root.join("data/endless")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.join("data/broken")).unwrap();
+
+        let mut found = vec![];
+        walk(&root, &root.join("data"), &mut found).unwrap();
+
+        assert!(found.contains(&("data/job/file".to_owned(), 3)), "{found:?}");
+        assert!(found.iter().any(|(name, _)| name == "data/broken"), "{found:?}");
+    }
 }

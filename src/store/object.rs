@@ -289,7 +289,7 @@ impl ObjectFiles {
     }
 
     pub(super) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let prefix = self.prefix.clone().join("data");
+        let prefix = self.prefix.clone().join(PhysicalFileId::FOLDER);
         let listed: Result<Vec<_>, Error> = self.store.list(Some(&prefix)).try_collect().await;
         let listed = listed.map_err(|error| StoreError::failed("list", prefix.as_ref(), error))?;
         let name = |path: &Path| {

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
+use crate::model::PhysicalFileId;
 use crate::runtime::{Clock, Entropy};
 
 /// A store that was tried, and the catalog's place beside it.
@@ -329,7 +330,8 @@ impl StoreRoot {
         let client = |source| OpenError::Client { url: url.to_string(), source };
         match url {
             StoreUrl::File(folder) => {
-                let made = std::fs::create_dir_all(folder.join("data")).and_then(|()| std::path::absolute(folder));
+                let made = std::fs::create_dir_all(folder.join(PhysicalFileId::FOLDER))
+                    .and_then(|()| std::path::absolute(folder));
                 let folder = made.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
                 Ok(Self::Folder(folder))
             }

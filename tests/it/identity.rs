@@ -493,6 +493,16 @@ fn all(folder: &Path) -> Vec<(PathBuf, u64)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_that_a_copy_replaces_under_load_ends_the_daemon_and_all_that_was_answered_is_in_the_moved_one() {
+    replaced_under_load("-a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_that_a_copy_of_hard_links_replaces_under_load_ends_the_daemon_as_well() {
+    replaced_under_load("-al").await;
+}
+
+/// A copy that is made with `cp` and these flags takes the place of the folder.
+async fn replaced_under_load(flags: &str) {
     let root = tempfile::tempdir().unwrap();
     let (data, away) = (root.path().join("data"), root.path().join("away"));
     let small = [
@@ -520,13 +530,18 @@ async fn a_folder_that_a_copy_replaces_under_load_ends_the_daemon_and_all_that_w
     }
 
     fs::rename(&data, &away).unwrap();
-    assert!(std::process::Command::new("cp").arg("-a").args([&away, &data]).status().unwrap().success());
+    assert!(std::process::Command::new("cp").arg(flags).args([&away, &data]).status().unwrap().success());
     let copied = all(&data);
     let (status, log) = tokio::task::spawn_blocking(|| process.wait_end()).await.unwrap();
 
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(log.contains("was moved or replaced while the daemon was running"), "{log}");
-    assert_eq!(all(&data), copied, "something was written to the copy:\n{log}");
+    let now = all(&data);
+    match flags {
+        // Bytes that were on their way to open files are in both.
+        "-al" => assert_eq!(now.len(), copied.len(), "a file was begun in the copy:\n{log}"),
+        _ => assert_eq!(now, copied, "something was written to the copy:\n{log}"),
+    }
     putting.abort();
     drop(putting.await);
     while let Some(answer) = answers.recv().await {
@@ -540,6 +555,170 @@ async fn a_folder_that_a_copy_replaces_under_load_ends_the_daemon_and_all_that_w
     for (info, seed, len) in answered {
         assert!(client.get(&info.segment).await.unwrap() == pattern(seed, len), "segment {seed}");
     }
+}
+
+/// The log files of a catalog, oldest first.
+fn log_files(catalog: &Path) -> Vec<PathBuf> {
+    let mut found = files(&catalog.join("log"));
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_file_of_the_log_that_is_gone_refuses_the_start_and_with_it_back_everything_reads() {
+    let root = tempfile::tempdir().unwrap();
+    let small = [("ESKER__CATALOG__LOG_SEGMENT_SIZE", "64 kb".to_owned())];
+    let mut process = Process::spawn(root.path(), &small);
+    let ready = process.wait_ready();
+    let client = Client::new(&ready.api, None).unwrap();
+    client.create_job("j").await.unwrap();
+    let mut answered = vec![];
+    // Fewer than make the database write a table.
+    while log_files(&root.path().join("data/catalog")).len() < 3 {
+        let seed = answered.len() as u64;
+        answered.push(client.put("j", &checkpoint(1), None, pattern(seed, 900).into()).await.unwrap());
+    }
+    drop(process);
+    let folder = root.path().join("data/catalog/log");
+    let log = log_files(&root.path().join("data/catalog"));
+    let refused = |what: &str| {
+        let (status, text) = Process::spawn(root.path(), &small).wait_end();
+        assert_eq!(status.code(), Some(2), "{what}: {text}");
+        assert!(text.contains("a file of the catalog log is gone"), "{what}: {text}");
+    };
+
+    for (what, file) in [("a hole", &log[log.len() - 2]), ("the newest", &log[log.len() - 1])] {
+        let away = root.path().join("away");
+        fs::rename(file, &away).unwrap();
+        refused(what);
+        fs::rename(&away, file).unwrap();
+    }
+    let newest = &log[log.len() - 1];
+    let bytes = fs::read(newest).unwrap();
+    fs::write(newest, b"").unwrap();
+    refused("an empty one");
+    fs::write(newest, bytes).unwrap();
+    let away = root.path().join("away");
+    fs::create_dir(&away).unwrap();
+    log.iter().for_each(|file| fs::rename(file, away.join(file.file_name().unwrap())).unwrap());
+    refused("none at all");
+    log.iter().for_each(|file| fs::rename(away.join(file.file_name().unwrap()), file).unwrap());
+    assert!(folder.is_dir());
+
+    let mut process = Process::spawn(root.path(), &small);
+    let client = Client::new(&process.wait_ready().api, None).unwrap();
+    for (seed, info) in answered.iter().enumerate() {
+        assert!(client.get(&info.segment).await.unwrap() == pattern(seed as u64, 900), "segment {seed}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_answered_with_bytes_of_a_file_that_was_deleted_under_the_daemon() {
+    let root = tempfile::tempdir().unwrap();
+    let mut process = Process::spawn(root.path(), &[]);
+    let ready = process.wait_ready();
+    let client = Client::new(&ready.api, None).unwrap();
+    client.create_job("j").await.unwrap();
+    client.put("j", &checkpoint(1), None, pattern(1, LEN).into()).await.unwrap();
+    for file in files(&root.path().join("data/data")) {
+        fs::remove_file(file).unwrap();
+    }
+
+    let mut answered = vec![];
+    for seed in 0..20 {
+        if let Ok(info) = client.put("j", &checkpoint(1), None, pattern(seed, LEN).into()).await {
+            answered.push((info, seed));
+        }
+    }
+
+    assert!(answered.len() > 10, "only {} were answered", answered.len());
+    for (info, seed) in &answered {
+        assert!(client.get(&info.segment).await.unwrap() == pattern(*seed, LEN), "segment {seed}");
+    }
+
+    for file in log_files(&root.path().join("data/catalog")) {
+        fs::remove_file(file).unwrap();
+    }
+    client.put("j", &checkpoint(1), None, pattern(1, 900).into()).await.unwrap_err();
+    let (status, log) = tokio::task::spawn_blocking(move || process.wait_end()).await.unwrap();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("was deleted or moved while it was written"), "{log}");
+}
+
+#[tokio::test]
+async fn a_mount_over_the_files_alone_is_noticed_and_a_folder_that_was_tidied_away_is_made_again() {
+    let daemon = TestDaemon::start(&[]).await;
+    let (data, away) = (daemon.folder().join("data"), daemon.folder().join("away"));
+    daemon.client.create_job("a").await.unwrap();
+    let put = async |seed| daemon.client.put("a", &checkpoint(seed), None, pattern(seed, LEN).into()).await;
+    let first = put(1).await.unwrap();
+    fs::rename(&data, &away).unwrap();
+    fs::create_dir(&data).unwrap();
+    daemon.client.create_job("b").await.unwrap();
+
+    let refused = daemon.client.put("b", &checkpoint(1), None, pattern(2, LEN).into()).await.unwrap_err();
+
+    assert_eq!(refused.status(), Some(StatusCode::SERVICE_UNAVAILABLE), "{refused}");
+    assert_eq!(files(&data).len(), 0);
+    fs::remove_dir(&data).unwrap();
+    fs::rename(&away, &data).unwrap();
+    assert!(daemon.client.get(&first.segment).await.unwrap() == pattern(1, LEN));
+    daemon.client.flush("a").await.unwrap();
+    daemon.client.subsume("a", 1).await.unwrap();
+    daemon.metric_becomes("esker_physical_files_deleted_total", 1.0).await;
+    for folder in fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path()) {
+        fs::remove_dir(folder).unwrap();
+    }
+    let second = put(2).await.unwrap();
+    assert!(daemon.client.get(&second.segment).await.unwrap() == pattern(2, LEN));
+}
+
+#[tokio::test]
+async fn a_folder_of_files_may_be_a_link_and_lost_and_found_somebody_elses() {
+    let mut world = World::new();
+    let (process, ready) = world.start();
+    world.put(&ready, "j", 10).await;
+    drop(process);
+    let folder = fs::read_dir(world.data().join("data")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&folder, world.away()).unwrap();
+    std::os::unix::fs::symlink(world.away(), &folder).unwrap();
+    let lost = world.data().join("lost+found");
+    let strangers: [fn(&Path); 3] = [
+        |path| fs::write(path, b"a file").unwrap(),
+        |path| std::os::unix::fs::symlink("lost+found", path).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+    ];
+
+    for stranger in strangers {
+        stranger(&lost);
+        let (process, ready) = world.start();
+        world.assert_readable(&ready).await;
+        drop(process);
+        fs::remove_file(&lost).or_else(|_| fs::remove_dir(&lost)).unwrap();
+    }
+}
+
+#[test]
+fn a_command_of_another_user_is_refused_before_it_makes_anything() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can give a file to another user");
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let mut process = Process::spawn(root.path(), &[]);
+    process.wait_ready();
+    process.terminate();
+    let data = root.path().join("data");
+    std::os::unix::fs::chown(data.join("ESKER"), Some(4242), None).unwrap();
+    let before = all(&data);
+
+    for (command, more) in [("verify", &[][..]), ("du", &[]), ("gc", &["--dry-run"]), ("verify", &["--repair"])] {
+        let (code, text) = run(command, &data, more);
+        assert_eq!(code, Some(2), "{command}: {text}");
+        assert!(text.contains("is of user 4242") && text.contains("sudo -u '#4242'"), "{command}: {text}");
+    }
+    assert_eq!(all(&data), before);
 }
 
 /// Makes a folder look as an older version left it.

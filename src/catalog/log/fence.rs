@@ -19,13 +19,19 @@ use crate::store::append_file::sync_parent;
 use crate::store::space::DiskUse;
 
 /// The three files by which owners agree on who writes.
+///
+/// FENCE also says which log file is the newest that has a durable frame. The newest is never collected, so a folder without
+/// it has lost frames that were answered, though nothing that is there says so.
 pub(super) struct FenceFiles {
     turn: File,
     fence: File,
     data: File,
 }
 
+/// A number and its checksum.
 const FENCE_LEN: usize = 12;
+/// Where the first id of the newest log file is.
+const NEWEST_AT: u64 = FENCE_LEN as u64;
 
 impl FenceFiles {
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
@@ -51,9 +57,7 @@ impl FenceFiles {
         if self.read().map_err(unavailable)?.is_some_and(|highest| highest >= epoch) {
             return Err(WalError::Fenced);
         }
-        let mut bytes = [0; FENCE_LEN];
-        bytes[..8].copy_from_slice(&epoch.to_le_bytes());
-        bytes[8..].copy_from_slice(&crc32c(&[&epoch.to_le_bytes()]).to_le_bytes());
+        let bytes = sealed(epoch);
         // FENCE first, then DATA, the other way round than a writer (`enter`): every write that did not see the new epoch is
         // over when DATA can be locked. Some file systems need room even where there was something before.
         space
@@ -80,19 +84,45 @@ impl FenceFiles {
         }
     }
 
+    /// Records that the log file that begins with `first_id` is the newest one. Its first frame is durable.
+    ///
+    /// # Errors
+    /// The operating system's. The log goes on as well without: it then knows of the one before alone.
+    pub(super) fn note_newest(&self, first_id: u64, space: &DiskSpace) -> io::Result<()> {
+        space.insist(DiskUse::Catalog, || self.fence.write_all_at(&sealed(first_id), NEWEST_AT))?;
+        self.fence.sync_data()
+    }
+
+    /// The first id of the newest log file that has a durable frame; `None` if nobody has told.
+    pub(super) fn newest(&self) -> io::Result<Option<u64>> {
+        self.read_at(NEWEST_AT)
+    }
+
     /// The epoch in FENCE; `None` if there is none, or it is being written.
     fn read(&self) -> io::Result<Option<u64>> {
+        self.read_at(0)
+    }
+
+    fn read_at(&self, at: u64) -> io::Result<Option<u64>> {
         let mut bytes = [0; FENCE_LEN];
-        match self.fence.read_exact_at(&mut bytes, 0) {
+        match self.fence.read_exact_at(&mut bytes, at) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         }
         let mut rest = &bytes[..];
-        let epoch = rest.get_u64_le();
-        let good = rest.get_u32_le() == crc32c(&[&epoch.to_le_bytes()]);
-        Ok(good.then_some(epoch))
+        let number = rest.get_u64_le();
+        let good = rest.get_u32_le() == crc32c(&[&number.to_le_bytes()]);
+        Ok(good.then_some(number))
     }
+}
+
+/// A number as it stands in FENCE.
+fn sealed(number: u64) -> [u8; FENCE_LEN] {
+    let mut bytes = [0; FENCE_LEN];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes[8..].copy_from_slice(&crc32c(&[&number.to_le_bytes()]).to_le_bytes());
+    bytes
 }
 
 /// The right to fence, given back on drop.

@@ -9,7 +9,8 @@
 //! append -> current frame -> (flusher thread) -> write, fdatasync -> SlateDB's durable sequence
 //!                                                                    number -> waiters
 //! <folder>/TURN   locked by the one opener that is fencing
-//! <folder>/FENCE  the highest epoch that may write: u64 and its CRC32C, both little-endian
+//! <folder>/FENCE  the highest epoch that may write: u64 and its CRC32C, both little-endian; then likewise the first
+//!                 id of the newest log file that has a durable frame
 //! <folder>/DATA   locked shared around every flush, exclusive by the fencer
 //! <folder>/<epoch>-<first id>.log   log files, format.rs
 //! ```
@@ -31,13 +32,16 @@
 //!   ([`DiskSpace`]). With nothing left it waits.
 //! - What is not known to be durable at an open is written anew before it is replayed: after a failed sync the pages of a
 //!   file may be what was written while the disk has something else, and the next sync says nothing of it.
-//! - A log file is deleted when the latest manifest needs none of its frames, and never the newest.
+//! - A log file is deleted when the latest manifest needs none of its frames, and never the newest. Ids have no gaps, so a file
+//!   that somebody else has deleted is missed.
+//! - What is synced is where the next start looks for it.
 //!
 //! # Crash
 //!
 //! | crash during | leaves | healed at the next open by |
 //! | --- | --- | --- |
-//! | creating a log file | a file without a frame, perhaps without a whole header | deleting it |
+//! | creating a log file | a file without a frame, perhaps without a whole header | writing the header; the next one begins with the same id |
+//! | recording it in FENCE | a FENCE that names the one before | nothing to do: then only a loss of this one goes unnoticed |
 //! | writing a frame | a torn tail, never answered | copying it to `lost+found`, cutting it, `fdatasync` |
 //! | `fdatasync`, or after it failed | a whole frame in the page cache | writing it again, `fdatasync`, before it is replayed |
 //! | answering | a durable frame | replay: it counts |

@@ -14,11 +14,14 @@
 //!    later frame knows to be durable are written again, as they are and where they are. Then all is synced.
 //! 5. Continue the ids behind the last frame.
 //!
+//! Ids have no gaps, and the newest log file is never collected: a log of which a file is gone is not opened.
+//!
 //! # Source
 //! The three conditions in the documentation of SlateDB's `wal::WriterInit`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -32,7 +35,6 @@ use super::format::{LOG_FILE_HEADER_LEN, LogFileHeader, LogFrame, MalformedLog};
 use super::kept::keep;
 use super::scan::{ScanEnd, scan, uncertain_from};
 use super::writer::LogWriter;
-use crate::store::append_file::sync_parent;
 use crate::store::space::{DiskUse, is_full};
 
 /// Opens a [`Log`] for SlateDB.
@@ -69,7 +71,9 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
     // Before anything is read: from here on no older owner adds a frame behind what is read.
     let _turn = fence.raise(epoch, &log.space)?;
     let log_files = list_log_files(&log.folder).map_err(unavailable)?;
+    let newest = fence.newest().map_err(unavailable)?;
     let (last_id, opened) = open_log_files(&log, &log_files, replay_after)?;
+    check_newest(&log_files, &opened, newest, replay_after)?;
     let writer = LogWriter::start(Arc::clone(&log), fence, epoch, last_id)?;
     let replay = Replay { log, log_files: opened.into_iter(), replay_after, frames: Bytes::new() };
     Ok(TakenOver { replay, writer })
@@ -91,11 +95,13 @@ fn open_log_files(
         if next.is_some_and(|next| next.first_id <= replay_after + 1) {
             continue; // a collector may delete it at any time
         }
-        last_id = last_id.max(header.first_id.saturating_sub(1));
-        let Some((log_file, last_in_log_file)) = open_log_file(log, *header, next.is_none())? else { continue };
+        if header.first_id > last_id + 1 {
+            return Err(gone(last_id + 1..header.first_id));
+        }
+        let log_file = open_log_file(log, *header, next.is_none())?;
         durable_id = durable_id.max(log_file.durable_id);
         // Of a log file without a frame, the next owner has used the first id again.
-        let used = last_in_log_file.unwrap_or(header.first_id.saturating_sub(1));
+        let used = log_file.last_id.unwrap_or(header.first_id.saturating_sub(1));
         if next.is_some_and(|next| next.first_id <= used) {
             return Err(damaged(*header, MalformedLog::Field("order of log files")));
         }
@@ -109,13 +115,30 @@ fn open_log_files(
     Ok((last_id, opened))
 }
 
-/// Opens one log file and returns it with the id of its last frame; `None` if it was the last and there was no frame in it,
-/// it is deleted then.
-fn open_log_file(
-    log: &Log,
-    header: LogFileHeader,
-    is_last: bool,
-) -> Result<Option<(OpenLogFile, Option<u64>)>, WalError> {
+/// Checks that the newest log file is there, with a frame: `newest` is the first id of it, where somebody has told.
+fn check_newest(
+    log_files: &[LogFileHeader],
+    opened: &[OpenLogFile],
+    newest: Option<u64>,
+    replay_after: u64,
+) -> Result<(), WalError> {
+    let last = log_files.last();
+    match newest {
+        // A log file that is newer may have been begun, and not have come to a frame.
+        Some(newest) if last.is_none_or(|last| last.first_id < newest) => Err(gone(newest..newest + 1)),
+        Some(newest) => match opened.iter().filter(|log_file| log_file.header.first_id == newest).next_back() {
+            Some(log_file) if log_file.last_id.is_none() => Err(gone(newest..newest + 1)),
+            _ => Ok(()),
+        },
+        // Where there are tables there was a log, and its newest file is never deleted.
+        None if last.is_none() && replay_after > 0 => Err(gone(replay_after + 1..replay_after + 2)),
+        None => Ok(()),
+    }
+}
+
+/// Opens one log file. If it is the last and there is no whole frame in it, its header alone is left: the newest log file stays,
+/// so that its loss is noticed.
+fn open_log_file(log: &Log, header: LogFileHeader, is_last: bool) -> Result<OpenLogFile, WalError> {
     let path = log.folder.join(header.file_name());
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(unavailable)?;
     let bytes = read_up_to(&file, None).map_err(unavailable)?;
@@ -126,8 +149,11 @@ fn open_log_file(
         {
             keep_tail(log, header, &bytes, 0, error)?;
         }
-        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(unavailable)?;
-        return Ok(None);
+        let reset =
+            || file.set_len(0).and_then(|()| file.write_all_at(&header.encode(), 0)).and_then(|()| file.sync_all());
+        log.space.insist(DiskUse::Catalog, reset).map_err(unavailable)?;
+        let good_len = LOG_FILE_HEADER_LEN as u64;
+        return Ok(OpenLogFile { header, file, good_len, last_id: None, durable_id: 0 });
     }
     match scan.end {
         ScanEnd::Clean => {}
@@ -138,8 +164,7 @@ fn open_log_file(
         ScanEnd::Torn(error) | ScanEnd::Damaged(error) => return Err(damaged(header, error)),
     }
     let good_len = scan.good_len as u64;
-    let log_file = OpenLogFile { header, file, good_len, last_id: scan.last_id, durable_id: scan.durable_id };
-    Ok(Some((log_file, scan.last_id)))
+    Ok(OpenLogFile { header, file, good_len, last_id: scan.last_id, durable_id: scan.durable_id })
 }
 
 /// Copies aside what is about to be cut off a log file, and says so.
@@ -254,6 +279,21 @@ fn damaged(log_file: LogFileHeader, source: MalformedLog) -> WalError {
     WalError::DataError(Arc::new(DamagedLogFile { name: log_file.file_name(), source }))
 }
 
+fn gone(frames: Range<u64>) -> WalError {
+    WalError::DataError(Arc::new(LostLogFile { first: frames.start, next: frames.end }))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a file of the catalog log is gone, or empty: there is no frame {first}{}. Bring catalog/log back as it was; without it \
+     answered writes are lost, and `esker rebuild --replace` makes a catalog of what is in the physical files",
+    match next - first { 1 => String::new(), _ => format!(" to {}", next - 1) }
+)]
+struct LostLogFile {
+    first: u64,
+    next: u64,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("file {name} of the catalog log is damaged")]
 struct DamagedLogFile {
@@ -264,6 +304,7 @@ struct DamagedLogFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::Path;
 
     use slatedb::{RowEntry, ValueDeletable};
@@ -276,7 +317,7 @@ mod tests {
 
     fn log_in(folder: &Path) -> Arc<Log> {
         let lock = folder.join("LOCK");
-        let anchor = Anchor::new(lock.clone(), &File::create(lock).unwrap()).unwrap();
+        let anchor = Anchor::new(lock.clone(), &File::create(lock).unwrap(), &[]).unwrap();
         Log::new(folder.to_owned(), anchor, 1 << 20, Traffic::catalog(Metrics::new()), DiskSpace::default())
     }
 
@@ -301,20 +342,71 @@ mod tests {
     }
 
     fn open_all(folder: &Path) -> Result<u64, WalError> {
+        open_beyond(folder, None, 0)
+    }
+
+    /// Opens what is beyond a replay point; the log file that begins with `newest` had a frame.
+    fn open_beyond(folder: &Path, newest: Option<u64>, replay_after: u64) -> Result<u64, WalError> {
         let log_files = list_log_files(folder).unwrap();
-        open_log_files(&log_in(folder), &log_files, 0).map(|(last_id, _)| last_id)
+        let (last_id, opened) = open_log_files(&log_in(folder), &log_files, replay_after)?;
+        check_newest(&log_files, &opened, newest, replay_after).map(|()| last_id)
+    }
+
+    fn is_refused(opened: Result<u64, WalError>) -> bool {
+        matches!(opened, Err(WalError::DataError(_)))
     }
 
     #[test]
     fn an_owner_that_died_before_its_first_frame_leaves_nothing_in_the_way() {
+        for torn in [0, 4, LOG_FILE_HEADER_LEN] {
+            let folder = tempfile::tempdir().unwrap();
+            write_log_file(folder.path(), 1, 1, &[1, 2]);
+            let empty = write_log_file(folder.path(), 2, 3, &[]);
+            let path = folder.path().join(empty.file_name());
+            File::options().write(true).open(&path).unwrap().set_len(torn as u64).unwrap();
+
+            assert_eq!(open_beyond(folder.path(), Some(1), 0).unwrap(), 2);
+            // The next owner begins with the same id, and the collector may have deleted all but the newest.
+            assert_eq!(fs::read(&path).unwrap(), empty.encode());
+            fs::remove_file(folder.path().join(LogFileHeader { epoch: 1, first_id: 1 }.file_name())).unwrap();
+            assert_eq!(open_beyond(folder.path(), Some(1), 2).unwrap(), 2);
+            write_log_file(folder.path(), 3, 3, &[3]);
+            assert_eq!(open_beyond(folder.path(), Some(3), 2).unwrap(), 3);
+        }
+    }
+
+    #[test]
+    fn a_log_of_which_a_file_is_gone_is_not_opened() {
         let folder = tempfile::tempdir().unwrap();
-        write_log_file(folder.path(), 1, 1, &[1, 2]);
-        let empty = write_log_file(folder.path(), 2, 3, &[]);
+        let files = [(1, 1..4), (2, 4..6), (2, 6..9)];
+        let files = files.map(|(epoch, ids)| write_log_file(folder.path(), epoch, ids.start, &ids.collect::<Vec<_>>()));
+        assert_eq!(open_beyond(folder.path(), Some(6), 0).unwrap(), 8);
 
-        let last_id = open_all(folder.path()).unwrap();
+        for (index, file) in files.iter().enumerate() {
+            let path = folder.path().join(file.file_name());
+            let bytes = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            assert!(is_refused(open_beyond(folder.path(), Some(6), 0)), "without file {index}");
+            // Where its frames are in tables, the collector may have deleted it, unless it is the newest.
+            let in_tables =
+                open_beyond(folder.path(), Some(6), files.get(index + 1).map_or(8, |next| next.first_id - 1));
+            assert_eq!(in_tables.is_ok(), index < 2, "without file {index}");
+            fs::write(&path, bytes).unwrap();
+        }
+        let newest = folder.path().join(files[2].file_name());
+        for len in [0, LOG_FILE_HEADER_LEN] {
+            File::options().write(true).open(&newest).unwrap().set_len(len as u64).unwrap();
+            assert!(is_refused(open_beyond(folder.path(), Some(6), 7)), "the newest cut to {len} bytes");
+        }
+    }
 
-        assert_eq!(last_id, 2);
-        assert!(!folder.path().join(empty.file_name()).exists());
+    #[test]
+    fn a_log_whose_folder_is_empty_is_not_opened_where_there_are_tables() {
+        let folder = tempfile::tempdir().unwrap();
+
+        assert_eq!(open_beyond(folder.path(), None, 0).unwrap(), 0);
+        assert!(is_refused(open_beyond(folder.path(), None, 1)));
+        assert!(is_refused(open_beyond(folder.path(), Some(1), 0)));
     }
 
     #[test]
@@ -326,7 +418,7 @@ mod tests {
         assert_eq!(open_all(folder.path()).unwrap(), 3);
 
         write_log_file(folder.path(), 4, 3, &[3]);
-        assert!(matches!(open_all(folder.path()), Err(WalError::DataError(_))));
+        assert!(is_refused(open_all(folder.path())));
     }
 
     #[test]
@@ -356,7 +448,7 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
 
         assert_eq!(open_all(&folder).unwrap(), 1);
-        assert!(!path.exists());
+        assert_eq!(fs::read(&path).unwrap(), second.encode());
         assert_eq!(kept(second, 0), bytes);
         assert_eq!(fs::read_dir(root.path().join("lost+found")).unwrap().count(), 2);
     }

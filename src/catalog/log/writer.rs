@@ -396,6 +396,9 @@ impl Flusher {
                     append(&self.log, log_file, &parts)
                 },
             );
+            if is_new && written.is_ok() {
+                self.note_newest(first_id);
+            }
             // Not held while this waits for room: a successor must not wait for the same.
             drop(permit);
             match written {
@@ -414,6 +417,13 @@ impl Flusher {
             log_file_first_id: is_new.then_some(first_id),
             buffer: frames.pop_back().map(|(_, frame)| frame.into_buffer()),
         })
+    }
+
+    /// Lets the next owner know what it has to find.
+    fn note_newest(&self, first_id: u64) {
+        if let Err(error) = self.fence.note_newest(first_id, &self.log.space) {
+            tracing::warn!(%error, first_id, "the log could not record its newest file, whose loss would go unnoticed");
+        }
     }
 
     /// Waits a moment. `waits` is whether it has been waiting.
@@ -519,5 +529,8 @@ fn append(log: &Log, log_file: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Re
         return Err(io::ErrorKind::StorageFull.into());
     }
     // Synced before anything more is written: only the end of a log file can be torn.
-    log.traffic.time_blocking(StoreOperation::Append, || log_file.append(parts).and_then(|_| log_file.sync()))
+    let synced =
+        log.traffic.time_blocking(StoreOperation::Append, || log_file.append(parts).and_then(|_| log_file.sync()));
+    // If it is not where it was, the whole catalog may have been moved: that is then the cause.
+    synced.or_else(|error| log.anchor.look().and(Err(error)))
 }

@@ -334,7 +334,7 @@ mod tests {
 
     fn anchor_in(folder: &std::path::Path) -> Anchor {
         let lock = folder.join("LOCK");
-        Anchor::new(lock.clone(), &std::fs::File::create(lock).unwrap()).unwrap()
+        Anchor::new(lock.clone(), &std::fs::File::create(lock).unwrap(), &[]).unwrap()
     }
 
     #[tokio::test]

@@ -534,6 +534,7 @@ const OBJECTS_LOG: &str = "objects";
 const LOCAL_LOG: &str = "local-log";
 /// The database below the folder of a local journal.
 const LOCAL_DB: &str = "db";
+const LOCAL_LOG_FOLDER: &str = "log";
 
 /// Whether a journal is opened as it is, or begun to be rebuilt.
 #[derive(Clone, Copy)]
@@ -620,7 +621,7 @@ async fn open_local(
     let prefix = Path::from(LOCAL_DB);
     let marker = JournalMarker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG).in_folder(&folder);
     let epochs_before = opening.check(&marker).await?;
-    let log = Log::new(folder.join("log"), anchor.clone(), settings.log_segment_bytes, traffic, space);
+    let log = Log::new(folder.join(LOCAL_LOG_FOLDER), anchor.clone(), settings.log_segment_bytes, traffic, space);
     let log = AbortOnDrop(log);
     let slate_settings = slate_settings(settings, Updates::Unconditional);
     let ticks = Arc::new(Ticks(settings.clock.clone()));
@@ -663,7 +664,8 @@ async fn open_local(
 /// Creates the folder and locks it for as long as the returned file is open.
 fn lock_folder(folder: &FilePath) -> Result<(File, Anchor, LocalFileSystem), JournalError> {
     let unavailable = |error: io::Error| JournalError::Unavailable(error.into());
-    std::fs::create_dir_all(folder.join("db")).map_err(unavailable)?;
+    std::fs::create_dir_all(folder.join(LOCAL_DB)).map_err(unavailable)?;
+    std::fs::create_dir_all(folder.join(LOCAL_LOG_FOLDER)).map_err(unavailable)?;
     let lock =
         File::options().write(true).create(true).truncate(false).open(folder.join("LOCK")).map_err(unavailable)?;
     lock.try_lock().map_err(|error| match error {
@@ -672,9 +674,9 @@ fn lock_folder(folder: &FilePath) -> Result<(File, Anchor, LocalFileSystem), Jou
     })?;
     // The folder's name and the lock's must survive a power cut together with what is written below them.
     sync_parent(&folder.join("LOCK")).and_then(|()| sync_parent(folder)).map_err(unavailable)?;
-    let anchor = Anchor::new(folder.join("LOCK"), &lock).map_err(unavailable)?;
+    let anchor = Anchor::new(folder.join("LOCK"), &lock, &[LOCAL_DB, LOCAL_LOG_FOLDER]).map_err(unavailable)?;
     // Under the lock: before it, the files may be those of a daemon that is writing them.
-    remove_staged(&folder.join("db")).map_err(unavailable)?;
+    remove_staged(&folder.join(LOCAL_DB)).map_err(unavailable)?;
     let store = LocalFileSystem::new_with_prefix(folder)?.with_fsync(true);
     Ok((lock, anchor, store))
 }
