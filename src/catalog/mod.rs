@@ -445,6 +445,7 @@ mod tests {
             store: Arc::new(InMemory::new()),
             prefix: Path::from("catalog"),
             can: Capabilities::OBJECT,
+            log: None,
         };
         let visit = |_, _| Ok::<(), std::convert::Infallible>(());
         let journal = Journal::open(placement, JournalSettings::default(), visit).await.unwrap();
@@ -482,6 +483,7 @@ mod tests {
             store: Arc::<InMemory>::clone(&store),
             prefix: Path::from("catalog"),
             can: Capabilities::OBJECT,
+            log: None,
         };
         let visit = |_, _| Ok::<(), std::convert::Infallible>(());
         let journal = Journal::open(placement(), JournalSettings::default(), visit).await.unwrap();

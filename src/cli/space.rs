@@ -71,7 +71,7 @@ pub(super) fn du(args: &DuArgs) -> anyhow::Result<ExitCode> {
         Some(settings) => {
             let job = args.job.as_deref().map(str::parse).transpose()?;
             block_on(async {
-                let folder = Stopped::open(&settings).await?;
+                let folder = open(&settings).await?;
                 let info = SpaceInfo::from(&folder.space(&settings, args.by, job.as_ref()));
                 folder.close().await?;
                 Ok(info)
@@ -116,7 +116,7 @@ pub(super) fn reclaim(args: &ReclaimArgs) -> anyhow::Result<ExitCode> {
     match (args.at.storage.stopped()?, args.dry_run) {
         (Some(settings), true) => {
             let plan = block_on(async {
-                let folder = Stopped::open(&settings).await?;
+                let folder = open(&settings).await?;
                 let plan = ReclaimPlan::from(&folder.reclaim_plan(&settings));
                 folder.close().await?;
                 Ok(plan)
@@ -206,8 +206,15 @@ fn print_set_aside(file: &SetAsideFile) {
     println!("in lost+found       {}  {}{kept}", file.file, bytes(file.bytes));
 }
 
-async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
+/// Opens a storage, and says what of it cannot be seen.
+async fn open(settings: &Settings) -> anyhow::Result<Stopped> {
     let folder = Stopped::open(settings).await?;
+    folder.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(folder)
+}
+
+async fn look(settings: &Settings) -> anyhow::Result<GcReport> {
+    let folder = open(settings).await?;
     let report = GcReport::from(&folder.gc_state(settings).await?);
     folder.close().await?;
     Ok(report)

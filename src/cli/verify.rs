@@ -69,8 +69,9 @@ async fn look(args: &VerifyArgs) -> anyhow::Result<VerifyReport> {
     };
     let verified = compare(&stopped.state, &stopped.data, &stopped.catalog, args.read_data, &show).await?;
     shown.lock().finish_and_clear();
+    let notes = stopped.notes().into_iter().chain(verified.notes).collect();
     stopped.close().await?;
-    Ok(VerifyReport { actions, ..verified })
+    Ok(VerifyReport { actions, notes, ..verified })
 }
 
 fn begin(shown: &Mutex<ProgressBar>, template: &str, what: &'static str, len: u64) {

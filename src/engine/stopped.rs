@@ -154,6 +154,19 @@ impl Stopped {
         Ok(actions)
     }
 
+    /// Tells what could not be seen.
+    pub fn notes(&self) -> Vec<String> {
+        let hidden = self.catalog.hidden().into_iter();
+        let note = |log_file| {
+            format!(
+                "file {log_file} of the catalog's log is open, and HDFS shows nobody the end of it: the last commits are not \
+                 counted, so what was stored or deleted since may look wrong. A start of the daemon closes the file, and so \
+                 does a daemon that runs and has nothing to do"
+            )
+        };
+        hidden.map(note).collect()
+    }
+
     /// Gives the folder free.
     ///
     /// # Errors

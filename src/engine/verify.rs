@@ -46,7 +46,8 @@ pub struct VerifyReport {
     pub read_bytes: u64,
     /// The repairs that were made.
     pub actions: Vec<String>,
-    /// Leftovers of a crash that the next start sets aside or a sweep deletes: nobody was answered for them.
+    /// Leftovers of a crash that the next start sets aside or a sweep deletes, for which nobody was answered; and what could
+    /// not be seen.
     pub notes: Vec<String>,
     /// The faults that were found.
     pub faults: Vec<String>,

@@ -158,6 +158,7 @@ mod tests {
                 store: Arc::new(InMemory::new()),
                 prefix: Path::from("catalog"),
                 can: Capabilities::OBJECT,
+                log: None,
             };
             let visit = |_, _| Ok::<(), std::convert::Infallible>(());
             let journal = Journal::open(placement, JournalSettings::default(), visit).await.unwrap();

@@ -28,6 +28,7 @@ mod inode;
 mod leftover;
 mod local;
 mod local_copy;
+mod log_folder;
 mod object;
 mod open;
 mod opened;
@@ -53,6 +54,9 @@ pub use inode::Inode;
 pub use leftover::remove_leftover;
 pub use local::LocalStore;
 pub use local_copy::LocalCopy;
+#[cfg(test)]
+pub(crate) use log_folder::memory as log_memory;
+pub use log_folder::{LogFolder, VisibleBytes};
 pub use object::{FileUpload, ObjectFiles, TOMBSTONE};
 pub use open::{OpenError, OpenedStore, open, open_data, place_of_catalog};
 pub use opened::OpenedFile;

@@ -12,7 +12,7 @@ use object_store::{Error, ObjectStore};
 
 use super::azure::{AzureObjects, azure};
 use super::gcs::gcs;
-use super::hdfs::{HdfsClient, HdfsFault, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
+use super::hdfs::{HdfsClient, HdfsFault, HdfsLogFolder, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
 use super::s3::s3;
 use super::{
     Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
@@ -193,8 +193,9 @@ fn hdfs_store(hdfs: HdfsClient, settings: &StoreSettings, traffic: Traffic) -> H
 }
 
 fn hdfs_catalog(hdfs: HdfsClient, settings: &StoreSettings, traffic: Traffic) -> Placement {
+    let log = HdfsLogFolder::new(hdfs.clone(), "catalog/log".to_owned(), traffic.clone());
     let store = hdfs_objects(hdfs, settings, traffic);
-    Placement::Object { store, prefix: Path::from("catalog"), can: Capabilities::HDFS }
+    Placement::Object { store, prefix: Path::from("catalog"), can: Capabilities::HDFS, log: Some(Arc::new(log)) }
 }
 
 fn catalog_in(folder: impl AsRef<FilePath>) -> PathBuf {
@@ -303,7 +304,7 @@ impl Bucket {
 
     fn catalog(&self, traffic: Traffic) -> Placement {
         let store = Arc::new(self.counted(traffic));
-        Placement::Object { store, prefix: self.prefix.clone().join("catalog"), can: self.can }
+        Placement::Object { store, prefix: self.prefix.clone().join("catalog"), can: self.can, log: None }
     }
 
     fn limited(

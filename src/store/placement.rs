@@ -7,7 +7,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::path::Path;
 
-use super::{CATALOG_SIDE, Capabilities, DiskSpace, IdentitySlot, Traffic};
+use super::{CATALOG_SIDE, Capabilities, DiskSpace, IdentitySlot, LogFolder, Traffic};
 
 /// A place for the catalog's journal.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub enum Placement {
         prefix: Path,
         /// The abilities of the store.
         can: Capabilities,
+        /// Where a new journal's log goes, if files there can be appended to; else it is made of objects.
+        log: Option<Arc<dyn LogFolder>>,
     },
     /// In a folder on a local disk, which is created if need be: the database in `db`, the log in
     /// `log`, the lock in `LOCK`, what was cut off the log in `lost+found`.

@@ -6,6 +6,8 @@
 
 #![allow(clippy::clone_on_ref_ptr, clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod catalog_log;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;

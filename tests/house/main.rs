@@ -59,6 +59,7 @@ const CIRCLES_THROUGH_MOD: [(&str, &[&str]); 8] = [
             "hdfs",
             "identity",
             "local",
+            "log_folder",
             "mod",
             "object",
             "open",

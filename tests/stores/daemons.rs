@@ -224,7 +224,9 @@ async fn no_name_is_written_twice_within_a_second() {
 async fn a_name_that_is_written_too_soon_is_written_a_moment_later() {
     let place = on_gcs().await;
     let opened = place.open().await;
-    let esker::store::Placement::Object { store, prefix, can } = opened.catalog else { panic!("not an object store") };
+    let esker::store::Placement::Object { store, prefix, can, .. } = opened.catalog else {
+        panic!("not an object store")
+    };
     let key = prefix.join("again");
     assert_eq!(can.rewrite_interval, crate::gcs::PAUSE);
 

@@ -7,7 +7,8 @@
 //! log file header, 36 bytes
 //!   magic      8   "ESKERLOG"
 //!   version    u32 1
-//!   reserved   u32 0
+//!   number     u32 the place of this log file among those of its epoch, also in the file name; 0 on a local disk,
+//!                  where no two log files of an epoch begin with the same frame
 //!   epoch      u64 the writer epoch of every frame in this log file, also in the file name
 //!   first_id   u64 the id of the first frame, also in the file name
 //!   crc        u32 CRC32C of the 32 bytes before it
@@ -89,6 +90,8 @@ pub(super) struct LogFileHeader {
     pub epoch: u64,
     /// The id of the first frame.
     pub first_id: u64,
+    /// Its place among the log files of the epoch; zero where the first id tells.
+    pub number: u32,
 }
 
 impl LogFileHeader {
@@ -97,6 +100,7 @@ impl LogFileHeader {
         let mut out = [0; LOG_FILE_HEADER_LEN];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&self.number.to_le_bytes());
         out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
         out[24..32].copy_from_slice(&self.first_id.to_le_bytes());
         let crc = crc32c(&[&out[..32]]);
@@ -113,8 +117,8 @@ impl LogFileHeader {
         let crc = crc32c(&[&bytes[..32]]);
         let magic = bytes.copy_to_bytes(8);
         let version = bytes.get_u32_le();
-        let _reserved = bytes.get_u32_le();
-        let header = Self { epoch: bytes.get_u64_le(), first_id: bytes.get_u64_le() };
+        let number = bytes.get_u32_le();
+        let header = Self { epoch: bytes.get_u64_le(), first_id: bytes.get_u64_le(), number };
         if bytes.get_u32_le() != crc {
             return Err(MalformedLog::Checksum("log file header"));
         }
@@ -127,15 +131,22 @@ impl LogFileHeader {
         Ok(header)
     }
 
-    /// `<epoch>-<first id>.log`, both with twenty digits, so that names sort as log files do.
+    /// `<epoch>-<first id>.log`, both with twenty digits, so that names sort as log files do. A number goes behind them, with
+    /// ten digits.
     pub(super) fn file_name(self) -> String {
-        format!("{:020}-{:020}.log", self.epoch, self.first_id)
+        let Self { epoch, first_id, number } = self;
+        match number {
+            0 => format!("{epoch:020}-{first_id:020}.log"),
+            _ => format!("{epoch:020}-{first_id:020}-{number:010}.log"),
+        }
     }
 
     /// Reads a file name; `None` if the file is not a log file.
     pub(super) fn from_file_name(name: &str) -> Option<Self> {
-        let (epoch, first_id) = name.strip_suffix(".log")?.split_once('-')?;
-        let header = Self { epoch: epoch.parse().ok()?, first_id: first_id.parse().ok()? };
+        let mut parts = name.strip_suffix(".log")?.split('-');
+        let (epoch, first_id) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let number = parts.next().map_or(Ok(0), str::parse).ok()?;
+        let header = Self { epoch, first_id, number };
         (header.file_name() == name).then_some(header)
     }
 }
@@ -197,13 +208,10 @@ impl FrameBuilder {
     /// Fills in the header and returns the finished frame.
     pub(super) fn seal(&mut self, wal_id: u64, epoch: u64, durable_id: u64) -> &[u8] {
         let body_len = (self.bytes.len() - FRAME_PREFIX_LEN) as u32;
-        self.bytes[8..16].copy_from_slice(&wal_id.to_le_bytes());
-        self.bytes[16..24].copy_from_slice(&epoch.to_le_bytes());
-        self.bytes[24..32].copy_from_slice(&durable_id.to_le_bytes());
-        self.bytes[32..36].copy_from_slice(&self.row_count.to_le_bytes());
-        let crc = crc32c(&[&body_len.to_le_bytes(), &self.bytes[FRAME_PREFIX_LEN..]]);
         self.bytes[..4].copy_from_slice(&body_len.to_le_bytes());
-        self.bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        self.bytes[8..16].copy_from_slice(&wal_id.to_le_bytes());
+        self.bytes[32..36].copy_from_slice(&self.row_count.to_le_bytes());
+        seal(&mut self.bytes, epoch, durable_id);
         &self.bytes
     }
 
@@ -211,6 +219,21 @@ impl FrameBuilder {
     pub(super) fn into_buffer(self) -> Vec<u8> {
         self.bytes
     }
+}
+
+/// Says in a frame who writes it and what is known to be durable, and makes its checksum right.
+fn seal(frame: &mut [u8], epoch: u64, durable_id: u64) {
+    frame[16..24].copy_from_slice(&epoch.to_le_bytes());
+    frame[24..32].copy_from_slice(&durable_id.to_le_bytes());
+    let crc = crc32c(&[&frame[..4], &frame[FRAME_PREFIX_LEN..]]);
+    frame[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The same rows under the same id, as another owner writes them.
+pub(super) fn sealed_anew(frame: &[u8], epoch: u64, durable_id: u64) -> Bytes {
+    let mut frame = frame.to_vec();
+    seal(&mut frame, epoch, durable_id);
+    frame.into()
 }
 
 /// Bytes a row takes in a frame.
@@ -390,7 +413,7 @@ mod tests {
 
     #[test]
     fn version_1_is_as_it_was_stored() {
-        let header = LogFileHeader { epoch: 3, first_id: 7 };
+        let header = LogFileHeader { epoch: 3, first_id: 7, number: 0 };
         let frame = frame_of(&sample_rows());
 
         assert_eq!(hex::encode(header.encode()), STORED_HEADER_1);
@@ -402,11 +425,15 @@ mod tests {
 
     #[test]
     fn file_names_sort_as_log_files_do_and_read_back() {
-        let low = LogFileHeader { epoch: 9, first_id: 100 };
-        let high = LogFileHeader { epoch: 10, first_id: 101 };
+        let header = |epoch, first_id, number| LogFileHeader { epoch, first_id, number };
+        let in_order = [header(9, 100, 1), header(9, 100, 2), header(9, 101, 3), header(10, 101, 1)];
 
-        assert!(low.file_name() < high.file_name());
-        assert_eq!(LogFileHeader::from_file_name(&low.file_name()), Some(low));
+        assert!(header(9, 100, 0).file_name() < header(10, 101, 0).file_name());
+        assert!(in_order.is_sorted() && in_order.map(LogFileHeader::file_name).is_sorted());
+        for header in in_order.into_iter().chain([header(9, 100, 0)]) {
+            assert_eq!(LogFileHeader::from_file_name(&header.file_name()), Some(header));
+            assert_eq!(LogFileHeader::decode(&header.encode()), Ok(header));
+        }
         for other in ["FENCE", "1-2.log", "+0000000000000000009-00000000000000000100.log", "x"] {
             assert_eq!(LogFileHeader::from_file_name(other), None);
         }
@@ -427,6 +454,16 @@ mod tests {
             let lens: usize = rows.iter().map(row_len).sum();
             prop_assert_eq!(frame.len, FRAME_HEADER_LEN + lens);
             prop_assert_eq!((frame.wal_id, frame.epoch, frame.durable_id), (7, 3, 5));
+            prop_assert_eq!(frame.rows(&bytes).unwrap(), rows);
+        }
+
+        #[test]
+        fn a_frame_that_is_sealed_anew_has_the_same_rows(rows in vec(any_row(), 1..20)) {
+            let bytes = sealed_anew(&frame_of(&rows), 8, 6);
+
+            let frame = LogFrame::decode(&bytes).unwrap();
+
+            prop_assert_eq!((frame.wal_id, frame.epoch, frame.durable_id), (7, 8, 6));
             prop_assert_eq!(frame.rows(&bytes).unwrap(), rows);
         }
 

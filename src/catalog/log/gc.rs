@@ -22,18 +22,30 @@ use slatedb::wal::{WalError, WalFileRange, WalGc};
 use super::Log;
 use super::fence::{blocking, list_log_files, unavailable};
 use super::format::LogFileHeader;
+use super::leased::LeasedLog;
 
 /// The log's collector, which SlateDB calls.
 pub struct LogGc {
-    log: Arc<Log>,
+    log: CollectedLog,
 }
 
 crate::runtime::opaque_debug!(LogGc);
 
+/// The log whose files are collected.
+enum CollectedLog {
+    Disk(Arc<Log>),
+    Leased(Arc<LeasedLog>),
+}
+
 impl LogGc {
-    /// Will collect log files of `log`.
-    pub fn new(log: Arc<Log>) -> Self {
-        Self { log }
+    /// Will collect log files of a log on a local disk.
+    pub fn on_disk(log: Arc<Log>) -> Self {
+        Self { log: CollectedLog::Disk(log) }
+    }
+
+    /// Will collect log files of a log whose files are leased.
+    pub fn leased(log: Arc<LeasedLog>) -> Self {
+        Self { log: CollectedLog::Leased(log) }
     }
 }
 
@@ -49,9 +61,28 @@ impl WalGc for LogGc {
         let Some(needed_from) = latest_start(&referenced_ranges) else {
             return Ok(()); // no manifest, nothing known
         };
-        let log = Arc::clone(&self.log);
-        blocking(move || collect(&log, needed_from, dry_run).map_err(unavailable)).await
+        match &self.log {
+            CollectedLog::Disk(log) => {
+                let log = Arc::clone(log);
+                blocking(move || collect(&log, needed_from, dry_run).map_err(unavailable)).await
+            }
+            CollectedLog::Leased(log) => collect_leased(log, needed_from, dry_run).await,
+        }
     }
+}
+
+/// Deletes what is not needed behind the replay point `needed_from`.
+pub(super) async fn collect_leased(log: &LeasedLog, needed_from: u64, dry_run: bool) -> Result<(), WalError> {
+    let log_files = log.list().await?.log_files;
+    for header in log_files.iter().take(unneeded(&log_files, needed_from)) {
+        let name = header.file_name();
+        tracing::debug!(%name, dry_run, "deleting a file of the catalog log");
+        if !dry_run {
+            // One that is still open goes, too: a write that failed has left it, and what is in it is in a later one.
+            log.folder().delete(&name).await.map_err(|error| WalError::Unavailable(Arc::new(error)))?;
+        }
+    }
+    Ok(())
 }
 
 fn collect(log: &Log, needed_from: u64, dry_run: bool) -> io::Result<()> {
@@ -98,7 +129,7 @@ mod tests {
     use super::*;
 
     fn headers(first_ids: &[u64]) -> Vec<LogFileHeader> {
-        let header = |first_id: &u64| LogFileHeader { epoch: 1, first_id: *first_id };
+        let header = |first_id: &u64| LogFileHeader { epoch: 1, first_id: *first_id, number: 0 };
         first_ids.iter().map(header).collect()
     }
 

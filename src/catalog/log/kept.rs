@@ -71,7 +71,7 @@ mod tests {
     fn the_oldest_go_when_there_is_too_much() {
         let folder = tempfile::tempdir().unwrap();
         let file = |epoch, mib: u64| {
-            let name = LogFileHeader { epoch, first_id: 1 }.file_name();
+            let name = LogFileHeader { epoch, first_id: 1, number: 0 }.file_name();
             let path = folder.path().join(format!("{name}-{:020}", 44));
             File::create(&path).unwrap().set_len(mib << 20).unwrap();
             path

@@ -1,24 +1,31 @@
-//! The catalog's log on a local disk: SlateDB's write-ahead log as a file that only grows.
+//! The catalog's log on stores that append: SlateDB's write-ahead log as a file that only grows.
 //!
 //! SlateDB's own log writes one object per commit. On an object store that is one request; on a
-//! local disk it is a small file each time, the very disease this daemon cures. This log appends
-//! to a few large files instead: whatever was committed while the last `fdatasync` ran becomes one
+//! local disk it is a small file each time, the very disease this daemon cures, and on HDFS five calls and an object of the
+//! NameNode. This log appends to a few large files instead: whatever was committed while the last sync ran becomes one
 //! *frame* and shares the next one.
 //!
 //! ```text
-//! append -> current frame -> (flusher thread) -> write, fdatasync -> SlateDB's durable sequence
-//!                                                                    number -> waiters
+//! append -> current frame -> (flusher thread) -> write, sync -> SlateDB's durable sequence
+//!                                                               number -> waiters
+//! ```
+//!
+//! Bytes are in `format.rs`, reading those of one file in `scan.rs`, appending in `writer.rs`, deleting in `gc.rs`. Two kinds
+//! of log share these: the one on a local disk, which the rest of this text is about, and the one on HDFS, where files have
+//! leases and nobody sees the end of an open one: see [`leased`]. SlateDB calls a frame a *WAL file*; its ids are our frame
+//! ids. Who may open the folder at all, and which log a database was written with, is [`super::slate`]'s business: SlateDB
+//! checks neither.
+//!
+//! On a local disk frames go to `disk.rs`, earlier owners are shut out in `fence.rs`, and the order in which a new owner takes
+//! over is in `open.rs`.
+//!
+//! ```text
 //! <folder>/TURN   locked by the one opener that is fencing
 //! <folder>/FENCE  the highest epoch that may write: u64 and its CRC32C, both little-endian; then likewise the first
 //!                 id of the newest log file that has a durable frame
 //! <folder>/DATA   locked shared around every flush, exclusive by the fencer
-//! <folder>/<epoch>-<first id>.log   log files, format.rs
+//! <folder>/<epoch>-<first id>.log   log files
 //! ```
-//!
-//! Bytes are in `format.rs`, reading them after a crash in `scan.rs`, shutting earlier owners out in
-//! `fence.rs`, the order in which a new owner takes over in `open.rs`, appending in `writer.rs`, deleting in `gc.rs`. SlateDB calls a
-//! frame a *WAL file*; its ids are our frame ids. Who may open the folder at all, and which log a
-//! database was written with, is [`super::slate`]'s business: SlateDB checks neither.
 //!
 //! # Invariants
 //! - A batch is in one frame, whole. Frames are in the order of their sequence numbers and ids.
@@ -54,10 +61,12 @@
 //! cut is kept in `lost+found` beside the log, see `kept.rs`.
 
 mod abort;
+mod disk;
 mod fence;
 mod format;
 mod gc;
 mod kept;
+mod leased;
 mod open;
 mod scan;
 mod writer;
@@ -71,6 +80,7 @@ use crate::store::{DiskSpace, Traffic};
 use abort::AbortHandle;
 
 pub use gc::LogGc;
+pub use leased::{LeasedLog, LeasedLogInit, LeasedLogLimits, LeasedLogReader};
 pub use open::LogInit;
 
 /// One log: where it is and what is known about it. Shared by its writer, collector and owner.

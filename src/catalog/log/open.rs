@@ -30,11 +30,12 @@ use bytes::{Buf, Bytes};
 use slatedb::wal::{WalError, WalIterator, WalRows, WriterInit, WriterInitResult, WriterManifest};
 
 use super::Log;
+use super::disk::DiskSink;
 use super::fence::{FenceFiles, blocking, list_log_files, unavailable};
 use super::format::{LOG_FILE_HEADER_LEN, LogFileHeader, LogFrame, MalformedLog};
 use super::kept::keep;
 use super::scan::{ScanEnd, scan, uncertain_from};
-use super::writer::LogWriter;
+use super::writer::{FlushOn, LogWriter};
 use crate::store::space::{DiskUse, is_full};
 
 /// Opens a [`Log`] for SlateDB.
@@ -74,7 +75,8 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
     let newest = fence.newest().map_err(unavailable)?;
     let (last_id, opened) = open_log_files(&log, &log_files, replay_after)?;
     check_newest(&log_files, &opened, newest, replay_after)?;
-    let writer = LogWriter::start(Arc::clone(&log), fence, epoch, last_id)?;
+    let sink = DiskSink::new(Arc::clone(&log), fence, epoch);
+    let writer = LogWriter::start(sink, &log.abort, epoch, last_id, FlushOn::Append)?;
     let replay = Replay { log, log_files: opened.into_iter(), replay_after, frames: Bytes::new() };
     Ok(TakenOver { replay, writer })
 }
@@ -323,7 +325,7 @@ mod tests {
 
     /// Writes a log file with these frames.
     fn write_log_file(folder: &Path, epoch: u64, first_id: u64, frames: &[u64]) -> LogFileHeader {
-        let header = LogFileHeader { epoch, first_id };
+        let header = LogFileHeader { epoch, first_id, number: 0 };
         let mut bytes = header.encode().to_vec();
         for id in frames {
             let mut frame = FrameBuilder::new(Vec::new());
@@ -368,7 +370,7 @@ mod tests {
             assert_eq!(open_beyond(folder.path(), Some(1), 0).unwrap(), 2);
             // The next owner begins with the same id, and the collector may have deleted all but the newest.
             assert_eq!(fs::read(&path).unwrap(), empty.encode());
-            fs::remove_file(folder.path().join(LogFileHeader { epoch: 1, first_id: 1 }.file_name())).unwrap();
+            fs::remove_file(folder.path().join(LogFileHeader { epoch: 1, first_id: 1, number: 0 }.file_name())).unwrap();
             assert_eq!(open_beyond(folder.path(), Some(1), 2).unwrap(), 2);
             write_log_file(folder.path(), 3, 3, &[3]);
             assert_eq!(open_beyond(folder.path(), Some(3), 2).unwrap(), 3);

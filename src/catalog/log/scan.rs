@@ -115,7 +115,7 @@ mod tests {
     use super::super::format::FrameBuilder;
     use super::*;
 
-    const HEADER: LogFileHeader = LogFileHeader { epoch: 2, first_id: 10 };
+    const HEADER: LogFileHeader = LogFileHeader { epoch: 2, first_id: 10, number: 0 };
 
     fn frame(wal_id: u64, durable_id: u64) -> Vec<u8> {
         let mut builder = FrameBuilder::new(Vec::new());

@@ -1,11 +1,11 @@
 //! Appends batches and makes them durable, many at a time.
 //!
-//! [`LogWriter::append`] encodes the batch into the current frame and wakes the flusher, one plain
-//! thread. The flusher takes everything that has gathered, writes it with one call, syncs once,
-//! tells SlateDB and starts over. Nothing waits for a timer and nothing polls.
+//! [`LogWriter::append`] encodes the batch into the current frame. The flusher, one plain thread, takes everything that has
+//! gathered, writes it with one call, syncs once, tells SlateDB and starts over. Where a sync is cheap an append wakes it;
+//! elsewhere a flush does, so that batches can wait for each other. Nothing polls.
 //!
-//! A full disk does not end it: the frames are written again in what is kept back for the catalog, and when that is used
-//! up, it waits for room. A failed sync ends it for good.
+//! Where the frames go, and what becomes of a write that fails, is the matter of a [`FrameSink`]. One that gives up ends the
+//! log for good.
 //!
 //! # Invariants
 //! - The listener and the waiters are called without the lock held, since they may ask for the status.
@@ -13,11 +13,10 @@
 //!   hears of it and no waiter is left behind.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
-#[cfg(test)]
-use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -25,15 +24,11 @@ use parking_lot::{Condvar, Mutex};
 use slatedb::RowEntry;
 use slatedb::wal::{WalError, WalEvent, WalFlushResult, WalObserver, WalStatus, WalStatusListener, WalWriter};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-use super::Log;
-use super::fence::FenceFiles;
-use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, LogFileHeader, row_len};
-use crate::metrics::labels::StoreOperation;
+use super::abort::AbortHandle;
+use super::format::{FRAME_BODY_BYTES_MAX, FRAME_HEADER_LEN, FrameBuilder, row_len};
 use crate::runtime::reply;
-use crate::store::append_file::AppendFile;
-use crate::store::remove_leftover;
-use crate::store::space::{DiskUse, ROOM_PAUSE, is_full};
 
 /// A frame that has grown to this is followed by a new one, which may still share its sync.
 const FRAME_BYTES_TARGET: usize = 8 << 20;
@@ -42,6 +37,43 @@ const LOG_FILES_BEFORE_MEMTABLE_FLUSH: usize = 4;
 /// A buffer that grew beyond this is not kept for the next frame.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
 
+/// Where the frames of one owner go.
+pub(super) trait FrameSink: Send + 'static {
+    /// Writes the frames and returns once they are durable. True if they began a new log file.
+    ///
+    /// # Errors
+    /// The reason for which the log ends.
+    fn write(&mut self, frames: &SealedFrames<'_>, stop: &StopBell) -> Result<bool, WalError>;
+
+    /// The time without a frame after which [`Self::rest`] is called.
+    fn rests_after(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Nothing was written for a while.
+    fn rest(&mut self) {}
+
+    /// Nothing comes any more, and all that came is durable.
+    fn end(&mut self) {}
+}
+
+/// Frames that are written and synced together.
+pub(super) struct SealedFrames<'a> {
+    /// The bytes of each.
+    pub parts: Vec<&'a [u8]>,
+    /// The id of the first.
+    pub first_id: u64,
+}
+
+/// When a flusher is woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlushOn {
+    /// By each batch.
+    Append,
+    /// By a flush, or when a frame is full.
+    Request,
+}
+
 /// The log's writing half, which SlateDB owns.
 pub(super) struct LogWriter {
     shared: Arc<WriterShared>,
@@ -49,20 +81,27 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Starts the flusher for `epoch`, whose first frame gets the id `last_id + 1`.
+    /// Starts the flusher for `epoch`, whose first frame gets the id `last_id + 1`. `abort` ends it from outside.
     ///
     /// # Errors
     /// `Unavailable` if no thread can be started.
-    pub(super) fn start(log: Arc<Log>, fence: FenceFiles, epoch: u64, last_id: u64) -> Result<Self, WalError> {
-        let shared = Arc::new(WriterShared { state: Mutex::new(WriterState::new(last_id)), wake: Condvar::new() });
+    pub(super) fn start(
+        sink: impl FrameSink,
+        abort: &AbortHandle,
+        epoch: u64,
+        last_id: u64,
+        flush_on: FlushOn,
+    ) -> Result<Self, WalError> {
+        let state = Mutex::new(WriterState::new(last_id, flush_on));
+        let shared = Arc::new(WriterShared { state, wake: Condvar::new(), now: CancellationToken::new() });
         let weak = Arc::downgrade(&shared);
-        log.abort.arm(Arc::new(move || {
+        abort.arm(Arc::new(move || {
             if let Some(shared) = weak.upgrade() {
                 shared.stop(Stop::Now);
             }
         }));
         let (ended_tx, ended) = oneshot::channel();
-        let flusher = Flusher { shared: Arc::clone(&shared), log, fence, epoch, log_file: None, _ended: ended_tx };
+        let flusher = Flusher { shared: Arc::clone(&shared), sink, epoch, rested: true, _ended: ended_tx };
         #[expect(clippy::disallowed_methods, reason = "the writer waits for its end")]
         thread::Builder::new()
             .name("catalog-log".to_owned())
@@ -75,8 +114,9 @@ impl LogWriter {
 #[async_trait]
 impl WalWriter for LogWriter {
     async fn append(&mut self, batch: &[RowEntry]) -> Result<(), WalError> {
-        self.shared.state.lock().append(batch)?;
-        self.shared.wake.notify_one();
+        if self.shared.state.lock().append(batch)? {
+            self.shared.wake.notify_one();
+        }
         Ok(())
     }
 
@@ -151,6 +191,8 @@ enum Stop {
 struct WriterShared {
     state: Mutex<WriterState>,
     wake: Condvar,
+    /// Cancelled when the log is to end as in a crash.
+    now: CancellationToken,
 }
 
 impl std::fmt::Debug for WriterShared {
@@ -174,6 +216,9 @@ impl WriterShared {
             state.stop = stop;
         }
         drop(state);
+        if stop == Stop::Now {
+            self.now.cancel();
+        }
         self.wake.notify_one();
     }
 
@@ -203,6 +248,7 @@ impl WriterShared {
 
 /// The state behind the lock.
 struct WriterState {
+    flush_on: FlushOn,
     current: Option<FrameBuilder>,
     /// Finished frames and their ids, oldest first.
     queue: VecDeque<(u64, FrameBuilder)>,
@@ -228,8 +274,9 @@ struct PendingRows {
 }
 
 impl WriterState {
-    fn new(last_id: u64) -> Self {
+    fn new(last_id: u64, flush_on: FlushOn) -> Self {
         Self {
+            flush_on,
             current: None,
             queue: VecDeque::new(),
             in_flight: PendingRows::default(),
@@ -245,7 +292,8 @@ impl WriterState {
         }
     }
 
-    fn append(&mut self, batch: &[RowEntry]) -> Result<(), WalError> {
+    /// Adds a batch. True if there is something to be written now.
+    fn append(&mut self, batch: &[RowEntry]) -> Result<bool, WalError> {
         self.check_open()?;
         let batch_len: usize = batch.iter().map(row_len).sum();
         if batch_len > FRAME_BODY_BYTES_MAX - FRAME_HEADER_LEN {
@@ -259,7 +307,7 @@ impl WriterState {
         let spare = &mut self.spare_buffer;
         let frame = self.current.get_or_insert_with(|| FrameBuilder::new(std::mem::take(spare)));
         batch.iter().for_each(|row| frame.push(row));
-        Ok(())
+        Ok(self.flush_on == FlushOn::Append || !self.queue.is_empty())
     }
 
     /// Gives the current frame its id and returns the last id given.
@@ -280,6 +328,11 @@ impl WriterState {
             self.waiters.push((id, done));
         }
         Ok(id)
+    }
+
+    /// Whether nothing waits to be written.
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.current.as_ref().is_none_or(|frame| frame.row_count() == 0)
     }
 
     fn check_open(&self) -> Result<(), WalError> {
@@ -306,9 +359,11 @@ impl WriterState {
         }
     }
 
-    /// Takes everything that waits to be written.
+    /// Takes what is to be written.
     fn take_work(&mut self) -> VecDeque<(u64, FrameBuilder)> {
-        self.finish_frame();
+        if self.flush_on == FlushOn::Append || self.stop == Stop::WhenDurable {
+            self.finish_frame();
+        }
         let frames = std::mem::take(&mut self.queue);
         self.in_flight = PendingRows {
             bytes: frames.iter().map(|(_, frame)| frame.len()).sum(),
@@ -333,47 +388,89 @@ impl WriterState {
     }
 }
 
+/// Tells a sink that the log is to end.
+pub(super) struct StopBell(Arc<WriterShared>);
+
+impl StopBell {
+    /// Waits so long, or until the log is to end. True if it is.
+    pub(super) fn wait(&self, pause: Duration) -> bool {
+        let mut state = self.0.state.lock();
+        if state.stop == Stop::No {
+            self.0.wake.wait_for(&mut state, pause);
+        }
+        state.stop != Stop::No
+    }
+
+    /// Cancelled when the log is to end as in a crash, in the middle of a write.
+    pub(super) fn now(&self) -> &CancellationToken {
+        &self.0.now
+    }
+}
+
 /// The thread that writes and syncs.
-struct Flusher {
+struct Flusher<S> {
     shared: Arc<WriterShared>,
-    log: Arc<Log>,
-    fence: FenceFiles,
+    sink: S,
     epoch: u64,
-    log_file: Option<AppendFile>,
+    /// Whether the sink was told that nothing comes for a while.
+    rested: bool,
     /// Dropped when the thread ends, which is what [`LogWriter::close`] waits for.
     _ended: oneshot::Sender<()>,
 }
 
-impl Flusher {
+/// The next thing that a flusher does.
+enum Work {
+    /// Write these frames, when so much is durable.
+    Write(VecDeque<(u64, FrameBuilder)>, u64),
+    Rest,
+    End(Stop),
+}
+
+impl<S: FrameSink> Flusher<S> {
     fn run(mut self) {
         let reason = loop {
-            let Some((frames, durable_id)) = self.next_work() else {
-                break WalError::Closed;
-            };
-            match self.write(frames, durable_id) {
-                Ok(written) => self.publish(written),
-                Err(error) => break error,
+            match self.next_work() {
+                Work::Write(frames, durable_id) => match self.write(frames, durable_id) {
+                    Ok(written) => self.shared.publish(written),
+                    Err(error) => break error,
+                },
+                Work::Rest => self.sink.rest(),
+                Work::End(stop) => {
+                    if stop == Stop::WhenDurable {
+                        self.sink.end();
+                    }
+                    break WalError::Closed;
+                }
             }
         };
         self.shared.close(reason);
     }
 
-    /// Waits for work; `None` when it is time to end.
-    fn next_work(&self) -> Option<(VecDeque<(u64, FrameBuilder)>, u64)> {
+    /// Waits for work.
+    fn next_work(&mut self) -> Work {
         let mut state = self.shared.state.lock();
         loop {
             if state.stop == Stop::Now {
-                return None;
+                return Work::End(Stop::Now);
             }
             // Work comes before `WhenDurable`, which ends the log only when nothing is left to write.
             let frames = state.take_work();
             if !frames.is_empty() {
-                return Some((frames, state.last_durable_id));
+                self.rested = false;
+                return Work::Write(frames, state.last_durable_id);
             }
             if state.stop == Stop::WhenDurable {
-                return None;
+                return Work::End(Stop::WhenDurable);
             }
-            self.shared.wake.wait(&mut state);
+            match self.sink.rests_after().filter(|_| !self.rested) {
+                None => self.shared.wake.wait(&mut state),
+                Some(pause) => {
+                    if self.shared.wake.wait_for(&mut state, pause).timed_out() && state.is_idle() {
+                        self.rested = true;
+                        return Work::Rest;
+                    }
+                }
+            }
         }
     }
 
@@ -383,70 +480,21 @@ impl Flusher {
             return Err(WalError::InternalError(Arc::new(io::Error::other("nothing to write"))));
         };
         let (last_id, last_seq) = (*last_id, last.last_seq());
-        let parts: Vec<_> =
-            frames.iter_mut().map(|(id, frame)| IoSlice::new(frame.seal(*id, self.epoch, durable_id))).collect();
-        let mut is_new = false;
-        let mut waits = false;
-        loop {
-            // For each try anew: a later owner may have taken over while this one waited for room.
-            let permit = self.fence.enter(self.epoch)?;
-            let written = begin_log_file_if_full(&mut self.log_file, &self.log, self.epoch, first_id).and_then(
-                |(log_file, begun)| {
-                    is_new |= begun;
-                    append(&self.log, log_file, &parts)
-                },
-            );
-            if is_new && written.is_ok() {
-                self.note_newest(first_id);
-            }
-            // Not held while this waits for room: a successor must not wait for the same.
-            drop(permit);
-            match written {
-                Ok(()) => break,
-                Err(error) if is_full(&error) && !self.log_file.as_ref().is_some_and(AppendFile::is_poisoned) => {
-                    if !self.log.space.give_up(DiskUse::Catalog) {
-                        self.wait_for_room(error, &mut waits)?;
-                    }
-                }
-                Err(error) => return Err(WalError::Unavailable(Arc::new(error))),
-            }
-        }
+        let parts = frames.iter_mut().map(|(id, frame)| frame.seal(*id, self.epoch, durable_id)).collect();
+        let began = self.sink.write(&SealedFrames { parts, first_id }, &StopBell(Arc::clone(&self.shared)))?;
         Ok(WrittenFrames {
             last_id,
             last_seq,
-            log_file_first_id: is_new.then_some(first_id),
+            log_file_first_id: began.then_some(first_id),
             buffer: frames.pop_back().map(|(_, frame)| frame.into_buffer()),
         })
     }
+}
 
-    /// Lets the next owner know what it has to find.
-    fn note_newest(&self, first_id: u64) {
-        if let Err(error) = self.fence.note_newest(first_id, &self.log.space) {
-            tracing::warn!(%error, first_id, "the log could not record its newest file, whose loss would go unnoticed");
-        }
-    }
-
-    /// Waits a moment. `waits` is whether it has been waiting.
-    ///
-    /// # Errors
-    /// `Unavailable` if the log is to end: nobody was told that what it cannot write is durable.
-    fn wait_for_room(&self, error: io::Error, waits: &mut bool) -> Result<(), WalError> {
-        if !std::mem::replace(waits, true) {
-            tracing::warn!(folder = %self.log.folder.display(), %error, "the catalog's log waits for room on its disk");
-        }
-        let mut state = self.shared.state.lock();
-        if state.stop == Stop::No {
-            self.shared.wake.wait_for(&mut state, ROOM_PAUSE);
-        }
-        match state.stop {
-            Stop::No => Ok(()),
-            Stop::WhenDurable | Stop::Now => Err(WalError::Unavailable(Arc::new(error))),
-        }
-    }
-
+impl WriterShared {
     /// Tells everyone that the frames are durable.
     fn publish(&self, written: WrittenFrames) {
-        let mut state = self.shared.state.lock();
+        let mut state = self.state.lock();
         state.in_flight = PendingRows::default();
         state.last_durable_id = written.last_id;
         state.last_durable_seq = Some(written.last_seq);
@@ -470,7 +518,7 @@ impl Flusher {
     }
 }
 
-impl Drop for Flusher {
+impl<S> Drop for Flusher<S> {
     /// Does something only if the thread panicked.
     fn drop(&mut self) {
         let error = io::Error::other("the log's thread panicked");
@@ -484,53 +532,4 @@ struct WrittenFrames {
     /// Set if the frames began a new log file.
     log_file_first_id: Option<u64>,
     buffer: Option<Vec<u8>>,
-}
-
-/// Returns the log file to append to, and whether it is new.
-fn begin_log_file_if_full<'a>(
-    log_file: &'a mut Option<AppendFile>,
-    log: &Log,
-    epoch: u64,
-    first_id: u64,
-) -> io::Result<(&'a mut AppendFile, bool)> {
-    let full = log_file.take_if(|log_file| log_file.len() >= log.file_bytes_max).is_some();
-    match log_file {
-        Some(log_file) => Ok((log_file, false)),
-        None => {
-            let header = LogFileHeader { epoch, first_id };
-            let path = log.folder.join(header.file_name());
-            let header = header.encode();
-            // Before the file is made: in a folder that took the place of the catalog's, it would be somebody else's.
-            log.anchor.look()?;
-            let begun = AppendFile::create(&path)
-                .and_then(|mut new| new.append(&[IoSlice::new(&header)]).map(|_| new))
-                .inspect_err(|error| {
-                    // It holds nothing, and the name is needed for the next try. If it stays, that try fails for good.
-                    if is_full(error) {
-                        remove_leftover(&path);
-                    }
-                });
-            let new = begun?;
-            // Moved in between, it may be where it must not be. Wherever this path leads, nothing is in it yet.
-            log.anchor.look().inspect_err(|_| remove_leftover(&path))?;
-            tracing::debug!(epoch, first_id, full, "catalog log begins a log file");
-            Ok((log_file.insert(new), true))
-        }
-    }
-}
-
-fn append(log: &Log, log_file: &mut AppendFile, parts: &[IoSlice<'_>]) -> io::Result<()> {
-    #[cfg(test)]
-    if log.fail_next.load(Ordering::Acquire) {
-        log_file.poison();
-    }
-    #[cfg(test)]
-    if log.full_writes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok() {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    // Synced before anything more is written: only the end of a log file can be torn.
-    let synced =
-        log.traffic.time_blocking(StoreOperation::Append, || log_file.append(parts).and_then(|_| log_file.sync()));
-    // If it is not where it was, the whole catalog may have been moved: that is then the cause.
-    synced.or_else(|error| log.anchor.look().and(Err(error)))
 }

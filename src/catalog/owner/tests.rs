@@ -56,6 +56,7 @@ async fn open_with(store: &Arc<InMemory>, settings: JournalSettings) -> Catalog 
         store: Arc::<InMemory>::clone(store),
         prefix: Path::from("catalog"),
         can: Capabilities::OBJECT,
+        log: None,
     };
     let mut state = CatalogState::default();
     let load = |key, value: Bytes| state.load(&key, &value);

@@ -45,6 +45,28 @@ impl JournalMarker {
         Self { store, prefix, log, folder: None }
     }
 
+    /// The marker of the database below `prefix`, whichever of the logs it has; a new one gets `new`.
+    pub(super) async fn find(
+        store: &Arc<dyn ObjectStore>,
+        prefix: &Path,
+        new: &'static str,
+        other: &'static str,
+    ) -> Result<Self, JournalError> {
+        let marker = |log| Self::new(Arc::clone(store), prefix.clone(), log);
+        let found = marker(new).read().await?;
+        let has_other = found.is_some_and(|found| marker(other).is_of_its_log(&found));
+        Ok(marker(if has_other { other } else { new }))
+    }
+
+    fn is_of_its_log(&self, found: &str) -> bool {
+        found == self.unfinished() || found.starts_with(&self.whole())
+    }
+
+    /// The log of the database.
+    pub(super) fn log(&self) -> &'static str {
+        self.log
+    }
+
     /// The store is this folder.
     pub(super) fn in_folder(self, folder: &FilePath) -> Self {
         Self { folder: Some(folder.to_owned()), ..self }

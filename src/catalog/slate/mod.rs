@@ -5,7 +5,8 @@
 //! may be answered. What the records mean is left to the catalog.
 //!
 //! On an object store SlateDB writes its log itself, one object per group: a single task flushes,
-//! and whatever is written meanwhile shares the next flush. On a local disk the log is ours, see
+//! and whatever is written meanwhile shares the next flush. On HDFS the same task flushes, to a log of ours whose files are
+//! appended to; only a journal that was made before there was one keeps SlateDB's. On a local disk the log is ours, too, see
 //! `log/mod.rs`. Besides that module, this is the only one that names SlateDB.
 //!
 //! # Invariants
@@ -14,7 +15,8 @@
 //!   [`Journal::close`] may succeed on one that has failed.
 //! - Stamps in the database never go back, whatever the clocks of its owners say: see `ticks.rs`.
 //! - A database is only ever opened with the log it was created with: SlateDB would ignore the
-//!   other one's commits without a word. The marker `FORMAT` says which it is.
+//!   other one's commits without a word. The marker `FORMAT` says which it is. It never changes: an owner that writes the other
+//!   log would not be shut out of it.
 //! - On a local disk one process has the folder, by a lock taken before anything is touched. Without
 //!   it a second daemon would shut the first out even if it then fails to open.
 //!
@@ -62,10 +64,10 @@ pub use self::snapshot::Snapshot;
 use self::successor::Successor;
 use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
-use super::log::{Log, LogGc, LogInit};
+use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
 use super::mutation::Mutation;
 use crate::store::append_file::sync_parent;
-use crate::store::{CountedStore, DiskSpace, Placement, Traffic};
+use crate::store::{CountedStore, DiskSpace, LogFolder, Placement, Traffic};
 
 /// The catalog's records on storage.
 ///
@@ -315,8 +317,8 @@ impl Journal {
             return Err(JournalError::Invalid(reason.to_owned()));
         }
         let journal = match placement {
-            Placement::Object { store, prefix, can } => {
-                open_object(store, prefix, Updates::of(can), &settings, OpenMode::Whole).await?
+            Placement::Object { store, prefix, can, log } => {
+                open_object(store, prefix, Updates::of(can), log, &settings, OpenMode::Whole).await?
             }
             Placement::Local { folder, traffic, space } => {
                 open_local(folder, traffic, space, &settings, OpenMode::Whole).await?
@@ -344,8 +346,8 @@ impl Journal {
     /// `Unavailable` if storage does not tell.
     pub async fn present(placement: &Placement) -> Result<Present, JournalError> {
         match placement {
-            Placement::Object { store, prefix, .. } => {
-                JournalMarker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG).present().await
+            Placement::Object { store, prefix, log, .. } => {
+                marker_of(store, prefix, log.is_some()).await?.present().await
             }
             Placement::Local { folder, .. } if !folder.is_dir() => Ok(Present::Nothing),
             Placement::Local { folder, .. } => {
@@ -361,8 +363,8 @@ impl Journal {
     /// `WrongFormat` if something is there; otherwise as [`Self::open`].
     pub async fn rebuild(placement: Placement, settings: &JournalSettings) -> Result<Self, JournalError> {
         match placement {
-            Placement::Object { store, prefix, can } => {
-                open_object(store, prefix, Updates::of(can), settings, OpenMode::Rebuild).await
+            Placement::Object { store, prefix, can, log } => {
+                open_object(store, prefix, Updates::of(can), log, settings, OpenMode::Rebuild).await
             }
             Placement::Local { folder, traffic, space } => {
                 open_local(folder, traffic, space, settings, OpenMode::Rebuild).await
@@ -531,6 +533,7 @@ fn write_batch(mutations: Vec<Mutation>) -> Result<WriteBatch, JournalError> {
 
 /// The logs, as markers call them.
 const OBJECTS_LOG: &str = "objects";
+const APPEND_LOG: &str = "append-log";
 const LOCAL_LOG: &str = "local-log";
 /// The database below the folder of a local journal.
 const LOCAL_DB: &str = "db";
@@ -553,16 +556,40 @@ impl OpenMode {
     }
 }
 
+/// The marker of a journal on an object store. Where files can be appended to, a new journal has a log of those.
+async fn marker_of(store: &Arc<dyn ObjectStore>, prefix: &Path, appends: bool) -> Result<JournalMarker, JournalError> {
+    match appends {
+        true => JournalMarker::find(store, prefix, APPEND_LOG, OBJECTS_LOG).await,
+        false => Ok(JournalMarker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG)),
+    }
+}
+
+/// The log of a journal with this marker, in the folder that there is for one; `None` if it is SlateDB's own.
+fn leased_log(
+    marker: &JournalMarker,
+    folder: Option<Arc<dyn LogFolder>>,
+    settings: &JournalSettings,
+) -> Option<Arc<LeasedLog>> {
+    let limits = LeasedLogLimits {
+        file_bytes_max: settings.log_segment_bytes,
+        idle_close: settings.log_idle_close,
+        patience: settings.manifest_timeout,
+    };
+    folder.filter(|_| marker.log() == APPEND_LOG).map(|folder| LeasedLog::new(folder, limits))
+}
+
 async fn open_object(
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     updates: Updates,
+    log_folder: Option<Arc<dyn LogFolder>>,
     settings: &JournalSettings,
     opening: OpenMode,
 ) -> Result<Journal, JournalError> {
-    let marker = JournalMarker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG);
+    let marker = marker_of(&store, &prefix, log_folder.is_some()).await?;
     let epochs_before = opening.check(&marker).await?;
-    let db = build_on_object(&store, &prefix, updates, settings).await?;
+    let log = leased_log(&marker, log_folder, settings);
+    let db = build_on_object(&store, &prefix, updates, log, settings).await?;
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = ShutOut::Successor(successor.found().clone());
@@ -575,18 +602,29 @@ async fn build_on_object(
     store: &Arc<dyn ObjectStore>,
     prefix: &Path,
     updates: Updates,
+    log: Option<Arc<LeasedLog>>,
     settings: &JournalSettings,
 ) -> Result<Db, JournalError> {
     let on_record = OnRecord::new(Arc::clone(store), prefix.clone(), settings.clock.clone());
     on_record.raise_to_tables().await?;
+    let ticks = Arc::new(Ticks(settings.clock.clone()));
     let db = loop {
-        let built = Db::builder(prefix.clone(), Arc::clone(store))
+        let building = Db::builder(prefix.clone(), Arc::clone(store))
             .with_settings(slate_settings(settings, updates))
             .with_db_cache(block_cache(settings), 0)
-            .with_system_clock(Arc::new(Ticks(settings.clock.clone())))
-            .build()
-            .await;
-        match built {
+            .with_system_clock(Arc::<Ticks>::clone(&ticks));
+        let building = match &log {
+            None => building,
+            Some(log) => {
+                // SlateDB's own collector would look for its own log and never shorten ours.
+                let gc = GarbageCollectorBuilder::new(prefix.clone(), Arc::clone(store))
+                    .with_options(gc_options(settings, updates))
+                    .with_system_clock(Arc::<Ticks>::clone(&ticks))
+                    .with_wal_gc(Arc::new(LogGc::leased(Arc::clone(log))));
+                building.with_wal_writer(Box::new(LeasedLogInit::new(Arc::clone(log)))).with_gc_builder(gc)
+            }
+        };
+        match building.build().await {
             Ok(db) => break db,
             // An owner with a clock ahead of ours added a table meanwhile. It is shut out, so that happens once.
             Err(error) => match on_record.raise_to_tables().await {
@@ -596,7 +634,11 @@ async fn build_on_object(
         }
     };
     on_record.raise_to_tables().await?;
-    on_record.raise_to_log(&db.manifest()).await?;
+    match log {
+        None => on_record.raise_to_log(&db.manifest()).await?,
+        // Before the first write: its stamps have to be later than every replayed one.
+        Some(log) => settings.clock.raise(tick(log.newest_tick())),
+    }
     Ok(db)
 }
 
@@ -631,7 +673,7 @@ async fn open_local(
     let gc = GarbageCollectorBuilder::new(prefix.clone(), Arc::clone(&store))
         .with_options(gc_options(settings, Updates::Unconditional))
         .with_system_clock(Arc::<Ticks>::clone(&ticks))
-        .with_wal_gc(Arc::new(LogGc::new(Arc::clone(&log.0))));
+        .with_wal_gc(Arc::new(LogGc::on_disk(Arc::clone(&log.0))));
     let shut_out = ShutOut::Moved(anchor);
     let building = Db::builder(prefix, store)
         .with_settings(slate_settings)

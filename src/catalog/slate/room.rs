@@ -14,10 +14,10 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::marker::JournalMarker;
 use super::settings::Updates;
-use super::{Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, OpenMode, Present, open_object, visit_all};
-use crate::store::Placement;
+use super::{Cause, Journal, JournalError, JournalSettings, OpenMode, Present, marker_of, open_object, visit_all};
 use crate::store::append_file::sync_parent;
 use crate::store::space::RESERVE_FILE;
+use crate::store::{LogFolder, Placement, StoreError};
 
 /// Objects that are copied at a time.
 const COPIES_AT_ONCE: usize = 4;
@@ -63,9 +63,9 @@ impl Journal {
                     return Err(JournalError::Locked { folder: folder.clone() });
                 }
             }
-            Placement::Object { store, prefix, can } if present == Present::Journal => {
-                match open_object(Arc::clone(store), prefix.clone(), Updates::of(*can), settings, OpenMode::Whole).await
-                {
+            Placement::Object { store, prefix, can, log } if present == Present::Journal => {
+                let (place, can, log) = (prefix.clone(), Updates::of(*can), log.clone());
+                match open_object(Arc::clone(store), place, can, log, settings, OpenMode::Whole).await {
                     Ok(journal) => {
                         hold.unread =
                             visit_all(&Arc::new(journal.db.clone()), journal.backend.read_ahead(), visit).await.err();
@@ -124,12 +124,15 @@ impl Hold {
                 }
                 Ok(moved)
             }
-            Placement::Object { store, prefix, .. } => {
+            Placement::Object { store, prefix, log, .. } => {
                 if self.present != Present::Unfinished && !keys(store, prefix).await?.is_empty() {
                     let old = Path::from(format!("{prefix}.old-{suffix}"));
                     self.check().await?;
+                    if let Some(log) = log {
+                        close_all(&**log).await?;
+                    }
                     copy_all(store, prefix, &old).await?;
-                    self.shut(&JournalMarker::new(Arc::clone(store), prefix.clone(), OBJECTS_LOG)).await?;
+                    self.shut(&marker_of(store, prefix, log.is_some()).await?).await?;
                     delete_all(store, prefix).await?;
                     return Ok(Some(old.to_string()));
                 }
@@ -221,6 +224,15 @@ fn is_apart(name: &OsStr) -> bool {
 
 async fn keys(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Vec<Path>, JournalError> {
     Ok(store.list(Some(prefix)).map_ok(|meta| meta.location).try_collect().await?)
+}
+
+/// Closes the files of a log for whoever has them open, which cannot be copied.
+async fn close_all(log: &dyn LogFolder) -> Result<(), JournalError> {
+    let unavailable = |error: StoreError| JournalError::Unavailable(error.into());
+    for name in log.list().await.map_err(unavailable)? {
+        log.release(&name).await.map_err(unavailable)?;
+    }
+    Ok(())
 }
 
 async fn copy_all(store: &Arc<dyn ObjectStore>, from: &Path, to: &Path) -> Result<(), JournalError> {

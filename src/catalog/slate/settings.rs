@@ -54,8 +54,12 @@ pub struct JournalSettings {
     /// How long what can wait does so for others. Object stores only, where each group is a request.
     pub company_wait: CompanyWait,
     /// A log segment of this length is followed by a new one. Default 16 MiB: large enough that
-    /// creating files does not matter, small enough to give space back. Local disk only.
+    /// creating files does not matter, small enough to give space back. Local disk and HDFS, where it ends with its block at
+    /// the latest.
     pub log_segment_bytes: u64,
+    /// A log segment to which nothing was written for so long is closed. Default 5 min: an open one costs the NameNode a lease,
+    /// and nobody else sees what is in it; each one that was closed is one more to be collected. HDFS only.
+    pub log_idle_close: Duration,
 }
 
 /// How long batches that can wait do so for others, to share their request.
@@ -94,6 +98,7 @@ impl Default for JournalSettings {
             manifest_timeout: Duration::from_secs(60),
             company_wait: CompanyWait::default(),
             log_segment_bytes: 16 << 20,
+            log_idle_close: Duration::from_secs(300),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A journal that is only looked at.
 //!
 //! On an object store nothing is written and no owner is shut out, even if one is at work: what is read is the journal as of
-//! the opening. On a local disk the log has a reader only in its owner, so the folder's lock is taken for as long.
+//! the opening, but for the end of a log whose last file is open: on HDFS nobody sees that. On a local disk the log has a reader only in its owner, so the folder's lock is taken for as long.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use bytes::Bytes;
 use slatedb::config::DbReaderOptions;
 use slatedb::{DbReader, DbReaderMode};
 
-use super::marker::JournalMarker;
 use super::scan::{ReadAhead, visit_all};
-use super::{Cause, Journal, JournalError, JournalSettings, OBJECTS_LOG, Present};
+use super::{Cause, Journal, JournalError, JournalSettings, Present, leased_log, marker_of};
+use crate::catalog::log::LeasedLogReader;
 use crate::catalog::record::RecordKey;
 use crate::model::SegmentId;
 use crate::store::Placement;
@@ -30,7 +30,8 @@ pub struct Snapshot {
 crate::runtime::opaque_debug!(Snapshot);
 
 enum SnapshotSource {
-    Reader(Arc<DbReader>),
+    /// And the log, if its files are appended to.
+    Reader(Arc<DbReader>, Option<Arc<LeasedLogReader>>),
     Owner(Journal),
 }
 
@@ -47,31 +48,43 @@ impl Snapshot {
         if Journal::present(&placement).await? == Present::Nothing {
             return Err(JournalError::Nothing);
         }
-        let (store, prefix) = match placement {
-            Placement::Object { store, prefix, .. } => (store, prefix),
+        let (store, prefix, folder) = match placement {
+            Placement::Object { store, prefix, log, .. } => (store, prefix, log),
             local @ Placement::Local { .. } => {
                 let journal = Journal::open(local, settings, visit).await?;
                 return Ok(Self { epoch: journal.epoch(), inner: SnapshotSource::Owner(journal) });
             }
         };
-        let epochs_before = JournalMarker::new(Arc::clone(&store), prefix.clone(), OBJECTS_LOG).check().await?;
+        let marker = marker_of(&store, &prefix, folder.is_some()).await?;
+        let epochs_before = marker.check().await?;
+        let log = leased_log(&marker, folder, &settings).map(|log| Arc::new(LeasedLogReader::new(log)));
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,
             checkpoint_lifetime: 3 * NEVER,
             object_store_max_retries: Some(RETRIES_MAX),
             ..DbReaderOptions::default()
         };
-        let reader = DbReader::builder(prefix, store)
+        let building = DbReader::builder(prefix, store)
             .with_reader_mode(DbReaderMode::FollowLatest)
             .with_options(options)
-            .with_db_cache_disabled()
-            .build()
-            .await
-            .map_err(JournalError::at_open)?;
+            .with_db_cache_disabled();
+        let building = match &log {
+            Some(log) => building.with_wal_reader(Arc::<LeasedLogReader>::clone(log)),
+            None => building,
+        };
+        let reader = building.build().await.map_err(JournalError::at_open)?;
         let epoch = epochs_before + reader.manifest().writer_epoch();
         let reader = Arc::new(reader);
         visit_all(&reader, ReadAhead::Requests, visit).await?;
-        Ok(Self { inner: SnapshotSource::Reader(reader), epoch })
+        Ok(Self { inner: SnapshotSource::Reader(reader, log), epoch })
+    }
+
+    /// Files of the log that somebody has open, or had when its daemon was killed: the last commits in them were not seen.
+    pub fn hidden(&self) -> Vec<String> {
+        match &self.inner {
+            SnapshotSource::Reader(_, Some(log)) => log.hidden(),
+            SnapshotSource::Reader(_, None) | SnapshotSource::Owner(_) => vec![],
+        }
     }
 
     /// The bytes of an inline segment; `None` if it was freed.
@@ -81,7 +94,7 @@ impl Snapshot {
     pub async fn inline_data(&self, id: SegmentId) -> Result<Option<Bytes>, JournalError> {
         let key = RecordKey::Data(id).encode();
         match &self.inner {
-            SnapshotSource::Reader(reader) => Ok(reader.get(&key).await?),
+            SnapshotSource::Reader(reader, _) => Ok(reader.get(&key).await?),
             SnapshotSource::Owner(journal) => journal.get(&key).await,
         }
     }
@@ -97,7 +110,7 @@ impl Snapshot {
     /// As [`Journal::close`].
     pub async fn close(self) -> Result<(), JournalError> {
         match self.inner {
-            SnapshotSource::Reader(reader) => Ok(reader.close().await?),
+            SnapshotSource::Reader(reader, _) => Ok(reader.close().await?),
             SnapshotSource::Owner(journal) => journal.close().await,
         }
     }

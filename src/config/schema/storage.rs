@@ -153,7 +153,7 @@ section! {
         /// How often the catalog looks for a successor and for work, default 60 s. Each look costs requests. An idle
         /// daemon that was shut out answers reads for so long; keep it below `reclaim.delete-grace`.
         poll_interval: Span = Span::seconds(60),
-        /// A log file on local disk is closed at this size, default 16 mb, at least 64 kb.
+        /// A log file on local disk or HDFS is closed at this size, default 16 mb, at least 64 kb.
         log_segment_size: MemorySize = MemorySize::mib(16),
     }
 }

@@ -10,8 +10,10 @@
 //! sends, is added to the file any more.
 //!
 //! - `client`: calls, each with a deadline.
+//! - `synced`: a file that grows.
 //! - `objects`: whole objects under names that are taken once: the catalog, identities, owners.
 //! - `open_files`: what cannot be read from DataNodes yet.
+//! - `log_folder`: the catalog's log.
 //! - `probe`: whether a folder keeps its word.
 //!
 //! # Crash
@@ -19,9 +21,11 @@
 //! the catalog that says which they are: a file is closed there only after it was closed here.
 
 mod client;
+mod log_folder;
 mod objects;
 mod open_files;
 mod probe;
+mod synced;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -33,7 +37,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use hdfs_native::file::{FileReader, FileWriter};
+use hdfs_native::file::FileReader;
 use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, PutOptions};
 use parking_lot::Mutex;
@@ -41,11 +45,13 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use self::client::within;
 pub(crate) use self::client::{HdfsClient, HdfsFault};
+pub(crate) use self::log_folder::HdfsLogFolder;
 pub(crate) use self::objects::HdfsObjects;
 use self::objects::is_staged;
 use self::open_files::{OpenFiles, joined};
 pub use self::probe::HdfsProbeError;
 pub(crate) use self::probe::probe_hdfs;
+use self::synced::{RECOVERY_PATIENCE, Sync, SyncedFile};
 use super::{AppendStore, GrowingFile, Readers, StoreError, StoreGuard, TOMBSTONE, Traffic};
 use crate::config::HdfsSettings;
 use crate::metrics::labels::StoreOperation;
@@ -63,8 +69,6 @@ const DELETES_AT_ONCE: usize = 16;
 /// First pause between two tries to read; doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// A lease takes about a second to recover, and some minutes while a DataNode that alone has a replica is away.
-const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Physical files in an HDFS folder. Clones share it.
 #[derive(Clone)]
@@ -388,15 +392,14 @@ impl HdfsStore {
         let room = tokio::time::timeout(patience, room).await;
         let (place, paid) = room.map_err(|_| failed(HdfsFault::NoMemory(patience)))?;
         let path = self.path(file);
-        let created = async { self.hdfs.create(&path).await.map_err(failed) };
-        let writer = match self.traffic.time(StoreOperation::Put, created).await {
-            Ok(writer) => writer,
+        let created = async { SyncedFile::create(&self.hdfs, path.clone()).await.map_err(failed) };
+        let synced = match self.traffic.time(StoreOperation::Put, created).await {
+            Ok(synced) => synced,
             Err(error) => {
                 self.forget_create(&path, &error).await;
                 return Err(error);
             }
         };
-        let block_bytes = self.hdfs.block_bytes();
         let held = match readers {
             Readers::AsItGrows => {
                 self.open.begin(file, place);
@@ -404,16 +407,7 @@ impl HdfsStore {
             }
             Readers::OnceClosed => Some((place, paid)),
         };
-        Ok(Box::new(HdfsFile {
-            store: self.clone(),
-            file: file.clone(),
-            path,
-            writer: Some(writer),
-            len: 0,
-            block_bytes,
-            readers,
-            _held: held,
-        }))
+        Ok(Box::new(HdfsFile { store: self.clone(), file: file.clone(), synced, readers, _held: held }))
     }
 
     /// A create whose answer was lost may have been carried out. Its name is used by nobody else, and never again.
@@ -443,11 +437,7 @@ impl AppendStore for HdfsStore {
 struct HdfsFile {
     store: HdfsStore,
     file: PhysicalFileId,
-    path: String,
-    /// `None` after a failure, and while a call is on its way: one that is dropped takes the writer along.
-    writer: Option<FileWriter>,
-    len: u64,
-    block_bytes: Option<u64>,
+    synced: SyncedFile,
     readers: Readers,
     /// Held by the open files otherwise.
     _held: Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)>,
@@ -455,15 +445,8 @@ struct HdfsFile {
 
 impl fmt::Debug for HdfsFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HdfsFile").field("file", &self.file).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("HdfsFile").field("file", &self.file).field("len", &self.synced.len()).finish_non_exhaustive()
     }
-}
-
-/// Whether bytes have to be durable when a write returns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sync {
-    Now,
-    Later,
 }
 
 impl HdfsFile {
@@ -474,7 +457,6 @@ impl HdfsFile {
             (Readers::AsItGrows, 1) => Bytes::copy_from_slice(&parts[0]),
             _ => joined(parts),
         };
-        let gone = || failed(hdfs_native::HdfsError::OperationFailed("an earlier call failed".into()).into());
         let (patience, begun) = (self.store.hdfs.write_timeout(), Clock::instant());
         // Before the writer is taken: for want of memory a file ends, and is not given up.
         let paid = match readers {
@@ -484,49 +466,13 @@ impl HdfsFile {
             }
             Readers::AsItGrows | Readers::OnceClosed => None,
         };
-        // Whatever happens from here on, it is not used again unless all went well.
-        let mut writer = self.writer.take().ok_or_else(gone)?;
-        let (at, block) = (self.len, self.block_bytes);
-        let written = async {
-            write_blocks(&mut writer, at, block, bytes.clone()).await?;
-            if sync == Sync::Now {
-                writer.hsync().await?;
-            }
-            Ok(())
-        };
-        within(patience.saturating_sub(begun.elapsed()), written).await.map_err(failed)?;
-        self.store.hdfs.count(u64::from(sync == Sync::Now) + u64::from(at == 0));
-        self.len += bytes.len() as u64;
-        self.writer = Some(writer);
+        let left = patience.saturating_sub(begun.elapsed());
+        self.synced.append(bytes.clone(), sync, left).await.map_err(failed)?;
         if let Some(paid) = paid {
             self.store.open.push(&self.file, bytes, paid);
         }
         Ok(())
     }
-}
-
-/// Writes bytes behind the `at` that are there. A block that becomes full is synced before the next one begins: the library
-/// only closes it, and what is closed may be in the memory of DataNodes alone.
-async fn write_blocks(
-    writer: &mut FileWriter,
-    mut at: u64,
-    block: Option<u64>,
-    mut bytes: Bytes,
-) -> Result<(), hdfs_native::HdfsError> {
-    while let Some(block) = block.filter(|block| *block > 0) {
-        let left = block - at % block;
-        if left > bytes.len() as u64 {
-            break;
-        }
-        let head = bytes.split_to(left as usize);
-        at += left;
-        writer.write_bytes(head).await?;
-        writer.hsync().await?;
-    }
-    if !bytes.is_empty() {
-        writer.write_bytes(bytes).await?;
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -548,7 +494,7 @@ impl GrowingFile for HdfsFile {
     }
 
     fn is_usable(&self) -> bool {
-        self.writer.is_some()
+        self.synced.is_usable()
     }
 
     fn should_end(&self) -> bool {
@@ -559,17 +505,9 @@ impl GrowingFile for HdfsFile {
         let traffic = self.store.traffic.clone();
         let closed = async {
             let failed = |error: HdfsFault| StoreError::failed("close", self.file.as_str(), error);
-            self.store.hdfs.count(1);
-            if let Some(mut writer) = self.writer.take() {
-                match within(self.store.hdfs.write_timeout(), writer.close()).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => tracing::debug!(file = %self.file, %error, "a file is closed for its writer"),
-                }
-            }
-            // A close that failed is never repeated: the lease is recovered instead.
-            let len = self.store.hdfs.close_for(&self.path, RECOVERY_PATIENCE).await.map_err(failed)?;
-            match len < self.len {
-                true => Err(StoreError::Short { path: self.file.to_string(), len, wanted: 0..self.len }),
+            let len = self.synced.close().await.map_err(failed)?;
+            match len < self.synced.len() {
+                true => Err(StoreError::Short { path: self.file.to_string(), len, wanted: 0..self.synced.len() }),
                 false => Ok(()),
             }
         };

@@ -20,6 +20,7 @@ use crate::metrics::labels::{Purpose, StoreOperation};
 use crate::store::Capabilities;
 
 mod compactions;
+mod leased;
 mod requests;
 
 type Records = BTreeMap<Bytes, Bytes>;
@@ -37,7 +38,12 @@ fn counted(folder: &TempDir, metrics: &Metrics) -> Placement {
 }
 
 fn object(store: &Arc<dyn ObjectStore>) -> Placement {
-    Placement::Object { store: Arc::clone(store), prefix: Path::from("some/prefix"), can: Capabilities::OBJECT }
+    Placement::Object {
+        store: Arc::clone(store),
+        prefix: Path::from("some/prefix"),
+        can: Capabilities::OBJECT,
+        log: None,
+    }
 }
 
 async fn open_with(placement: Placement, settings: JournalSettings) -> Result<(Journal, Records), JournalError> {
@@ -449,7 +455,8 @@ async fn a_database_is_not_opened_with_the_other_log() {
     commit(&journal, vec![put("a", 1)]).await.unwrap();
     journal.close().await.unwrap();
     let store = LocalFileSystem::new_with_prefix(folder.path().join("journal")).unwrap();
-    let as_objects = Placement::Object { store: Arc::new(store), prefix: Path::from("db"), can: Capabilities::OBJECT };
+    let as_objects =
+        Placement::Object { store: Arc::new(store), prefix: Path::from("db"), can: Capabilities::OBJECT, log: None };
 
     let error = open(as_objects.clone()).await.unwrap_err();
     println!("{error}");
