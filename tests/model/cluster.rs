@@ -133,10 +133,11 @@ impl Cluster {
         process.joined == 0 || known || process.joined_age > ALONE || self.has(Bug::JoinerDoesNotWait)
     }
 
-    /// The owner with the newest epoch of those who have loaded.
+    /// The owner whose fence is the newest, once it has loaded.
     fn newest<'a>(&self, world: &'a World) -> Option<&'a Owner> {
-        let owners = world.processes.iter().filter_map(Process::owner).filter(|owner| owner.is_loaded());
-        owners.max_by_key(|owner| owner.epoch)
+        let newest = world.log.iter().filter_map(Slot::epoch).max();
+        let mut owners = world.processes.iter().filter_map(Process::owner);
+        owners.find(|owner| Some(owner.epoch) == newest && owner.is_loaded())
     }
 
     fn answered_is_readable(&self, world: &World) -> bool {
@@ -164,11 +165,7 @@ impl Cluster {
     }
 
     fn log_is_one_sequence(&self, world: &World) -> bool {
-        let epochs = world.log.iter().filter_map(|slot| match slot {
-            Slot::Empty => None,
-            Slot::Fence { epoch } | Slot::Batch { epoch, .. } => Some(*epoch),
-        });
-        epochs.is_sorted()
+        world.log.iter().filter_map(Slot::epoch).is_sorted()
     }
 
     fn one_answers_from_memory(&self, world: &World) -> bool {
@@ -182,7 +179,9 @@ impl Cluster {
 
     /// That a shard which nobody has open, and nobody is opening, is still somebody's business.
     fn somebody_cares(&self, world: &World) -> bool {
-        let up = || (0..world.processes.len()).filter(|who| world.processes[*who].run == Run::Up);
+        // A process whose member was restarted has nothing to do here any more.
+        let replaced = |who: Who| !self.believes_member(world, who) && !self.joins(world, who);
+        let up = || (0..world.processes.len()).filter(|who| world.processes[*who].run == Run::Up && !replaced(*who));
         let rests = |who: Who| {
             let process = &world.processes[who];
             let idle = process.tenure == Tenure::Idle && process.write.is_none() && process.look.is_none();

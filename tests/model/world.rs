@@ -1,4 +1,4 @@
-//! What there is: storage, requests under way, processes, clients. How it changes stands in `steps.rs`.
+//! What there is: storage, requests under way, processes, clients. How it changes stands in `effects.rs`.
 
 use super::bug::Bug;
 
@@ -310,6 +310,15 @@ pub(crate) fn replay(log: &[Slot]) -> Words {
         }
     }
     words
+}
+
+impl Slot {
+    pub(crate) fn epoch(&self) -> Option<u8> {
+        match self {
+            Self::Empty => None,
+            Self::Fence { epoch } | Self::Batch { epoch, .. } => Some(*epoch),
+        }
+    }
 }
 
 impl Item {
