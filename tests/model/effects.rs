@@ -233,7 +233,10 @@ impl Cluster {
                 world.left.reads -= 1;
                 let view = owner(world, who).view();
                 let floor = world.floor;
-                world.processes[who].question = Some(Question { view, floor, proved: false });
+                let process = &mut world.processes[who];
+                process.question = Some(Question { view, floor, proved: false });
+                // A READ that is under way began for another question.
+                process.look.iter_mut().for_each(|look| look.covers = false);
             }
             Step::AnswerRead(who) => self.answer_read(world, who),
             other => unreachable!("{other:?} is no step of an owner"),
