@@ -370,7 +370,8 @@ mod tests {
             assert_eq!(open_beyond(folder.path(), Some(1), 0).unwrap(), 2);
             // The next owner begins with the same id, and the collector may have deleted all but the newest.
             assert_eq!(fs::read(&path).unwrap(), empty.encode());
-            fs::remove_file(folder.path().join(LogFileHeader { epoch: 1, first_id: 1, number: 0 }.file_name())).unwrap();
+            fs::remove_file(folder.path().join(LogFileHeader { epoch: 1, first_id: 1, number: 0 }.file_name()))
+                .unwrap();
             assert_eq!(open_beyond(folder.path(), Some(1), 2).unwrap(), 2);
             write_log_file(folder.path(), 3, 3, &[3]);
             assert_eq!(open_beyond(folder.path(), Some(3), 2).unwrap(), 3);
