@@ -56,7 +56,7 @@ pub trait Body: Send {
 pub struct Digests {
     /// MD5, if it was asked for.
     pub md5: Option<[u8; 16]>,
-    /// The checksums that the client sent or asked for, in that order.
+    /// The checksums that the client sent or asked for, in that order, then those that were computed besides.
     pub checksums: Vec<ObjectChecksum>,
 }
 

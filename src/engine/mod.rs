@@ -58,7 +58,7 @@ use crate::catalog::Catalog;
 pub use crate::catalog::command::{Condition, ObjectToDelete, Refusal};
 pub use crate::catalog::questions::{NoAnswer, ObjectListed, ObjectsPage, Recount};
 pub use crate::catalog::state::{
-    CheckpointView, JobView, ListPage, ListQuery, Listed, ObjectView, SegmentView, UploadView,
+    CheckpointView, ChecksumKind, JobView, ListPage, ListQuery, Listed, ObjectView, SegmentView, UploadView,
 };
 use crate::config::Settings;
 use crate::merge::Merger;

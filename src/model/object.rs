@@ -15,7 +15,8 @@ pub struct ObjectHead {
     pub modified: Millis,
     /// Headers that the client set.
     pub headers: ObjectHeaders,
-    /// The checksum that the client sent or asked for.
+    /// The checksum that the client sent or asked for, or the default one. `None` if a version that computed no default wrote it,
+    /// or if it was rebuilt.
     pub checksum: Option<ObjectChecksum>,
     /// The sizes of its parts in bytes, for an object that came as a multipart upload.
     pub part_lens: Vec<u64>,
@@ -30,7 +31,7 @@ pub struct NewUpload {
     pub key: String,
     /// Headers for the object.
     pub headers: ObjectHeaders,
-    /// The checksum that the object will have: its algorithm, and whether it is that of the whole.
+    /// The checksum that was asked for: its algorithm, and whether it is that of the whole. `None`: the default one.
     pub checksum: Option<(String, bool)>,
 }
 
@@ -41,7 +42,7 @@ pub struct PartHead {
     pub len: u64,
     /// The entity tag without quotes: the MD5 in hex, or an opaque one.
     pub etag: String,
-    /// The checksum in base64, if one was sent or asked for.
+    /// The checksum in base64, of the algorithm that its upload was created with, or the default one.
     pub checksum: Option<String>,
     /// When it was put.
     pub modified: Millis,
@@ -81,4 +82,9 @@ pub struct ObjectChecksum {
     /// The values of the parts, for an object that came as a multipart upload. Records hold them behind all others.
     #[serde(skip)]
     pub parts: Vec<String>,
+}
+
+impl ObjectChecksum {
+    /// The algorithm for an object that comes without a checksum, as in S3: over the whole, never composite.
+    pub const DEFAULT_ALGORITHM: &'static str = "CRC64NVME";
 }

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from checksums import multipart_etag
+from checksums import checksum, multipart_etag
 from conftest import Server
 from expect import body_of
 
@@ -88,3 +88,28 @@ def test_an_upload_goes_on_after_a_restart(daemon, kill):
     assert done["ChecksumCRC32"] == again["ChecksumCRC32"]
     assert body_of(s3, bucket, where["Key"]) == b"".join(bodies)
     assert s3.head_object(**where)["ContentType"] == "text/plain"
+
+
+@pytest.mark.esker
+def test_default_checksums_are_there_after_a_kill(daemon):
+    plain = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+    s3 = daemon.start_server().client(**plain)
+    bucket = s3.list_buckets()["Buckets"][0]["Name"]
+    put, where = {"Bucket": bucket, "Key": "plain"}, {"Bucket": bucket, "Key": "out/2026-11-28--22/part-0-0"}
+    s3.put_object(**put, Body=b"some state")
+    upload = s3.create_multipart_upload(**where)["UploadId"]
+    bodies, parts = [bytes(PART_MIN), b"some state"], []
+    for number, body in enumerate(bodies, 1):
+        daemon.stop(kill=True)
+        s3 = daemon.start_server().client(**plain)
+        answer = s3.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+    assert answer["ChecksumCRC64NVME"] == checksum("CRC64NVME", b"some state")
+
+    done = s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+
+    daemon.stop(kill=True)
+    s3 = daemon.start_server().client(**plain)
+    told = [s3.head_object(**of, ChecksumMode="ENABLED")["ChecksumCRC64NVME"] for of in (put, where)]
+    assert told == [answer["ChecksumCRC64NVME"], done["ChecksumCRC64NVME"]]
+    assert done["ChecksumCRC64NVME"] == "QJpZIeTm0Ho="

@@ -4,8 +4,12 @@
 //! `Content-MD5`. s3s checks only the signature's SHA-256, so everything else is checked here, before anything becomes
 //! visible. Five of them came in 2026, and s3s has no fields for them: their values are read and written beside it.
 //!
-//! An object that comes without a checksum has none. S3 computes a CRC64NVME then; here every segment has its CRC-32C, which
-//! every read is checked against, and a second sum of every body would be paid for by all.
+//! An object that comes without a checksum gets a CRC64NVME of the whole ([`ChecksumPlan::DEFAULT`]), as on S3. It costs a
+//! twenty-fifth of the MD5 that becomes the entity tag. The parts of an upload that was created without an algorithm get one each,
+//! beside what a client brings with them, and the object's is combined of these. It is that of the object alone: as on S3, neither
+//! a list of the parts nor the finished object tells those of parts. An object that was stored by a version without it, or that
+//! `esker rebuild` found, has none, and a copy of it none either unless it asks for one: a copy reads no bytes. So has one of an
+//! upload that was begun by such a version, if some of its parts were.
 //!
 //! # Source
 //! <https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html>
@@ -19,6 +23,7 @@ use s3s::{S3Error, S3ErrorCode, S3Result};
 use xxhash_rust::xxh3::Xxh3;
 use xxhash_rust::xxh64::Xxh64;
 
+use super::combine::Combination;
 use super::errors::{custom, payload_hash_mismatch, refuse, refuse_as};
 use crate::engine::intake::Digests;
 use crate::model::{NewUpload, ObjectChecksum};
@@ -84,12 +89,22 @@ impl Algorithm {
         })
     }
 
-    /// The CRC of `crc_fast`, whose values can be combined.
-    pub(super) fn crc(self) -> Option<CrcAlgorithm> {
+    /// The CRC of `crc_fast`.
+    fn crc(self) -> Option<CrcAlgorithm> {
         match self {
             Self::Crc32 => Some(CrcAlgorithm::Crc32IsoHdlc),
             Self::Crc32c => Some(CrcAlgorithm::Crc32Iscsi),
             Self::Crc64Nvme => Some(CrcAlgorithm::Crc64Nvme),
+            _ => None,
+        }
+    }
+
+    /// How its values are combined to that of a whole; CRCs alone can be.
+    pub(super) fn combination(self) -> Option<Combination> {
+        match self {
+            Self::Crc32 => Some(Combination::CRC32),
+            Self::Crc32c => Some(Combination::CRC32C),
+            Self::Crc64Nvme => Some(Combination::CRC64NVME),
             _ => None,
         }
     }
@@ -148,12 +163,15 @@ pub(super) struct ChecksumPlan {
 }
 
 impl ChecksumPlan {
+    /// The plan of an upload that was created without an algorithm.
+    pub(super) const DEFAULT: Self = Self { algorithm: Algorithm::Crc64Nvme, full_object: true };
+
     /// The plan as the catalog records it.
     pub(super) fn record(self) -> (String, bool) {
         (self.algorithm.name().to_owned(), self.full_object)
     }
 
-    /// The plan of an upload that the catalog remembers.
+    /// The plan of an upload that the catalog remembers; `None` if it was created without an algorithm.
     pub(super) fn of(upload: &NewUpload) -> Option<Self> {
         let (name, full_object) = upload.checksum.as_ref()?;
         Some(Self { algorithm: Algorithm::parse(name).ok()?, full_object: *full_object })
@@ -250,6 +268,18 @@ impl Claims {
     pub(super) fn check_payload_hash(&mut self, headers: &HeaderMap) {
         let value = text(headers, "x-amz-content-sha256").filter(|value| value.len() == 64);
         self.payload_sha256 = value.and_then(|value| hex::decode(value).ok());
+    }
+
+    /// Computes the default checksum if the client neither sent one nor asked for one.
+    pub(super) fn or_default(&mut self) {
+        if self.checksums.is_empty() {
+            self.also(ChecksumPlan::DEFAULT.algorithm);
+        }
+    }
+
+    /// How many checksums the client sent or asked for, before any other is computed.
+    pub(super) fn checksums(&self) -> usize {
+        self.checksums.len()
     }
 
     /// Whether there is nothing to check or compute.
@@ -384,11 +414,11 @@ pub(super) fn full_object<'a>(
     algorithm: Algorithm,
     parts: impl Iterator<Item = (Option<&'a str>, u64)>,
 ) -> S3Result<String> {
-    let crc = algorithm.crc().ok_or_else(|| cannot_be_full(algorithm))?;
-    let mut whole = crc_fast::checksum(crc, b"");
+    let combination = algorithm.combination().ok_or_else(|| cannot_be_full(algorithm))?;
+    let mut whole = Combination::EMPTY;
     for (part, len) in parts {
         let value = part_value(algorithm, part)?.into_iter().fold(0, |number, byte| (number << 8) | u64::from(byte));
-        whole = crc_fast::checksum_combine(crc, whole, value, len);
+        whole = combination.append(whole, value, len);
     }
     Ok(BASE64.encode(&whole.to_be_bytes()[8 - algorithm.value_bytes()..]))
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue};
 use s3s::crypto::{Checksum as _, Md5};
-use s3s::dto::{ChecksumType, CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart, ETag};
+use s3s::dto::{CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CompletedPart, ETag};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use super::S3Door;
@@ -77,7 +77,7 @@ impl S3Door {
             e_tag: Some(etag(&put.etag)),
             ..Default::default()
         };
-        output.checksum_type = put.checksum.as_ref().map(checksum_type);
+        output.checksum_type = put.checksum.as_ref().map(|sum| checksum_type(sum.composite));
         set_checksum!(output, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
         let mut response = S3Response::new(output);
         if let Some(checksum) = &put.checksum {
@@ -149,9 +149,11 @@ fn check(
         let message = format!("the parts have {len} bytes together, not what x-amz-mp-object-size says");
         return Err(refuse(S3ErrorCode::InvalidRequest, message));
     }
-    let plan = ChecksumPlan::of(upload);
-    let checksum = plan.map(|plan| object_checksum(plan, chosen)).transpose()?;
-    check_claims(plan, input, headers, checksum.as_ref())?;
+    let checksum = match ChecksumPlan::of(upload) {
+        Some(plan) => Some(object_checksum(plan, chosen)?),
+        None => default_checksum(chosen)?,
+    };
+    check_claims(input, headers, checksum.as_ref())?;
     Ok(checksum)
 }
 
@@ -177,11 +179,13 @@ fn choose<'a>(
         let number = named.part_number.and_then(|number| u16::try_from(number).ok())?;
         let part = parts.get(&number)?;
         let same_etag = named.e_tag.as_ref().map(ETag::value).is_none_or(|value| value == part.etag);
-        let same_checksum = ChecksumPlan::of(upload).is_none_or(|plan| {
-            let beside = claims.of(place).find(|(algorithm, _)| *algorithm == plan.algorithm).map(|(_, value)| value);
-            let value = checksum_field!(named, plan.algorithm).or(beside);
-            value.is_none() || value == part.checksum.as_deref()
-        });
+        let plan = ChecksumPlan::of(upload);
+        let algorithm = plan.unwrap_or(ChecksumPlan::DEFAULT).algorithm;
+        let beside = claims.of(place).find(|(beside, _)| *beside == algorithm).map(|(_, value)| value);
+        let claimed = checksum_field!(named, algorithm).or(beside);
+        // One that a version without a default one stored has none to compare with.
+        let comparable = plan.is_some() || part.checksum.is_some();
+        let same_checksum = claimed.is_none() || !comparable || claimed == part.checksum.as_deref();
         (same_etag && same_checksum).then_some(NamedPart { number, part })
     };
     let found: Option<Vec<NamedPart<'a>>> = named.iter().enumerate().map(find).collect();
@@ -213,20 +217,27 @@ fn object_checksum(plan: ChecksumPlan, chosen: &[NamedPart<'_>]) -> S3Result<Obj
     Ok(ObjectChecksum { algorithm, value, composite, parts: values.into_iter().flatten().collect() })
 }
 
+/// The checksum of an object whose upload was created without an algorithm. `None` if a part has none, because a version stored
+/// it that computed no default one. Those of parts are not kept: S3 tells them of uploads with an algorithm alone.
+fn default_checksum(chosen: &[NamedPart<'_>]) -> S3Result<Option<ObjectChecksum>> {
+    if chosen.iter().any(|part| part.part.checksum.is_none()) {
+        return Ok(None);
+    }
+    let checksum = object_checksum(ChecksumPlan::DEFAULT, chosen)?;
+    Ok(Some(ObjectChecksum { parts: vec![], ..checksum }))
+}
+
 /// Compares the checksum that the client says the object has.
 fn check_claims(
-    plan: Option<ChecksumPlan>,
     input: &CompleteMultipartUploadInput,
     headers: &HeaderMap,
     checksum: Option<&ObjectChecksum>,
 ) -> S3Result<()> {
     let invalid = |message: &'static str| Err(refuse(S3ErrorCode::InvalidRequest, message));
-    if let Some(kind) = &input.checksum_type {
-        let planned =
-            plan.map(|plan| if plan.full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE });
-        if planned != Some(kind.as_str()) {
-            return invalid("x-amz-checksum-type is not what the upload was created with");
-        }
+    if let Some(kind) = &input.checksum_type
+        && checksum.is_none_or(|checksum| checksum_type(checksum.composite) != *kind)
+    {
+        return invalid("x-amz-checksum-type is not what the upload was created with");
     }
     for algorithm in Algorithm::ALL {
         let beside = || headers.get(algorithm.header()).and_then(|value| value.to_str().ok());
@@ -261,6 +272,8 @@ fn etag_of<'a>(tags: impl ExactSizeIterator<Item = &'a str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use s3s::dto::ChecksumType;
+
     use super::*;
     use crate::model::{Millis, ObjectHeaders};
 
@@ -356,9 +369,73 @@ mod tests {
 
         let bare = checksum.value.strip_suffix("-1").unwrap();
         for right in [bare, &checksum.value] {
-            assert!(check_claims(Some(plan), &claim(right), &HeaderMap::new(), Some(&checksum)).is_ok());
+            assert!(check_claims(&claim(right), &HeaderMap::new(), Some(&checksum)).is_ok());
         }
-        assert_eq!(code(check_claims(Some(plan), &claim("AAAAAA=="), &HeaderMap::new(), Some(&checksum))), "BadDigest");
-        assert_eq!(code(check_claims(None, &claim(bare), &HeaderMap::new(), None)), "InvalidRequest");
+        assert_eq!(code(check_claims(&claim("AAAAAA=="), &HeaderMap::new(), Some(&checksum))), "BadDigest");
+        assert_eq!(code(check_claims(&claim(bare), &HeaderMap::new(), None)), "InvalidRequest");
+    }
+
+    /// The CRC64NVME of `123456789`, as the catalogue of CRCs has it, and of the same twice.
+    const DIGITS: &str = "rosUhgp5mIg=";
+    const DIGITS_TWICE: &str = "oyJKiIDYJOQ=";
+
+    fn default_parts(checksums: &[Option<&str>]) -> BTreeMap<u16, PartHead> {
+        let head = |sum: &Option<&str>| PartHead {
+            len: 9,
+            etag: TAG.into(),
+            checksum: sum.map(str::to_owned),
+            modified: Millis(0),
+        };
+        checksums.iter().zip(1..).map(|(sum, number)| (number, head(sum))).collect()
+    }
+
+    #[test]
+    fn an_upload_without_an_algorithm_gets_the_default_checksum_of_the_whole() {
+        let (there, none) = (default_parts(&[Some(DIGITS), Some(DIGITS)]), PartClaims::default());
+        let chosen = choose(&upload(None), &[named(1, TAG), named(2, TAG)], &none, &there).unwrap();
+        let claim = |value: &str| CompleteMultipartUploadInput {
+            checksum_crc64nvme: Some(value.to_owned()),
+            checksum_type: Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT)),
+            ..Default::default()
+        };
+
+        let checksum = default_checksum(&chosen).unwrap().unwrap();
+
+        let both = Algorithm::Crc64Nvme.of(b"123456789123456789");
+        assert_eq!(base64::Engine::encode(&base64::engine::general_purpose::STANDARD, both), DIGITS_TWICE);
+        let expected = ObjectChecksum {
+            algorithm: "CRC64NVME".into(),
+            value: DIGITS_TWICE.into(),
+            composite: false,
+            parts: vec![],
+        };
+        assert_eq!(checksum, expected);
+        assert!(check_claims(&claim(DIGITS_TWICE), &HeaderMap::new(), Some(&checksum)).is_ok());
+        assert_eq!(code(check_claims(&claim(DIGITS), &HeaderMap::new(), Some(&checksum))), "BadDigest");
+    }
+
+    #[test]
+    fn parts_of_an_upload_without_an_algorithm_may_be_named_with_any_checksum_but_a_wrong_default_one() {
+        let with = |crc64: Option<&str>| CompletedPart {
+            checksum_crc32: Some("AAAAAA==".into()),
+            checksum_crc64nvme: crc64.map(str::to_owned),
+            ..named(1, TAG)
+        };
+        let of =
+            |part, stored| choose(&upload(None), &[part], &PartClaims::default(), &stored).map(|parts| parts.len());
+
+        assert_eq!(of(with(None), default_parts(&[Some(DIGITS)])).unwrap(), 1);
+        assert_eq!(of(with(Some(DIGITS)), default_parts(&[Some(DIGITS)])).unwrap(), 1);
+        assert_eq!(code(of(with(Some(DIGITS_TWICE)), default_parts(&[Some(DIGITS)]))), "InvalidPart");
+        // As before the daemon computed them.
+        assert_eq!(of(with(Some(DIGITS_TWICE)), default_parts(&[None])).unwrap(), 1);
+    }
+
+    #[test]
+    fn an_upload_with_parts_of_an_older_version_completes_without_a_checksum() {
+        let there = default_parts(&[None, Some(DIGITS)]);
+        let chosen = choose(&upload(None), &[named(1, TAG), named(2, TAG)], &PartClaims::default(), &there).unwrap();
+
+        assert_eq!(default_checksum(&chosen).unwrap(), None);
     }
 }

@@ -9,9 +9,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::{
-    CommonPrefix, EncodingType, ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput,
-    ListObjectsV2Input, ListObjectsV2Output, Object, ObjectStorageClass, ObjectVersion, ObjectVersionStorageClass,
-    Owner,
+    ChecksumAlgorithm, CommonPrefix, EncodingType, ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object, ObjectStorageClass, ObjectVersion,
+    ObjectVersionStorageClass, Owner,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
@@ -19,8 +19,9 @@ use super::S3Door;
 use super::conditions::{etag, timestamp};
 use super::errors::{OrS3, refuse};
 use super::headers::STANDARD;
+use super::objects::checksum_type;
 use super::surface::OWNER;
-use crate::engine::{ListPage, ListQuery, Listed};
+use crate::engine::{ChecksumKind, ListPage, ListQuery, Listed};
 use crate::model::Millis;
 
 /// Entries of one page at most, as in S3.
@@ -89,11 +90,38 @@ pub(super) fn given(text: Option<String>) -> Option<String> {
 
 /// One page, taken apart.
 struct ListingPage {
-    objects: Vec<(String, u64, String, Millis, Option<String>)>,
+    objects: Vec<ListedObject>,
     prefixes: Vec<CommonPrefix>,
     /// The last name of a page that is followed by another.
     next: Option<String>,
     truncated: bool,
+}
+
+struct ListedObject {
+    /// As it goes out.
+    key: String,
+    len: u64,
+    etag: String,
+    modified: Millis,
+    class: Option<String>,
+    checksum: Option<ChecksumKind>,
+}
+
+/// The fields that entries of objects and of versions have in common.
+macro_rules! entry {
+    ($entry:ident, $class:ident, $object:expr) => {{
+        let ListedObject { key, len, etag: tag, modified, class, checksum } = $object;
+        let mut entry = <$entry>::default();
+        entry.e_tag = Some(etag(&tag));
+        entry.key = Some(key);
+        entry.last_modified = Some(timestamp(modified));
+        entry.size = i64::try_from(len).ok();
+        entry.storage_class = Some(class.map_or_else(|| $class::from_static(STANDARD), $class::from));
+        entry.checksum_type = checksum.as_ref().map(|kind| checksum_type(kind.composite));
+        let algorithm = checksum.map(|kind| ChecksumAlgorithm::from(kind.algorithm.into_owned()));
+        entry.checksum_algorithm = algorithm.map(|algorithm| vec![algorithm]);
+        entry
+    }};
 }
 
 impl ListingPage {
@@ -102,8 +130,8 @@ impl ListingPage {
         let (mut objects, mut prefixes) = (vec![], vec![]);
         for entry in page.entries {
             match entry {
-                Listed::Object { key, len, etag, modified, class } => {
-                    objects.push((encoding.write(&key), len, etag, modified, class));
+                Listed::Object { key, len, etag, modified, class, checksum } => {
+                    objects.push(ListedObject { key: encoding.write(&key), len, etag, modified, class, checksum });
                 }
                 Listed::Prefix(prefix) => prefixes.push(CommonPrefix { prefix: Some(encoding.write(&prefix)) }),
             }
@@ -112,38 +140,19 @@ impl ListingPage {
     }
 
     fn objects(&mut self, with_owner: bool) -> Option<Vec<Object>> {
-        let objects = std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified, class)| Object {
-            e_tag: Some(etag(&tag)),
-            key: Some(key),
-            last_modified: Some(timestamp(modified)),
-            owner: with_owner.then(owner),
-            size: i64::try_from(len).ok(),
-            storage_class: Some(
-                class.map_or_else(|| ObjectStorageClass::from_static(STANDARD), ObjectStorageClass::from),
-            ),
-            ..Default::default()
-        });
+        let objects = std::mem::take(&mut self.objects)
+            .into_iter()
+            .map(|object| Object { owner: with_owner.then(owner), ..entry!(Object, ObjectStorageClass, object) });
         Some(objects.collect::<Vec<_>>()).filter(|objects| !objects.is_empty())
     }
 
     fn versions(&mut self) -> Option<Vec<ObjectVersion>> {
-        let versions =
-            std::mem::take(&mut self.objects).into_iter().map(|(key, len, tag, modified, class)| ObjectVersion {
-                e_tag: Some(etag(&tag)),
-                is_latest: Some(true),
-                key: Some(key),
-                last_modified: Some(timestamp(modified)),
-                owner: Some(owner()),
-                size: i64::try_from(len).ok(),
-                storage_class: Some(
-                    class.map_or_else(
-                        || ObjectVersionStorageClass::from_static(STANDARD),
-                        ObjectVersionStorageClass::from,
-                    ),
-                ),
-                version_id: Some("null".to_owned()),
-                ..Default::default()
-            });
+        let versions = std::mem::take(&mut self.objects).into_iter().map(|object| ObjectVersion {
+            is_latest: Some(true),
+            owner: Some(owner()),
+            version_id: Some("null".to_owned()),
+            ..entry!(ObjectVersion, ObjectVersionStorageClass, object)
+        });
         Some(versions.collect::<Vec<_>>()).filter(|versions| !versions.is_empty())
     }
 

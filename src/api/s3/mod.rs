@@ -28,6 +28,7 @@ mod again;
 mod buckets;
 mod checksums;
 mod chunked;
+mod combine;
 mod completion;
 mod conditions;
 mod errors;

@@ -14,7 +14,7 @@ use super::conditions::{etag, timestamp};
 use super::errors::{self, OrS3, refuse};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
-use super::objects::source_conditions;
+use super::objects::{checksum_type, source_conditions};
 use super::ranges;
 use super::xml::MoreElements;
 use crate::engine::uploads::{UploadName, UploadedPart};
@@ -37,14 +37,12 @@ impl S3Door {
         let (bucket, key) = (input.bucket.clone(), input.key.clone());
         let new = NewUpload { bucket, key, headers, checksum: checksum.map(ChecksumPlan::record) };
         let id = self.engine.create_upload(new).await.or_s3()?;
-        let kind =
-            |plan: ChecksumPlan| if plan.full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
             upload_id: Some(id),
             checksum_algorithm: checksum.map(|plan| ChecksumAlgorithm::from_static(plan.algorithm.name())),
-            checksum_type: checksum.map(|plan| ChecksumType::from_static(kind(plan))),
+            checksum_type: checksum.map(|plan| checksum_type(!plan.full_object)),
             ..Default::default()
         }))
     }
@@ -110,10 +108,16 @@ impl S3Door {
         mut intake: Intake,
     ) -> S3Result<UploadedPart> {
         self.check_body_len(intake.len(), self.engine.settings().limits.object_bytes_max)?;
-        if let Some(plan) = ChecksumPlan::of(upload) {
-            intake.claims_mut().also(plan.algorithm);
+        let plan = ChecksumPlan::of(upload);
+        let asked = intake.claims_mut().checksums();
+        intake.claims_mut().also(plan.unwrap_or(ChecksumPlan::DEFAULT).algorithm);
+        let mut part = self.engine.put_part(name, number, intake.hashed(self.etag_needs())).await.or_s3()?;
+        if plan.is_none() {
+            // The default one is for the whole object. A client that brought another is told its own alone, lest it takes both
+            // into its list of parts.
+            part.digests.checksums.truncate(asked.max(1));
         }
-        self.engine.put_part(name, number, intake.hashed(self.etag_needs())).await.or_s3()
+        Ok(part)
     }
 
     pub(super) async fn abort_multipart_upload(
@@ -139,7 +143,7 @@ fn checksum_plan(algorithm: Option<&ChecksumAlgorithm>, kind: Option<&ChecksumTy
     let algorithm = Algorithm::parse(algorithm.as_str())?;
     let full_object = match kind.map(ChecksumType::as_str) {
         None => algorithm == Algorithm::Crc64Nvme,
-        Some(ChecksumType::FULL_OBJECT) if algorithm.crc().is_none() => {
+        Some(ChecksumType::FULL_OBJECT) if algorithm.combination().is_none() => {
             return Err(checksums::cannot_be_full(algorithm));
         }
         Some(ChecksumType::FULL_OBJECT) => true,

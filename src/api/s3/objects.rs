@@ -35,13 +35,14 @@ impl S3Door {
         self.check_write(&req.input.key, &headers)?;
         let condition = conditions::of_put(req.input.if_match.as_ref(), req.input.if_none_match.as_ref())?;
         let body = req.input.body.take();
-        let intake = Intake::of(&mut req, body)?;
+        let mut intake = Intake::of(&mut req, body)?;
+        intake.claims_mut().or_default();
         self.check_body_len(intake.len(), self.engine.settings().limits.object_bytes_max)?;
         let PutObjectInput { bucket, key, .. } = req.input;
         let object = NewObject { bucket, key, condition, headers };
         let put = self.engine.put_object(object, intake.hashed(self.etag_needs())).await.or_s3()?;
         let mut output = PutObjectOutput { e_tag: Some(etag(&put.etag)), ..Default::default() };
-        output.checksum_type = put.checksum.as_ref().map(checksum_type);
+        output.checksum_type = put.checksum.as_ref().map(|sum| checksum_type(sum.composite));
         set_checksum!(output, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
         let mut response = S3Response::new(output);
         if let Some(checksum) = &put.checksum {
@@ -140,7 +141,7 @@ impl S3Door {
             last_modified: Some(timestamp(put.modified)),
             ..Default::default()
         };
-        result.checksum_type = put.checksum.as_ref().map(checksum_type);
+        result.checksum_type = put.checksum.as_ref().map(|sum| checksum_type(sum.composite));
         set_checksum!(result, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
         let mut response = S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() });
         if let Some(checksum) = &put.checksum {
@@ -248,9 +249,9 @@ fn deleted(answers: Vec<(String, S3Result<()>)>, quiet: bool) -> DeleteObjectsOu
     }
 }
 
-/// The type of a checksum: over the whole object or over its parts.
-pub(super) fn checksum_type(checksum: &ObjectChecksum) -> ChecksumType {
-    let name = if checksum.composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
+/// The type of a checksum: over its parts or over the whole object.
+pub(super) fn checksum_type(composite: bool) -> ChecksumType {
+    let name = if composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
     ChecksumType::from_static(name)
 }
 

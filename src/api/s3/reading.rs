@@ -52,7 +52,7 @@ macro_rules! describe {
         output.e_tag = Some(etag(&head.etag));
         output.last_modified = Some(timestamp(head.modified));
         output.metadata = Some(headers.metadata.iter().cloned().collect::<Metadata>());
-        output.checksum_type = checksum.map(checksum_type);
+        output.checksum_type = checksum.map(|sum| checksum_type(sum.composite));
         output.storage_class = headers.storage_class.clone().map(StorageClass::from);
         set_checksum!(output, checksum.map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
         output
@@ -250,7 +250,7 @@ fn listed_parts(
 }
 
 fn checksum_attribute(checksum: &ObjectChecksum) -> Checksum {
-    let mut attribute = Checksum { checksum_type: Some(checksum_type(checksum)), ..Default::default() };
+    let mut attribute = Checksum { checksum_type: Some(checksum_type(checksum.composite)), ..Default::default() };
     set_checksum!(attribute, Some((checksum.algorithm.as_str(), checksum.value.clone())));
     attribute
 }

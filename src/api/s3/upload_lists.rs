@@ -13,6 +13,7 @@ use super::errors::OrS3;
 use super::headers::STANDARD;
 use super::listing::{Encoding, given, owner, page_size};
 use super::multipart::upload_name;
+use super::objects::checksum_type;
 use super::xml::MoreElements;
 use crate::engine::UploadView;
 use crate::model::{NewUpload, PartHead};
@@ -194,8 +195,7 @@ fn algorithm(plan: ChecksumPlan) -> ChecksumAlgorithm {
 }
 
 fn kind(plan: ChecksumPlan) -> ChecksumType {
-    let name = if plan.full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE };
-    ChecksumType::from_static(name)
+    checksum_type(!plan.full_object)
 }
 
 #[cfg(test)]

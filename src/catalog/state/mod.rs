@@ -45,6 +45,7 @@ pub use files::Changes;
 pub use invariants::{Count, LargeFile, Often, SecondLook};
 pub use looks::{CheckpointCount, CheckpointLook, GoesOn, LaneCount};
 pub use recovery::UncertainFile;
+pub use slot::ChecksumKind;
 pub use views::{
     CheckpointSegment, CheckpointSpace, CheckpointView, FileView, ForgottenFile, JobView, LaneSpace, ListPage,
     ListQuery, Listed, ObjectView, SegmentView, SpaceUsage, StoredPart, UploadView,

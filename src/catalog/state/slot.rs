@@ -51,6 +51,22 @@ pub(super) struct Brief {
     pub(super) etag: String,
     pub(super) modified: Millis,
     pub(super) class: Option<String>,
+    pub(super) checksum: Option<ChecksumKind>,
+}
+
+/// A checksum of an object without its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChecksumKind {
+    /// Its name, as S3 writes it.
+    pub algorithm: Cow<'static, str>,
+    /// Whether it is a checksum of checksums.
+    pub composite: bool,
+}
+
+impl ChecksumKind {
+    fn of(checksum: &ObjectChecksum) -> Self {
+        Self { algorithm: checksum.algorithm.clone().into(), composite: checksum.composite }
+    }
 }
 
 impl Version {
@@ -101,13 +117,15 @@ impl Slot {
             Self::Packed(bytes) => {
                 let packed = read(bytes);
                 let class = packed.more.and_then(|(class, _)| class).map(str::to_owned);
-                Some(Brief { len: packed.len, etag: packed.etag.text(), modified: packed.modified, class })
+                let checksum = packed.checksum.as_ref().map(Checksum::kind);
+                Some(Brief { len: packed.len, etag: packed.etag.text(), modified: packed.modified, class, checksum })
             }
             Self::Versions(_) => self.arrived().map(|version| Brief {
                 len: version.record.head.len,
                 etag: version.record.head.etag.clone(),
                 modified: version.record.head.modified,
                 class: version.record.head.headers.storage_class.clone(),
+                checksum: version.record.head.checksum.as_ref().map(ChecksumKind::of),
             }),
         }
     }
@@ -204,6 +222,8 @@ enum Checksum<'a> {
     /// One of [`ALGORITHMS`], the value, and of how many parts' checksums it is one.
     Raw(u8, #[serde(borrow)] Cow<'a, [u8]>, Option<u32>),
     Text(&'a str, &'a str, bool),
+    /// That of [`ObjectChecksum::DEFAULT_ALGORITHM`], which every object has that came without one.
+    Default([u8; 8]),
 }
 
 fn pack(record: &ObjectRecord) -> Box<[u8]> {
@@ -344,12 +364,28 @@ impl<'a> Checksum<'a> {
             let raw = Self::Raw(u8::try_from(algorithm).ok()?, BASE64.decode(base64).ok()?.into(), parts);
             Some(raw).filter(|_| parts.is_some() == *composite)
         };
+        let default = || {
+            let raw = BASE64.decode(value).ok().filter(|_| algorithm == ObjectChecksum::DEFAULT_ALGORITHM)?;
+            Some(Self::Default(raw.try_into().ok()?))
+        };
         // What does not come out as it went in is kept as it is.
         let same = |raw: &Self| {
             let unpacked = raw.unpack();
             (&unpacked.algorithm, &unpacked.value, unpacked.composite) == (algorithm, value, *composite)
         };
-        raw().filter(same).unwrap_or(Self::Text(algorithm, value, *composite))
+        default().or_else(raw).filter(same).unwrap_or(Self::Text(algorithm, value, *composite))
+    }
+
+    /// Its algorithm, and whether it is composite.
+    fn kind(&self) -> ChecksumKind {
+        let (algorithm, composite) = match self {
+            Self::Raw(algorithm, _, parts) => {
+                (ALGORITHMS.get(usize::from(*algorithm)).copied().unwrap_or_default().into(), parts.is_some())
+            }
+            Self::Default(_) => (ObjectChecksum::DEFAULT_ALGORITHM.into(), false),
+            Self::Text(algorithm, _, composite) => ((*algorithm).to_owned().into(), *composite),
+        };
+        ChecksumKind { algorithm, composite }
     }
 
     fn unpack(&self) -> ObjectChecksum {
@@ -363,6 +399,12 @@ impl<'a> Checksum<'a> {
                     parts: vec![],
                 }
             }
+            Self::Default(raw) => ObjectChecksum {
+                algorithm: ObjectChecksum::DEFAULT_ALGORITHM.to_owned(),
+                value: BASE64.encode(raw),
+                composite: false,
+                parts: vec![],
+            },
             Self::Text(algorithm, value, composite) => {
                 let (algorithm, value) = ((*algorithm).to_owned(), (*value).to_owned());
                 ObjectChecksum { algorithm, value, composite: *composite, parts: vec![] }
@@ -393,9 +435,11 @@ mod tests {
     }
 
     fn any_checksum() -> impl Strategy<Value = ObjectChecksum> {
-        let algorithm = prop_oneof![Just("CRC32"), Just("SHA256"), Just("MD2")].prop_map(str::to_owned);
+        let algorithm =
+            prop_oneof![Just("CRC32"), Just("CRC64NVME"), Just("SHA256"), Just("MD2")].prop_map(str::to_owned);
         let value = prop_oneof![
             vec(any::<u8>(), 0..33).prop_map(|raw| BASE64.encode(raw)),
+            any::<[u8; 8]>().prop_map(|raw| BASE64.encode(raw)),
             (vec(any::<u8>(), 0..9), 0_u32..20_000).prop_map(|(raw, parts)| format!("{}-{parts}", BASE64.encode(raw))),
             "[A-Za-z0-9+/=-]{0,12}",
         ];
@@ -431,8 +475,9 @@ mod tests {
             prop_assert_eq!(matches!(slot, Slot::Packed(_)), record.segments.len() <= SEGMENTS_FEW);
             prop_assert_eq!(&segments, &record.segments);
             prop_assert_eq!(slot.newest(), Some((record.head.etag.clone(), false)));
-            let ObjectHead { len, etag, modified, headers, .. } = record.head.clone();
-            let brief = Brief { len, etag, modified, class: headers.storage_class };
+            let ObjectHead { len, etag, modified, headers, checksum, .. } = record.head.clone();
+            let checksum = checksum.as_ref().map(ChecksumKind::of);
+            let brief = Brief { len, etag, modified, class: headers.storage_class, checksum };
             prop_assert_eq!(slot.brief(), Some(brief));
             prop_assert_eq!(&*slot.current().unwrap(), &record);
             prop_assert_eq!(&*slot.versions()[0].record, &record);
@@ -441,6 +486,10 @@ mod tests {
 
     #[test]
     fn what_a_usual_object_takes() {
+        let with = |algorithm: &str, value: &str| {
+            let (algorithm, value) = (algorithm.to_owned(), value.to_owned());
+            Some(ObjectChecksum { algorithm, value, composite: false, parts: vec![] })
+        };
         let head = ObjectHead {
             len: 100,
             etag: "0cc175b9c0f1b6a831c399e269772661".into(),
@@ -449,17 +498,18 @@ mod tests {
                 content_type: Some("application/octet-stream".into()),
                 ..ObjectHeaders::default()
             },
-            checksum: Some(ObjectChecksum {
-                algorithm: "CRC32".into(),
-                value: "AAAAAA==".into(),
-                composite: false,
-                parts: vec![],
-            }),
+            checksum: with("CRC32", "AAAAAA=="),
             part_lens: vec![],
         };
         let record = ObjectRecord { segments: vec![SegmentId(u128::MAX)], head, upload: None };
 
+        let len_with = |checksum: Option<ObjectChecksum>| {
+            pack(&ObjectRecord { head: ObjectHead { checksum, ..record.head.clone() }, ..record.clone() }).len()
+        };
+
         assert!(pack(&record).len() <= 64, "{} bytes", pack(&record).len());
+        // The checksum that every object has, in 8 bytes and one that says so.
+        assert_eq!(len_with(with("CRC64NVME", "rosUhgp5mIg=")) - len_with(None), 9);
         assert_eq!(std::mem::size_of::<Slot>(), 16);
     }
 }

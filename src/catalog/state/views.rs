@@ -4,7 +4,7 @@ use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use super::segments::{KeptSegment, SegmentPlace};
-use super::slot::{Brief, SEGMENTS_FEW, Version};
+use super::slot::{Brief, ChecksumKind, SEGMENTS_FEW, Version};
 use super::uploads::arrived;
 use super::{CatalogState, Changes, FileEntry, JobEntry};
 use crate::catalog::record::{CheckpointRecord, ObjectRecord, PartRecord, SegmentRecord, UploadRecord};
@@ -294,6 +294,8 @@ pub enum Listed {
         modified: Millis,
         /// The storage class, if it is not `STANDARD`.
         class: Option<String>,
+        /// The checksum that it has.
+        checksum: Option<ChecksumKind>,
     },
     /// Keys that share everything up to the delimiter.
     Prefix(String),
@@ -552,7 +554,7 @@ impl CatalogState {
                 if !key.starts_with(query.prefix) {
                     return true;
                 }
-                let Some(Brief { len, etag, modified, class }) = slot.brief() else { continue };
+                let Some(Brief { len, etag, modified, class, checksum }) = slot.brief() else { continue };
                 if page.entries.len() >= query.max {
                     page.truncated = true;
                     return true;
@@ -560,7 +562,7 @@ impl CatalogState {
                 let common = rolled_up(key, query);
                 page.entries.push(match common {
                     Some(common) => Listed::Prefix(common.to_owned()),
-                    None => Listed::Object { key: key.to_string(), len, etag, modified, class },
+                    None => Listed::Object { key: key.to_string(), len, etag, modified, class, checksum },
                 });
                 if !goes_on() {
                     return false;

@@ -11,7 +11,7 @@ use crate::catalog::state::{StoredPart, UploadView};
 use crate::engine::intake::{Arrived, Body, Counts, Digests, Rejected, Whole};
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::UploadDropReason;
-use crate::model::{NewUpload, PartHead};
+use crate::model::{NewUpload, ObjectChecksum, PartHead};
 use crate::runtime::{Failure, PaidBytes};
 
 /// An upload to a key, as a client names it.
@@ -172,8 +172,8 @@ impl Engine {
     }
 
     fn part_head(&self, upload: &Upload, len: u64, etag: &str, digests: &Digests) -> PartHead {
-        let checksum = upload.view.upload.checksum.as_ref().and_then(|(algorithm, _)| digests.get(algorithm));
-        let checksum = checksum.map(str::to_owned);
+        let asked = upload.view.upload.checksum.as_ref().map(|(algorithm, _)| algorithm.as_str());
+        let checksum = digests.get(asked.unwrap_or(ObjectChecksum::DEFAULT_ALGORITHM)).map(str::to_owned);
         PartHead { len, etag: etag.to_owned(), checksum, modified: self.clock.now() }
     }
 
