@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::daemon::TestDaemon;
+use crate::http2::ask_http2;
 use crate::raw::ask;
 use crate::support::signed::S3Signer;
 
@@ -57,6 +58,73 @@ async fn a_path_that_was_changed_is_named() {
         let told = told(address, ("localhost", was), ("localhost", came), "").await;
 
         assert!(told.contains(was) && told.contains("merge_slashes"), "{was} {came}: {told}");
+    }
+}
+
+/// The same over HTTP/2, where the host is no header.
+async fn told_http2(address: SocketAddr, signed: (&str, &str), came: (&str, &str), more: &[(&str, &str)]) -> String {
+    let signer = S3Signer::new(address, "k", "s");
+    let request = signer.request("GET", signed.1, &format!("host: {}\naccept-encoding: gzip", signed.0), b"");
+    let request = String::from_utf8(request).unwrap();
+    let headers = request.lines().skip(1).filter_map(|line| line.split_once(": "));
+    let headers = headers.filter(|(name, _)| !["host", "content-length"].contains(name));
+    let changed = |name: &str| more.iter().any(|(other, _)| *other == name);
+    let headers: Vec<_> = headers.filter(|(name, _)| !changed(name)).chain(more.iter().copied()).collect();
+
+    let (status, body) = ask_http2(address, "GET", came, &headers).await;
+
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    assert!(status == 403 && text.contains("<Code>SignatureDoesNotMatch</Code>"), "{status}: {text}");
+    text.replace("&quot;", "\"")
+}
+
+#[tokio::test]
+async fn a_change_is_named_over_http_2_too() {
+    let daemon = TestDaemon::start(&KEYS).await;
+    let address = daemon.s3();
+    let (was, forwarded) = ("s3.example.com", ("x-forwarded-host", "s3.example.com"));
+    let path = "/checkpoints/a";
+
+    let host = told_http2(address, (was, path), ("esker:9000", path), &[forwarded]).await;
+    assert!(host.contains("for the host \"s3.example.com\"") && host.contains("esker:9000"), "{host}");
+    let slashes = told_http2(address, (was, "/checkpoints//a"), (was, path), &[]).await;
+    assert!(slashes.contains("for the path \"/checkpoints//a\""), "{slashes}");
+    let query = told_http2(address, (was, path), (was, "/checkpoints/a?tracking=1"), &[]).await;
+    assert!(query.contains("for the query") && query.contains("tracking=1"), "{query}");
+    let encoding = told_http2(address, (was, path), (was, path), &[("accept-encoding", "br")]).await;
+    assert!(encoding.contains("accept-encoding: gzip") && encoding.contains("br"), "{encoding}");
+    let nothing = told_http2(address, (was, path), ("esker:9000", path), &[]).await;
+    assert!(nothing.contains("esker:9000") && nothing.contains("changed on the way"), "{nothing}");
+}
+
+#[tokio::test]
+async fn a_change_of_a_presigned_address_is_named() {
+    let daemon = TestDaemon::start(&KEYS).await;
+    let address = daemon.s3();
+    let own = address.to_string();
+    let own = own.as_str();
+    let target = S3Signer::new(address, "k", "s").presigned("GET", "checkpoints", "a b").await;
+    assert!(target.starts_with("/checkpoints/a%20b?"), "{target}");
+    let twice = target.replacen("a%20b", "a%2520b", 1);
+    let added = format!("{target}&utm_source=mail");
+    for (method, host, target, more, words) in [
+        ("GET", "esker", &target, format!("x-forwarded-host: {own}\r\n"), format!("for the host &quot;{own}&quot;")),
+        ("GET", own, &twice, String::new(), "for the path &quot;/checkpoints/a%20b&quot;".to_owned()),
+        ("GET", own, &added, String::new(), "came with &quot;utm_source=mail&quot;".to_owned()),
+        ("PUT", own, &target, String::new(), "for the method GET, and the request came as PUT".to_owned()),
+    ] {
+        let request = format!("{method} {target} HTTP/1.1\r\nhost: {host}\r\ncontent-length: 0\r\n{more}\r\n");
+        let first = ask(address, request).await;
+        assert_eq!(first.status, 403, "{}", first.text());
+        let more = more.trim().split_once(": ");
+        let (status, second) = ask_http2(address, method, (host, target), more.as_slice()).await;
+        assert_eq!(status, 403);
+
+        for text in [first.text(), String::from_utf8(second.to_vec()).unwrap()] {
+            let plain = text.replace('"', "&quot;");
+            assert!(plain.contains(&words), "{method} {host} {target}: {text}");
+            assert!(!plain.contains("X-Amz-Signature"), "{text}");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Says why a signature does not match, where a proxy on the way changed what it covers.
 //!
-//! A signature covers host, path and headers as the client sent them. So each change that proxies are known to make is undone, one
+//! A signature covers host, path, query and headers as the client sent them. So each change that proxies are known to make is undone, one
 //! at a time, and the signature is checked again; the one with which it matches is named. It helps nobody in: the request stays
 //! refused.
 //!
@@ -16,11 +16,17 @@
 //! | takes `+` for a blank, or writes it so | the one for the other |
 //! | adds a slash at the end, or takes it off | the other way |
 //! | names other encodings that it accepts | those that clients sign |
+//! | adds a parameter | leaving out each that is no part of the signature |
+//! | encodes in the query what is encoded, or decodes `%2B` | decoding, `%2B` for each `+` |
+//!
+//! It does not matter where the signature stands, in the `Authorization` header or in a presigned address, nor whether the host
+//! came in `Host` or in `:authority`, as over HTTP/2. A presigned address is also good for one method alone, whatever its user
+//! believes: the others are tried, too.
 
 use std::collections::{HashSet, VecDeque};
 use std::iter::from_fn;
 
-use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use percent_encoding::percent_decode_str;
 use s3s::route::S3Route;
@@ -29,6 +35,7 @@ use s3s::{Body, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Request, S3Re
 use tokio::sync::Semaphore;
 
 use super::errors::refuse;
+use super::signature;
 
 /// Changes that are undone at most; each costs as much as a check of a signature.
 const TRIES_MAX: usize = 48;
@@ -40,11 +47,15 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const EXPLAINED_AT_ONCE: usize = 1;
 /// Ports that clients leave out or name.
 const PORTS: [&str; 6] = ["80", "443", "8080", "8443", "9000", "9443"];
+/// Parameters that are left out at most, one at a time.
+const PARAMETERS_MAX: usize = 8;
+/// Methods that a presigned address may be for.
+const METHODS: [Method; 4] = [Method::GET, Method::PUT, Method::HEAD, Method::DELETE];
 /// Encodings that clients sign.
 const ENCODINGS: [&str; 3] = ["identity", "gzip", "gzip, deflate"];
 
 /// The head of a request, kept until its signature was checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct SentHead {
     method: Method,
     uri: Uri,
@@ -95,7 +106,14 @@ impl Checker {
         };
         let message = match found {
             Some(change) => change.told(sent),
-            None => format!("{plain}; they came as {:?} and {:?}", sent.host(), sent.uri.path()),
+            None => {
+                let missing = sent.missing();
+                let came = format!("{plain}; they came as {:?} and {:?}", sent.host(), sent.uri.path());
+                match missing.is_empty() {
+                    true => came,
+                    false => format!("{came}, and {missing}, which the signature covers, did not come"),
+                }
+            }
         };
         refuse(S3ErrorCode::SignatureDoesNotMatch, message)
     }
@@ -130,6 +148,8 @@ enum Change {
     Host(String),
     Encoding(&'static str),
     Path(String),
+    Query(String),
+    Method(Method),
 }
 
 impl Change {
@@ -138,7 +158,9 @@ impl Change {
         match self {
             Self::Host(was) => sent.with_header(HOST, was),
             Self::Encoding(was) => sent.with_header(ACCEPT_ENCODING, was),
-            Self::Path(was) => sent.with_path(was),
+            Self::Path(was) => sent.with_address(was, sent.uri.query()),
+            Self::Query(was) => sent.with_address(sent.uri.path(), Some(was)),
+            Self::Method(was) => Some(SentHead { method: was.clone(), ..sent.clone() }),
         }
     }
 
@@ -160,55 +182,100 @@ impl Change {
                  on as it is (nginx: proxy_pass without a path behind the host, merge_slashes off)",
                 sent.uri.path()
             ),
+            Self::Query(was) => format!(
+                "the signature is for the query {:?}, and the request came with {:?}: neither a proxy on the way nor who uses \
+                 the address may add or change a parameter",
+                without_secrets(was),
+                without_secrets(sent.uri.query().unwrap_or_default())
+            ),
+            Self::Method(was) => format!(
+                "the signature is for the method {was}, and the request came as {}: a presigned address is good for one method",
+                sent.method
+            ),
         }
     }
 }
 
+/// A query without what a signature in it is made of: it would make the message long, and is nothing that anybody changes.
+fn without_secrets(query: &str) -> String {
+    let parts: Vec<&str> = query.split('&').filter(|part| !is_of_signature(part)).collect();
+    parts.join("&")
+}
+
+/// Whether a parameter is part of a signature.
+fn is_of_signature(parameter: &str) -> bool {
+    parameter.get(..6).is_some_and(|begin| begin.eq_ignore_ascii_case("x-amz-"))
+}
+
 impl SentHead {
-    /// The head of a request, if it is small enough to be looked at.
+    /// The head of a request, if it is small enough to be looked at. As one of HTTP/1.1: its host is in `Host`.
     pub(super) fn of(request: &HttpRequest) -> Option<Self> {
         let (uri, headers) = (request.uri(), request.headers());
         let of_uri = uri.path_and_query().map_or(0, |text| text.as_str().len());
         let of_headers: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        (of_uri + of_headers <= HEAD_BYTES_MAX).then(|| Self {
-            method: request.method().clone(),
-            uri: uri.clone(),
-            headers: headers.clone(),
-        })
+        if of_uri + of_headers > HEAD_BYTES_MAX {
+            return None;
+        }
+        let (method, mut headers) = (request.method().clone(), headers.clone());
+        if let Some(authority) = uri.authority()
+            && !headers.contains_key(HOST)
+        {
+            headers.insert(HOST, HeaderValue::from_str(authority.as_str()).ok()?);
+        }
+        let uri = uri.path_and_query().map_or("/", |address| address.as_str()).parse().ok()?;
+        Some(Self { method, uri, headers })
     }
 
     fn host(&self) -> &str {
-        let host = self.headers.get(HOST).and_then(|host| host.to_str().ok());
-        host.or_else(|| Some(self.uri.authority()?.as_str())).unwrap_or_default()
+        self.text(HOST.as_str()).unwrap_or_default()
     }
 
     fn text(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether the signature names a header among those that it covers, about.
-    fn signs(&self, name: &str) -> bool {
-        let signed = self.text("authorization").and_then(|text| text.split_once("SignedHeaders=")?.1.split(',').next());
-        signed.is_some_and(|names| names.split(';').any(|signed| signed == name))
+    /// Whether the signature stands in the address.
+    fn is_presigned(&self) -> bool {
+        !self.headers.contains_key(AUTHORIZATION)
     }
 
-    fn with_path(&self, path: &str) -> Option<Self> {
-        let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let mut parts = self.uri.clone().into_parts();
-        parts.path_and_query = format!("{path}{query}").parse().ok();
-        let uri = Uri::from_parts(parts).ok()?;
+    /// The headers that the signature covers, about.
+    fn signed(&self) -> Vec<String> {
+        let in_header =
+            || self.text("authorization")?.split_once("SignedHeaders=")?.1.split(',').next().map(str::to_owned);
+        let in_query = || {
+            let mut query = signature::query(&self.uri).into_iter();
+            query.find(|(name, _)| name == "X-Amz-SignedHeaders").map(|(_, value)| value)
+        };
+        let names = if self.is_presigned() { in_query() } else { in_header() };
+        names.unwrap_or_default().split(';').map(str::to_owned).collect()
+    }
+
+    fn signs(&self, name: &str) -> bool {
+        self.signed().iter().any(|signed| signed == name)
+    }
+
+    /// The headers that the signature covers and that did not come.
+    fn missing(&self) -> String {
+        let missing = |name: &String| !name.is_empty() && !self.headers.contains_key(name.as_str());
+        self.signed().into_iter().filter(missing).collect::<Vec<_>>().join(", ")
+    }
+
+    fn with_address(&self, path: &str, query: Option<&str>) -> Option<Self> {
+        let query = query.filter(|query| !query.is_empty()).map(|query| format!("?{query}")).unwrap_or_default();
+        let uri = format!("{path}{query}").parse().ok()?;
         Some(Self { method: self.method.clone(), uri, headers: self.headers.clone() })
     }
 
     fn with_header(&self, name: http::HeaderName, value: &str) -> Option<Self> {
-        let (mut headers, uri) = (self.headers.clone(), self.uri.path_and_query()?.as_str().parse().ok()?);
+        let mut headers = self.headers.clone();
         headers.insert(name, HeaderValue::from_str(value).ok()?);
-        Some(Self { method: self.method.clone(), uri, headers })
+        Some(Self { method: self.method.clone(), uri: self.uri.clone(), headers })
     }
 }
 
-/// Every change that may have happened, made up one by one as they are asked for. Hosts, encodings and paths take turns, so that
-/// none has to wait until the others are through.
+/// Every change that may have happened, made up one by one as they are asked for. The kinds of them take turns, so that none has
+/// to wait until the others are through.
 fn changes<'a>(sent: &'a SentHead, domains: &'a [String]) -> impl Iterator<Item = Change> + Send + 'a {
     type Kind<'a> = Box<dyn Iterator<Item = Change> + Send + 'a>;
     let encodings = ENCODINGS.into_iter().filter(|_| sent.signs(ACCEPT_ENCODING.as_str()));
@@ -217,6 +284,8 @@ fn changes<'a>(sent: &'a SentHead, domains: &'a [String]) -> impl Iterator<Item 
         hosts,
         Box::new(encodings.map(Change::Encoding)),
         Box::new(paths(sent.uri.path()).map(Change::Path)),
+        Box::new(queries(sent.uri.query().unwrap_or_default()).map(Change::Query)),
+        Box::new(methods(sent).map(Change::Method)),
     ]);
     from_fn(move || {
         while let Some(mut kind) = kinds.pop_front() {
@@ -248,6 +317,25 @@ fn hosts<'a>(sent: &'a SentHead, domains: &'a [String]) -> impl Iterator<Item = 
     let configured = domains.iter().cloned().chain(domains.iter().flat_map(move |name| with_ports(name)));
     let mut seen = HashSet::from([came.to_owned()]);
     named.chain(configured).filter(move |host| !host.is_empty() && seen.insert(host.clone()))
+}
+
+/// Queries that the client may have sent.
+fn queries(query: &str) -> impl Iterator<Item = String> + Send + '_ {
+    let plus = query.contains('+').then(|| query.replace('+', "%2B"));
+    let encoded = query.contains("%25").then(|| query.replace("%25", "%"));
+    let others = query.split('&').enumerate().filter(|(_, part)| !part.is_empty() && !is_of_signature(part));
+    let without = others.take(PARAMETERS_MAX).map(move |(left_out, _)| {
+        let parts: Vec<&str> =
+            query.split('&').enumerate().filter(|(at, _)| *at != left_out).map(|(_, part)| part).collect();
+        parts.join("&")
+    });
+    plus.into_iter().chain(encoded).chain(without)
+}
+
+/// Methods that a presigned address may be for, but that which came.
+fn methods(sent: &SentHead) -> impl Iterator<Item = Method> + Send + use<> {
+    let (presigned, came) = (sent.is_presigned(), sent.method.clone());
+    METHODS.into_iter().filter(move |method| presigned && *method != came)
 }
 
 /// Paths that the client may have named.
@@ -340,6 +428,37 @@ mod tests {
         assert!(head.signs("accept-encoding") && head.signs("host") && !head.signs("expect"));
         let gzip = changes(&head, &[]).find(|change| *change == Change::Encoding("gzip")).unwrap();
         assert!(gzip.told(&head).contains("accept-encoding: gzip"));
+    }
+
+    #[test]
+    fn queries_are_those_that_proxies_make_into_this_one() {
+        let all = |query: &str| queries(query).collect::<Vec<_>>();
+
+        assert_eq!(all("prefix=a+b"), ["prefix=a%2Bb", ""]);
+        assert_eq!(all("prefix=a%2520b"), ["prefix=a%20b", ""]);
+        // What is of the signature is never left out.
+        assert_eq!(all("a=1&X-Amz-Date=2&b=3"), ["X-Amz-Date=2&b=3", "a=1&X-Amz-Date=2"]);
+        assert_eq!(all("X-Amz-Date=2&X-Amz-Signature=0"), Vec::<String>::new());
+        assert_eq!(all(""), Vec::<String>::new());
+        let many: Vec<String> = (0..100).map(|n| format!("p{n}=1")).collect();
+        assert_eq!(all(&many.join("&")).len(), PARAMETERS_MAX);
+        assert_eq!(without_secrets("a=1&X-Amz-Credential=K&b=3"), "a=1&b=3");
+    }
+
+    #[test]
+    fn a_head_of_http_2_and_a_presigned_address_are_read_like_any_other() {
+        let request =
+            Request::get("http://s3.example.com/b/k?X-Amz-SignedHeaders=accept-encoding%3Bcontent-type%3Bhost");
+        let head = SentHead::of(&request.header("accept-encoding", "br").body(Body::empty()).unwrap()).unwrap();
+
+        assert_eq!((head.host(), head.uri.authority()), ("s3.example.com", None));
+        assert!(head.signs("accept-encoding") && head.signs("host") && !head.signs("expect"));
+        assert_eq!(head.missing(), "content-type");
+        assert!(changes(&head, &[]).any(|change| change == Change::Encoding("gzip")));
+        assert!(changes(&head, &[]).any(|change| change == Change::Method(Method::PUT)));
+        // One that is signed in its header was made for its method.
+        let signed = wrong("/b/k");
+        assert!(!changes(&signed, &[]).any(|change| matches!(change, Change::Method(_))));
     }
 
     #[test]
