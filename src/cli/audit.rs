@@ -12,7 +12,6 @@ use super::NotTried;
 use super::restore::FromArgs;
 use super::segments::block_on;
 use super::space::bytes;
-use crate::engine::audit::DELETED_AGE_MIN;
 
 #[derive(Debug, Args)]
 pub(super) struct AuditArgs {
@@ -142,6 +141,13 @@ fn print_checkpoint(checkpoint: &AuditedCheckpoint) {
     if let Some(first) = &checkpoint.elsewhere_first {
         println!("            not looked at: {} files on other storage, such as {first}", checkpoint.elsewhere);
     }
+    match (&checkpoint.copy_of, &checkpoint.of_others_first) {
+        (Some(original), _) => println!("            a copy of {original}, whose files it names: they are not copied"),
+        (None, Some(first)) => {
+            println!("            names {} objects of other jobs, such as of {first}", checkpoint.of_others);
+        }
+        (None, None) => (),
+    }
     for object in &checkpoint.missing_objects {
         let merged = if object.merged_by_flink { "  (made by Flink's own file merging)" } else { "" };
         let place = format!("s3://{}/{}", object.bucket, object.key);
@@ -163,11 +169,6 @@ fn print_checkpoint(checkpoint: &AuditedCheckpoint) {
 
 pub(super) fn orphans(args: &OrphansArgs) -> anyhow::Result<ExitCode> {
     let (bucket, prefix) = args.of.place()?;
-    if args.delete && args.older_than < DELETED_AGE_MIN && !args.risk_running_checkpoints {
-        let text = "--delete needs --older-than of 10min or more: files of a checkpoint in progress may look like orphans. \
-                    If no job runs, give --risk-running-checkpoints";
-        return Err(NotTried(text.into()).into());
-    }
     let older_than_ms = Some(u64::try_from(args.older_than.as_millis())?);
     let kept = args.kept.then_some(true);
     let risk_running_checkpoints = args.risk_running_checkpoints.then_some(true);

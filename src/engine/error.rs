@@ -1,5 +1,7 @@
 //! Why the engine did not do what it was asked.
 
+use std::time::Duration;
+
 use crate::catalog::CatalogError;
 use crate::catalog::command::Refusal;
 use crate::catalog::questions::NoAnswer;
@@ -68,6 +70,19 @@ pub enum EngineError {
     /// Storage does not tell what is there.
     #[error(transparent)]
     Sweep(#[from] SweepError),
+    /// Orphans are not deleted so soon.
+    #[error(
+        "must be at least {} to delete orphans: files of a checkpoint in progress are none, and may look like some. Give \
+         risk_running_checkpoints (--risk-running-checkpoints) if no job runs",
+        humantime::format_duration(*.0)
+    )]
+    TooYoung(Duration),
+    /// There are too many names to look for orphans.
+    #[error(
+        "the names of all checkpoints and of what they need take more than {0} bytes of memory, a quarter of what reads may \
+         have: raise limits.memory to look for orphans"
+    )]
+    TooManyNames(u64),
     /// Too many multipart uploads are in progress, and none is idle.
     #[error("too many multipart uploads are in progress, and none is idle: complete or abort some")]
     TooManyUploads,
@@ -112,8 +127,8 @@ impl EngineError {
             Self::Read(error) => error.kind(),
             Self::Bulk(error) => error.kind(),
             Self::Reclaim(_) | Self::Sweep(_) => ErrorKind::Unavailable,
-            Self::TooManyUploads => ErrorKind::Overloaded,
-            Self::OtherParts => ErrorKind::Invalid,
+            Self::TooManyUploads | Self::TooManyNames(_) => ErrorKind::Overloaded,
+            Self::OtherParts | Self::TooYoung(_) => ErrorKind::Invalid,
             Self::PartsChanged | Self::NotEnded => ErrorKind::Unavailable,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
             Self::Unexpected(_) => ErrorKind::Internal,

@@ -37,6 +37,13 @@ use std::time::Duration;
 use super::metadata::METADATA;
 use crate::model::{FlinkKey, FlinkPlace, Millis};
 
+/// What a name takes that is remembered: its hash, and its part of a table that is copied when it grows.
+const NAME_BYTES: u64 = 24;
+/// What a job takes beside its folder and its checkpoints.
+const JOB_BYTES: u64 = 192;
+/// What the time of a checkpoint takes.
+const CHECKPOINT_BYTES: u64 = 48;
+
 /// Why an object is an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Orphan {
@@ -100,6 +107,8 @@ pub struct Survey {
     hash: RandomState,
     jobs: HashMap<String, HashMap<String, JobSurvey>>,
     unreadable_copy: bool,
+    /// Bytes that jobs and their checkpoints take, about.
+    jobs_bytes: u64,
 }
 
 /// One job.
@@ -123,7 +132,15 @@ impl Survey {
     pub fn see(&mut self, bucket: &str, key: &str, modified: Millis) {
         let Some(FlinkKey { folder, place: FlinkPlace::Checkpoint(number), .. }) = FlinkKey::of(key) else { return };
         let begun = &mut self.job_mut(bucket, folder).begun;
+        let before = begun.len();
         begun.entry(number).and_modify(|first| *first = modified.min(*first)).or_insert(modified);
+        let new = (begun.len() - before) as u64;
+        self.jobs_bytes += new * CHECKPOINT_BYTES;
+    }
+
+    /// Bytes of memory that it takes, about: rather more than less.
+    pub fn bytes(&self) -> u64 {
+        self.named.capacity() as u64 * NAME_BYTES + self.jobs_bytes
     }
 
     /// The object under a key is a `_metadata`, was put then, and names what [`Self::name`] was told of, or cannot be read.
@@ -134,8 +151,10 @@ impl Survey {
         };
         let job = self.job_mut(bucket, folder);
         job.unreadable |= !readable;
-        if let FlinkPlace::Checkpoint(number) = place {
-            job.completed.insert(number, modified);
+        if let FlinkPlace::Checkpoint(number) = place
+            && job.completed.insert(number, modified).is_none()
+        {
+            self.jobs_bytes += CHECKPOINT_BYTES;
         }
     }
 
@@ -214,7 +233,11 @@ impl Survey {
     }
 
     fn job_mut(&mut self, bucket: &str, folder: &str) -> &mut JobSurvey {
-        self.jobs.entry(bucket.to_owned()).or_default().entry(folder.to_owned()).or_default()
+        let jobs_bytes = &mut self.jobs_bytes;
+        self.jobs.entry(bucket.to_owned()).or_default().entry(folder.to_owned()).or_insert_with_key(|folder| {
+            *jobs_bytes += JOB_BYTES + folder.len() as u64;
+            JobSurvey::default()
+        })
     }
 }
 
@@ -261,6 +284,23 @@ mod tests {
 
     fn judge(survey: &Survey, below: &str, at: u64) -> OrphanVerdict {
         survey.judge("b", &format!("{J}/{below}"), Millis(at), Duration::ZERO, Millis(10_000)).unwrap()
+    }
+
+    #[test]
+    fn what_is_remembered_is_counted_once() {
+        let mut survey = job();
+        let of_job = survey.bytes();
+        assert_eq!(of_job, JOB_BYTES + J.len() as u64 + 2 * CHECKPOINT_BYTES);
+
+        for _ in 0..2 {
+            put(&mut survey, &format!("{J}/chk-7/again"), 650);
+            survey.complete("b", &format!("{J}/chk-7/_metadata"), Millis(701), true);
+        }
+        assert_eq!(survey.bytes(), of_job);
+        for n in 0..10_000 {
+            survey.name("b", &n.to_string());
+        }
+        assert!(survey.bytes() >= of_job + 10_000 * NAME_BYTES);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::process::Output;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use esker_client::wire::{
     AuditParams, AuditedCheckpoint, OrphanLine, OrphanObject, OrphansEnd, OrphansOfJob, OrphansParams,
 };
+use object_store::{ClientOptions, ObjectStoreExt};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::daemon::TestDaemon;
@@ -263,6 +264,83 @@ async fn a_checkpoint_that_comes_in_before_what_it_names_is_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_checkpoint_is_told_as_one() {
+    let mut store = Store::open().await;
+    store.complete(NEWEST).await;
+    for key in
+        ["pinned/before/_metadata", &format!("{JOB}/chk-9/_metadata"), "sp/savepoint-0a1b2c-0123456789ab/_metadata"]
+    {
+        let from = format!("x-amz-copy-source: {}\r\n", target(&format!("{JOB}/chk-7/_metadata")));
+        assert_eq!(store.ask("PUT", &target(key), &from, b"").await.status, 200, "{key}");
+    }
+
+    let found = store.audit().await;
+
+    let original = format!("s3://state/{JOB}/chk-7");
+    let told: Vec<_> = found.iter().map(|audit| (audit.key.as_str(), audit.copy_of.as_deref())).collect();
+    let expected = [
+        (&*format!("{JOB}/chk-7/_metadata"), None),
+        (&*format!("{JOB}/chk-9/_metadata"), Some(&*original)),
+        ("pinned/before/_metadata", Some(&*original)),
+        ("sp/savepoint-0a1b2c-0123456789ab/_metadata", Some(&*original)),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!((found[0].of_others, found[1].of_others), (0, 0));
+    assert!(found[2].of_others > 0 && found[2].missing > 0, "its relative paths name nothing: {:?}", found[2]);
+    let text = String::from_utf8(store.run(&["audit"]).stdout).unwrap();
+    assert_eq!(text.matches(&format!("a copy of {original}, whose files it names")).count(), 3, "{text}");
+}
+
+/// What operators read, with the metric that they alert on: of a daemon as it is started.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_warns_of_a_checkpoint_that_names_what_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let buckets = [("ESKER__SERVER__BUCKETS", r#"["state"]"#.to_owned())];
+    let mut daemon = process::Process::spawn(folder.path(), &buckets);
+    let ready = daemon.wait_ready();
+    let store = ready.s3_builder(ClientOptions::new()).build().unwrap();
+    let key = format!("{JOB}/chk-7/_metadata");
+
+    store.put(&key.as_str().into(), NEWEST.bytes.into()).await.unwrap();
+
+    let client = esker_client::Client::new(&ready.api, None).unwrap();
+    let begun = Instant::now();
+    let incomplete = "esker_checkpoint_audits_total{outcome=\"incomplete\"} 1\n";
+    let metrics = loop {
+        let metrics = client.metrics().await.unwrap();
+        if metrics.contains(incomplete) {
+            break metrics;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{metrics}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let objects = NEWEST.objects().len();
+    assert!(metrics.contains(&format!("esker_checkpoint_missing_objects_total {objects}\n")), "{metrics}");
+    // Some of them are merged by Flink itself, so it says what to do about that.
+    let log = daemon.log();
+    let warning = log.lines().find(|line| line.contains("a checkpoint names objects that are not there")).expect(&log);
+    for part in [
+        "WARN",
+        "cannot be restored",
+        "execution.checkpointing.file-merging.enabled to false",
+        &format!("key=\"{key}\""),
+        &format!("job=state/{JOB}"),
+        &format!("missing={objects} objects={objects} first=\"{JOB}/"),
+    ] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+    // Once for each job.
+    store.put(&format!("{JOB}/chk-8/_metadata").into(), NEWEST.bytes.into()).await.unwrap();
+    let twice = incomplete.replace(" 1\n", " 2\n");
+    while !client.metrics().await.unwrap().contains(&twice) {
+        assert!(begun.elapsed() < Duration::from_secs(40));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(daemon.log().matches("a checkpoint names objects that are not there").count(), 1);
+    daemon.terminate();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_torn_checkpoint_is_told_of_and_files_of_others_are_not() {
     let mut store = Store::open().await;
     store.complete(NEWEST).await;
@@ -388,7 +466,13 @@ async fn a_job_that_took_over_a_checkpoint_keeps_the_files_of_the_job_before() {
     store.put(&format!("{JOB}/chk-9/_metadata"), &empty(9)).await;
 
     let told = store.orphans(any_age()).await;
+    let found = store.audit().await;
 
+    // It says so, and does not call it a copy: the other job has a checkpoint of its own.
+    let other = found.iter().find(|checkpoint| checkpoint.folder == OTHER_JOB).unwrap();
+    let absolute = NEWEST.names.lines().filter(|line| line.starts_with("absolute")).count() as u64;
+    assert_eq!((&other.copy_of, other.of_others), (&None, absolute));
+    assert_eq!(other.of_others_first.as_deref(), Some(&*format!("s3://state/{JOB}")));
     let shared = |key: &&str| key.starts_with(&format!("{JOB}/shared/"));
     let found: Vec<&str> = told.orphans().into_iter().map(|(key, _)| key).filter(shared).collect();
     let expected: Vec<&str> = orphans.iter().map(|(key, _)| key.as_str()).filter(shared).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use esker_client::wire::{
     self, AuditParams, AuditedCheckpoint, AuditedObject, AuditedPart, ErrorBody, KeptObject, KeptObjects, OrphanLine,
@@ -15,14 +15,15 @@ use esker_client::wire::{
 };
 use futures::StreamExt;
 use http::{HeaderValue, Uri, header};
+use http_body_util::BodyExt;
 
 use super::parts::{Native, query};
 use crate::api::status::ApiError;
 use crate::engine::EngineError;
 use crate::engine::audit::look::{LookedAt, NameList};
 use crate::engine::audit::{
-    AuditQuery, CheckpointAudit, DELETED_AGE_MIN, JobTally, JudgedObject, Judgement, MissingObject, NamedObject,
-    OrphanQuery, OrphanReport,
+    AuditQuery, CheckpointAudit, JobTally, JudgedObject, Judgement, MissingObject, NamedObject, OrphanQuery,
+    OrphanReport,
 };
 use crate::flink::{Kept, Orphan};
 
@@ -36,7 +37,7 @@ const OLDER_THAN: Duration = Duration::from_secs(3600);
 #[utoipa::path(get, tag = "Audit", path = "/v1/audit", params(AuditParams), responses(
     (status = 200, body = wire::AuditPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
     (status = 503, body = ErrorBody)))]
-pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Json<wire::AuditPage>, ApiError> {
+pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Response, ApiError> {
     let AuditParams { bucket, prefix, job, after, limit, names } = query(&uri)?;
     let max = match limit.unwrap_or(PAGE) {
         limit @ 1..=PAGE_MAX => limit as usize,
@@ -51,7 +52,15 @@ pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Json
     let asked = AuditQuery { bucket, prefix: prefix.unwrap_or_default(), job, after: after.transpose()?, max, names };
     let page = native.engine.audit(&asked).await.map_err(|error| native.turned_away(error))?;
     let next = page.next.map(|(bucket, key)| format!("{bucket}/{key}"));
-    Ok(Json(wire::AuditPage { checkpoints: page.checkpoints.into_iter().map(audited).collect(), next }))
+    let paid_of = |audit: &CheckpointAudit| audit.looked.needs.as_ref().ok()?.paid.clone();
+    let paid: Vec<_> = page.checkpoints.iter().filter_map(paid_of).collect();
+    let page = wire::AuditPage { checkpoints: page.checkpoints.into_iter().map(audited).collect(), next };
+    // The names stay paid for until the answer is gone.
+    let keep = move |frame| {
+        let _paid = &paid;
+        frame
+    };
+    Ok(Json(page).into_response().map(|body| HttpBody::new(body.map_frame(keep))))
 }
 
 fn audited(audit: CheckpointAudit) -> AuditedCheckpoint {
@@ -81,6 +90,9 @@ fn audited(audit: CheckpointAudit) -> AuditedCheckpoint {
         elsewhere_first: needs.elsewhere_first,
         missing: needs.missing,
         missing_objects: needs.missing_first.into_iter().map(missing).collect(),
+        copy_of: needs.copy_of,
+        of_others: needs.of_others,
+        of_others_first: needs.of_others_first,
         named: needs.named.into_iter().map(named).collect(),
         ..known
     }
@@ -100,30 +112,40 @@ fn named(part: NamedObject) -> AuditedPart {
 /// JSON for each, one for each job, and a last one.
 #[utoipa::path(get, tag = "Audit", path = "/v1/orphans", params(OrphansParams), responses(
     (status = 200, body = OrphanLine, content_type = "application/x-ndjson"), (status = 400, body = ErrorBody),
-    (status = 404, body = ErrorBody)))]
+    (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn find_orphans(State(native): State<Native>, uri: Uri) -> Result<Response, ApiError> {
-    orphans(&native, query(&uri)?, false)
+    orphans(&native, query(&uri)?, false).await
 }
 
 /// The same, and deletes them, each if it is still the object that was judged.
 #[utoipa::path(post, tag = "Audit", path = "/v1/orphans", params(OrphansParams), responses(
     (status = 200, body = OrphanLine, content_type = "application/x-ndjson"), (status = 400, body = ErrorBody),
-    (status = 404, body = ErrorBody)))]
+    (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn delete_orphans(State(native): State<Native>, uri: Uri) -> Result<Response, ApiError> {
-    orphans(&native, query(&uri)?, true)
+    orphans(&native, query(&uri)?, true).await
 }
 
-fn orphans(native: &Native, params: OrphansParams, delete: bool) -> Result<Response, ApiError> {
+async fn orphans(native: &Native, params: OrphansParams, delete: bool) -> Result<Response, ApiError> {
     let OrphansParams { bucket, prefix, job, older_than_ms, kept, risk_running_checkpoints } = params;
-    let older_than = older_than_ms.map_or(OLDER_THAN, Duration::from_millis);
-    if delete && older_than < DELETED_AGE_MIN && risk_running_checkpoints != Some(true) {
-        let text = "must be at least 600000 (ten minutes) to delete: files of a checkpoint in progress are no orphans, and may \
-                    look like some. Give risk_running_checkpoints=true if no job runs";
-        return Err(ApiError::invalid("older_than_ms", text));
+    let asked = OrphanQuery {
+        bucket,
+        prefix: prefix.unwrap_or_default(),
+        job,
+        older_than: older_than_ms.map_or(OLDER_THAN, Duration::from_millis),
+        delete,
+        risk_running_checkpoints: risk_running_checkpoints == Some(true),
+        kept: kept == Some(true),
+    };
+    let reports = native.engine.orphans(asked).map_err(|error| match error {
+        EngineError::TooYoung(_) => ApiError::invalid("older_than_ms", error.to_string()),
+        error => error.into(),
+    })?;
+    // What fails before anything is told is an error of the request: mostly there is no memory for all names.
+    let mut reports = Box::pin(reports.peekable());
+    if let Some(Err(error)) = reports.as_mut().next_if(Result::is_err).await {
+        return Err(native.turned_away(error));
     }
-    let asked =
-        OrphanQuery { bucket, prefix: prefix.unwrap_or_default(), job, older_than, delete, kept: kept == Some(true) };
-    let lines = native.engine.orphans(asked)?.map(|report| Ok::<_, std::convert::Infallible>(line(report)));
+    let lines = reports.map(|report| Ok::<_, std::convert::Infallible>(line(report)));
     let mut response = Response::new(HttpBody::from_stream(lines));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)

@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use futures::StreamExt;
 
 use crate::catalog::Catalog;
 use crate::engine::{Engine, EngineError, ObjectView, aside};
 use crate::error::ErrorKind;
-use crate::flink::{MetadataError, MetadataSummary, NamedState, Place, decoded, place_of, read_metadata};
-use crate::model::Millis;
+use crate::flink::{MetadataError, MetadataSummary, NamedPath, NamedState, Place, decoded, place_of, read_metadata};
+use crate::model::{FlinkKey, FlinkPlace, Millis};
+use crate::runtime::PaidBytes;
 
 /// Larger ones are not read.
 const METADATA_BYTES_MAX: u64 = 256 << 20;
@@ -45,6 +47,14 @@ pub struct Needs {
     pub missing_first: Vec<MissingObject>,
     /// All objects, if they were asked for.
     pub named: Vec<NamedObject>,
+    /// The memory that they take, until the last copy of this is dropped.
+    pub paid: Option<Arc<PaidBytes>>,
+    /// Objects that it names in folders of other jobs than its own, as one does that was copied, or has claimed a checkpoint.
+    pub of_others: u64,
+    /// Bucket and folder of one of these jobs.
+    pub of_others_first: Option<String>,
+    /// Bucket, folder and number of the checkpoint whose `_metadata` it is a copy of.
+    pub copy_of: Option<String>,
 }
 
 /// An object that is needed and not there.
@@ -117,7 +127,7 @@ pub enum NameList {
 /// Bytes of a `_metadata`, and what stays paid until they are dropped.
 pub(super) struct MetadataBytes {
     pub bytes: Vec<u8>,
-    _paid: crate::runtime::PaidBytes,
+    paid: PaidBytes,
 }
 
 impl Engine {
@@ -139,7 +149,7 @@ impl Engine {
             Some(Err(why)) => Err(why),
             Some(Ok(bytes)) => {
                 let comparison = Comparison::new(self.catalog.clone(), bucket, key, names);
-                aside("a look at a checkpoint", move || comparison.run(&bytes.bytes)).await?.map_err(Unreadable::from)
+                aside("a look at a checkpoint", move || comparison.run(bytes)).await?.map_err(Unreadable::from)
             }
         };
         // Last: whoever discards a checkpoint deletes `_metadata` first.
@@ -175,7 +185,7 @@ impl Engine {
             Ok::<_, EngineError>(())
         };
         match read.await {
-            Ok(()) => Ok(Some(Ok(MetadataBytes { bytes, _paid: paid }))),
+            Ok(()) => Ok(Some(Ok(MetadataBytes { bytes, paid }))),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 Ok(Some(Err(Unreadable::Corrupt(crate::error::chain(&error)))))
@@ -206,6 +216,8 @@ struct Comparison {
     missing: HashSet<u64>,
     batch: Vec<Wanted>,
     needs: Needs,
+    /// The folder of a job whose own checkpoint it names a file of, and that checkpoint.
+    foreign: Option<(String, Option<u64>)>,
 }
 
 impl Comparison {
@@ -221,13 +233,52 @@ impl Comparison {
             missing: HashSet::new(),
             batch: vec![],
             needs: Needs::default(),
+            foreign: None,
         }
     }
 
-    fn run(mut self, bytes: &[u8]) -> Result<Needs, MetadataError> {
-        let summary = read_metadata(bytes, &mut |named| self.add(&named))?;
+    fn run(mut self, metadata: MetadataBytes) -> Result<Needs, MetadataError> {
+        let MetadataBytes { bytes, paid } = metadata;
+        let summary = read_metadata(&bytes, &mut |named| self.add(&named))?;
         self.look_up();
-        Ok(Needs { summary, ..self.needs })
+        let copy_of = self.copy_of(summary.checkpoint);
+        let paid = (self.names == NameList::Listed).then(|| Arc::new(paid));
+        Ok(Needs { summary, paid, copy_of, ..self.needs })
+    }
+
+    /// The checkpoint whose `_metadata` this is a copy of, if that is certain. Of checkpoint `number` it says that it is.
+    ///
+    /// A job that has claimed a checkpoint names files of another one's job, too, but it is in `chk-<number>` of its own, and
+    /// names no file of `chk-<number>` of another.
+    fn copy_of(&self, number: u64) -> Option<String> {
+        let own = FlinkKey::of(&self.key);
+        let place = own.as_ref().map(|own| own.place);
+        let folder = match (&self.foreign, place) {
+            (_, Some(FlinkPlace::Checkpoint(at))) if at != number => {
+                let own = own.map(|own| format!("{}/{}", self.bucket, own.folder));
+                self.foreign.as_ref().map(|(folder, _)| folder.clone()).or(own)?
+            }
+            (Some((folder, Some(of))), Some(FlinkPlace::Checkpoint(_))) if *of == number => folder.clone(),
+            (Some((folder, _)), None | Some(FlinkPlace::Savepoint)) => folder.clone(),
+            _ => return None,
+        };
+        Some(format!("s3://{folder}/chk-{number}"))
+    }
+
+    /// Notes an object that is in the folder of another job.
+    fn is_of_another(&mut self, bucket: &str, key: &str) {
+        let Some(FlinkKey { folder, place, .. }) = FlinkKey::of(key) else { return };
+        let is_own = bucket == self.bucket && FlinkKey::of(&self.key).is_some_and(|own| own.folder == folder);
+        if is_own || place == FlinkPlace::Savepoint {
+            return;
+        }
+        self.needs.of_others += 1;
+        let folder = format!("{bucket}/{folder}");
+        self.needs.of_others_first.get_or_insert_with(|| format!("s3://{folder}"));
+        let of = if let FlinkPlace::Checkpoint(number) = place { Some(number) } else { None };
+        if self.foreign.as_ref().is_none_or(|(_, known)| known.is_none() && of.is_some()) {
+            self.foreign = Some((folder, of));
+        }
     }
 
     fn add(&mut self, named: &NamedState<'_>) {
@@ -246,6 +297,9 @@ impl Comparison {
                 self.needs.state_bytes = self.needs.state_bytes.saturating_add(len);
                 if self.objects.insert(self.hash.hash_one((&bucket, &key))) {
                     self.needs.objects += 1;
+                    if matches!(named.path, NamedPath::Absolute(_)) {
+                        self.is_of_another(&bucket, &key);
+                    }
                 }
                 self.list(Some(&bucket), &key, start, len);
                 self.batch.push(Wanted { bucket, key, needed, merged });

@@ -18,5 +18,5 @@ pub mod orphans;
 pub mod retained;
 
 pub use look::{MissingObject, NamedObject, Needs, Unreadable};
-pub use orphans::{DELETED_AGE_MIN, JobTally, JudgedObject, Judgement, OrphanQuery, OrphanReport};
+pub use orphans::{JobTally, JudgedObject, Judgement, OrphanQuery, OrphanReport};
 pub use retained::{AuditQuery, CheckpointAudit, RetainedPage};

@@ -2,6 +2,9 @@
 //!
 //! First every `_metadata` of every bucket is read, because a job may name files of another one; then the objects are judged
 //! ([`crate::flink::survey`]) and told one by one. Whoever listens sets the pace; when nobody does any more, it ends.
+//!
+//! What is remembered of names is paid for from the memory for reads as it grows, up to a share of it. Beyond that, or while
+//! others have that memory, the look ends with an error: nothing was deleted then.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,16 +19,25 @@ use crate::engine::arrivals::is_metadata;
 use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete, Refusal, aside};
 use crate::flink::{Kept, Orphan, OrphanVerdict, Place, Survey, place_of, places_meant, read_metadata};
 use crate::model::{FlinkKey, Millis};
-use crate::runtime::Failure;
+use crate::runtime::{Failure, PaidBytes};
 
 /// Keys that are listed and judged at a time, well below a millisecond.
 const KEYS_AT_ONCE: usize = 200;
 /// What may wait for whoever listens.
 const TOLD_MAX: usize = 256;
 
+/// Of the memory for reads, names take at most one part of so many.
+const NAMES_SHARE: u64 = 4;
+/// Bytes of memory that are paid for at a time.
+const PAID_AT_ONCE: u64 = 1 << 20;
+/// What a key takes that is remembered, beside its text.
+const KEY_BYTES: u64 = 64;
+/// What a job takes, beside the name of its folder.
+const JOB_BYTES: u64 = 512;
+
 /// Younger orphans are deleted only for whoever takes the risk: files of a checkpoint in progress may look like them, and this
 /// is how long Flink lets one take unless it is told otherwise.
-pub const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
+const DELETED_AGE_MIN: Duration = Duration::from_secs(600);
 
 /// The objects that are asked for.
 #[derive(Debug, Clone)]
@@ -40,6 +52,8 @@ pub struct OrphanQuery {
     pub older_than: Duration,
     /// Whether they are deleted.
     pub delete: bool,
+    /// Whether they are so even if they are younger than [`DELETED_AGE_MIN`].
+    pub risk_running_checkpoints: bool,
     /// Whether objects that are kept are told one by one, too.
     pub kept: bool,
 }
@@ -152,11 +166,15 @@ impl Engine {
     /// Judges objects, deletes orphans if that is asked for, and tells of them. Ends with [`OrphanReport::End`], or an error.
     ///
     /// # Errors
-    /// [`EngineError::Refused`] if there is no such bucket.
+    /// [`EngineError::Refused`] if there is no such bucket; [`EngineError::TooYoung`] if objects are to be deleted that may be
+    /// needed yet.
     pub fn orphans(
         &self,
         query: OrphanQuery,
     ) -> Result<impl Stream<Item = Result<OrphanReport, EngineError>> + Send + use<>, EngineError> {
+        if query.delete && query.older_than < DELETED_AGE_MIN && !query.risk_running_checkpoints {
+            return Err(EngineError::TooYoung(DELETED_AGE_MIN));
+        }
         let buckets = self.buckets_to_look_at(query.bucket.as_deref())?;
         let (tell, told) = mpsc::channel(TOLD_MAX);
         let judge = Judge {
@@ -166,6 +184,8 @@ impl Engine {
             survey: Survey::default(),
             jobs: BTreeMap::new(),
             others: 0,
+            remembered_bytes: 0,
+            paid: None,
         };
         self.tasks().spawn("orphans", Failure::FailsItsWork, async move {
             let engine = judge.engine.clone();
@@ -188,6 +208,9 @@ struct Judge {
     survey: Survey,
     jobs: BTreeMap<(String, String), JobTally>,
     others: u64,
+    /// Bytes of names in memory, beside those of the survey.
+    remembered_bytes: u64,
+    paid: Option<PaidBytes>,
 }
 
 impl Judge {
@@ -237,13 +260,33 @@ impl Judge {
                     let Listed::Object { key, modified, .. } = entry else { continue };
                     self.survey.see(&bucket, &key, modified);
                     if is_metadata(&key) {
+                        self.remembered_bytes += KEY_BYTES + (bucket.len() + key.len()) as u64;
                         found.push((bucket.clone(), key));
                     }
                 }
+                self.pay().await?;
                 after = next;
             }
         }
         Ok(found)
+    }
+
+    /// Pays for what is remembered by now.
+    async fn pay(&mut self) -> Result<(), Ended> {
+        let budget = &self.engine.budgets.reads;
+        let (needed, max) = (self.survey.bytes() + self.remembered_bytes, budget.total() / NAMES_SHARE);
+        if needed > max {
+            return Err(EngineError::TooManyNames(max).into());
+        }
+        while self.paid.as_ref().map_or(0, PaidBytes::len) < needed {
+            let patience = self.engine.settings.limits.admission_timeout;
+            let more = budget.pay(PAID_AT_ONCE, patience).await.map_err(EngineError::from)?;
+            match &mut self.paid {
+                Some(paid) => paid.merge(more),
+                paid => *paid = Some(more),
+            }
+        }
+        Ok(())
     }
 
     /// Some objects, and the key after which there are more. Whoever listens no more is noticed here.
@@ -291,6 +334,7 @@ impl Judge {
         };
         // Before anything is told: whoever listens may be slow, and arriving checkpoints wait for their turn.
         drop(turn);
+        self.pay().await?;
         match outcome {
             Err(why) if is_of_others(key, &why) => Ok(()),
             outcome => {
@@ -313,6 +357,7 @@ impl Judge {
             if self.query.delete {
                 self.delete(bucket, doomed).await?;
             }
+            self.pay().await?;
             after = next;
         }
         Ok(())
@@ -359,10 +404,10 @@ impl Judge {
 
     fn tally(&mut self, bucket: &str, folder: String) -> &mut JobTally {
         let key = (bucket.to_owned(), folder);
-        self.jobs.entry(key).or_insert_with_key(|(bucket, folder)| JobTally {
-            bucket: bucket.clone(),
-            folder: folder.clone(),
-            ..JobTally::default()
+        let remembered = &mut self.remembered_bytes;
+        self.jobs.entry(key).or_insert_with_key(|(bucket, folder)| {
+            *remembered += JOB_BYTES + 2 * (bucket.len() + folder.len()) as u64;
+            JobTally { bucket: bucket.clone(), folder: folder.clone(), ..JobTally::default() }
         })
     }
 
@@ -389,5 +434,112 @@ impl Judge {
             self.tell(OrphanReport::Object(JudgedObject { judgement, ..object })).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::catalog::command::{Bind, Condition, ObjectContent, PutObject};
+    use crate::config::Config;
+    use crate::engine::{EngineOptions, Running};
+    use crate::error::ErrorKind;
+    use crate::model::{ObjectHead, ObjectHeaders};
+
+    async fn engine() -> Running {
+        let flags = [("store.url", "memory:"), ("limits.admission-timeout", "100ms")];
+        let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let settings = Config::load_with(None, [], &flags).unwrap().settings().unwrap();
+        let running = Engine::open(settings, EngineOptions::default()).await.unwrap();
+        running.engine().create_bucket("b").await.unwrap();
+        running
+    }
+
+    /// An object without bytes.
+    async fn put(engine: &Engine, key: &str) {
+        let head = ObjectHead {
+            len: 0,
+            etag: String::new(),
+            modified: Millis(1),
+            headers: ObjectHeaders::default(),
+            checksum: None,
+            part_lens: vec![],
+        };
+        let content = ObjectContent::Segments { segments: vec![], head, upload: None };
+        let put = PutObject { bucket: "b".into(), key: key.into(), condition: Condition::None, content };
+        engine.store_without_bytes(Bind::Object(Box::new(put))).await.unwrap();
+    }
+
+    fn all() -> OrphanQuery {
+        OrphanQuery {
+            bucket: None,
+            prefix: String::new(),
+            job: None,
+            older_than: Duration::ZERO,
+            delete: false,
+            risk_running_checkpoints: false,
+            kept: false,
+        }
+    }
+
+    async fn first(engine: &Engine) -> Result<OrphanReport, EngineError> {
+        Box::pin(engine.orphans(all()).unwrap()).next().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_is_paid_for_and_waits_for_nobody_for_ever() {
+        let running = engine().await;
+        let engine = running.engine();
+        put(engine, "d/0123456789abcdef0123456789abcdef/chk-1/_metadata").await;
+        assert!(first(engine).await.is_ok());
+        let (reads, patience) = (&engine.budgets.reads, Duration::from_secs(20));
+        let others = reads.pay(reads.total() - PAID_AT_ONCE / 2, patience).await.unwrap();
+
+        let refused = first(engine).await.unwrap_err();
+
+        assert!(matches!(refused, EngineError::Memory(_)) && refused.kind() == ErrorKind::Overloaded, "{refused}");
+        drop(others);
+        assert!(first(engine).await.is_ok());
+        assert!(reads.pay(reads.total(), patience).await.is_ok(), "all of it is given back");
+    }
+
+    #[tokio::test]
+    async fn names_that_take_too_much_memory_end_the_look_with_what_to_do() {
+        let running = engine().await;
+        let (tell, _told) = mpsc::channel(1);
+        let mut judge = Judge {
+            engine: running.engine().clone(),
+            query: all(),
+            tell,
+            survey: Survey::default(),
+            jobs: BTreeMap::new(),
+            others: 0,
+            remembered_bytes: running.engine().budgets.reads.total() / NAMES_SHARE,
+            paid: None,
+        };
+        assert!(judge.pay().await.is_ok());
+        assert_eq!(judge.paid.as_ref().map(|paid| paid.len() >= judge.remembered_bytes), Some(true));
+
+        judge.tally("b", "d/0123456789abcdef0123456789abcdef".to_owned());
+        let Err(Ended::Failed(error)) = judge.pay().await else { panic!("it was paid for") };
+
+        assert!(error.to_string().contains("raise limits.memory"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Overloaded);
+    }
+
+    #[tokio::test]
+    async fn young_orphans_are_deleted_only_at_the_risk_of_whoever_asks() {
+        let running = engine().await;
+        let asked = |older_than, risk_running_checkpoints| {
+            let query = OrphanQuery { delete: true, older_than, risk_running_checkpoints, ..all() };
+            running.engine().orphans(query).err().map(|error| error.to_string())
+        };
+
+        let refused = asked(DELETED_AGE_MIN - Duration::from_millis(1), false).unwrap();
+        assert!(refused.contains("at least 10m") && refused.contains("--risk-running-checkpoints"), "{refused}");
+        assert_eq!(asked(DELETED_AGE_MIN, false), None);
+        assert_eq!(asked(Duration::ZERO, true), None);
     }
 }

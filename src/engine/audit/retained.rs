@@ -1,7 +1,7 @@
 //! Every `_metadata` that is there, compared on demand, in pages.
 
 use super::arriving::is_of_others;
-use super::look::{LookedAt, NameList};
+use super::look::{LookedAt, MISSING_NAMED_MAX, NameList};
 use crate::engine::arrivals::is_metadata;
 use crate::engine::{Engine, EngineError, ListQuery, Listed};
 use crate::model::{FlinkKey, FlinkPlace};
@@ -9,6 +9,8 @@ use crate::model::{FlinkKey, FlinkPlace};
 /// Keys that are listed at a time, and of one page at most.
 const KEYS_AT_ONCE: usize = 1000;
 const KEYS_OF_A_PAGE: usize = 50_000;
+/// Missing objects that one page tells of by name, about: they are in memory until it is answered.
+const MISSING_OF_A_PAGE: usize = 10 * MISSING_NAMED_MAX;
 
 /// The checkpoints that are asked for.
 #[derive(Debug, Clone)]
@@ -53,6 +55,10 @@ impl CheckpointAudit {
         folder_of(&self.key)
     }
 
+    fn missing_named(&self) -> usize {
+        self.looked.needs.as_ref().map_or(0, |needs| needs.missing_first.len())
+    }
+
     /// Whether it is in the folder of a checkpoint, where the next ones subsume it.
     pub fn is_checkpoint(&self) -> bool {
         FlinkKey::of(&self.key).is_some_and(|key| matches!(key.place, FlinkPlace::Checkpoint(_)))
@@ -66,7 +72,7 @@ impl Engine {
     /// [`EngineError::Refused`] if there is no such bucket; others if storage does not answer.
     pub async fn audit(&self, query: &AuditQuery) -> Result<RetainedPage, EngineError> {
         let mut page = RetainedPage::default();
-        let mut keys = 0;
+        let (mut keys, mut missing) = (0, 0);
         for bucket in self.buckets_to_look_at(query.bucket.as_deref())? {
             let mut after = match &query.after {
                 Some((last, _)) if bucket < *last => continue,
@@ -79,8 +85,10 @@ impl Engine {
                 for entry in &listed.entries {
                     keys += 1;
                     after = entry.name().to_owned();
-                    page.checkpoints.extend(self.audit_one(&bucket, entry, query).await?);
-                    if page.checkpoints.len() >= query.max {
+                    let audit = self.audit_one(&bucket, entry, query).await?;
+                    missing += audit.as_ref().map_or(0, CheckpointAudit::missing_named);
+                    page.checkpoints.extend(audit);
+                    if page.checkpoints.len() >= query.max || missing >= MISSING_OF_A_PAGE {
                         page.next = Some((bucket, after));
                         return Ok(page);
                     }

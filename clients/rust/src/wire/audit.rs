@@ -76,6 +76,15 @@ pub struct AuditedCheckpoint {
     pub missing: u64,
     /// The first of them, at most 100.
     pub missing_objects: Vec<AuditedObject>,
+    /// The checkpoint whose `_metadata` it is a copy of: it names that one's files, and not copies of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<String>,
+    /// Objects that it names in folders of other jobs: as a copy does, or a job that has claimed a checkpoint.
+    #[serde(default)]
+    pub of_others: u64,
+    /// One of these folders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of_others_first: Option<String>,
     /// Everything that it names, if that was asked for; at most 100,000 parts of objects.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<AuditedPart>,
