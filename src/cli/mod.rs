@@ -27,8 +27,9 @@ use crate::config::{Config, ConfigErrors, Loaded, Settings};
 use crate::daemon::{StartError, check_files};
 use crate::engine::StopError;
 use crate::engine::stopped::StoppedError;
+use crate::metrics::Metrics;
 use crate::model::{InvalidHandle, InvalidId};
-use crate::store::OpenError;
+use crate::store::{OpenError, check_services};
 
 /// The exit codes, as text at the end of a help.
 const CODES: &str = "Exit codes:
@@ -243,7 +244,13 @@ fn config(args: &ConfigArgs) -> anyhow::Result<ExitCode> {
         ConfigAction::Show => print!("{}", loaded.show()),
         ConfigAction::Check => {
             let of_files = check_files(&settings)?;
-            settings.warnings.iter().chain(&of_files).for_each(|warning| println!("warning: {warning}"));
+            let of_services = check_services(&settings.store, settings.catalog.url.as_ref(), &Metrics::new())?;
+            settings
+                .warnings
+                .iter()
+                .chain(&of_files)
+                .chain(&of_services)
+                .for_each(|warning| println!("warning: {warning}"));
             println!("the configuration is good");
         }
     }

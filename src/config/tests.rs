@@ -362,6 +362,24 @@ fn secrets_are_never_printed() {
 }
 
 #[test]
+fn the_container_in_an_address_of_azure_is_shown_and_a_secret_there_is_not() {
+    let url = "abfss://state@acme1.dfs.core.windows.net/x";
+    assert!(load(&format!("store.url = '{url}'"), &[], &[]).unwrap().show().contains(url));
+
+    let refused = |url: &str| load(&format!("store.url = '{url}'"), &[], &[]).unwrap_err().to_string();
+    let shown = refused("wasbs://state@acme1.blob.core.windows.net/x");
+    assert!(shown.contains("wasbs://state@acme1"), "{shown}");
+    for (url, masked) in [
+        ("abfss://state:hunter2@acme1.dfs.core.windows.net/x", "abfss://********@acme1"),
+        ("abfss://hunter2+Secret==@acme1.dfs.core.windows.net/x", "abfss://********@acme1"),
+        ("s3://hunter2@bucket/x", "s3://********@bucket"),
+    ] {
+        let errors = refused(url);
+        assert!(errors.contains(masked) && !errors.contains("hunter2"), "{errors}");
+    }
+}
+
+#[test]
 fn refused_secrets_are_never_printed() {
     for text in
         ["auth.secret-key = [\"hunter2\"]", "auth.tokens = \"hunter2\"", "auth.keys = [{ secret-key = \"hunter2\" }]"]

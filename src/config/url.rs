@@ -173,10 +173,15 @@ pub(super) fn is_azure_account(name: &str) -> bool {
     (3..=24).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-fn parse_container(name: &str) -> Result<String, ValueError> {
+/// Whether this can be the name of a container.
+pub(super) fn is_container(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let is_odd = name.starts_with('-') || name.ends_with('-') || name.contains("--");
-    if !(3..=63).contains(&name.len()) || !name.chars().all(allowed) || is_odd {
+    (3..=63).contains(&name.len()) && name.chars().all(allowed) && !is_odd
+}
+
+fn parse_container(name: &str) -> Result<String, ValueError> {
+    if !is_container(name) {
         return Err(malformed("a container has 3 to 63 small letters and digits, with single `-` between them"));
     }
     Ok(name.to_owned())

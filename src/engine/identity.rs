@@ -41,7 +41,7 @@ use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 use crate::store::{
     DATA_SIDE, DataStore, IdentitySlot, NotTheStore, OpenError, Placement, StoreError, StoreGuard, StoreIdentity,
-    StoreLock, StoreOwner, open_data, place_of_catalog,
+    StoreLock, StoreOwner, credentials_hint, missing_bucket, open_data, place_of_catalog,
 };
 
 /// Why a place is not used. Nothing there was made, changed or deleted.
@@ -104,10 +104,12 @@ pub enum IdentityError {
     #[error(transparent)]
     Unreadable(#[from] NotTheStore),
     /// Nothing can be said of the place.
-    #[error("it cannot be told whether {url} is the right store")]
+    #[error("it cannot be told whether {url} is the right store{}", after(*.hint))]
     Unknown {
         /// The place.
         url: String,
+        /// A setting that is missing, if that may be the reason.
+        hint: Option<&'static str>,
         /// Why not.
         #[source]
         source: Box<IdentityError>,
@@ -135,6 +137,10 @@ impl IdentityError {
             Self::InUse(_) | Self::Unknown { .. } | Self::Store(_) => false,
         }
     }
+}
+
+fn after(hint: Option<&'static str>) -> String {
+    hint.map_or_else(String::new, |hint| format!(" ({hint})"))
 }
 
 fn did_not(error: &StoreError) -> &'static str {
@@ -167,11 +173,21 @@ pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<StoreStandin
         // What was read in turn may be of two moments, while another daemon makes its first start there.
         looked = look_once(settings, metrics).await;
     }
-    let url = || settings.store.url.to_string();
-    looked.map_err(|error| match error.is_refusal() {
-        true => error,
-        false => IdentityError::Unknown { url: url(), source: error.into() },
-    })
+    let error = match looked {
+        Err(error) if !error.is_refusal() => error,
+        looked => return looked,
+    };
+    let (store, catalog_url) = (&settings.store, settings.catalog.url.as_ref());
+    // To an object storage service, what is in a bucket that is not there is missing like anything else, or an error like any.
+    let source = match &error {
+        IdentityError::Store(_) | IdentityError::Journal(_) => missing_bucket(store, catalog_url, metrics).await,
+        _ => None,
+    };
+    let hint = credentials_hint(&store.url, store)
+        .or_else(|| credentials_hint(catalog_url?, store))
+        .filter(|_| source.is_none());
+    let source = source.map_or(error, IdentityError::Open).into();
+    Err(IdentityError::Unknown { url: store.url.to_string(), hint, source })
 }
 
 async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<StoreStanding, IdentityError> {

@@ -24,6 +24,9 @@ use crate::config::StoreSettings;
 /// First pause before a failed request is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// Other clients of Azure read this variable of the environment; this one does not.
+pub(super) const CONNECTION_STRING: &str = "AZURE_STORAGE_CONNECTION_STRING";
+
 /// The container whose account is at `host` (`account.dfs.core.windows.net`), or the one that settings or environment
 /// name. `None` if nobody names an account.
 pub(super) fn azure(
@@ -31,6 +34,34 @@ pub(super) fn azure(
     container: &str,
     settings: &StoreSettings,
 ) -> Result<Option<MicrosoftAzure>, object_store::Error> {
+    let builder = builder(host, container, settings);
+    if builder.get_config_value(&AzureConfigKey::AccountName).is_none() {
+        return Ok(None);
+    }
+    builder.with_client_options(client_options(settings)).with_retry(retry(settings, PAUSE)).build().map(Some)
+}
+
+/// Whether settings or environment name credentials. If not, the managed identity of the machine is asked for.
+pub(super) fn names_credentials(settings: &StoreSettings) -> bool {
+    let builder = builder(None, "", settings);
+    let has = |key| builder.get_config_value(&key).is_some_and(|value| !value.is_empty() && value != "false");
+    let named = [
+        AzureConfigKey::AccessKey,
+        AzureConfigKey::Token,
+        AzureConfigKey::SasKey,
+        AzureConfigKey::CredentialType,
+        AzureConfigKey::MsiEndpoint,
+        AzureConfigKey::UseAzureCli,
+        AzureConfigKey::UseEmulator,
+        AzureConfigKey::SkipSignature,
+        AzureConfigKey::FabricSessionToken,
+    ];
+    let principal = has(AzureConfigKey::ClientId) && has(AzureConfigKey::AuthorityId);
+    let secret = has(AzureConfigKey::ClientSecret) || has(AzureConfigKey::FederatedTokenFile);
+    named.into_iter().any(has) || (principal && secret)
+}
+
+fn builder(host: Option<&str>, container: &str, settings: &StoreSettings) -> MicrosoftAzureBuilder {
     let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(container);
     if let Some(account) = host.and_then(|host| host.split('.').next()).or(settings.azure.account.as_deref()) {
         builder = builder.with_account(account);
@@ -48,10 +79,7 @@ pub(super) fn azure(
         ];
         builder = chosen.into_iter().fold(builder, |builder, (key, value)| builder.with_config(key, value));
     }
-    if builder.get_config_value(&AzureConfigKey::AccountName).is_none() {
-        return Ok(None);
-    }
-    builder.with_client_options(client_options(settings)).with_retry(retry(settings, PAUSE)).build().map(Some)
+    builder
 }
 
 /// Blobs of an account in another cloud than the public one are at another place. `None`: where they mostly are.

@@ -58,7 +58,9 @@ pub use local_copy::LocalCopy;
 pub(crate) use log_folder::memory as log_memory;
 pub use log_folder::{LogFolder, VisibleBytes};
 pub use object::{FileUpload, ObjectFiles, TOMBSTONE};
-pub use open::{OpenError, OpenedStore, open, open_data, place_of_catalog};
+pub use open::{
+    OpenError, OpenedStore, check_services, credentials_hint, missing_bucket, open, open_data, place_of_catalog,
+};
 pub use opened::OpenedFile;
 pub use placement::Placement;
 pub use probe::{ProbeError, probe};

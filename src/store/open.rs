@@ -3,14 +3,14 @@
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use object_store::limit::LimitStore;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore};
 
-use super::azure::{AzureObjects, azure};
+use super::azure::{AzureObjects, CONNECTION_STRING, azure};
 use super::gcs::gcs;
 use super::hdfs::{HdfsClient, HdfsFault, HdfsLogFolder, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
 use super::s3::s3;
@@ -76,7 +76,8 @@ pub enum OpenError {
     /// The URL names a container alone, and nobody its account.
     #[error(
         "{0} does not say whose container it is: set store.azure.account or AZURE_STORAGE_ACCOUNT_NAME, or write \
-         `abfss://container@account.dfs.core.windows.net/prefix`"
+         `abfss://container@account.dfs.core.windows.net/prefix` ({CONNECTION_STRING} is not read: put its AccountName and \
+         AccountKey there)"
     )]
     NoAccount(String),
     /// There is no client for an HDFS.
@@ -212,6 +213,70 @@ fn disk_space(
         let folder = data.map(PathBuf::as_path).or(catalog).unwrap_or(FilePath::new("."));
         OpenError::Folder { folder: folder.to_owned(), source }
     })
+}
+
+/// Checks what can be checked of `settings` without asking the object storage services that they name, and returns what an
+/// operator should know.
+///
+/// # Errors
+/// [`OpenError`] if there is no client for one of them.
+pub fn check_services(
+    settings: &StoreSettings,
+    catalog_url: Option<&StoreUrl>,
+    metrics: &Metrics,
+) -> Result<Vec<String>, OpenError> {
+    let mut warnings = vec![];
+    for url in services(settings, catalog_url) {
+        StoreRoot::make(url, settings, metrics, &Entropy::from_os(Clock::System))?;
+        warnings.extend(credentials_hint(url, settings).map(|hint| format!("{url}: {hint}")));
+    }
+    Ok(warnings)
+}
+
+/// Tells where credentials are missing, if neither settings nor environment name any for the service of `url`.
+pub fn credentials_hint(url: &StoreUrl, settings: &StoreSettings) -> Option<&'static str> {
+    match url {
+        StoreUrl::S3 { .. } if !super::s3::names_credentials(settings) => Some(
+            "no credentials were found, so the metadata service of the machine is asked for them. Set store.access-key and \
+             store.secret-key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; files in ~/.aws are not read",
+        ),
+        StoreUrl::Gcs { .. } if !super::gcs::names_credentials(settings) => Some(
+            "no credentials were found, so the metadata server of the machine is asked for them. Set \
+             store.gcs.service-account or GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+        ),
+        StoreUrl::Azure { .. } if !super::azure::names_credentials(settings) => Some(
+            "no credentials were found, so the managed identity of the machine is asked for. Set store.azure.account-key or \
+             AZURE_STORAGE_ACCOUNT_KEY, or the variables of a service principal, a workload identity or a signature \
+             (AZURE_STORAGE_CONNECTION_STRING is not read)",
+        ),
+        _ => None,
+    }
+}
+
+/// Tells which bucket or container of `settings` is not there; `None` if all are, or do not answer.
+pub async fn missing_bucket(
+    settings: &StoreSettings,
+    catalog_url: Option<&StoreUrl>,
+    metrics: &Metrics,
+) -> Option<OpenError> {
+    for url in services(settings, catalog_url) {
+        let made = StoreRoot::make(url, settings, metrics, &Entropy::from_os(Clock::System));
+        let Ok(StoreRoot::Bucket(bucket)) = made else { continue };
+        let place = bucket.counted(Traffic::catalog(metrics.clone()));
+        // Of a list, only what it would be of can be missing.
+        if let Some(Err(source @ Error::NotFound { .. })) = place.list(Some(&bucket.prefix)).next().await {
+            return Some(OpenError::Probe { url: url.to_string(), source: ProbeError::NoBucket(source) });
+        }
+    }
+    None
+}
+
+fn services<'a>(
+    settings: &'a StoreSettings,
+    catalog_url: Option<&'a StoreUrl>,
+) -> impl Iterator<Item = &'a StoreUrl> + Send {
+    let catalog_url = catalog_url.filter(|url| **url != settings.url);
+    std::iter::once(&settings.url).chain(catalog_url).filter(|url| url.is_service())
 }
 
 /// The data of a store, for looking at it: nothing is tried, made or kept beside it.

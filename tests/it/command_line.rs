@@ -61,6 +61,59 @@ fn the_complete_configuration_of_the_repository_is_good() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn a_container_without_an_account_is_refused_and_missing_credentials_are_told() {
+    let check = |settings: &[&str], environment: &[(&str, &str)]| {
+        let mut command = process::esker();
+        for (name, _) in std::env::vars()
+            .filter(|(name, _)| ["AZURE", "AWS", "GOOGLE", "HOME"].iter().any(|of| name.starts_with(of)))
+        {
+            command.env_remove(name);
+        }
+        command.envs(environment.iter().copied()).args(["config", "check"]);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), text)
+    };
+
+    let connection = [("AZURE_STORAGE_CONNECTION_STRING", "AccountName=acme1;AccountKey=c2VjcmV0")];
+    let (code, text) = check(&["store.url=az://state/x"], &connection);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("az://state/x") && text.contains("store.azure.account"), "{text}");
+    assert!(text.contains("AZURE_STORAGE_CONNECTION_STRING is not read") && !text.contains("c2VjcmV0"), "{text}");
+
+    let account = "store.azure.account=acme1";
+    for (settings, key) in [
+        (&["store.url=az://state/x", account][..], "store.azure.account-key"),
+        (&["store.url=s3://state/x"], "AWS_ACCESS_KEY_ID"),
+        (&["store.url=gs://state/x"], "store.gcs.service-account"),
+        (&["store.url=file:x", "catalog.url=s3://state/x"], "s3://state/x: no credentials"),
+    ] {
+        let (code, text) = check(settings, &[]);
+        assert_eq!(code, Some(0), "{settings:?}: {text}");
+        assert!(text.contains("warning: ") && text.contains("no credentials were found"), "{settings:?}: {text}");
+        assert!(text.contains(key), "{settings:?}: {text}");
+    }
+    for (settings, environment) in [
+        (&["store.url=az://state/x", account, "store.azure.account-key=c2VjcmV0"][..], &[][..]),
+        (
+            &["store.url=az://state/x"],
+            &[("AZURE_STORAGE_ACCOUNT_NAME", "acme1"), ("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")],
+        ),
+        (
+            &["store.url=az://state/x", account],
+            &[("AZURE_CLIENT_ID", "a"), ("AZURE_TENANT_ID", "b"), ("AZURE_FEDERATED_TOKEN_FILE", "/c")],
+        ),
+        (&["store.url=s3://state/x"], &[("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]),
+        (&["store.url=s3://state/x", "store.access-key=a", "store.secret-key=b"], &[]),
+        (&["store.url=gs://state/x"], &[("GOOGLE_SKIP_SIGNATURE", "true")]),
+    ] {
+        let (code, text) = check(settings, environment);
+        assert_eq!((code, text.contains("no credentials")), (Some(0), false), "{settings:?}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn a_port_or_a_folder_in_use_is_named() {
     let daemon = TestDaemon::start(&[]).await;

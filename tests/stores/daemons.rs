@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use esker::config::Config;
+use esker::engine::{Engine, EngineOptions};
 use esker::store::FileWrites;
 use esker_test_support::process::{Process, esker};
 use http::StatusCode;
@@ -289,6 +291,10 @@ async fn what_is_wrong_with_a_place_is_said_with_the_key_that_is_wrong() {
     ] {
         let error = wrong(place.try_open().await.err().unwrap());
         assert!(error.contains(words), "{error}");
+        // A daemon first looks which store is there.
+        let settings = Config::load_with(None, [], &place.flags).unwrap().settings().unwrap();
+        let error = esker::error::chain(&Engine::open(settings, EngineOptions::default()).await.err().unwrap());
+        assert!(error.contains(words) && !error.contains("no credentials"), "{error}");
     }
 }
 

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use toml_edit::{ImDocument, Item, Key, TableLike};
 
+use crate::config::url::is_container;
+
 /// A value in a configuration file, a variable or a flag.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::config) enum Literal {
@@ -166,6 +168,11 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(mask_password(text)).to_string().replace('\u{7f}', "\\u007f")
 }
 
+/// Schemes of Azure's addresses, `abfss://container@account..`.
+fn is_azure(scheme: &str) -> bool {
+    ["abfss", "abfs", "wasbs", "wasb"].iter().any(|azure| azure.eq_ignore_ascii_case(scheme))
+}
+
 /// `text` without the user and password of a URL.
 fn mask_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
@@ -173,6 +180,8 @@ fn mask_password(text: &str) -> String {
     };
     let authority = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest.get(..authority).and_then(|authority| authority.rfind('@')) {
+        // A container stands there in the addresses of Azure. A name of one has no characters that part user and secret.
+        Some(at) if is_azure(scheme) && rest.get(..at).is_some_and(is_container) => text.to_owned(),
         Some(at) => format!("{scheme}://********{}", rest.get(at..).unwrap_or_default()),
         None => text.to_owned(),
     }
