@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,7 +29,7 @@ use s3s::service::S3Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Operations of an object storage service, as the wire sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -339,9 +340,37 @@ impl Backend for S3Service {
     }
 }
 
+/// A backend at the end of a wire, on a free port of this machine; ends when dropped.
+pub struct Wired {
+    address: SocketAddr,
+    faults: Faults,
+    _cut: DropGuard,
+}
+
+impl Wired {
+    pub async fn start(backend: impl Backend + 'static) -> Self {
+        let faults = Faults::default();
+        let wire = Wire { backend: Arc::new(backend), faults: faults.clone() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cut = CancellationToken::new();
+        tokio::spawn(wire.accept(listener, cut.clone()));
+        Self { address, faults, _cut: cut.drop_guard() }
+    }
+
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What the wire does, and what came over it.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+}
+
 /// The server's end of the wire.
 #[derive(Clone)]
-pub struct Wire {
+struct Wire {
     backend: Arc<dyn Backend>,
     faults: Faults,
 }
@@ -354,12 +383,8 @@ type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 struct Reset;
 
 impl Wire {
-    pub fn new(backend: impl Backend + 'static, faults: Faults) -> Self {
-        Self { backend: Arc::new(backend), faults }
-    }
-
     /// Serves connections until `cut`.
-    pub async fn accept(self, listener: TcpListener, cut: CancellationToken) {
+    async fn accept(self, listener: TcpListener, cut: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 () = cut.cancelled() => return,

@@ -5,7 +5,6 @@
 //! authenticated as on S3. What the wire does to a request is up to [`crate::faults`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -18,10 +17,8 @@ use s3s::auth::SimpleAuth;
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::faults::{Faults, Wire};
+use crate::faults::{Faults, Wired};
 
 pub const BUCKET: &str = "state";
 pub const REGION: &str = "us-east-1";
@@ -38,10 +35,8 @@ pub enum Conditions {
 
 /// A running server; ends when dropped.
 pub struct S3Server {
-    address: SocketAddr,
     objects: Objects,
-    faults: Faults,
-    _cut: DropGuard,
+    wired: Wired,
 }
 
 impl S3Server {
@@ -53,17 +48,12 @@ impl S3Server {
         let objects = Objects { shared: Arc::new(Shared { conditions, ..Shared::default() }) };
         let mut service = S3ServiceBuilder::new(objects.clone());
         service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
-        let faults = Faults::default();
-        let wire = Wire::new(service.build(), faults.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let cut = CancellationToken::new();
-        tokio::spawn(wire.accept(listener, cut.clone()));
-        Self { address, objects, faults, _cut: cut.drop_guard() }
+        let wired = Wired::start(service.build()).await;
+        Self { objects, wired }
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        self.wired.endpoint()
     }
 
     /// What is stored.
@@ -73,7 +63,7 @@ impl S3Server {
 
     /// What the wire does, and what came over it.
     pub fn faults(&self) -> &Faults {
-        &self.faults
+        self.wired.faults()
     }
 }
 

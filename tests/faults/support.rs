@@ -38,7 +38,6 @@ pub const SIGNED: [(&str, &str); 2] = [("auth.access-key", ACCESS_KEY), ("auth.s
 pub const SLOW_BACKEND: Duration = Duration::from_millis(400);
 /// Time that S3 takes for a small object, at least.
 pub const LATENCY_OF_S3: Duration = Duration::from_millis(30);
-pub const PATIENT: (&str, &str) = ("merging.linger-max", "1 s");
 pub const INLINE: &str = "execution.checkpointing.data-inline-threshold";
 
 /// Memory for two streamed segments, with patience for more.

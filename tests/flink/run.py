@@ -38,16 +38,13 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import sys
-import tempfile
 import time
-import traceback
 from pathlib import Path
 
 from e2e import matrix, tools
+from e2e.frame import framed, tell
 from e2e.hdfs import DirectHdfs, EskerOnHdfs, EskerOnHdfsAndDisk
-from e2e.processes import Failed, Processes
+from e2e.processes import Processes
 from e2e.report import Report
 from e2e.scenario import Scenario
 from e2e.sink import PLAN, SinkReport, SinkStory
@@ -64,53 +61,23 @@ ALONE = {"local": Direct, "s3": Direct, "hdfs": DirectHdfs, "hdfs-disk": DirectH
 
 def main():
     options = parse()
-    began = time.monotonic()
-    # Whoever shares this machine should notice little of it.
-    os.nice(max(0, 10 - os.nice(0)))
-    # A polite end goes through `finally` as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
-    def say(text):
-        print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
-
-    folder = Path(tempfile.mkdtemp(prefix="esker-flink-"))
-    processes = Processes(folder / "logs")
-    report, status = None, 1
-    try:
-        report = STORIES[options.story](options, folder, processes, say)
-        report.seconds = round(time.monotonic() - began, 1)
+    def run(frame):
+        report = STORIES[options.story](options, frame.folder, frame.processes, frame.say)
+        report.seconds = round(frame.seconds(), 1)
+        frame.counts = getattr(report, "counts", None)
         print(f"\n{report.table()}\n")
         write_report(options, report)
         report.check()
         if options.write:
             PAGE.write_text(report.markdown())
-        status = 0
-    except tools.Missing as missing:
-        print(missing, file=sys.stderr)
-        status = 3
-    except Exception as failure:
-        tell(failure, processes)
-    finally:
-        processes.kill_all()
-        if status == 1 or options.keep:
-            print(f"logs and data are kept in {folder}", file=sys.stderr)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    if status != 3:
-        counts = getattr(report, "counts", lambda: f"{int(status == 0)} passed, {int(status != 0)} failed")
-        print(f"flink: {counts()}")
-    sys.exit(status)
+
+    framed("flink", run, options.keep, tools.Missing)
 
 
 def write_report(options, report):
     if options.report:
         options.report.write_text(json.dumps(report.as_json(), indent=2) + "\n")
-
-
-def tell(failure, processes):
-    """Prints why it failed, after the ends of all logs."""
-    reason = failure if isinstance(failure, Failed) else traceback.format_exc()
-    print("\n".join([*processes.tails(), f"\nFAILED: {reason}"]), file=sys.stderr)
 
 
 def run_tally(options, folder, processes, say):

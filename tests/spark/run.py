@@ -20,14 +20,11 @@ import json
 import os
 import queue
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +32,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[1:1] = [str(HERE.parent / "clients"), str(HERE.parent / "flink")]
 
 from e2e import tools  # noqa: E402
-from e2e.processes import Failed, Processes  # noqa: E402
+from e2e.frame import framed  # noqa: E402
+from e2e.processes import Failed  # noqa: E402
 from e2e.report import aligned  # noqa: E402
 from e2e.storage import Direct, EskerOnDisk, EskerOnS3  # noqa: E402
 from matrix.install import Jars, Pip, Unavailable, environment, needs  # noqa: E402
@@ -275,37 +273,13 @@ def prepare(options, say):
 
 def main():
     options = parse()
-    began = time.monotonic()
-    # Whoever shares this machine should notice little of it.
-    os.nice(max(0, 10 - os.nice(0)))
-    # A polite end goes through `finally` as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
-    def say(text):
-        print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
+    def run(frame):
+        installed = prepare(options, frame.say)
+        story = STORIES[options.story](options, frame.folder, frame.processes, installed, frame.say)
+        print(f"\n{story.run()}\n")
 
-    folder = Path(tempfile.mkdtemp(prefix="esker-spark-"))
-    processes = Processes(folder / "logs")
-    status = 1
-    try:
-        installed = prepare(options, say)
-        print(f"\n{STORIES[options.story](options, folder, processes, installed, say).run()}\n")
-        status = 0
-    except (tools.Missing, Unavailable) as missing:
-        print(f"spark: missing: {missing}", file=sys.stderr)
-        status = 3
-    except Exception as failure:
-        reason = failure if isinstance(failure, Failed) else traceback.format_exc()
-        print("\n".join([*processes.tails(), f"\nFAILED: {reason}"]), file=sys.stderr)
-    finally:
-        processes.kill_all()
-        if status == 1 or options.keep:
-            print(f"logs and data are kept in {folder}", file=sys.stderr)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    if status != 3:
-        print(f"spark: {int(status == 0)} passed, {int(status != 0)} failed")
-    sys.exit(status)
+    framed("spark", run, options.keep, (tools.Missing, Unavailable))
 
 
 def parse():

@@ -5,7 +5,6 @@
 //! What the wire does to a request is up to [`crate::faults`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +13,8 @@ use esker::runtime::Clock;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::faults::{Backend, Faults, Wire};
+use crate::faults::{Backend, Faults, Wired};
 use crate::s3_server::Conditions;
 
 /// The one bucket, or container, that is there.
@@ -27,26 +24,19 @@ pub const PAGE: usize = 400;
 
 /// A running service; ends when dropped.
 pub struct Service {
-    address: SocketAddr,
     objects: Objects,
-    faults: Faults,
-    _cut: DropGuard,
+    wired: Wired,
 }
 
 impl Service {
     /// Starts one that answers as `dialect` does.
     pub async fn start<B: Backend + 'static>(dialect: impl FnOnce(Objects) -> B, objects: Objects) -> Self {
-        let faults = Faults::default();
-        let wire = Wire::new(dialect(objects.clone()), faults.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let cut = CancellationToken::new();
-        tokio::spawn(wire.accept(listener, cut.clone()));
-        Self { address, objects, faults, _cut: cut.drop_guard() }
+        let wired = Wired::start(dialect(objects.clone())).await;
+        Self { objects, wired }
     }
 
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        self.wired.endpoint()
     }
 
     /// What is stored.
@@ -56,7 +46,7 @@ impl Service {
 
     /// What the wire does, and what came over it.
     pub fn faults(&self) -> &Faults {
-        &self.faults
+        self.wired.faults()
     }
 }
 

@@ -96,8 +96,8 @@ enum OwnerEvent {
     CutOff(Box<Settling>, u64),
     /// Whether the catalog was still ours when a group had been put.
     Checked(Box<Settling>, Result<(), CatalogError>),
-    /// A group went into the catalog, or did not.
-    Inlined(Waiters, Result<Vec<Result<Stored, Refusal>>, CatalogError>),
+    /// A group went into the catalog, or did not, and how long that took.
+    Inlined(Waiters, Result<Vec<Result<Stored, Refusal>>, CatalogError>, Duration),
     /// The file has its end, as far as that was possible, and the catalog knows; unless the store may still have it open.
     Closed(Option<Begun>),
 }
@@ -180,9 +180,13 @@ impl Owner {
                 }
                 self.settle(*settling)
             }
-            OwnerEvent::Inlined(waiters, stored) => {
+            OwnerEvent::Inlined(waiters, stored, took) => {
                 match stored {
-                    Ok(answers) => waiters.answer(answers),
+                    Ok(answers) => {
+                        // It is a put, too: where all groups go this way, nothing else tells how fast the store is.
+                        self.context.pace.took(took);
+                        waiters.answer(answers);
+                    }
                     Err(error) => waiters.fail(&error.into()),
                 }
                 Phase::Ended
@@ -224,8 +228,9 @@ impl Owner {
         let catalog = self.context.catalog.clone();
         let (items, waiters) = inline_items(group.parcels);
         busy(async move {
+            let begun = Clock::instant();
             let stored = catalog.store(Store { file: None, items }).await;
-            OwnerEvent::Inlined(waiters, stored)
+            OwnerEvent::Inlined(waiters, stored, begun.elapsed())
         })
     }
 

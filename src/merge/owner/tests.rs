@@ -388,6 +388,20 @@ async fn a_group_that_was_put_in_time_is_answered_at_once() {
 }
 
 #[tokio::test]
+async fn a_group_that_went_into_the_catalog_tells_how_fast_the_store_is() {
+    let objects = ObjectFiles::with_retries(Arc::new(InMemory::new()), Path::default(), Duration::ZERO);
+    let mut alone = Alone::new(FileWrites::Whole(objects)).await;
+    let nobody = || Waiters::of(Group { parcels: vec![], last: false });
+
+    alone.owner.apply(OwnerEvent::Inlined(nobody(), Err(CatalogError::Closed), Duration::from_secs(9)));
+    assert!(alone.context.pace.latency().is_zero(), "a commit that failed tells nothing");
+    alone.owner.apply(OwnerEvent::Inlined(nobody(), Ok(vec![]), Duration::from_millis(40)));
+
+    assert_eq!(alone.context.pace.latency(), Duration::from_millis(40));
+    assert!(alone.has_ended());
+}
+
+#[tokio::test]
 async fn a_put_that_took_long_is_answered_only_if_the_catalog_is_still_ours() {
     let long = Duration::from_secs(86_400);
     let mut ours = put_whole(long).await;
