@@ -263,12 +263,19 @@ pub async fn missing_bucket(
         let made = StoreRoot::make(url, settings, metrics, &Entropy::from_os(Clock::System));
         let Ok(StoreRoot::Bucket(bucket)) = made else { continue };
         let place = bucket.counted(Traffic::catalog(metrics.clone()));
-        // Of a list, only what it would be of can be missing.
-        if let Some(Err(source @ Error::NotFound { .. })) = place.list(Some(&bucket.prefix)).next().await {
+        if let Some(Err(source)) = place.list(Some(&bucket.prefix)).next().await
+            && is_missing(&source)
+        {
             return Some(OpenError::Probe { url: url.to_string(), source: ProbeError::NoBucket(source) });
         }
     }
     None
+}
+
+/// Whether a list failed because what it is of is missing: nothing else of a list can be. `object_store` says so of objects
+/// alone, and has a text for the others.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. }) || crate::error::chain(error).contains("404 Not Found")
 }
 
 fn services<'a>(
