@@ -12,6 +12,7 @@
 //! - [`mod@format`]: bytes of a physical file.
 //! - [`flink`]: the list of files that a checkpoint of Flink's names.
 //! - [`store`]: the only module that talks to a disk, an object storage service or an HDFS.
+//! - [`transfer`]: moves a checkpoint of Flink's from one storage to another.
 //! - [`catalog`]: which segments, files, checkpoints and objects exist.
 //! - [`merge`]: the write path.
 //! - [`read`]: the read path.
@@ -47,3 +48,4 @@ pub mod read;
 pub mod reclaim;
 pub mod runtime;
 pub mod store;
+pub mod transfer;

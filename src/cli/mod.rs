@@ -13,6 +13,7 @@ mod run;
 mod segments;
 mod space;
 mod storage;
+mod transfer;
 mod verify;
 
 use std::net::SocketAddr;
@@ -30,6 +31,7 @@ use crate::engine::stopped::StoppedError;
 use crate::metrics::Metrics;
 use crate::model::{InvalidHandle, InvalidId};
 use crate::store::{OpenError, check_services};
+use crate::transfer::{LocationError, TransferError};
 
 /// The exit codes, as text at the end of a help.
 const CODES: &str = "Exit codes:
@@ -51,6 +53,13 @@ Exit codes:
   0  all is written
   1  something could not be written
   2  it could not be tried: wrong arguments or configuration, no daemon to talk to, no catalog, a folder that is not empty";
+const CODES_OF_A_TRANSFER: &str = "Its _metadata comes last, with the paths of the new place in it. A repeat goes on where one ended. Nothing is overwritten,
+and nothing is deleted at the source.
+
+Exit codes:
+  0  all is copied
+  1  a file that it names is missing, other content is there, or something could not be copied
+  2  it could not be tried: wrong arguments, no checkpoint there, a storage that does not answer";
 
 /// Packs the small state files of stream workers into large physical files on an object store, HDFS or local disk.
 #[derive(Debug, Parser)]
@@ -80,7 +89,10 @@ enum CliCommand {
     /// Writes the segments of a checkpoint as plain files into a folder
     #[command(after_help = CODES_OF_A_COPY)]
     Restore(restore::RestoreArgs),
-    /// Writes the objects of a bucket or the segments of a job as plain files into a folder
+    /// Copies a checkpoint or savepoint of Flink's from HDFS, S3 or a disk into Esker, so that Flink can resume from it there
+    #[command(after_help = CODES_OF_A_TRANSFER)]
+    Import(transfer::ImportArgs),
+    /// Copies a checkpoint of Flink's out of Esker; or writes the objects of a bucket or the segments of a job as plain files
     #[command(after_help = CODES_OF_A_COPY)]
     Export(restore::ExportArgs),
     /// Shows what is in a physical file; needs no daemon
@@ -203,6 +215,8 @@ fn could_not_be_tried(error: &anyhow::Error) -> bool {
         || error.is::<InvalidHandle>()
         || error.is::<OpenError>()
         || error.is::<StoppedError>()
+        || error.is::<LocationError>()
+        || error.downcast_ref::<TransferError>().is_some_and(TransferError::is_refusal)
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
         || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal)
         || error.downcast_ref::<ClientError>().is_some_and(|error| match error {
@@ -219,6 +233,7 @@ fn run(command: CliCommand) -> anyhow::Result<ExitCode> {
         CliCommand::Get(args) => segments::get(&args),
         CliCommand::Ls(args) => segments::ls(&args),
         CliCommand::Restore(args) => restore::restore(&args),
+        CliCommand::Import(args) => transfer::import(&args),
         CliCommand::Export(args) => restore::export(&args),
         CliCommand::Inspect(args) => inspect::inspect(&args),
         CliCommand::Verify(args) => verify::verify(&args),

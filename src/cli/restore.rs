@@ -1,10 +1,11 @@
-//! `esker restore` and `esker export`: plain files back out of a running daemon, or of the folder of a stopped one.
+//! `esker restore` and `esker export`: plain files back out of a running daemon, or of the folder of a stopped one. A
+//! checkpoint of Flink's is exported by `transfer`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{ArgGroup, Args};
 use esker_client::wire::{ListedSegment, ObjectInfo, RestoreRequest};
 use esker_client::{Client, ClientError, Restore};
@@ -13,10 +14,11 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::could_not_be_tried;
 use super::destination::{Destination, Writing};
 use super::segments::{ApiArgs, block_on};
 use super::storage::{StorageArgs, WRITTEN, bar};
+use super::transfer::{TransferArgs, export_checkpoint};
+use super::{NotTried, could_not_be_tried, key_value};
 use crate::config::ReclaimMode;
 use crate::daemon::Daemon;
 use crate::engine::stopped::Stopped;
@@ -39,8 +41,17 @@ pub(super) struct RestoreArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["bucket", "job"]))]
+#[command(group = ArgGroup::new("what").required(true).multiple(true).args(["checkpoint", "bucket", "job"]))]
 pub(super) struct ExportArgs {
+    /// Copies this checkpoint or savepoint of Flink's out of Esker, s3://BUCKET/../chk-N, so that Flink can resume from the
+    /// copy. Here --to is the folder below which it goes, hdfs://.., s3://.. or file:/..
+    #[arg(value_name = "S3-URL", conflicts_with_all = ["bucket", "job", "data_dir", "store", "config", "set"])]
+    checkpoint: Option<String>,
+    /// Sets a key of [store] for the storage that a checkpoint goes to, as `esker import --source` does
+    #[arg(long = "target", value_name = "KEY=VALUE", value_parser = key_value)]
+    target: Vec<(String, String)>,
+    #[command(flatten)]
+    how: TransferArgs,
     #[command(flatten)]
     from: FromArgs,
     /// Writes the objects of this bucket of the S3 door
@@ -153,6 +164,13 @@ pub(super) fn restore(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
+    if let Some(checkpoint) = &args.checkpoint {
+        let to = args.to.to.to_str().ok_or_else(|| NotTried("--to is not in UTF-8".to_owned()))?;
+        return export_checkpoint(checkpoint, to, &args.target, &args.how, args.to.json);
+    }
+    if args.how.dry_run || !args.target.is_empty() {
+        bail!(NotTried("--dry-run and --target are for a checkpoint: name it, s3://BUCKET/..".to_owned()));
+    }
     run(&args.to, export_all(args))
 }
 

@@ -74,6 +74,11 @@ impl<'a> Cursor<'a> {
         self.of
     }
 
+    /// The place of the next byte.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     /// Bytes that are left.
     pub fn left(&self) -> usize {
         self.bytes.len() - self.at
@@ -196,6 +201,29 @@ fn text_of(bytes: &[u8]) -> Option<Cow<'_, str>> {
     String::from_utf16(&units).ok().map(Cow::Owned)
 }
 
+/// Writes a text as [`Cursor::text`] reads it, with its length before it; `None` if it has more bytes than the length can say.
+pub fn text_bytes(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = vec![0, 0];
+    for unit in text.encode_utf16() {
+        match unit {
+            1..0x80 => bytes.push(low_byte(unit)),
+            0 | 0x80..0x800 => bytes.extend([0xc0 | low_byte(unit >> 6), 0x80 | low_byte(unit & 0x3f)]),
+            _ => bytes.extend([
+                0xe0 | low_byte(unit >> 12),
+                0x80 | low_byte(unit >> 6 & 0x3f),
+                0x80 | low_byte(unit & 0x3f),
+            ]),
+        }
+    }
+    let len = u16::try_from(bytes.len() - 2).ok()?;
+    bytes[..2].copy_from_slice(&len.to_be_bytes());
+    Some(bytes)
+}
+
+fn low_byte(unit: u16) -> u8 {
+    unit.to_be_bytes()[1]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +252,12 @@ mod tests {
         // Java's form of U+0000, and of U+1F40B as the units D83D and DC0B.
         assert_eq!(text_of(&[b'a', 0xc0, 0x80]).unwrap(), "a\0");
         assert_eq!(text_of(&[0xed, 0xa0, 0xbd, 0xed, 0xb0, 0x8b]).unwrap(), "\u{1f40b}");
+        for text in ["", "aü€", "a\0", "\u{1f40b}"] {
+            assert_eq!(Cursor::new(&text_bytes(text).unwrap()).text().unwrap(), text);
+        }
+        assert_eq!(text_bytes("\u{1f40b}\0").unwrap(), [0, 8, 0xed, 0xa0, 0xbd, 0xed, 0xb0, 0x8b, 0xc0, 0x80]);
+        assert_eq!(text_bytes(&"a".repeat(65_535)).unwrap().len(), 65_537);
+        assert_eq!(text_bytes(&"a".repeat(65_536)), None);
         for bad in [&[0xff_u8][..], &[0xc3], &[0xe2, 0x82], &[0xed, 0xa0, 0xbd], &[0xc3, 0x41]] {
             assert_eq!(text_of(bad), None, "{bad:x?}");
         }

@@ -25,6 +25,7 @@
 //! `ChannelStateHandleSerializerV1` and `V2` of Flink 2.3.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use super::cursor::{Cursor, MetadataDamage, MetadataError};
 use super::properties::walk_object;
@@ -72,11 +73,29 @@ pub enum NamedPath<'a> {
     Relative(Cow<'a, str>),
 }
 
+/// What is found in a file on the way through it. `text` is where the text of a path is, with the length before it.
+#[derive(Debug)]
+pub(super) enum Found<'a> {
+    /// State in a file.
+    State { state: NamedState<'a>, text: Range<usize> },
+    /// The URI of a folder that Flink deletes as a whole when nothing in it is needed any more.
+    Folder { uri: Cow<'a, str>, text: Range<usize> },
+}
+
 /// Reads a `_metadata` and hands every file that it names to `tell`, in its order; one may come more than once.
 ///
 /// # Errors
 /// [`MetadataError`], with the byte. What was told before is named all the same.
 pub fn read_metadata(bytes: &[u8], tell: &mut dyn FnMut(NamedState<'_>)) -> Result<MetadataSummary, MetadataError> {
+    walk_metadata(bytes, &mut |found| {
+        if let Found::State { state, .. } = found {
+            tell(state);
+        }
+    })
+}
+
+/// The same with everything that has a path in it, in the order of the file.
+pub(super) fn walk_metadata(bytes: &[u8], tell: &mut dyn FnMut(Found<'_>)) -> Result<MetadataSummary, MetadataError> {
     let mut cursor = Cursor::new(bytes);
     match cursor.i32() {
         Ok(MAGIC) => (),
@@ -99,12 +118,12 @@ struct MetadataFile<'a, 't> {
     cursor: Cursor<'a>,
     version: u32,
     summary: MetadataSummary,
-    tell: &'t mut dyn FnMut(NamedState<'_>),
+    tell: &'t mut dyn FnMut(Found<'_>),
 }
 
 type Read<T = ()> = Result<T, MetadataError>;
 
-impl MetadataFile<'_, '_> {
+impl<'a> MetadataFile<'a, '_> {
     fn read(&mut self) -> Read {
         self.summary.checkpoint = self.number()?;
         self.cursor.enter("the states of master hooks");
@@ -137,6 +156,13 @@ impl MetadataFile<'_, '_> {
         } else {
             u64::try_from(size).or_else(|_| self.cursor.damaged(8, MetadataDamage::Range(size)))
         }
+    }
+
+    /// A path, and where its text is.
+    fn path(&mut self) -> Read<(Cow<'a, str>, Range<usize>)> {
+        let begin = self.cursor.at();
+        let path = self.cursor.text()?;
+        Ok((path, begin..self.cursor.at()))
     }
 
     fn master(&mut self) -> Read {
@@ -206,8 +232,10 @@ impl MetadataFile<'_, '_> {
             self.longs()?;
         }
         if kind == 17 {
-            self.cursor.text()?;
-            self.cursor.text()?;
+            for _ in ["owned by the task", "shared"] {
+                let (uri, text) = self.path()?;
+                (self.tell)(Found::Folder { uri, text });
+            }
             self.cursor.u8()?;
         }
         self.stream(0)
@@ -326,8 +354,9 @@ impl MetadataFile<'_, '_> {
             }
             2 => {
                 let len = self.size()?;
-                let path = NamedPath::Absolute(self.cursor.text()?);
-                (self.tell)(NamedState { path, start: 0, len, merged: false });
+                let (path, text) = self.path()?;
+                let state = NamedState { path: NamedPath::Absolute(path), start: 0, len, merged: false };
+                (self.tell)(Found::State { state, text });
                 Ok(())
             }
             3 => {
@@ -335,17 +364,19 @@ impl MetadataFile<'_, '_> {
                 self.stream(depth + 1)
             }
             6 => {
-                let path = NamedPath::Relative(self.cursor.text()?);
+                let (path, text) = self.path()?;
                 let len = self.size()?;
-                (self.tell)(NamedState { path, start: 0, len, merged: false });
+                let state = NamedState { path: NamedPath::Relative(path), start: 0, len, merged: false };
+                (self.tell)(Found::State { state, text });
                 Ok(())
             }
             15 => {
                 let (start, len) = (self.number()?, self.size()?);
                 self.cursor.i32()?;
-                let path = NamedPath::Absolute(self.cursor.text()?);
+                let (path, text) = self.path()?;
                 self.cursor.text()?;
-                (self.tell)(NamedState { path, start, len, merged: true });
+                let state = NamedState { path: NamedPath::Absolute(path), start, len, merged: true };
+                (self.tell)(Found::State { state, text });
                 Ok(())
             }
             _ => self.cursor.damaged(1, MetadataDamage::Unknown(kind.into())),

@@ -37,6 +37,7 @@ mod probe;
 mod s3;
 mod service;
 pub mod space;
+mod whole;
 
 use std::ops::Range;
 
@@ -65,6 +66,7 @@ pub use opened::OpenedFile;
 pub use placement::Placement;
 pub use probe::{ProbeError, probe};
 pub use space::{DiskFull, DiskSpace};
+pub use whole::WholeStore;
 
 use crate::error::ErrorKind;
 

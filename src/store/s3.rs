@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use object_store::Error;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
+use object_store::{Certificate, ClientOptions, Error};
 
 use super::service::{client_options, retry};
 use crate::config::StoreSettings;
@@ -13,9 +13,28 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The client of `bucket`. Credentials are those of the settings, else what AWS's clients find.
 pub(super) fn s3(bucket: &str, settings: &StoreSettings) -> Result<AmazonS3, Error> {
-    let mut builder = builder(settings)
+    of_settings(from_environment(settings), bucket, settings, client_options(settings)).build()
+}
+
+/// The client of a bucket of a daemon's S3 door. What is put there is checked against its SHA-256 on arrival.
+pub(super) fn door(bucket: &str, settings: &StoreSettings, ca: Option<&[u8]>) -> Result<AmazonS3, Error> {
+    let mut options = client_options(settings);
+    for certificate in ca.map(Certificate::from_pem_bundle).transpose()?.into_iter().flatten() {
+        options = options.with_root_certificate(certificate);
+    }
+    let builder = of_settings(with_credentials(AmazonS3Builder::new(), settings), bucket, settings, options);
+    builder.with_checksum_algorithm(Checksum::SHA256).build()
+}
+
+fn of_settings(
+    builder: AmazonS3Builder,
+    bucket: &str,
+    settings: &StoreSettings,
+    options: ClientOptions,
+) -> AmazonS3Builder {
+    let mut builder = builder
         .with_bucket_name(bucket)
-        .with_client_options(client_options(settings))
+        .with_client_options(options)
         .with_retry(retry(settings, PAUSE))
         .with_conditional_put(S3ConditionalPut::ETagMatch);
     if let Some(endpoint) = &settings.endpoint {
@@ -24,12 +43,12 @@ pub(super) fn s3(bucket: &str, settings: &StoreSettings) -> Result<AmazonS3, Err
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);
     }
-    builder.build()
+    builder
 }
 
 /// Whether settings or environment name credentials. If not, the metadata service of the machine is asked for them.
 pub(super) fn names_credentials(settings: &StoreSettings) -> bool {
-    let builder = builder(settings);
+    let builder = from_environment(settings);
     let has = |key| builder.get_config_value(&key).is_some_and(|value| !value.is_empty() && value != "false");
     let one = [
         AmazonS3ConfigKey::AccessKeyId,
@@ -45,12 +64,12 @@ pub(super) fn names_credentials(settings: &StoreSettings) -> bool {
     one.into_iter().any(has) || two.into_iter().any(|both| both.into_iter().all(has))
 }
 
-/// With the credentials alone.
-fn builder(settings: &StoreSettings) -> AmazonS3Builder {
-    let mut builder = AmazonS3Builder::from_env();
-    if let Some(credentials) = &settings.credentials {
-        builder =
-            builder.with_access_key_id(&credentials.access_key).with_secret_access_key(credentials.secret_key.expose());
-    }
-    builder
+/// With credentials alone: those of the settings, else of the environment.
+fn from_environment(settings: &StoreSettings) -> AmazonS3Builder {
+    with_credentials(AmazonS3Builder::from_env(), settings)
+}
+
+fn with_credentials(builder: AmazonS3Builder, settings: &StoreSettings) -> AmazonS3Builder {
+    let Some(credentials) = &settings.credentials else { return builder };
+    builder.with_access_key_id(&credentials.access_key).with_secret_access_key(credentials.secret_key.expose())
 }

@@ -1,4 +1,4 @@
-"""End-to-end tests with an unmodified Flink. There are three stories, and a matrix of them.
+"""End-to-end tests with an unmodified Flink. There are four stories, and a matrix of them.
 
 tally: a job with incremental RocksDB checkpoints counts numbers while its storage and its task managers
 are killed. It is cancelled, resumed in a fresh cluster from its last checkpoint, and run to its end. The
@@ -23,6 +23,13 @@ the limit allows for what lives, while the job runs and after its end.
     tests/flink/run space                            about two minutes
     tests/flink/run space --seconds 600              ten minutes
 
+move: a job writes its checkpoints to a storage of its own. Its last one is brought in by `esker import`, and the job
+goes on through Esker from there; then `esker export` brings it out, and the job goes on where it came from, to its end.
+
+    tests/flink/run move                             a folder of the local disk, about two minutes
+    tests/flink/run move --backend hdfs              a real HDFS, on which Esker is, too
+    tests/flink/run move --backend s3                a real S3 server, on which Esker is, too
+
 matrix: the story of tally, shorter, with each of Flink's S3 file systems, with ForSt, a changelog, unaligned checkpoints
 under back pressure, with Flink 1.20; and a story of savepoints of both formats, resumed by fewer and by more subtasks.
 
@@ -44,6 +51,7 @@ from pathlib import Path
 from e2e import matrix, tools
 from e2e.frame import framed, tell
 from e2e.hdfs import DirectHdfs, EskerOnHdfs, EskerOnHdfsAndDisk
+from e2e.move import SOURCES, MoveReport, MoveStory
 from e2e.processes import Processes
 from e2e.report import Report
 from e2e.scenario import Scenario
@@ -143,7 +151,16 @@ def run_space(options, folder, processes, say):
     return report
 
 
-STORIES = {"tally": run_tally, "sink": run_sink, "space": run_space, "matrix": run_matrix}
+def run_move(options, folder, processes, say):
+    parts = ("hdfs",) if options.backend == "hdfs" else ()
+    installed, jar = prepare(options, tools.Flink(options.plugin, parts=parts), folder, say)
+    report = MoveReport(options.backend)
+    story = MoveStory(processes, installed, jar, folder, options.seconds, options.claim_mode, say)
+    story.tell(storage_of(options, folder, processes, installed), report)
+    return report
+
+
+STORIES = {"tally": run_tally, "sink": run_sink, "space": run_space, "move": run_move, "matrix": run_matrix}
 
 
 def prepare(options, flink, folder, say):
@@ -211,6 +228,8 @@ def parse():
         parser.error("the sink's story kills Esker: --backend none has none")
     if options.story == "space" and options.backend != "local":
         parser.error("the space story asks the disk: it needs --backend local")
+    if options.story == "move" and options.backend not in SOURCES:
+        parser.error(f"the story of moving has these backends: {', '.join(SOURCES)}")
     if options.backend == "none" and options.compare:
         parser.error("--compare has nothing to compare with --backend none")
     if options.plugin == "hadoop" and (

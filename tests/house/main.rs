@@ -43,7 +43,10 @@ const CIRCLES_THROUGH_MOD: [(&str, &[&str]); 8] = [
     ("catalog/state", &["files", "memory", "mod", "segments", "store", "uploads", "views"]),
     (
         "cli",
-        &["audit", "bench", "inspect", "mod", "rebuild", "restore", "run", "segments", "space", "storage", "verify"],
+        &[
+            "audit", "bench", "inspect", "mod", "rebuild", "restore", "run", "segments", "space", "storage",
+            "transfer", "verify",
+        ],
     ),
     ("engine", &["intake", "mod", "objects", "uploads"]),
     ("load/churn", &["instance", "mod", "report", "run"]),

@@ -26,6 +26,7 @@ mod restore;
 mod space;
 mod surface;
 mod tls;
+mod transfer;
 mod verify;
 mod virtual_hosts;
 

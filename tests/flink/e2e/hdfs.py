@@ -96,6 +96,10 @@ class Hdfs:
                 found[name] = entry["length"]
         return found
 
+    def shell(self, tool, *arguments):
+        """One of Hadoop's own tools."""
+        return self._run("sh", tool, *arguments)
+
     def _bean(self, name):
         with urllib.request.urlopen(f"{self.http}/jmx?qry=Hadoop:service=NameNode,name={name}", timeout=30) as response:
             beans = json.load(response)["beans"]

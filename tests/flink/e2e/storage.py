@@ -122,9 +122,18 @@ class Direct(S3Door):
     has_space = has_nodes = False
 
     def __init__(self, processes, tools, folder):
-        self.server = Versitygw(processes, tools.versitygw, folder / "versitygw")
-        self.bucket = BUCKET
-        self.client = s3.Client(self.server.endpoint, self.server.access_key, self.server.secret_key)
+        self._use(Versitygw(processes, tools.versitygw, folder / "versitygw"))
+
+    @classmethod
+    def on(cls, server):
+        """A bucket of a server that somebody else starts and stops."""
+        direct = cls.__new__(cls)
+        direct._use(server)
+        return direct
+
+    def _use(self, server):
+        self.server, self.bucket = server, BUCKET
+        self.client = s3.Client(server.endpoint, server.access_key, server.secret_key)
 
     def start(self):
         first = self.server.process is None
@@ -201,6 +210,10 @@ class Esker(S3Door):
         """Stops it for good, and has what it leaves verified."""
         self.stop()
         self.verify()
+        self.stop_backend()
+
+    def stop_backend(self):
+        """A local disk does not stop."""
 
     def verify(self):
         """Has what the stopped daemon left checked by `esker verify`."""
@@ -288,8 +301,7 @@ secret-key = "esker-test-secret"
         """Starts the server behind Esker, and returns what Esker has to know of it."""
         raise NotImplementedError
 
-    def close(self):
-        super().close()
+    def stop_backend(self):
         self.server.stop()
 
     def traffic(self):
