@@ -87,7 +87,7 @@ impl Cluster {
         if self.begins_alone() {
             process.read_age = process.read_age.min(age);
         }
-        let mine = self.believes_mine(world, who);
+        let mine = self.believes_still_mine(world, who);
         let process = &mut world.processes[who];
         match &mut process.tenure {
             Tenure::Owner(owner) if mine => {

@@ -27,8 +27,10 @@ pub(crate) enum Bug {
     LostIsFailure,
     /// Who is fenced while it opens gives up, though the map still says that the shard is its own.
     FencedIsFinal,
-    /// Members are told apart by their id alone.
+    /// Members are told apart by their id alone, and nothing else is compared.
     IncarnationIgnored,
+    /// "Mine" is told by the owner's name alone, not by the epoch.
+    EpochIgnored,
     /// 409 on the map counts as a number that is taken.
     ConflictAtMap,
     /// 409 on the log counts as a name that is taken.

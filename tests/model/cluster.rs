@@ -91,6 +91,19 @@ impl Cluster {
         self.belief(world, who).owner.is_some_and(|owner| self.is_same(owner, who))
     }
 
+    /// Whether the map still speaks of the time for which a process has the shard open. Its name alone does not tell: the shard
+    /// may have been another one's meanwhile, and given back.
+    pub(crate) fn believes_still_mine(&self, world: &World, who: Who) -> bool {
+        let epoch_before = match &world.processes[who].tenure {
+            Tenure::Owner(owner) => Some(owner.epoch - 1),
+            Tenure::Opening { epoch, .. } => Some(*epoch),
+            Tenure::Idle | Tenure::Claiming { .. } | Tenure::Leaving { .. } => None,
+        };
+        let ignored = self.has(Bug::EpochIgnored) || self.has(Bug::IncarnationIgnored);
+        let same = epoch_before.is_none_or(|epoch| epoch == self.belief(world, who).epoch_before);
+        self.believes_mine(world, who) && (same || ignored)
+    }
+
     pub(crate) fn believes_member(&self, world: &World, who: Who) -> bool {
         self.belief(world, who).members.iter().any(|member| self.is_same(*member, who))
     }

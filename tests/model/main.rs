@@ -103,6 +103,19 @@ fn hand_over() -> Cluster {
     Cluster::new(TWO, 2, budget, &[Seen::HandOver])
 }
 
+/// A shard is taken from an owner that does not notice, and given back to it.
+fn handed_back() -> Cluster {
+    let budget = Budget { suspicions: 1, hand_overs: 1 + more(), puts: more(), reads: 1, ..Budget::default() };
+    Cluster::new(TWO, 2, budget, &[Seen::TakeOver, Seen::HandOver, Seen::ShutOut])
+}
+
+/// The same with an object that the old owner does not know.
+fn handed_back_with_news() -> Cluster {
+    let mut scope = handed_back();
+    scope.budget.puts = 1;
+    scope
+}
+
 /// Files: uploads that come late or never, tombstones, deletes.
 fn files() -> Cluster {
     let budget = Budget { suspicions: 1, puts: 1 + more(), deletes: 1, give_ups: 1, ..Budget::default() };
@@ -171,6 +184,7 @@ scopes! {
     a_new_incarnation_is_not_the_old_one: restarted;
     a_crash_at_any_step_is_healed: crashes;
     a_shard_can_be_given_away: hand_over;
+    a_shard_can_be_given_back: handed_back;
     files_live_as_long_as_they_are_named: files;
     a_sweep_spares_what_others_named: sweep;
 }
@@ -200,6 +214,8 @@ bugs! {
     finds_a_fenced_candidate_that_gives_up: FencedIsFinal in race breaks "a shard is always somebody's business";
     finds_a_new_incarnation_taken_for_the_old:
         IncarnationIgnored in restarted breaks "one member at most answers from memory";
+    finds_a_shard_that_was_given_back_taken_for_the_old:
+        EpochIgnored in handed_back_with_news breaks "no read is older than an answer";
     finds_a_409_taken_for_a_map_that_is_there: ConflictAtMap in conflicts breaks "one member at most answers from memory";
     finds_a_409_taken_for_a_name_of_the_log: ConflictAtLog in log breaks "no flush takes effect after a fence";
     finds_a_fence_that_is_passed_over: NextNameWhenTaken in log breaks "what was answered can be read";

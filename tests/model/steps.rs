@@ -204,7 +204,7 @@ impl Cluster {
             }
         }
         let idle = drained && process.question.is_none() && process.write.is_none();
-        if serves && idle && world.left.hand_overs > 0 && self.believes_mine(world, who) {
+        if serves && idle && world.left.hand_overs > 0 && self.believes_still_mine(world, who) {
             let others =
                 (0..world.processes.len()).filter(|other| *other != who && world.processes[*other].run == Run::Up);
             let others = others.filter(|other| self.belief(world, who).members.contains(other));
