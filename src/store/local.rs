@@ -549,11 +549,12 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         fs::hard_link(&path, &other).unwrap();
 
-        punch(&path, &[0..bytes.len() as u64]).unwrap_err();
+        let all = 0..bytes.len() as u64;
+        punch(&path, std::slice::from_ref(&all)).unwrap_err();
 
         assert_eq!(fs::read(&other).unwrap(), bytes);
         fs::remove_file(&other).unwrap();
-        if punch(&path, &[0..bytes.len() as u64]).unwrap().is_some() {
+        if punch(&path, std::slice::from_ref(&all)).unwrap().is_some() {
             assert_eq!(fs::read(&path).unwrap(), vec![0; bytes.len()]);
         }
     }

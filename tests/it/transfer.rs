@@ -310,7 +310,7 @@ async fn another_checkpoint_in_its_place_is_left_alone() {
         assert!(said.contains(&metadata) && said.contains("other content"), "{said}");
     }
 
-    assert_eq!(target.keys().await, [metadata.clone()]);
+    assert_eq!(target.keys().await, std::slice::from_ref(&metadata));
     assert_eq!(target.read("state", &metadata).await.unwrap(), SAMPLES[0]);
 }
 

@@ -128,7 +128,7 @@ fn check_newest(
     match newest {
         // A log file that is newer may have been begun, and not have come to a frame.
         Some(newest) if last.is_none_or(|last| last.first_id < newest) => Err(gone(newest..newest + 1)),
-        Some(newest) => match opened.iter().filter(|log_file| log_file.header.first_id == newest).next_back() {
+        Some(newest) => match opened.iter().rfind(|log_file| log_file.header.first_id == newest) {
             Some(log_file) if log_file.last_id.is_none() => Err(gone(newest..newest + 1)),
             _ => Ok(()),
         },
