@@ -12,7 +12,7 @@
 //!
 //! Bytes are in `format.rs`, reading those of one file in `scan.rs`, appending in `writer.rs`, deleting in `gc.rs`. Two kinds
 //! of log share these: the one on a local disk, which the rest of this text is about, and the one on HDFS, where files have
-//! leases and nobody sees the end of an open one: see [`leased`]. SlateDB calls a frame a *WAL file*; its ids are our frame
+//! leases and nobody sees the end of an open one: `leased/mod.rs`. SlateDB calls a frame a *WAL file*; its ids are our frame
 //! ids. Who may open the folder at all, and which log a database was written with, is [`super::slate`]'s business: SlateDB
 //! checks neither.
 //!

@@ -34,7 +34,7 @@ use super::disk::DiskSink;
 use super::fence::{FenceFiles, blocking, list_log_files, unavailable};
 use super::format::{LOG_FILE_HEADER_LEN, LogFileHeader, LogFrame, MalformedLog};
 use super::kept::keep;
-use super::scan::{ScanEnd, scan, uncertain_from};
+use super::scan::{ScanEnd, damaged, scan, uncertain_from};
 use super::writer::{FlushOn, LogWriter};
 use crate::store::space::{DiskUse, is_full};
 
@@ -277,10 +277,6 @@ fn data_error(error: MalformedLog) -> WalError {
     WalError::DataError(Arc::new(error))
 }
 
-fn damaged(log_file: LogFileHeader, source: MalformedLog) -> WalError {
-    WalError::DataError(Arc::new(DamagedLogFile { name: log_file.file_name(), source }))
-}
-
 fn gone(frames: Range<u64>) -> WalError {
     WalError::DataError(Arc::new(LostLogFile { first: frames.start, next: frames.end }))
 }
@@ -294,14 +290,6 @@ fn gone(frames: Range<u64>) -> WalError {
 struct LostLogFile {
     first: u64,
     next: u64,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("file {name} of the catalog log is damaged")]
-struct DamagedLogFile {
-    name: String,
-    #[source]
-    source: MalformedLog,
 }
 
 #[cfg(test)]

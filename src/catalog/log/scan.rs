@@ -3,6 +3,10 @@
 //! Tells the harmless end of a crash from damage: a tail that was never durable may be cut, a frame
 //! that once was durable may not.
 
+use std::sync::Arc;
+
+use slatedb::wal::WalError;
+
 use super::format::{FRAME_HEADER_LEN, LOG_FILE_HEADER_LEN, LogFileHeader, LogFrame, MalformedLog};
 
 /// The contents of a log file.
@@ -103,6 +107,19 @@ fn judge_tail(tail: &[u8], epoch: u64, id: u64, error: MalformedLog) -> ScanEnd 
         LogFrame::peek(rest).is_ok_and(|frame| knows(&frame)) && LogFrame::decode(rest).is_ok()
     });
     if was_durable { ScanEnd::Damaged(error) } else { ScanEnd::Torn(error) }
+}
+
+/// The error of a log file that is not only torn.
+pub(super) fn damaged(log_file: LogFileHeader, source: MalformedLog) -> WalError {
+    WalError::DataError(Arc::new(DamagedLogFile { name: log_file.file_name(), source }))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("file {name} of the catalog log is damaged")]
+struct DamagedLogFile {
+    name: String,
+    #[source]
+    source: MalformedLog,
 }
 
 #[cfg(test)]

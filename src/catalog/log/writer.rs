@@ -401,6 +401,11 @@ impl StopBell {
         state.stop != Stop::No
     }
 
+    /// Whether the log is to end.
+    pub(super) fn is_rung(&self) -> bool {
+        self.0.state.lock().stop != Stop::No
+    }
+
     /// Cancelled when the log is to end as in a crash, in the middle of a write.
     pub(super) fn now(&self) -> &CancellationToken {
         &self.0.now
@@ -419,7 +424,7 @@ struct Flusher<S> {
 }
 
 /// The next thing that a flusher does.
-enum Work {
+enum FlusherWork {
     /// Write these frames, when so much is durable.
     Write(VecDeque<(u64, FrameBuilder)>, u64),
     Rest,
@@ -430,12 +435,12 @@ impl<S: FrameSink> Flusher<S> {
     fn run(mut self) {
         let reason = loop {
             match self.next_work() {
-                Work::Write(frames, durable_id) => match self.write(frames, durable_id) {
+                FlusherWork::Write(frames, durable_id) => match self.write(frames, durable_id) {
                     Ok(written) => self.shared.publish(written),
                     Err(error) => break error,
                 },
-                Work::Rest => self.sink.rest(),
-                Work::End(stop) => {
+                FlusherWork::Rest => self.sink.rest(),
+                FlusherWork::End(stop) => {
                     if stop == Stop::WhenDurable {
                         self.sink.end();
                     }
@@ -447,27 +452,27 @@ impl<S: FrameSink> Flusher<S> {
     }
 
     /// Waits for work.
-    fn next_work(&mut self) -> Work {
+    fn next_work(&mut self) -> FlusherWork {
         let mut state = self.shared.state.lock();
         loop {
             if state.stop == Stop::Now {
-                return Work::End(Stop::Now);
+                return FlusherWork::End(Stop::Now);
             }
             // Work comes before `WhenDurable`, which ends the log only when nothing is left to write.
             let frames = state.take_work();
             if !frames.is_empty() {
                 self.rested = false;
-                return Work::Write(frames, state.last_durable_id);
+                return FlusherWork::Write(frames, state.last_durable_id);
             }
             if state.stop == Stop::WhenDurable {
-                return Work::End(Stop::WhenDurable);
+                return FlusherWork::End(Stop::WhenDurable);
             }
             match self.sink.rests_after().filter(|_| !self.rested) {
                 None => self.shared.wake.wait(&mut state),
                 Some(pause) => {
                     if self.shared.wake.wait_for(&mut state, pause).timed_out() && state.is_idle() {
                         self.rested = true;
-                        return Work::Rest;
+                        return FlusherWork::Rest;
                     }
                 }
             }

@@ -573,7 +573,7 @@ fn leased_log(
     let limits = LeasedLogLimits {
         file_bytes_max: settings.log_segment_bytes,
         idle_close: settings.log_idle_close,
-        patience: settings.manifest_timeout,
+        patience: settings.log_patience,
     };
     folder.filter(|_| marker.log() == APPEND_LOG).map(|folder| LeasedLog::new(folder, limits))
 }

@@ -60,6 +60,10 @@ pub struct JournalSettings {
     /// A log segment to which nothing was written for so long is closed. Default 5 min: an open one costs the NameNode a lease,
     /// and nobody else sees what is in it; each one that was closed is one more to be collected. HDFS only.
     pub log_idle_close: Duration,
+    /// A group that could not be written to the log for so long closes the journal as `Unavailable`. Default 15 min: a NameNode
+    /// offers a DataNode that is dead for 10.5 min, and with no more DataNodes than replicas no file can be written meanwhile.
+    /// Ending sooner helps nobody, since a start has to write as well, and reads go on until then. HDFS only.
+    pub log_patience: Duration,
 }
 
 /// How long batches that can wait do so for others, to share their request.
@@ -99,6 +103,7 @@ impl Default for JournalSettings {
             company_wait: CompanyWait::default(),
             log_segment_bytes: 16 << 20,
             log_idle_close: Duration::from_secs(300),
+            log_patience: Duration::from_secs(900),
         }
     }
 }

@@ -125,7 +125,7 @@ impl LeasedLog {
         let names = self.folder.list().await.map_err(unavailable)?;
         let mut log_files: Vec<_> = names.iter().filter_map(|name| LogFileHeader::from_file_name(name)).collect();
         log_files.sort_unstable();
-        let marks = names.iter().filter_map(|name| Mark::from_file_name(name)).collect();
+        let marks = names.iter().filter_map(|name| OwnerMark::from_file_name(name)).collect();
         Ok(Listing { log_files, marks })
     }
 }
@@ -138,12 +138,12 @@ fn unavailable(error: StoreError) -> WalError {
 pub(super) struct Listing {
     /// The log files, oldest first.
     pub log_files: Vec<LogFileHeader>,
-    marks: Vec<Mark>,
+    marks: Vec<OwnerMark>,
 }
 
 impl Listing {
     /// Whether the owner with this mark may write: nobody has taken over from it, and this is the folder that it opened.
-    fn check_owner(&self, own: &Mark) -> Result<(), WalError> {
+    fn check_owner(&self, own: &OwnerMark) -> Result<(), WalError> {
         let has_own = self.marks.contains(own);
         let has_later = self.marks.iter().any(|mark| mark != own && mark.epoch >= own.epoch)
             || self.log_files.iter().any(|header| header.epoch > own.epoch);
@@ -153,13 +153,13 @@ impl Listing {
 
 /// An owner, as it says in the folder that it has taken over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mark {
+struct OwnerMark {
     epoch: u64,
     /// The name of the opening.
     owner: String,
 }
 
-impl Mark {
+impl OwnerMark {
     fn file_name(&self) -> String {
         format!("{:020}-{}.fence", self.epoch, self.owner)
     }

@@ -21,10 +21,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use slatedb::wal::{WalError, WalIterator, WalRows, WriterInit, WriterInitResult, WriterManifest};
 
 use super::super::format::{LogFileHeader, LogFrame, MalformedLog, sealed_anew};
+use super::super::scan::damaged;
 use super::super::writer::{FlushOn, LogWriter};
 use super::index::{FrameIndex, FramePlace};
 use super::sink::LeasedSink;
-use super::{LeasedLog, Listing, Mark, unavailable};
+use super::{LeasedLog, Listing, OwnerMark, unavailable};
 use crate::store::StoreError;
 
 /// Files that are released at a time.
@@ -55,7 +56,7 @@ impl WriterInit for LeasedLogInit {
 }
 
 /// A log that was taken over.
-pub(super) struct TakenOver {
+pub(super) struct TakenLog {
     pub sink: LeasedSink,
     pub replay: LeasedReplay,
     /// The id of the last frame that counts.
@@ -66,8 +67,8 @@ pub(super) struct TakenOver {
 ///
 /// # Errors
 /// `Fenced` if a later owner did so; `DataError` if the log is damaged; `Unavailable` if storage does not do as asked.
-pub(super) async fn take_over(log: &Arc<LeasedLog>, epoch: u64, replay_after: u64) -> Result<TakenOver, WalError> {
-    let mark = Mark { epoch, owner: log.folder.owner().to_owned() };
+pub(super) async fn take_over(log: &Arc<LeasedLog>, epoch: u64, replay_after: u64) -> Result<TakenLog, WalError> {
+    let mark = OwnerMark { epoch, owner: log.folder.owner().to_owned() };
     let listing = fence(log, &mark).await?;
     let mut index = FrameIndex::new(replay_after);
     for header in index.needed(&listing.log_files) {
@@ -84,11 +85,11 @@ pub(super) async fn take_over(log: &Arc<LeasedLog>, epoch: u64, replay_after: u6
         }
     }
     let frames = index.take(replay_after.saturating_add(1)..=last_id);
-    Ok(TakenOver { sink, replay: LeasedReplay::new(Arc::clone(log), frames, rewritten), last_id })
+    Ok(TakenLog { sink, replay: LeasedReplay::new(Arc::clone(log), frames, rewritten), last_id })
 }
 
 /// Shuts older owners out. Returns what they have left.
-async fn fence(log: &LeasedLog, mark: &Mark) -> Result<Listing, WalError> {
+async fn fence(log: &LeasedLog, mark: &OwnerMark) -> Result<Listing, WalError> {
     let mut file = log.folder.create(&mark.file_name()).await.map_err(unavailable)?;
     file.close().await.map_err(unavailable)?;
     let listing = log.list().await?;
@@ -196,16 +197,4 @@ impl WalIterator for LeasedReplay {
         rows.iter().filter_map(|row| row.create_ts).for_each(|tick| self.log.saw_tick(tick));
         Ok(Some(WalRows { rows, last_consumed_wal_file_id: id }))
     }
-}
-
-pub(super) fn damaged(log_file: LogFileHeader, source: MalformedLog) -> WalError {
-    WalError::DataError(Arc::new(DamagedLogFile { name: log_file.file_name(), source }))
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("file {name} of the catalog log is damaged")]
-struct DamagedLogFile {
-    name: String,
-    #[source]
-    source: MalformedLog,
 }

@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use slatedb::wal::{WalError, WalFileRange, WalIterator, WalReader};
 
+use super::super::scan::damaged;
 use super::index::FrameIndex;
-use super::open::{LeasedReplay, damaged};
+use super::open::LeasedReplay;
 use super::{LeasedLog, unavailable};
 
 /// Reads a [`LeasedLog`] for SlateDB.

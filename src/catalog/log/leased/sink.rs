@@ -1,5 +1,6 @@
 //! Where the frames of a leased log go: one file after the other, and to another one after any error.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +12,22 @@ use tokio::task::JoinHandle;
 
 use super::super::format::LogFileHeader;
 use super::super::writer::{FrameSink, SealedFrames, StopBell};
-use super::{LeasedLog, Mark, unavailable};
+use super::{LeasedLog, OwnerMark, unavailable};
 use crate::runtime::Clock;
 use crate::store::{GrowingFile, StoreError};
 
 /// First pause before a group is written again; doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Longest wait at the end for files to be closed. What stays open then the next owner releases.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// While a group is written, time between two looks whether the log is to end.
+const STOP_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait at the end for the last group, and then for files to be closed. What stays open the next owner releases.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The log files of one owner.
 pub(super) struct LeasedSink {
     log: Arc<LeasedLog>,
-    mark: Mark,
+    mark: OwnerMark,
     file: Option<LeasedFile>,
     /// Files that were begun, or may have been.
     number: u32,
@@ -40,14 +43,14 @@ struct LeasedFile {
 }
 
 /// Why a group is not in the file that it was to be in.
-enum NotWritten {
+enum LogWriteFault {
     /// A later owner has taken over.
     Fenced,
     /// Nobody knows.
     Failed(StoreError),
 }
 
-impl From<StoreError> for NotWritten {
+impl From<StoreError> for LogWriteFault {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
@@ -55,7 +58,7 @@ impl From<StoreError> for NotWritten {
 
 impl LeasedSink {
     /// No log file is begun yet. `mark` is in the folder. Call it where a runtime is.
-    pub(super) fn new(log: Arc<LeasedLog>, mark: Mark) -> Self {
+    pub(super) fn new(log: Arc<LeasedLog>, mark: OwnerMark) -> Self {
         Self { log, mark, file: None, number: 0, leaving: vec![], runtime: Handle::current() }
     }
 
@@ -72,15 +75,19 @@ impl LeasedSink {
         loop {
             match self.try_append(parts, first_id, &mut is_new).await {
                 Ok(()) => return Ok(is_new),
-                Err(NotWritten::Fenced) => return Err(WalError::Fenced),
-                Err(NotWritten::Failed(error)) => {
+                Err(LogWriteFault::Fenced) => return Err(WalError::Fenced),
+                Err(LogWriteFault::Failed(error)) => {
                     // Whatever of the group is there: nothing more comes behind it.
                     self.close_file();
                     if begun.elapsed() + pause > self.log.limits.patience {
                         return Err(unavailable(error));
                     }
                     let error = crate::error::chain(&error);
-                    tracing::warn!(first_id, error, "the catalog's log is written again, to another file");
+                    if pause == RETRY_PAUSE {
+                        tracing::warn!(first_id, error, "the catalog's log is written again, to another file");
+                    } else {
+                        tracing::debug!(first_id, error, "the catalog's log is written once more, to another file");
+                    }
                 }
             }
             tokio::time::sleep(pause).await;
@@ -88,7 +95,7 @@ impl LeasedSink {
         }
     }
 
-    async fn try_append(&mut self, parts: &[Bytes], first_id: u64, is_new: &mut bool) -> Result<(), NotWritten> {
+    async fn try_append(&mut self, parts: &[Bytes], first_id: u64, is_new: &mut bool) -> Result<(), LogWriteFault> {
         let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let has_no_room = |file: &LeasedFile| {
             let block = self.log.folder.file_bytes_max().filter(|block| *block > 0);
@@ -106,14 +113,14 @@ impl LeasedSink {
         }
         all.extend_from_slice(parts);
         let written = all.iter().map(|part| part.len() as u64).sum::<u64>();
-        let Some(file) = &mut self.file else { return Err(NotWritten::Fenced) };
+        let Some(file) = &mut self.file else { return Err(LogWriteFault::Fenced) };
         file.file.append(all).await?;
         file.len += written;
         Ok(())
     }
 
     /// Creates a log file, and looks who else is there before anything is written to it: see `mod.rs`.
-    async fn begin_file(&mut self, first_id: u64) -> Result<LeasedFile, NotWritten> {
+    async fn begin_file(&mut self, first_id: u64) -> Result<LeasedFile, LogWriteFault> {
         self.number += 1;
         let header = LogFileHeader { epoch: self.mark.epoch, first_id, number: self.number };
         let name = header.file_name();
@@ -131,13 +138,13 @@ impl LeasedSink {
                     tracing::debug!(name, "catalog log begins a log file");
                     return Ok(LeasedFile { file, header, len: 0 });
                 }
-                Err(_) => NotWritten::Fenced,
+                Err(_) => LogWriteFault::Fenced,
             },
             Err(WalError::Unavailable(error)) => {
                 let why = StoreError::Failed { operation: "list", path: name.clone(), source: Box::new(error) };
-                NotWritten::Failed(why)
+                LogWriteFault::Failed(why)
             }
-            Err(_) => NotWritten::Fenced,
+            Err(_) => LogWriteFault::Fenced,
         };
         self.discard(name, Some(file));
         Err(refused)
@@ -187,6 +194,14 @@ impl LeasedSink {
     }
 }
 
+/// Resolves when the log is to end and has had some time for that.
+async fn rung_for_long(stop: &StopBell) {
+    while !stop.is_rung() {
+        tokio::time::sleep(STOP_LOOK_EVERY).await;
+    }
+    tokio::time::sleep(END_PATIENCE).await;
+}
+
 impl FrameSink for LeasedSink {
     fn write(&mut self, frames: &SealedFrames<'_>, stop: &StopBell) -> Result<bool, WalError> {
         let parts: Vec<Bytes> = frames.parts.iter().map(|part| Bytes::copy_from_slice(part)).collect();
@@ -196,6 +211,10 @@ impl FrameSink for LeasedSink {
                 biased;
                 // As in a crash: what is on its way may arrive, and nobody is told.
                 () = now.cancelled() => Err(WalError::Closed),
+                () = rung_for_long(stop) => {
+                    let why = io::Error::other("the log was to end, and storage did not take what was left");
+                    Err(WalError::Unavailable(Arc::new(why)))
+                }
                 written = self.append(&parts, frames.first_id) => written,
             }
         };

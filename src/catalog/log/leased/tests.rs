@@ -432,9 +432,9 @@ async fn the_marks_of_older_owners_go_and_their_files_stay_until_they_are_collec
 
 #[test]
 fn the_name_of_a_mark_reads_back() {
-    let mark = Mark { epoch: 7, owner: "0123456789abcdef".to_owned() };
-    assert_eq!(Mark::from_file_name(&mark.file_name()), Some(mark));
+    let mark = OwnerMark { epoch: 7, owner: "0123456789abcdef".to_owned() };
+    assert_eq!(OwnerMark::from_file_name(&mark.file_name()), Some(mark));
     for other in ["7-a.fence", "00000000000000000007.fence", "00000000000000000007-a.log"] {
-        assert_eq!(Mark::from_file_name(other), None);
+        assert_eq!(OwnerMark::from_file_name(other), None);
     }
 }
