@@ -76,11 +76,18 @@ impl Stopped {
         }
     }
 
-    /// Opens the store of `settings`.
+    /// Opens the store of `settings`, as the next start would find it.
     ///
     /// # Errors
     /// [`StoppedError`].
     pub async fn open(settings: &Settings) -> Result<Self, StoppedError> {
+        let mut stopped = Self::recorded(settings).await?;
+        imagine(&mut stopped.state, &stopped.data, Millis(0)).await?;
+        Ok(stopped)
+    }
+
+    /// The same as the catalog has it: no file is looked at. One that a lost DataNode keeps open cannot be.
+    async fn recorded(settings: &Settings) -> Result<Self, StoppedError> {
         let metrics = Metrics::new();
         let no_catalog = || StoppedError::NoCatalog(settings.store.url.to_string());
         if identity::look(settings, &metrics).await? == StoreStanding::New {
@@ -95,7 +102,6 @@ impl Stopped {
             other => StoppedError::Journal(other),
         })?;
         let data = open_data(&settings.store, &metrics)?;
-        imagine(&mut state, &data, Millis(0)).await?;
         Ok(Self { state, data, catalog })
     }
 
@@ -136,7 +142,7 @@ impl Stopped {
     /// [`StoppedError`]; it can be repeated.
     pub async fn repair(settings: &Settings, missing: Missing) -> Result<Vec<String>, StoppedError> {
         // Opened and closed first: there must be a catalog, and a new one is not wanted.
-        Self::open(settings).await?.close().await?;
+        Self::recorded(settings).await?.close().await?;
         let (metrics, clock) = (Metrics::new(), Clock::System.floored());
         let standing = identity::look(settings, &metrics).await?;
         let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
