@@ -1,12 +1,17 @@
 //! The program on a real HDFS while nodes of it are killed, stopped and restarted: what was answered is read back, byte for
 //! byte, by the same daemon and by the next one, and `esker verify` finds no fault.
 //!
-//! `tests/hdfs/run` starts the cluster and names it: `ESKER_HDFS_URL`, and `ESKER_HDFS_CLUSTER` for the folder by which its
-//! nodes are found. Without these nothing is tested here.
+//! `tests/hdfs/run` starts a cluster and names it: `ESKER_HDFS_URL`, `ESKER_HDFS_CLUSTER` for the folder by which its nodes are
+//! found, and `ESKER_HDFS_KIND` for what is particular about it. Without these nothing is tested here.
 
 #![allow(clippy::clone_on_ref_ptr, clippy::disallowed_methods, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod catalog_log;
+mod full;
+mod ha;
+mod kerberos;
+mod lost;
+mod memory;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,8 +44,29 @@ struct Cluster {
     folder: String,
 }
 
+/// What a cluster is started for. A test needs one of its kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One NameNode and three DataNodes.
+    Plain,
+    /// The same, and the DataNodes have disks of their own.
+    Full,
+    /// The same, and one of the DataNodes may lose all it has.
+    Lost,
+    /// Two NameNodes of one nameservice.
+    Ha,
+    /// Everything asks for tickets.
+    Kerberos,
+}
+
 impl Cluster {
-    fn named() -> Option<Self> {
+    fn of(kind: Kind) -> Option<Self> {
+        let wanted = format!("{kind:?}").to_lowercase();
+        let there = std::env::var("ESKER_HDFS_KIND").unwrap_or_else(|_| "plain".to_owned());
+        if there != wanted {
+            println!("skipped: `tests/hdfs/run {wanted}` has a cluster for it, this one is {there}");
+            return None;
+        }
         let named = (std::env::var("ESKER_HDFS_URL").ok(), std::env::var("ESKER_HDFS_CLUSTER").ok());
         let (Some(url), Some(folder)) = named else {
             println!("skipped: no ESKER_HDFS_URL and ESKER_HDFS_CLUSTER, tests/hdfs/run sets them");
@@ -49,13 +75,14 @@ impl Cluster {
         Some(Self { url, folder })
     }
 
-    async fn run(&self, command: &str, arguments: &[&str]) {
+    async fn run(&self, command: &str, arguments: &[&str]) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hdfs/cluster");
         let mut cluster = Command::new(script);
         cluster.arg(command).arg(&self.folder).args(arguments);
         let output = tokio::task::spawn_blocking(move || cluster.output()).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "cluster {command} {arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
@@ -65,13 +92,32 @@ struct World {
     folder: TempDir,
     url: String,
     answered: BTreeMap<String, Vec<u8>>,
+    /// What the environment of the program says besides.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl World {
     fn new(name: &str) -> Option<Self> {
-        let cluster = Cluster::named()?;
+        Self::on(Kind::Plain, name)
+    }
+
+    fn on(kind: Kind, name: &str) -> Option<Self> {
+        let cluster = Cluster::of(kind)?;
         let url = format!("{}/{name}-{:08x}", cluster.url, rand::random::<u32>());
-        Some(Self { cluster, folder: tempfile::tempdir().unwrap(), url, answered: BTreeMap::new() })
+        let folder = tempfile::tempdir().unwrap();
+        Some(Self { cluster, folder, url, answered: BTreeMap::new(), environment: vec![] })
+    }
+
+    /// The same with this in the environment.
+    fn with(mut self, variable: &'static str, value: impl Into<String>) -> Self {
+        self.environment.push((variable, value.into()));
+        self
+    }
+
+    /// The same with its catalog on a local disk.
+    fn with_catalog_on_disk(self) -> Self {
+        let catalog = format!("file:{}", self.folder.path().join("catalog").display());
+        self.with("ESKER__CATALOG__URL", catalog)
     }
 
     fn log(&self) -> PathBuf {
@@ -79,6 +125,16 @@ impl World {
     }
 
     async fn start(&self) -> (Process, Ready) {
+        let mut daemon = self.spawn();
+        tokio::task::spawn_blocking(move || {
+            let ready = daemon.wait_ready();
+            (daemon, ready)
+        })
+        .await
+        .unwrap()
+    }
+
+    fn spawn(&self) -> Process {
         let environment = [
             ("ESKER__STORE__HDFS__WRITE_TIMEOUT", "4 s"),
             ("ESKER__STORE__REQUEST_TIMEOUT", "10 s"),
@@ -86,14 +142,9 @@ impl World {
             ("ESKER__MERGING__IDLE_CLOSE", "2 s"),
             ("ESKER__EXECUTION__CHECKPOINTING__FILE_MERGING__MAX_FILE_SIZE", "8mb"),
         ];
-        let environment = environment.map(|(key, value)| (key, value.to_owned()));
-        let mut daemon = Process::serve(self.folder.path(), &self.url, &environment);
-        tokio::task::spawn_blocking(move || {
-            let ready = daemon.wait_ready();
-            (daemon, ready)
-        })
-        .await
-        .unwrap()
+        let environment = environment.map(|(key, value)| (key, value.to_owned())).into_iter();
+        let environment: Vec<_> = environment.chain(self.environment.iter().cloned()).collect();
+        Process::serve(self.folder.path(), &self.url, &environment)
     }
 
     /// Everything that was answered is there.
@@ -117,11 +168,17 @@ impl World {
     }
 
     async fn verify(&self) {
-        let mut verify = esker();
-        verify.args(["verify", "--read-data", "100", "--store", &self.url]);
-        let output = tokio::task::spawn_blocking(move || verify.output()).await.unwrap().unwrap();
+        let (code, said) = self.esker(&["verify", "--read-data", "100"]).await;
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    /// A command on the storage: its exit code, and what it says.
+    async fn esker(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut esker = esker();
+        esker.args(arguments).args(["--store", &self.url]).envs(self.environment.iter().cloned());
+        let output = tokio::task::spawn_blocking(move || esker.output()).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), said + &String::from_utf8_lossy(&output.stderr))
     }
 }
 
@@ -204,7 +261,12 @@ impl Writers {
 /// next one.
 async fn survives(name: &str, hurt: impl AsyncFn(&Cluster, &Writers)) {
     let _turn = TURN.lock().await;
-    let Some(mut world) = World::new(name) else { return };
+    if let Some(world) = World::new(name) {
+        world_survives(world, name, hurt).await;
+    }
+}
+
+async fn world_survives(mut world: World, name: &str, hurt: impl AsyncFn(&Cluster, &Writers)) {
     let _watchdog = Watchdog::watch(name.to_owned(), TAKES_AT_MOST, world.log());
     let (mut daemon, mut ready) = world.start().await;
     let mut writers = Writers::begin(&ready, name);
@@ -317,7 +379,7 @@ async fn a_second_daemon_takes_the_store_over_and_the_first_answers_nothing_more
     writers.answers(50).await;
 
     // Its log and ready file are its own, the store is the same.
-    let successor = World { cluster: Cluster::named().unwrap(), folder: tempfile::tempdir().unwrap(), ..world };
+    let successor = World { cluster: Cluster::of(Kind::Plain).unwrap(), folder: tempfile::tempdir().unwrap(), ..world };
     let (second, second_ready) = successor.start().await;
     let (status, log) = tokio::task::spawn_blocking(move || first.wait_end()).await.unwrap();
     assert!(!status.success(), "it noticed that it was shut out: {status}\n{log}");
