@@ -10,9 +10,11 @@ use axum::routing::get;
 use http::{StatusCode, header};
 
 use super::peers::{Peers, Reason};
-use super::status::{ApiError, WITHOUT_TLS};
-use crate::engine::Engine;
+use super::status::{ApiError, STARTING, WITHOUT_TLS};
+use crate::engine::{Engine, StartProgress};
 use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::metrics::labels::RejectReason;
 
 /// Answers health checks and metrics.
 #[derive(Clone)]
@@ -43,6 +45,19 @@ impl Admin {
         })
     }
 
+    /// The same before there is an engine: nothing is ready, and everything else is told to come back.
+    pub fn router_while_starting(metrics: Metrics, progress: StartProgress) -> Router {
+        let (told, counted) = (metrics.clone(), metrics);
+        Router::new()
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(move || async move { not_ready(&progress) }))
+            .route("/metrics", get(move || async move { exposed(&told) }))
+            .fallback(move || async move {
+                counted.rejected.of(RejectReason::Unavailable).inc();
+                ApiError::of(ErrorKind::Unavailable, STARTING)
+            })
+    }
+
     /// For those who speak plain HTTP where TLS is spoken: everything is told so.
     pub fn router_without_tls() -> Router {
         Router::new().fallback(|| async { ApiError::invalid("scheme", WITHOUT_TLS) })
@@ -51,20 +66,27 @@ impl Admin {
 
 /// 200 when requests are wanted; else 503 with the reason.
 async fn ready(State(admin): State<Admin>) -> Response {
-    let not_ready = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response();
     if let Err(error) = admin.engine.check() {
-        return not_ready(error.to_string());
+        return not_ready(&error);
     }
     if !admin.ready.load(Ordering::Acquire) {
-        return not_ready("starting or shutting down".to_owned());
+        return not_ready(&"shutting down");
     }
     match admin.engine.writes_refused() {
-        Some(why) => not_ready(format!("no writes: {why}")),
+        Some(why) => not_ready(&format_args!("no writes: {why}")),
         None => "ready\n".into_response(),
     }
 }
 
+fn not_ready(reason: &dyn std::fmt::Display) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+}
+
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     admin.engine.refresh_metrics();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.engine.metrics().render())
+    exposed(admin.engine.metrics())
+}
+
+fn exposed(metrics: &Metrics) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }

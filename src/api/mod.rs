@@ -1,6 +1,7 @@
 //! The doors: the only module that knows HTTP.
 //!
 //! - [`server`]: connections, how they are served and ended.
+//! - [`opening`]: a door before there is a daemon behind it.
 //! - [`exchange`]: a request and its answer, and their id.
 //! - [`access_log`]: a line for each of them.
 //! - [`keys`]: who may come in.
@@ -22,6 +23,7 @@ pub mod exchange;
 pub mod figures;
 pub mod keys;
 pub mod native;
+pub mod opening;
 pub mod peers;
 pub mod s3;
 pub mod server;

@@ -16,6 +16,10 @@ use crate::runtime::BudgetError;
 /// To plain HTTP on a port that speaks TLS.
 pub const WITHOUT_TLS: &str = "this port speaks TLS: send the request to https:// instead of http://";
 
+/// To whom comes before the storage is open.
+pub const STARTING: &str =
+    "the daemon is starting, repeat the request: /readyz of the native API says what it waits for";
+
 /// After how long a client that was turned away should come back.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 

@@ -82,9 +82,10 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: RunKind) -> anyh
     let started = runtime.block_on(async {
         // Before the start, so that a signal during it is not lost.
         let mut signals = Signals::listen()?;
-        // On a thread of its own: it may wait for a disk that does not answer.
+        // On a thread of its own, and none of those that serve the doors: it may wait for a disk that does not answer.
+        let (handle, of_start) = (tokio::runtime::Handle::current(), settings.clone());
         #[expect(clippy::disallowed_methods, reason = "it ends here, and a panic in it is told")]
-        let starting = tokio::spawn(Daemon::start(settings.clone()));
+        let starting = tokio::task::spawn_blocking(move || handle.block_on(Daemon::start(of_start)));
         let daemon = tokio::select! {
             started = starting => started.context("the start failed by a bug")??,
             why = signals.next() => anyhow::bail!("{why} during the start: nothing was answered yet"),

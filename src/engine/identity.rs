@@ -33,6 +33,7 @@
 
 use super::agreement::{Missing, RecoverError, check_durable, check_not_missing, check_some_there};
 use super::journal::journal_settings;
+use super::progress::StartProgress;
 use crate::catalog::save::save;
 use crate::catalog::slate::{Journal, JournalError, Present, Snapshot};
 use crate::catalog::state::CatalogState;
@@ -320,6 +321,8 @@ pub struct Taker<'a> {
     pub metrics: &'a Metrics,
     /// Stamps new identities.
     pub clock: &'a Clock,
+    /// Knows the step that it is at.
+    pub progress: &'a StartProgress,
 }
 
 crate::runtime::opaque_debug!(Taker<'_>);

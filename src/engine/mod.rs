@@ -2,6 +2,7 @@
 //! command line and the benches all open this one.
 //!
 //! - [`mod@open`]: builds every part in order, and stops them in reverse.
+//! - [`progress`]: the step that a start is at.
 //! - [`identity`], [`agreement`]: whether the place is the store that it should be, before anything there is changed.
 //! - [`recover`]: settles what the daemon before this one left open.
 //! - [`jobs`]: jobs and their checkpoints.
@@ -43,6 +44,7 @@ mod journal;
 pub mod merged;
 pub mod objects;
 pub mod open;
+pub mod progress;
 pub mod read;
 pub mod rebuild;
 pub mod recover;
@@ -73,7 +75,8 @@ pub use crate::store::DiskFull;
 use arrivals::Audits;
 pub use error::EngineError;
 use merged::MergedByFlink;
-pub use open::{Background, EngineOptions, OpeningError, Running, StopError};
+pub use open::{Background, EngineOptions, Foundation, OpeningError, Running, StopError};
+pub use progress::StartProgress;
 use uploads::Uploads;
 
 /// The engine. Clones share everything.

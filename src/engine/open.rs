@@ -17,6 +17,7 @@ use super::arrivals::Audits;
 use super::identity::{self, IdentityError, Owned, StoreStanding, Taker};
 use super::journal::journal_settings;
 use super::merged::MergedByFlink;
+use super::progress::StartProgress;
 use super::recover::{self, Missing, RecoverError, recover};
 use super::uploads::Uploads;
 use super::{Engine, clock};
@@ -25,7 +26,7 @@ use crate::catalog::save::save;
 use crate::catalog::slate::{Journal, JournalError, JournalSettings};
 use crate::catalog::state::CatalogState;
 use crate::catalog::{Catalog, CatalogError};
-use crate::config::Settings;
+use crate::config::{LimitsSettings, Settings};
 use crate::merge::{Merger, WriteContext};
 use crate::metrics::Metrics;
 use crate::model::Millis;
@@ -109,6 +110,42 @@ pub struct EngineOptions {
     pub data: Option<DataStore>,
     /// The work that is done without being asked for.
     pub background: Background,
+    /// What doors that are open already share with it; else it makes its own.
+    pub foundation: Option<Foundation>,
+}
+
+/// What there is before an engine is, for doors that open before it does.
+#[derive(Debug, Clone)]
+pub struct Foundation {
+    /// Everything that is counted.
+    pub metrics: Metrics,
+    /// Draws names.
+    pub entropy: Entropy,
+    /// Memory for bytes on their way in and out.
+    pub budgets: Budgets,
+    /// Cancelled when a vital task fails.
+    pub failed: CancellationToken,
+    /// The step that the start is at.
+    pub progress: StartProgress,
+}
+
+impl Foundation {
+    /// Everything at zero.
+    pub fn new(limits: &LimitsSettings, clock: &Clock, seed: Option<u64>) -> Self {
+        let metrics = Metrics::new();
+        let entropy = match seed {
+            Some(seed) => Entropy::from_seed(seed, clock.clone()),
+            None => Entropy::from_os(clock.clone()),
+        };
+        let budgets = Budgets::new(
+            limits.memory_bytes,
+            limits.reads_kept_bytes,
+            limits.writes_kept_bytes,
+            limits.connections_bytes_max,
+            metrics.in_flight_bytes.clone(),
+        );
+        Self { metrics, entropy, budgets, failed: CancellationToken::new(), progress: StartProgress::default() }
+    }
 }
 
 /// An engine that runs. Dropping it is a crash.
@@ -133,24 +170,21 @@ impl Engine {
     /// [`OpeningError`]; nothing runs then.
     pub async fn open(settings: Settings, opening: EngineOptions) -> Result<Running, OpeningError> {
         let settings = Arc::new(settings);
-        let EngineOptions { clock, seed, data, background } = opening;
-        let metrics = Metrics::new();
-        let entropy = match seed {
-            Some(seed) => Entropy::from_seed(seed, clock.clone()),
-            None => Entropy::from_os(clock.clone()),
-        };
-        let failed = CancellationToken::new();
+        let EngineOptions { clock, seed, data, background, foundation } = opening;
+        let foundation = foundation.unwrap_or_else(|| Foundation::new(&settings.limits, &clock, seed));
+        let Foundation { metrics, entropy, budgets, failed, progress } = foundation;
         let group = || TaskGroup::new(failed.clone());
         let (tasks, catalog_tasks, local_copy_tasks) = (group(), group(), group());
 
         // Before anything is made there: it may be the mount point of a volume that is not mounted.
         let url = settings.store.url.to_string();
-        let standing = told("looking which store is", &url, identity::look(&settings, &metrics)).await?;
+        let standing = progress.told("looking which store is", &url, identity::look(&settings, &metrics)).await?;
         let opening = store::open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy);
-        let opened = told("opening the store", &url, opening).await?;
+        let opened = progress.told("opening the store", &url, opening).await?;
         let opened = OpenedStore { data: data.unwrap_or(opened.data), ..opened };
         let space = opened.space.clone();
-        let taker = Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock };
+        let taker =
+            Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
         let local_copy = data.local_copy().cloned();
@@ -158,7 +192,7 @@ impl Engine {
             copy.run(&local_copy_tasks);
         }
         let stopping = CancellationToken::new();
-        let parts = Parts { settings, data, space, catalog, metrics, entropy, clock, tasks };
+        let parts = Parts { settings, data, space, catalog, metrics, entropy, budgets, clock, tasks };
         let engine = parts.wire(&stopping);
         // Before the task that expires uploads, and before a request can name one.
         engine.adopt_uploads();
@@ -191,23 +225,16 @@ struct Parts {
     catalog: Catalog,
     metrics: Metrics,
     entropy: Entropy,
+    budgets: Budgets,
     clock: Clock,
     tasks: TaskGroup,
 }
 
 impl Parts {
     fn wire(self, stopping: &CancellationToken) -> Engine {
-        let Self { settings, data, space, catalog, metrics, entropy, clock, tasks } = self;
+        let Self { settings, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
         let limits = &settings.limits;
         Buffer::keep(usize::try_from(limits.kept_buffer_bytes).unwrap_or(usize::MAX));
-        let (reads_kept, writes_kept) = (limits.reads_kept_bytes, limits.writes_kept_bytes);
-        let budgets = Budgets::new(
-            limits.memory_bytes,
-            reads_kept,
-            writes_kept,
-            limits.connections_bytes_max,
-            metrics.in_flight_bytes.clone(),
-        );
         let parts = WriteContext::new(
             Arc::clone(&settings),
             data.clone(),
@@ -307,24 +334,6 @@ pub async fn step<T>(name: &'static str, patience: Duration, done: impl Future<O
     done
 }
 
-/// After so long a step of the start is told of, and then after ever longer times.
-const TELL_AFTER: Duration = Duration::from_secs(2);
-const TELL_EVERY_MAX: Duration = Duration::from_secs(60);
-
-/// Waits for one step of the start, and says what is being waited for.
-async fn told<T>(step: &str, place: &str, done: impl Future<Output = T>) -> T {
-    let begun = Clock::instant();
-    let mut done = std::pin::pin!(done);
-    let mut pause = TELL_AFTER;
-    loop {
-        match tokio::time::timeout(pause, &mut done).await {
-            Ok(done) => return done,
-            Err(_) => tracing::warn!(seconds = begun.elapsed().as_secs(), "still {step} at {place}"),
-        }
-        pause = (pause * 4).min(TELL_EVERY_MAX);
-    }
-}
-
 /// Opens the catalog's journal, loads the state, takes the store, and settles what was left open.
 async fn load(
     opened: OpenedStore,
@@ -338,7 +347,7 @@ async fn load(
     }
     let url = taker.settings.store.url.to_string();
     let recovering = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse);
-    let recovered = told("settling what was left open", &url, recovering).await?;
+    let recovered = taker.progress.told("settling what was left open", &url, recovering).await?;
     taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
     recover::log(&recovered);
     for bucket in &taker.settings.server.buckets {
@@ -368,8 +377,9 @@ pub(super) async fn take_over(
         JournalSettings { clock: clock_of_journal(taker.clock), ..journal_settings(&catalog, &taker.settings.catalog) };
     let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());
     let opening = Journal::open(catalog, settings, |key, value| state.load(&key, &value));
-    let journal = told("opening the catalog", &place, opening).await?;
-    let owned = told("taking over the store", &url, taker.take(identity, state, &journal, data, &slot)).await?;
+    let journal = taker.progress.told("opening the catalog", &place, opening).await?;
+    let taking = taker.take(identity, state, &journal, data, &slot);
+    let owned = taker.progress.told("taking over the store", &url, taking).await?;
     Ok((journal, owned))
 }
 

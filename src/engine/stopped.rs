@@ -4,6 +4,7 @@
 use super::identity::{self, IdentityError, StoreStanding, Taker};
 use super::journal::journal_settings;
 use super::open::take_over;
+use super::progress::StartProgress;
 use super::recover::{Missing, RecoverError, imagine};
 use super::space::{GcState, SpaceBy, SpaceTable, space_table};
 use super::verify::repair;
@@ -147,7 +148,8 @@ impl Stopped {
         let standing = identity::look(settings, &metrics).await?;
         let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
         let entropy = Entropy::from_os(clock.clone());
-        let taker = Taker { settings, entropy: &entropy, metrics: &metrics, clock: &clock };
+        let progress = StartProgress::default();
+        let taker = Taker { settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (mut state, data) = (CatalogState::default(), open_data(&settings.store, &metrics)?);
         // As any owner: what is put right here is what a daemon would do.
         let (journal, owned) = take_over(data, placement, standing, &taker, &mut state).await?;

@@ -1,5 +1,6 @@
 //! What the program says when it cannot start, and how it says it.
 
+use std::io::{Read, Write};
 use std::process::{Command, Output};
 
 use crate::daemon::TestDaemon;
@@ -137,9 +138,11 @@ fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let endpoint = format!("store.endpoint=http://{}", silent.local_addr().unwrap());
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let api = format!("server.api={free}");
     let sets = [
         "server.s3=127.0.0.1:0",
-        "server.api=127.0.0.1:0",
+        &api,
         "auth.access-key=a",
         "auth.secret-key=b",
         "store.url=s3://bucket/prefix",
@@ -162,6 +165,11 @@ fn a_start_that_waits_says_for_what_and_ends_with_a_signal() {
         assert!(child.try_wait().unwrap().is_none(), "{}", said());
         soon("it does not say what it waits for");
     }
+    let mut stream = std::net::TcpStream::connect(free).unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 503 ") && answer.contains("starting: looking which store is at s3://bucket"), "{answer}");
 
     assert!(Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status().unwrap().success());
 

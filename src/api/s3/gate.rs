@@ -36,7 +36,7 @@ use super::surface::Named;
 use super::{heads, signature, xml};
 use crate::api::exchange::{Exchange, ExchangeNotes, told_referer};
 use crate::api::peers::{Peers, Reason};
-use crate::api::status::WITHOUT_TLS;
+use crate::api::status::{STARTING, WITHOUT_TLS};
 use crate::api::unread::BodyError;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{DoorLabel, MetricLabel, Operation, RejectReason};
@@ -78,14 +78,16 @@ pub(super) struct SignedBy(pub String);
 /// The S3 door as an HTTP service, for `hyper`.
 #[derive(Clone)]
 pub struct S3Service {
-    gate: Arc<Gate>,
+    entropy: Entropy,
     turns: Turns,
 }
 
 /// Whether requests are answered, or turned away and why.
 #[derive(Clone)]
 enum Turns {
-    Nobody,
+    Nobody(Arc<Gate>),
+    /// The daemon is starting.
+    AllWhoComeEarly(Metrics),
     /// There is no place for the connection.
     AllWhoComeLate(Peers),
     /// They came without TLS to a port that speaks it.
@@ -118,17 +120,22 @@ pub(super) enum Signatures {
 
 impl S3Service {
     pub(super) fn new(gate: Gate) -> Self {
-        Self { gate: Arc::new(gate), turns: Turns::Nobody }
+        Self { entropy: gate.entropy.clone(), turns: Turns::Nobody(Arc::new(gate)) }
+    }
+
+    /// The door before there is a daemon behind it: everything is told to come back.
+    pub fn starting(entropy: Entropy, metrics: Metrics) -> Self {
+        Self { entropy, turns: Turns::AllWhoComeEarly(metrics) }
     }
 
     /// The same door when there is no place for a connection: everything is told to come back.
     pub fn full(&self, peers: Peers) -> Self {
-        Self { gate: Arc::clone(&self.gate), turns: Turns::AllWhoComeLate(peers) }
+        Self { turns: Turns::AllWhoComeLate(peers), ..self.clone() }
     }
 
     /// The same door for those who speak plain HTTP where TLS is spoken: everything is told so.
     pub fn without_tls(&self) -> Self {
-        Self { gate: Arc::clone(&self.gate), turns: Turns::AllWithoutTls }
+        Self { turns: Turns::AllWithoutTls, ..self.clone() }
     }
 }
 
@@ -142,18 +149,38 @@ where
     type Future = BoxFuture<'static, Result<HttpResponse, HttpError>>;
 
     fn call(&self, request: Request<B>) -> Self::Future {
-        let gate = Arc::clone(&self.gate);
         let error = match &self.turns {
-            Turns::Nobody => return Box::pin(async move { gate.answer(request).await }),
+            Turns::Nobody(gate) => {
+                let gate = Arc::clone(gate);
+                return Box::pin(async move { gate.answer(request).await });
+            }
+            Turns::AllWhoComeEarly(metrics) => {
+                metrics.rejected.of(RejectReason::Unavailable).inc();
+                errors::unavailable(STARTING)
+            }
             Turns::AllWhoComeLate(peers) => {
                 peers.count(Reason::Connections, None);
                 errors::slow_down("all connections are taken, repeat the request more slowly")
             }
             Turns::AllWithoutTls => refuse(S3ErrorCode::InvalidRequest, WITHOUT_TLS),
         };
-        let head = request.method() == Method::HEAD;
-        Box::pin(async move { gate.turn_away(error, head) })
+        let (entropy, head) = (self.entropy.clone(), request.method() == Method::HEAD);
+        Box::pin(async move { turn_away(error, &entropy, head) })
     }
+}
+
+fn turn_away(error: S3Error, entropy: &Entropy, head: bool) -> Result<HttpResponse, HttpError> {
+    let mut answer = http_answer(error)?;
+    let exchange = Exchange::current();
+    let code = xml::complete(&mut answer, &id(exchange.as_ref(), entropy), Operation::None);
+    exchange.iter().for_each(|exchange| exchange.note(|notes| notes.code.clone_from(&code)));
+    without_body(&mut answer, head);
+    Ok(answer)
+}
+
+/// Names the request.
+fn id(exchange: Option<&Exchange>, entropy: &Entropy) -> String {
+    exchange.map_or_else(|| entropy.hex(8).to_uppercase(), |exchange| exchange.id().to_owned())
 }
 
 impl Gate {
@@ -165,7 +192,7 @@ impl Gate {
         let started = Clock::instant();
         let (operation, fault) = (OperationCell::default(), BodyFault::default());
         let exchange = Exchange::current();
-        let id = self.id(exchange.as_ref());
+        let id = id(exchange.as_ref(), &self.entropy);
         if let Some(exchange) = &exchange {
             exchange.note(|notes| self.note_head(request.uri(), request.headers(), notes));
         }
@@ -218,11 +245,6 @@ impl Gate {
         Ok(answer)
     }
 
-    /// Names the request.
-    fn id(&self, exchange: Option<&Exchange>) -> String {
-        exchange.map_or_else(|| self.entropy.hex(8).to_uppercase(), |exchange| exchange.id().to_owned())
-    }
-
     /// What a head says of itself, true or not: the access log tells of those, too, that are refused.
     fn note_head(&self, uri: &Uri, headers: &HeaderMap, notes: &mut ExchangeNotes) {
         let (bucket, key) = self.place(uri, headers);
@@ -243,15 +265,6 @@ impl Gate {
         };
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         (some(bucket), some(key))
-    }
-
-    fn turn_away(&self, error: S3Error, head: bool) -> Result<HttpResponse, HttpError> {
-        let mut answer = http_answer(error)?;
-        let exchange = Exchange::current();
-        let code = xml::complete(&mut answer, &self.id(exchange.as_ref()), Operation::None);
-        exchange.iter().for_each(|exchange| exchange.note(|notes| notes.code.clone_from(&code)));
-        without_body(&mut answer, head);
-        Ok(answer)
     }
 
     /// Refuses what s3s would do and should not, and prepares the rest for it.
