@@ -54,6 +54,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::metrics::writes::WriteKind;
 use crate::model::{Millis, PhysicalFileId, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
 use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
@@ -104,7 +105,11 @@ impl Catalog {
             Failure::StopsTheDaemon,
             owner::own(Arc::clone(&shared), inbox, batches, metrics.clone()),
         );
-        tasks.spawn("catalog-answers", Failure::StopsTheDaemon, answer(Arc::clone(&shared), in_flight));
+        tasks.spawn(
+            "catalog-answers",
+            Failure::StopsTheDaemon,
+            answer(Arc::clone(&shared), in_flight, metrics.clone()),
+        );
         Self { shared, commands }
     }
 
@@ -371,10 +376,13 @@ async fn watch(shared: Weak<CatalogShared>, ended: impl Future<Output = Option<J
 }
 
 /// Waits for each batch to become durable, then answers its requests.
-async fn answer(shared: Arc<CatalogShared>, mut in_flight: mpsc::Receiver<Batch>) {
+async fn answer(shared: Arc<CatalogShared>, mut in_flight: mpsc::Receiver<Batch>, metrics: Metrics) {
     while let Some(Batch { number, commit, answers }) = in_flight.recv().await {
         let durable = match commit {
-            Some(commit) => commit.durable().await,
+            Some(commit) => {
+                let _waits = metrics.writes().begin(WriteKind::CommitDurable, Clock::instant());
+                commit.durable().await
+            }
             None => Ok(()),
         };
         // Once the catalog is lost, not even a durable commit is answered: a successor decides what exists.

@@ -23,7 +23,7 @@ pub enum CatalogError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The journal cannot be written any more; this daemon answers nothing from here on.
-    #[error("the catalog is lost: {0}")]
+    #[error("the catalog is lost: {}", crate::error::chain(&**.0))]
     Lost(Arc<JournalError>),
     /// The daemon is shutting down.
     #[error("the catalog is closed")]

@@ -41,6 +41,9 @@ pub enum EngineError {
     /// There is no memory for a body.
     #[error(transparent)]
     Memory(#[from] BudgetError),
+    /// Writes do not get on, and a new one would only wait with them.
+    #[error("writes wait: {0}; repeat the request")]
+    Stalled(String),
     /// A body has not the length that was announced.
     #[error("the body ends after {received} bytes, {announced} were announced")]
     Length {
@@ -122,7 +125,7 @@ impl EngineError {
             Self::Full(full) => full.kind(),
             Self::Memory(_) => ErrorKind::Overloaded,
             Self::Length { .. } | Self::TooLong(_) => ErrorKind::Invalid,
-            Self::NoAnswerGiven => ErrorKind::Unavailable,
+            Self::NoAnswerGiven | Self::Stalled(_) => ErrorKind::Unavailable,
             Self::Write(error) => error.kind(),
             Self::Read(error) => error.kind(),
             Self::Bulk(error) => error.kind(),

@@ -205,6 +205,7 @@ impl Engine {
     async fn receive_rest<B: Body>(&self, body: IncomingBody<B>) -> Result<(Whole, Digests), Rejected<B::Fault>> {
         // What has no bytes takes its place in the catalog all the same.
         self.catalog.check_room().map_err(EngineError::from)?;
+        self.admit_write().await?;
         let paid = match body.announced {
             0 => None,
             len => {
@@ -213,6 +214,14 @@ impl Engine {
             }
         };
         body.whole(paid).await
+    }
+
+    /// Lets a new write in.
+    ///
+    /// # Errors
+    /// [`EngineError::Stalled`] if others have waited for too long, and still do after `limits.admission-timeout`.
+    pub(super) async fn admit_write(&self) -> Result<(), EngineError> {
+        self.writes.admit(self.settings.limits.admission_timeout).await
     }
 
     /// Waits for memory for `len` bytes that are to come in.
@@ -243,6 +252,7 @@ impl Engine {
             let stored = self.store_whole(id, about, whole, bind(&arrived)).await?;
             return Ok((stored, arrived));
         }
+        self.admit_write().await?;
         let _piece = self.pay(PIECE_BYTES as u64).await?;
         let mut big = self.merger.begin(id, about, len).await.map_err(EngineError::from)?;
         let digests = body.through(&mut big).await?;
@@ -269,6 +279,7 @@ impl Engine {
 
     /// Stores what has no bytes, or only such as are stored.
     pub(super) async fn store_without_bytes(&self, bind: Bind) -> Result<Stored, EngineError> {
+        self.admit_write().await?;
         let store = Store { file: None, items: vec![StoreItem { segments: vec![], bind }] };
         let answer = self.catalog.store(store).await?.into_iter().next();
         Ok(answer.ok_or(EngineError::NoAnswerGiven)??)

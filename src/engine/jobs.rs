@@ -52,6 +52,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Catalog`].
     pub async fn create_job(&self, job: &JobId) -> Result<(), EngineError> {
+        self.admit_write().await?;
         self.catalog.execute(Command::CreateJob(job.clone())).await?;
         Ok(())
     }
@@ -133,6 +134,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Refused`] if it is a checkpoint.
     pub async fn discard_savepoint(&self, job: &JobId, id: CheckpointId) -> Result<(), EngineError> {
+        self.admit_write().await?;
         self.catalog.execute(Command::DiscardSavepoint(job.clone(), id)).await?;
         self.merger.checkpoint_barrier(job, id);
         Ok(())
@@ -150,6 +152,7 @@ impl Engine {
         segments: Vec<SegmentId>,
     ) -> Result<HashSet<SegmentId>, EngineError> {
         let named = segments.clone();
+        self.admit_write().await?;
         let outcome = self.catalog.execute(Command::Reuse(job.clone(), id, segments)).await?;
         let Outcome::Reused(refused) = outcome else { return Err(EngineError::Unexpected("a reuse")) };
         let refused: HashSet<SegmentId> = refused.into_iter().collect();
@@ -170,6 +173,7 @@ impl Engine {
             (None, Claim::NoClaim) => self.catalog.latest_completed(&from)?.id,
         };
         let restore = RestorePoint { job: job.clone(), from: from.clone(), checkpoint, claim };
+        self.admit_write().await?;
         self.catalog.execute(Command::Restore(restore)).await?;
         self.merger.close_job(&job);
         if claim == Claim::Claim {
@@ -192,6 +196,7 @@ impl Engine {
         retention: Option<Retention>,
     ) -> Result<Leavings, EngineError> {
         let leavings = leavings(end, retention.unwrap_or(self.settings.checkpointing.retention));
+        self.admit_write().await?;
         self.catalog.execute(Command::EndJob(job.clone(), end, leavings)).await?;
         self.merger.close_job(job);
         Ok(leavings)

@@ -8,6 +8,7 @@
 //! - [`jobs`]: jobs and their checkpoints.
 //! - [`intake`]: one body, whole or streamed.
 //! - [`write`]: storing segments.
+//! - [`writes`]: whether writes get on.
 //! - [`read`]: reading them, and objects.
 //! - [`objects`]: S3 objects and buckets.
 //! - [`uploads`]: S3 multipart uploads.
@@ -53,6 +54,7 @@ pub mod stopped;
 pub mod uploads;
 pub mod verify;
 pub mod write;
+pub mod writes;
 
 use std::sync::Arc;
 
@@ -78,6 +80,7 @@ use merged::MergedByFlink;
 pub use open::{Background, EngineOptions, Foundation, OpeningError, Running, StopError};
 pub use progress::StartProgress;
 use uploads::Uploads;
+use writes::WriteHealth;
 
 /// The engine. Clones share everything.
 #[derive(Clone)]
@@ -91,6 +94,7 @@ pub struct Engine {
     audits: Arc<Audits>,
     data: DataStore,
     budgets: Budgets,
+    writes: WriteHealth,
     settings: Arc<Settings>,
     metrics: Metrics,
     entropy: Entropy,

@@ -60,6 +60,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Refused`] if it exists.
     pub async fn create_bucket(&self, bucket: &str) -> Result<(), EngineError> {
+        self.admit_write().await?;
         self.catalog.execute(Command::CreateBucket(bucket.to_owned())).await?;
         Ok(())
     }
@@ -69,6 +70,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Refused`] if it is not there or not empty.
     pub async fn delete_bucket(&self, bucket: &str) -> Result<(), EngineError> {
+        self.admit_write().await?;
         self.catalog.execute(Command::DeleteBucket(bucket.to_owned())).await?;
         self.uploads.drop_bucket(bucket);
         Ok(())
@@ -144,6 +146,7 @@ impl Engine {
     ) -> Result<Vec<Result<(), Refusal>>, EngineError> {
         let lazy = objects.iter().all(|object| self.may_be_lazy(object));
         let delete = Command::DeleteObjects(bucket.to_owned(), objects);
+        self.admit_write().await?;
         let outcome =
             if lazy { self.catalog.execute_lazily(delete).await? } else { self.catalog.execute(delete).await? };
         match outcome {

@@ -20,6 +20,7 @@ use super::merged::MergedByFlink;
 use super::progress::StartProgress;
 use super::recover::{self, Missing, RecoverError, recover};
 use super::uploads::Uploads;
+use super::writes::{WriteHealth, WriteProbe};
 use super::{Engine, clock};
 use crate::catalog::command::{Command, Refusal};
 use crate::catalog::save::save;
@@ -211,6 +212,13 @@ impl Engine {
         tasks.spawn("reclaimer", vital, self.reclaim.clone().run_reclaimer(interval));
         tasks.spawn("disk-space", vital, self.merger.space().clone().run(stopping.clone()));
         tasks.spawn("read-ahead", vital, self.reader.clone().run_ahead(stopping.clone()));
+        let probe = WriteProbe {
+            data: self.data.clone(),
+            catalog: self.catalog.clone(),
+            entropy: self.entropy.clone(),
+            space: self.merger.space().clone(),
+        };
+        tasks.spawn("write-watch", vital, self.writes.clone().watch(probe, stopping.clone()));
         // Not vital: without it checkpoints are stored all the same.
         tasks.spawn("audits", Failure::FailsItsWork, self.clone().run_audits(stopping.clone()));
         tasks.spawn("multipart-expiry", vital, self.clone().run_expiry(stopping.clone()));
@@ -233,7 +241,7 @@ struct Parts {
 impl Parts {
     fn wire(self, stopping: &CancellationToken) -> Engine {
         let Self { settings, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
-        let limits = &settings.limits;
+        let (limits, can) = (&settings.limits, data.capabilities());
         Buffer::keep(usize::try_from(limits.kept_buffer_bytes).unwrap_or(usize::MAX));
         let parts = WriteContext::new(
             Arc::clone(&settings),
@@ -264,6 +272,7 @@ impl Parts {
             reader,
             data,
             budgets,
+            writes: WriteHealth::new(metrics.clone(), can, &settings.store),
             settings,
             metrics,
             entropy,

@@ -197,7 +197,8 @@ impl Engine {
             return Some(format!("the store is not there: {why}"));
         }
         let full = self.catalog.check_room().err().map(|full| full.to_string());
-        full.or_else(|| self.merger.space().check().err().map(|full| full.to_string()))
+        let full = full.or_else(|| self.merger.space().check().err().map(|full| full.to_string()));
+        full.or_else(|| self.writes.trouble())
     }
 
     /// Brings the gauges that describe the catalog up to date.
@@ -207,6 +208,7 @@ impl Engine {
         let DeletionBacklog { readers, grace, rate, refused } =
             self.reclaim.watch.waiting(&forgotten, self.clock.ages());
         let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.writes.refresh();
         let metrics = &self.metrics;
         for (status, count) in
             [FileStatus::Open, FileStatus::Closed, FileStatus::Forgotten].into_iter().zip(file_counts)

@@ -1,6 +1,8 @@
-//! Every metric of the daemon: name, help, unit, labels, buckets. Labels are enums ([`labels`]), never ids.
+//! Every metric of the daemon: name, help, unit, labels, buckets. Labels are enums ([`labels`]), never ids. Beside them,
+//! writes in progress are counted for those who watch them ([`writes`]).
 
 pub mod labels;
+pub mod writes;
 
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -19,6 +21,7 @@ use labels::{
     Operation, Purpose, ReadAheadOutcome, ReclaimedBytes, ReclaimedFiles, RejectReason, ReloadOutcome, Reloadable,
     ReuseOutcome, SegmentOutcome, StoreOperation, UploadDropReason,
 };
+use writes::WritesSeen;
 
 /// Seconds of the histograms: 50 µs to 30 s.
 const SECONDS: &[f64] = &[
@@ -62,6 +65,7 @@ macro_rules! families {
         #[derive(Debug)]
         pub struct Families {
             registry: Registry,
+            writes: WritesSeen,
             $(
                 $(#[$doc])*
                 #[doc = concat!("\n\n`", $name, "`")]
@@ -77,7 +81,7 @@ macro_rules! families {
                     let $field = <$kind as Family>::new($name, $help, buckets.first().unwrap_or(&NONE)).expect(VALID);
                     registry.register($field.collector()).expect(VALID);
                 )+
-                Self { registry, $($field),+ }
+                Self { registry, writes: WritesSeen::default(), $($field),+ }
             }
         }
     };
@@ -187,6 +191,8 @@ families! {
     commits: IntCounter = "esker_catalog_commits_total", "Batches committed to the catalog";
     /// Requests that were answered before they were durable.
     early_answers: IntCounter = "esker_early_answers_total", "Requests that were answered before they were durable: temporary names, lazy deletes";
+    /// Seconds for which the oldest write in progress has waited: for storage, or for a commit of the catalog.
+    write_wait: Gauge = "esker_write_wait_seconds", "Seconds for which the oldest write in progress has waited for storage or a commit of the catalog; 0 if none is";
     /// Seconds by which the machine's clock is behind what is on record.
     clock_behind: Gauge = "esker_clock_behind_seconds", "Seconds by which the machine's clock is behind the newest stamp on record";
     /// Bytes of keys and values in them.
@@ -294,6 +300,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Writes that are in progress, and those that failed.
+    pub fn writes(&self) -> &WritesSeen {
+        &self.0.writes
+    }
+
     /// A registry of its own, with every metric at zero.
     pub fn new() -> Self {
         let registry = Registry::new();

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use super::StoreError;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Purpose, StoreOperation};
+use crate::metrics::writes::{InProgress, WriteKind};
 use crate::runtime::Clock;
 
 /// Number of times that a create is repeated whose name turns out to be free, and the pause before the first repeat.
@@ -72,7 +73,10 @@ impl Traffic {
 
     fn begin(&self, operation: StoreOperation) -> Timer<'_> {
         self.count(operation);
-        Timer { metrics: &self.metrics, labels: (operation, self.of), begun: Clock::instant() }
+        let begun = Clock::instant();
+        let kind = WriteKind::of(operation, self.of);
+        let write = kind.map(|kind| (kind, self.metrics.writes().begin(kind, begun)));
+        Timer { metrics: &self.metrics, labels: (operation, self.of), begun, write }
     }
 
     fn count(&self, operation: StoreOperation) {
@@ -81,7 +85,7 @@ impl Traffic {
 }
 
 /// Tells the answers of a backend that works from its failures: both are errors to whoever asked.
-pub trait BackendError {
+pub trait BackendError: std::error::Error {
     /// Whether the backend answered as it should: there is no such file, a condition does not hold.
     fn is_answer(&self) -> bool;
 }
@@ -112,13 +116,22 @@ struct Timer<'a> {
     metrics: &'a Metrics,
     labels: (StoreOperation, Purpose),
     begun: Instant,
+    write: Option<(WriteKind, InProgress<'a>)>,
 }
 
 impl Timer<'_> {
     fn end<T, E: BackendError>(self, answer: Result<T, E>) -> Result<T, E> {
         self.metrics.store_seconds.of(self.labels).observe(self.begun.elapsed().as_secs_f64());
-        if answer.as_ref().is_err_and(|error| !error.is_answer()) {
+        let failure = answer.as_ref().err().filter(|error| !error.is_answer());
+        if failure.is_some() {
             self.metrics.store_errors.of(self.labels).inc();
+        }
+        if let Some((kind, _)) = self.write {
+            let (writes, at) = (self.metrics.writes(), self.labels.0);
+            match failure {
+                Some(error) => writes.failed(kind, at, Clock::instant(), crate::error::chain(error)),
+                None => writes.succeeded(kind, at),
+            }
         }
         answer
     }

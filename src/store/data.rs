@@ -158,6 +158,20 @@ impl DataStore {
         }
     }
 
+    /// Writes a small file under a new name, and deletes it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be written.
+    pub async fn try_write(&self, file: PhysicalFileId) -> Result<(), StoreError> {
+        let bytes = vec![Bytes::from_static(b"a write that was tried")];
+        let written = match self.writes() {
+            FileWrites::Growing(store) => store.create(&file).await?.append(bytes).await,
+            FileWrites::Whole(store) => store.put(&file, bytes).await,
+        };
+        self.delete(vec![file]).await;
+        written
+    }
+
     /// Names and lengths of everything below `data/`.
     ///
     /// # Errors

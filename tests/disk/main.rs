@@ -15,6 +15,7 @@
 
 mod eio;
 mod full;
+mod health;
 mod shim;
 mod small_disk;
 

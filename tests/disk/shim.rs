@@ -1,4 +1,4 @@
-//! A library in front of libc whose syncs, or writes, fail when they are told to, and that writes down what is written in place.
+//! A library in front of libc whose syncs, or writes, fail or hang when they are told to, and that writes down what is written in place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,6 +37,8 @@ static int sync_with(const char *name, int fd) {
     const char *when = getenv("SHIM_FAIL_WHILE");
     int (*real)(int) = dlsym(RTLD_NEXT, name);
     if (!ours(fd, path, sizeof path)) return real(fd);
+    const char *hangs = getenv("SHIM_HANG_WHILE");
+    while (hangs && access(hangs, F_OK) == 0) usleep(10000);
     if (when && access(when, F_OK) == 0) { errno = EIO; return -1; }
     int done = real(fd);
     report("sync", path, 0, done);
@@ -79,6 +81,7 @@ pub struct Shim {
     library: PathBuf,
     fails: PathBuf,
     refuses: PathBuf,
+    hangs: PathBuf,
     report: PathBuf,
     files: &'static str,
 }
@@ -98,6 +101,7 @@ impl Shim {
             library,
             fails: folder.join("fails"),
             refuses: folder.join("refuses"),
+            hangs: folder.join("hangs"),
             report: folder.join("report"),
             files,
         })
@@ -110,6 +114,7 @@ impl Shim {
             ("SHIM_FILES", self.files.to_owned()),
             ("SHIM_FAIL_WHILE", path(&self.fails)),
             ("SHIM_REFUSE_WHILE", path(&self.refuses)),
+            ("SHIM_HANG_WHILE", path(&self.hangs)),
             ("SHIM_REPORT", path(&self.report)),
         ]
     }
@@ -122,6 +127,15 @@ impl Shim {
     /// Syncs fail from now on.
     pub fn fail(&self) {
         fs::write(&self.fails, "").unwrap();
+    }
+
+    /// Syncs hang from now on.
+    pub fn hang(&self) {
+        fs::write(&self.hangs, "").unwrap();
+    }
+
+    pub fn go_on(&self) {
+        fs::remove_file(&self.hangs).unwrap();
     }
 
     pub fn work(&self) {

@@ -174,7 +174,7 @@ pub(super) fn engine(error: &EngineError) -> S3Error {
         }
         EngineError::TooLong(_) => refuse(S3ErrorCode::EntityTooLarge, "the body is too large"),
         EngineError::OtherParts => invalid_part(),
-        EngineError::NoAnswerGiven | EngineError::NotEnded => unavailable(error.to_string()),
+        EngineError::NoAnswerGiven | EngineError::NotEnded | EngineError::Stalled(_) => unavailable(error.to_string()),
         EngineError::Unexpected(_) => unavailable("the catalog gave another answer than asked for, repeat the request"),
         other => by_kind(other.kind(), other),
     }

@@ -20,6 +20,7 @@ use super::mutation::Mutation;
 use super::shared::{Batch, CatalogError, CatalogShared, PendingReply, QueuedCommand, Settle};
 use super::slate::{Commit, Haste, JournalError};
 use crate::metrics::Metrics;
+use crate::metrics::writes::WriteKind;
 use crate::model::Millis;
 use crate::runtime::{Clock, reply};
 
@@ -86,7 +87,11 @@ pub(super) async fn own(
         metrics.commits.inc_by(batch.pieces.all.len() as u64);
         metrics.committed_bytes.inc_by(batch.pieces.weight());
         metrics.early_answers.inc_by(batch.early.len() as u64);
-        let Some(batch) = owner.write(batch, haste).await else { continue };
+        // The journal takes nothing for as long as its tables cannot be written.
+        let waits = metrics.writes().begin(WriteKind::CommitTaken, Clock::instant());
+        let written = owner.write(batch, haste).await;
+        drop(waits);
+        let Some(batch) = written else { continue };
         let full = match batches.try_send(batch) {
             Ok(()) => continue,
             Err(TrySendError::Full(batch)) => batch,
