@@ -11,7 +11,7 @@ use object_store::aws::AmazonS3;
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
-use super::small_disk::{Filler, on_a_small_disk};
+use super::small_disk::{Files, Filler, on_a_small_disk};
 use super::{eventually, readyz};
 use crate::process::{Process, Ready};
 use crate::support::pattern;
@@ -225,6 +225,44 @@ fn a_daemon_whose_catalog_is_elsewhere_starts_on_a_full_disk_of_data() {
         fs::remove_file(folder.join("data/filler")).unwrap();
 
         writes_go_on(&mut answered, &s3(&ready), 2000).await;
+        daemon.terminate();
+    });
+}
+
+#[test]
+fn a_file_system_without_inodes_takes_no_writes_serves_reads_and_deletes_and_lets_a_daemon_start() {
+    let name = "full::a_file_system_without_inodes_takes_no_writes_serves_reads_and_deletes_and_lets_a_daemon_start";
+    on_a_small_disk(name, async |folder| {
+        let (daemon, ready) = start(folder);
+        let mut answered = Answered::default();
+        let client = s3(&ready);
+        for n in 0..20 {
+            answered.put(&client, n, OBJECT_BYTES).await.unwrap();
+        }
+        let reserve = folder.join("data/catalog/RESERVE");
+        eventually("the reserve is there", async || folder.join("data/catalog/RESERVE.16").exists()).await;
+        let reserve_bytes = fs::metadata(&reserve).unwrap().len();
+
+        let files = Files::fill(folder);
+        eventually("/readyz names inodes", async || readyz(&ready.api).1.contains("inodes")).await;
+
+        assert_eq!(readyz(&ready.api).0, 503);
+        let refused = answered.put(&client, 100, OBJECT_BYTES).await.unwrap_err();
+        assert!(refused.contains("503") && refused.contains("inodes"), "{refused}");
+        answered.assert_readable(&client).await;
+        answered.delete(&client, |n| n < 5).await;
+        drop(daemon);
+        let (daemon, ready) = start(folder);
+        let client = s3(&ready);
+        assert!(readyz(&ready.api).1.contains("inodes"), "{}", readyz(&ready.api).1);
+        answered.assert_readable(&client).await;
+        answered.delete(&client, |n| n < 10).await;
+        assert_eq!(fs::metadata(&reserve).unwrap().len(), reserve_bytes, "bytes were given up for files");
+
+        files.remove();
+        eventually("/readyz says that there is room", async || readyz(&ready.api).0 == 200).await;
+        answered.put(&client, 100, OBJECT_BYTES).await.unwrap();
+        answered.assert_readable(&client).await;
         daemon.terminate();
     });
 }

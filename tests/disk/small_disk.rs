@@ -92,3 +92,25 @@ impl Filler {
         fs::remove_file(self.0).unwrap();
     }
 }
+
+/// Empty files that another program has made on the disk, until no more could be.
+pub struct Files(PathBuf);
+
+impl Files {
+    pub fn fill(folder: &Path) -> Self {
+        let files = folder.join("data/files");
+        fs::create_dir(&files).unwrap();
+        for number in 0.. {
+            match fs::File::create(files.join(number.to_string())) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        Self(files)
+    }
+
+    pub fn remove(self) {
+        fs::remove_dir_all(self.0).unwrap();
+    }
+}

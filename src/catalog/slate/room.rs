@@ -16,7 +16,7 @@ use super::marker::JournalMarker;
 use super::settings::Updates;
 use super::{Cause, Journal, JournalError, JournalSettings, OpenMode, Present, marker_of, open_object, visit_all};
 use crate::store::append_file::sync_parent;
-use crate::store::space::RESERVE_FILE;
+use crate::store::space::{RESERVE_FILE, is_reserve};
 use crate::store::{LogFolder, Placement, StoreError};
 
 /// Objects that are copied at a time.
@@ -201,7 +201,7 @@ fn make_room_in_folder(folder: &FilePath, suffix: &str, present: Present) -> Res
     }
 }
 
-/// Whether there are files but a lock and a reserve.
+/// Whether there are files but a lock and what is kept back.
 fn holds_anything(folder: &FilePath) -> io::Result<bool> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -219,7 +219,7 @@ fn holds_anything(folder: &FilePath) -> io::Result<bool> {
 }
 
 fn is_apart(name: &OsStr) -> bool {
-    name == "LOCK" || name == RESERVE_FILE
+    name == "LOCK" || is_reserve(name)
 }
 
 async fn keys(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<Vec<Path>, JournalError> {

@@ -1,6 +1,7 @@
 //! A file without content that holds room for the catalog, and gets shorter when the catalog needs it. On a disk of data
-//! alone it holds room for the next start.
+//! alone it holds room for the next start. Empty files beside it hold inodes.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,12 @@ use crate::store::identity::DATA_SIDE;
 
 /// Its name in the folder of the catalog, or beside data that is on another disk.
 pub const RESERVE_FILE: &str = "RESERVE";
+/// Whether a file of this name is there to hold room: the ballast, or an empty file beside it.
+pub fn is_reserve(name: &OsStr) -> bool {
+    let spare = name.to_str().and_then(|name| name.strip_prefix(RESERVE_FILE)?.strip_prefix('.'));
+    name == RESERVE_FILE || spare.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// Of the reserve, the half that other programs cannot take, up to so much: the catalog itself is small.
 const SHARE: u64 = 2;
 const BYTES_MAX: u64 = 64 << 20;
@@ -21,6 +28,8 @@ const BYTES_MAX_BESIDE_DATA: u64 = 4 << 20;
 /// It is given up in so many pieces, none smaller than this.
 const PIECES: u64 = 16;
 const PIECE_BYTES_MIN: u64 = 256 << 10;
+/// Empty files: a start makes fewer.
+const SPARE_FILES: u32 = 16;
 
 /// The file, once there is one.
 #[derive(Debug)]
@@ -37,6 +46,8 @@ struct BallastState {
     file: Option<File>,
     /// The file system cannot allocate what is not written.
     unsupported: bool,
+    /// Whether all empty files are there.
+    spares: bool,
 }
 
 impl Ballast {
@@ -52,8 +63,10 @@ impl Ballast {
 
     fn up_to(folder: &Path, beside: Option<PathBuf>, bytes_max: u64) -> Self {
         let path = folder.join(RESERVE_FILE);
-        let file = OpenOptions::new().write(true).open(&path).ok();
-        let state = Mutex::new(BallastState { file, unsupported: false });
+        // A pipe would have whoever opens it wait.
+        let there = std::fs::metadata(&path).is_ok_and(|there| there.is_file());
+        let file = if there { OpenOptions::new().write(true).open(&path).ok() } else { None };
+        let state = Mutex::new(BallastState { file, unsupported: false, spares: false });
         Self { path, beside, bytes_max, state }
     }
 
@@ -74,6 +87,39 @@ impl Ballast {
             tracing::warn!(path = %self.path.display(), %error, "the reserve could not be given up");
         }
         shorter.is_ok()
+    }
+
+    /// Removes one of the empty files. False if none is left.
+    pub(super) fn give_up_file(&self) -> bool {
+        let mut state = self.state.lock();
+        state.spares = false;
+        let removed = self.spares().find(|spare| match std::fs::symlink_metadata(spare) {
+            // What is not empty is not ours.
+            Ok(there) => there.is_file() && there.len() == 0 && std::fs::remove_file(spare).is_ok(),
+            Err(_) => false,
+        });
+        removed.is_some()
+    }
+
+    /// Makes the empty files that are missing.
+    pub(super) fn fill_files(&self) {
+        let mut state = self.state.lock();
+        if state.spares || state.file.is_none() {
+            return;
+        }
+        let make = |spare: PathBuf| match OpenOptions::new().write(true).create_new(true).open(spare) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map(drop),
+        };
+        let made = self.spares().try_for_each(make);
+        state.spares = made.is_ok();
+        if let Err(error) = made {
+            tracing::debug!(path = %self.path.display(), %error, "files could not be kept back");
+        }
+    }
+
+    fn spares(&self) -> impl Iterator<Item = PathBuf> {
+        (1..=SPARE_FILES).map(|number| self.path.with_extension(number.to_string()))
     }
 
     /// Lets it grow by up to `room` bytes.
@@ -127,6 +173,26 @@ impl BallastState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn empty_files_are_given_up_one_by_one_and_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let ballast = Ballast::new(folder.path(), 16 << 20);
+        ballast.fill_files();
+        assert!(!ballast.give_up_file(), "there is no ballast");
+        ballast.fill(1 << 20);
+        ballast.fill_files();
+        std::fs::write(folder.path().join("RESERVE.3"), "another's").unwrap();
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(names.into_iter().all(|name| is_reserve(&name)) && !is_reserve(OsStr::new("RESERVE.old")));
+
+        let given_up = std::iter::from_fn(|| ballast.give_up_file().then_some(())).count();
+
+        assert_eq!(given_up, SPARE_FILES as usize - 1);
+        assert_eq!(std::fs::read(folder.path().join("RESERVE.3")).unwrap(), b"another's");
+        ballast.fill_files();
+        assert!(Ballast::new(folder.path(), 16 << 20).give_up_file(), "a start finds what was left");
+    }
 
     #[test]
     fn it_grows_as_there_is_room_and_is_given_up_piece_by_piece() {

@@ -6,6 +6,9 @@
 //! end of the disk gives up a piece of it and is done again. A disk that has data alone keeps a smaller one, for the little
 //! that a start writes there.
 //!
+//! A file system may run out of files before it runs out of bytes: with fewer than [`FILES_KEPT`] to be made it is full, too.
+//! Some empty files beside the ballast are removed then, one by one, so that the catalog can go on and a start can be made.
+//!
 //! One task looks at the disks, every [`LOOK_EVERY`]. In between each admitted body is taken off what the last look found,
 //! so a request costs no system call, unless that seems used up.
 //!
@@ -32,7 +35,7 @@ use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{Purpose, RejectReason};
 
-pub use self::ballast::RESERVE_FILE;
+pub use self::ballast::{RESERVE_FILE, is_reserve};
 
 /// Between two looks at the disks.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -40,6 +43,13 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_AFTER_THE_END: u32 = 5;
 /// Between two tries of something that waits for room.
 pub const ROOM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Files that may still be made on a disk that is full, where its file system counts them; a quarter of all at most.
+const FILES_KEPT: u64 = 256;
+/// Writes go on with so many more.
+const FILES_RESUME_SHARE: u64 = 4;
+/// With fewer than this, what met the end of a disk with free bytes met the end of its files.
+const FILES_USED_UP: u64 = 8;
 
 const MIB: u64 = 1 << 20;
 /// Bounds of the reserve where none is configured.
@@ -57,10 +67,7 @@ const INLINE_BYTES_MAX: u64 = MIB;
 
 /// A disk has no room for what was to be written. A repeat may find some.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the disk of {} has {free_bytes} bytes free and keeps {reserve_bytes} of them back (store.reserve): delete something or make \
-     room, and repeat the request", folder.display()
-)]
+#[error("{}: delete something or make room, and repeat the request", lacking(folder, *free_bytes, *reserve_bytes, *files))]
 pub struct DiskFull {
     /// A folder on that disk.
     pub folder: PathBuf,
@@ -68,6 +75,29 @@ pub struct DiskFull {
     pub free_bytes: u64,
     /// The bytes that are kept back.
     pub reserve_bytes: u64,
+    /// What the disk lacks, if that is files.
+    pub files: Option<FewFiles>,
+}
+
+/// A file system on which few files can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FewFiles {
+    /// Files that could be made at the last look.
+    pub free: u64,
+    /// The files that are kept back.
+    pub kept: u64,
+}
+
+fn lacking(folder: &Path, free_bytes: u64, reserve_bytes: u64, files: Option<FewFiles>) -> String {
+    let folder = folder.display();
+    match files {
+        Some(FewFiles { free, kept }) => {
+            format!("the file system of {folder} has inodes for {free} more files and keeps {kept} of them back")
+        }
+        None => format!(
+            "the disk of {folder} has {free_bytes} bytes free and keeps {reserve_bytes} of them back (store.reserve)"
+        ),
+    }
 }
 
 impl DiskFull {
@@ -137,6 +167,10 @@ struct Disk {
     left_then: AtomicI64,
     /// Bytes that were free at the last look, the ballast among them.
     free_bytes: AtomicU64,
+    /// Files that are kept back; 0 where they are not counted.
+    files_kept: u64,
+    /// Files that could be made at the last look.
+    free_files: AtomicU64,
     full: AtomicBool,
     /// Number of looks for which it stays full, whatever they find.
     looks_full: AtomicU32,
@@ -266,7 +300,7 @@ impl DiskSpace {
     /// The same for data that a writer waits for, and its refusal.
     pub fn data_met_the_end(&self) -> DiskFull {
         let disk = self.disk_of(DiskUse::Data).inspect(|disk| disk.meets_the_end());
-        let nowhere = DiskFull { folder: PathBuf::new(), free_bytes: 0, reserve_bytes: 0 };
+        let nowhere = DiskFull { folder: PathBuf::new(), free_bytes: 0, reserve_bytes: 0, files: None };
         self.refused(disk.map_or(nowhere, Disk::refusal))
     }
 
@@ -275,7 +309,9 @@ impl DiskSpace {
     pub fn give_up(&self, content: DiskUse) -> bool {
         let Some(disk) = self.disk_of(content) else { return false };
         disk.meets_the_end();
-        disk.ballast.as_ref().is_some_and(Ballast::give_up)
+        let Some(ballast) = &disk.ballast else { return false };
+        // Bytes would not help: it lacks files.
+        if disk.has_bytes_alone() { ballast.give_up_file() } else { ballast.give_up() }
     }
 
     /// The same until `done` has the room that it needs, or nothing is left to be given up. `done` must be safe to repeat.
@@ -308,6 +344,8 @@ impl Disk {
             left: AtomicI64::new(0),
             left_then: AtomicI64::new(0),
             free_bytes: AtomicU64::new(0),
+            files_kept: FILES_KEPT.min(stat.f_files / RESERVE_SHARE_MAX),
+            free_files: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
             looks_full: AtomicU32::new(0),
         })
@@ -327,7 +365,20 @@ impl Disk {
             folder: self.folder.clone(),
             free_bytes: self.free_bytes.load(Ordering::Relaxed),
             reserve_bytes: self.reserve_bytes,
+            files: self.few_files(),
         }
+    }
+
+    fn few_files(&self) -> Option<FewFiles> {
+        let (free, kept) = (self.free_files.load(Ordering::Relaxed), self.files_kept);
+        (free < kept).then_some(FewFiles { free, kept })
+    }
+
+    /// Whether the last look found bytes beside the ballast, and no files.
+    fn has_bytes_alone(&self) -> bool {
+        let held = self.ballast.as_ref().map_or(0, Ballast::held);
+        let free = self.free_bytes.load(Ordering::Relaxed).saturating_sub(held);
+        self.files_kept > 0 && self.free_files.load(Ordering::Relaxed) < FILES_USED_UP && free >= RESUME_BYTES_MIN
     }
 
     /// Bytes that a body of this length takes of this disk.
@@ -378,7 +429,17 @@ impl Disk {
 
     fn becomes_full(&self) {
         if !self.full.swap(true, Ordering::AcqRel) {
-            let DiskFull { folder, free_bytes, reserve_bytes } = self.refusal();
+            let DiskFull { folder, free_bytes, reserve_bytes, files } = self.refusal();
+            if let Some(FewFiles { free, kept }) = files {
+                return tracing::warn!(
+                    disk = %folder.display(),
+                    free_inodes = free,
+                    kept_inodes = kept,
+                    free_bytes,
+                    "the file system has no inodes for more files: writes are refused until it has. Delete files on it, or make \
+                     it with more inodes"
+                );
+            }
             tracing::warn!(
                 disk = %folder.display(),
                 free_bytes,
@@ -398,6 +459,8 @@ impl Disk {
         let held = self.ballast.as_ref().map_or(0, Ballast::held);
         let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(held);
         self.free_bytes.store(free, Ordering::Relaxed);
+        let files = if self.files_kept > 0 { stat.f_favail } else { u64::MAX };
+        self.free_files.store(files, Ordering::Relaxed);
         Some(free)
     }
 
@@ -412,9 +475,12 @@ impl Disk {
         self.left.store(left, Ordering::Relaxed);
         let looks_full =
             self.looks_full.fetch_update(Ordering::AcqRel, Ordering::Acquire, |looks| looks.checked_sub(1)).is_ok();
-        if free < self.reserve_bytes {
+        let files = self.free_files.load(Ordering::Relaxed);
+        let enough_files = files >= self.files_kept + self.files_kept / FILES_RESUME_SHARE;
+        if free < self.reserve_bytes || files < self.files_kept {
             self.becomes_full();
-        } else if free >= self.resume_bytes() && !looks_full && self.full.swap(false, Ordering::AcqRel) {
+        } else if free >= self.resume_bytes() && enough_files && !looks_full && self.full.swap(false, Ordering::AcqRel)
+        {
             tracing::info!(disk = %self.folder.display(), free_bytes = free, "the disk has room again, writes go on");
         }
         for content in &self.contents {
@@ -430,6 +496,9 @@ impl Disk {
         let free = self.free_bytes.load(Ordering::Relaxed);
         let beside = free.saturating_sub(ballast.held());
         ballast.fill(beside.saturating_sub(self.reserve_bytes / RESUME_SHARE));
+        if self.files_kept > 0 && self.few_files().is_none() {
+            ballast.fill_files();
+        }
     }
 }
 
@@ -457,6 +526,8 @@ mod tests {
             left: AtomicI64::new(left),
             left_then: AtomicI64::new(left),
             free_bytes: AtomicU64::new(reserve_bytes),
+            files_kept: 0,
+            free_files: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
             looks_full: AtomicU32::new(0),
         }
@@ -481,6 +552,23 @@ mod tests {
         assert!(disk.admit(1, &Metrics::new()).is_err(), "a smaller one would let writes flap");
         let text = refused.to_string();
         assert!(text.contains("/disk") && text.contains("store.reserve") && text.contains("104857600"), "{text}");
+    }
+
+    #[test]
+    fn a_file_system_without_inodes_is_full_and_says_so() {
+        let mut disk = disk(signed(10 * MIB), 4 * MIB);
+        (disk.files_kept, disk.free_files) = (FILES_KEPT, AtomicU64::new(FILES_KEPT - 1));
+
+        disk.becomes_full();
+
+        let text = disk.admit(1, &Metrics::new()).unwrap_err().to_string();
+        assert!(text.contains("255 more files") && text.contains("inodes") && !text.contains("bytes"), "{text}");
+        disk.free_bytes.store(100 * MIB, Ordering::Relaxed);
+        assert!(!disk.has_bytes_alone(), "some can still be made");
+        disk.free_files.store(0, Ordering::Relaxed);
+        assert!(disk.has_bytes_alone());
+        disk.free_bytes.store(MIB, Ordering::Relaxed);
+        assert!(!disk.has_bytes_alone(), "it lacks both");
     }
 
     #[test]
