@@ -10,11 +10,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{DevArgs, ServeArgs, load};
+use super::{DevArgs, NotTried, ServeArgs, load};
 use crate::catalog::slate::Quiet;
 use crate::config::{AccessLogPlace, LogFormat, Settings, TelemetrySettings, TlsDoors};
 use crate::daemon::{Addresses, Daemon, DaemonSummary};
-use crate::runtime::descriptors::{connections_below, raise_limit};
+use crate::runtime::descriptors::{Descriptors, raise_limit};
 
 /// Credentials of `esker dev`, unless the environment sets others. They guard a loopback address.
 const DEV_KEYS: [(&str, &str, &str); 2] = [
@@ -51,22 +51,31 @@ enum RunKind {
 /// Descriptors for the catalog, the log, listeners, and reads of files.
 const DESCRIPTORS_BESIDE: usize = 256;
 
-/// Lowers the number of connections to what the limit on descriptors leaves beside files and the store.
-fn fit_descriptors(settings: &mut Settings) {
-    let limits = &mut settings.limits;
-    let store = settings.store.concurrent_requests_max;
-    let others = DESCRIPTORS_BESIDE + limits.connections_reserved + settings.merging.open_files_max + store;
-    let (limit, wanted) = (raise_limit(), limits.connections_max);
-    limits.connections_max = connections_below(limit, wanted, others);
-    if limits.connections_max < wanted {
-        let (descriptors, connections) = (limit.unwrap_or_default(), limits.connections_max);
+/// Lowers the number of connections, and of open files, to what the limit on descriptors leaves beside the store.
+fn fit_descriptors(settings: &mut Settings) -> Result<(), NotTried> {
+    let (limits, files) = (&mut settings.limits, &mut settings.merging.open_files_max);
+    let others = DESCRIPTORS_BESIDE + limits.connections_reserved + settings.store.concurrent_requests_max;
+    let wanted = Descriptors { connections: limits.connections_max, files: *files };
+    let limit = raise_limit();
+    let fits = wanted.below(limit, others).map_err(|needed| {
+        NotTried(format!(
+            "the limit on open files (`ulimit -n`, LimitNOFILE= of systemd) is {}, and at least {needed} are needed: raise it, or \
+             set store.max-concurrent-requests lower",
+            limit.unwrap_or_default()
+        ))
+    })?;
+    if fits != wanted {
         tracing::warn!(
-            descriptors,
-            wanted,
-            connections,
-            "the limit on open files (ulimit -n) leaves fewer connections"
+            descriptors = limit.unwrap_or_default(),
+            wanted = wanted.connections,
+            connections = fits.connections,
+            wanted_files = wanted.files,
+            files = fits.files,
+            "the limit on open files (ulimit -n) leaves fewer connections, or fewer physical files that are open at a time"
         );
     }
+    (limits.connections_max, *files) = (fits.connections, fits.files);
+    Ok(())
 }
 
 /// Threads that read and write files. Each costs memory that nobody pays for, its stack and its part of the allocator;
@@ -76,7 +85,7 @@ const FILE_THREADS_MAX: usize = 64;
 fn run(mut settings: Settings, ready_file: Option<&Path>, kind: RunKind) -> anyhow::Result<ExitCode> {
     start_logging(&settings.telemetry);
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    fit_descriptors(&mut settings);
+    fit_descriptors(&mut settings)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().max_blocking_threads(FILE_THREADS_MAX).build().context("the runtime")?;
     let started = runtime.block_on(async {
@@ -144,6 +153,9 @@ struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    /// Without somebody who takes it, it ends the process when a file grows beyond the limit (`ulimit -f`); with somebody, the
+    /// write fails, and that is told.
+    _file_too_large: Signal,
 }
 
 impl Signals {
@@ -152,6 +164,8 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be listened for")?,
             terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?,
             hangup: signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?,
+            _file_too_large: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))
+                .context("SIGXFSZ cannot be listened for")?,
         })
     }
 

@@ -15,10 +15,32 @@ pub fn raise_limit() -> Option<u64> {
     }
 }
 
-/// Number of `wanted` connections that fit below a limit on descriptors besides `others`; one at least.
-pub fn connections_below(limit: Option<u64>, wanted: usize, others: usize) -> usize {
-    let room = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    wanted.min(room.saturating_sub(others)).max(1)
+/// Connections and open files below which a daemon turns most of its clients away.
+const CONNECTIONS_MIN: usize = 64;
+const FILES_MIN: usize = 16;
+
+/// Descriptors for what comes and goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// Connections at a time.
+    pub connections: usize,
+    /// Open physical files at a time.
+    pub files: usize,
+}
+
+impl Descriptors {
+    /// As many of these as fit below a limit beside `others`: fewer connections first, and once they are few, fewer files.
+    ///
+    /// # Errors
+    /// The limit that is needed at least.
+    pub fn below(self, limit: Option<u64>, others: usize) -> Result<Self, usize> {
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let (connections_min, files_min) = (self.connections.min(CONNECTIONS_MIN), self.files.min(FILES_MIN));
+        let needed = others + connections_min + files_min;
+        let room = limit.checked_sub(others).filter(|_| limit >= needed).ok_or(needed)?;
+        let files = self.files.min(room - connections_min);
+        Ok(Self { connections: self.connections.min(room - files), files })
+    }
 }
 
 #[cfg(test)]
@@ -26,10 +48,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_fit_below_the_limit_with_everything_else() {
-        assert_eq!(connections_below(Some(1 << 20), 4096, 500), 4096);
-        assert_eq!(connections_below(Some(1024), 4096, 500), 524);
-        assert_eq!(connections_below(Some(64), 4096, 500), 1);
-        assert_eq!(connections_below(None, 4096, 500), 4096);
+    fn connections_and_files_fit_below_the_limit_with_everything_else() {
+        let wanted = Descriptors { connections: 4096, files: 256 };
+        let fits = |limit| wanted.below(limit, 300).map(|fits| (fits.connections, fits.files));
+
+        assert_eq!(fits(None), Ok((4096, 256)));
+        assert_eq!(fits(Some(1 << 20)), Ok((4096, 256)));
+        assert_eq!(fits(Some(1024)), Ok((468, 256)));
+        assert_eq!(fits(Some(512)), Ok((64, 148)));
+        assert_eq!(fits(Some(380)), Ok((64, 16)));
+        assert_eq!(fits(Some(379)), Err(380));
+        let few = Descriptors { connections: 8, files: 256 };
+        assert_eq!(few.below(Some(400), 300), Ok(Descriptors { connections: 8, files: 92 }));
     }
 }

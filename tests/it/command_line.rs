@@ -253,3 +253,58 @@ async fn a_put_says_whose_state_it_is() {
     assert_eq!(segments.len(), 1);
     assert_eq!((segments[0].subtask.as_deref(), segments[0].scope.as_str()), (Some("sum_1_4"), "shared"));
 }
+
+/// Starts `esker dev` on a folder below limits of a shell; the caller ends it.
+fn limited(folder: &std::path::Path, limit: &str) -> (std::process::Child, std::path::PathBuf) {
+    let log = folder.join("log");
+    let script = format!(r#"{limit}; exec "$0" "$@""#);
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).arg(process::esker().get_program());
+    command.args(["dev", "--api", "127.0.0.1:0", "--s3", "127.0.0.1:0", "--ready-file"]).arg(folder.join("ready"));
+    command.arg("--data-dir").arg(folder.join("data")).stdout(std::process::Stdio::null());
+    let child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    (child, log)
+}
+
+#[test]
+fn a_limit_on_open_files_that_leaves_nothing_is_refused_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+
+    let (mut child, log) = limited(folder.path(), "ulimit -n 256");
+
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    let said = std::fs::read_to_string(log).unwrap();
+    assert!(said.contains("ulimit -n") && said.contains("is 256") && said.contains("LimitNOFILE"), "{said}");
+    assert!(!folder.path().join("data").exists(), "something was made");
+}
+
+#[tokio::test]
+async fn a_file_that_may_not_grow_fails_its_write_and_not_the_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut child, log) = limited(folder.path(), "ulimit -f 2048");
+    let said = || std::fs::read_to_string(&log).unwrap();
+    let begun = std::time::Instant::now();
+    let ready = loop {
+        if let Ok(text) = std::fs::read_to_string(folder.path().join("ready")) {
+            break serde_json::from_str::<process::Ready>(&text).unwrap();
+        }
+        assert!(child.try_wait().unwrap().is_none(), "{}", said());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{}", said());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let client = esker_client::Client::new(&ready.api, None).unwrap();
+    client.create_job("j").await.unwrap();
+    let small = client.put("j", &crate::daemon::checkpoint(1), None, vec![7; 100_000].into()).await.unwrap();
+
+    let refused = client.put("j", &crate::daemon::checkpoint(1), None, vec![8; 3 << 20].into()).await.unwrap_err();
+
+    assert!(
+        matches!(&refused, esker_client::ClientError::Refused { status, .. } if status.as_u16() == 503),
+        "{refused}"
+    );
+    assert!(said().contains("File too large"), "{}", said());
+    assert_eq!(client.get(&small.segment).await.unwrap(), vec![7; 100_000]);
+    client.put("j", &crate::daemon::checkpoint(1), None, vec![9; 100_000].into()).await.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
