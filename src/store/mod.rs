@@ -34,6 +34,7 @@ mod open;
 mod opened;
 mod placement;
 mod probe;
+mod regular;
 mod s3;
 mod service;
 pub mod space;
@@ -65,6 +66,7 @@ pub use open::{
 pub use opened::OpenedFile;
 pub use placement::Placement;
 pub use probe::{ProbeError, probe};
+pub use regular::NotRegular;
 pub use space::{DiskFull, DiskSpace};
 pub use whole::WholeStore;
 

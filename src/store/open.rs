@@ -13,6 +13,7 @@ use object_store::{Error, ObjectStore};
 use super::azure::{AzureObjects, CONNECTION_STRING, azure};
 use super::gcs::gcs;
 use super::hdfs::{HdfsClient, HdfsFault, HdfsLogFolder, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
+use super::regular::{NotRegular, check_catalog_folder, check_data_folder};
 use super::s3::s3;
 use super::{
     Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
@@ -46,6 +47,9 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// A file is none.
+    #[error(transparent)]
+    NotRegular(#[from] NotRegular),
     /// Direct writes are demanded and do not work.
     #[error("{} takes no direct writes: set store.direct-io to auto or off", folder.display())]
     Direct {
@@ -113,9 +117,9 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it is the configuration that makes no client: trying again changes nothing.
+    /// Whether it is the configuration that makes no client, or a file is none: trying again changes nothing.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::ServiceAccount { .. } | Self::NoAccount(_))
+        matches!(self, Self::ServiceAccount { .. } | Self::NoAccount(_) | Self::NotRegular(_))
     }
 }
 
@@ -295,6 +299,7 @@ pub fn open_data(settings: &StoreSettings, metrics: &Metrics) -> Result<DataStor
     if let StoreUrl::File(folder) = &settings.url {
         let absolute = std::path::absolute(folder);
         let folder = absolute.map_err(|source| OpenError::Folder { folder: folder.clone(), source })?;
+        check_data_folder(&folder)?;
         return Ok(DataStore::Local(LocalStore::new(folder, traffic)));
     }
     match StoreRoot::make(&settings.url, settings, metrics, &Entropy::from_os(Clock::System))? {
@@ -335,6 +340,7 @@ fn local_catalog(
     metrics: &Metrics,
 ) -> Result<Placement, OpenError> {
     let folder = catalog_in(folder);
+    check_catalog_folder(&folder)?;
     let space =
         if folder.exists() { disk_space(None, Some(&folder), settings, metrics)? } else { DiskSpace::default() };
     Ok(Placement::Local { folder, traffic, space })

@@ -19,6 +19,7 @@ mod keys;
 mod large;
 mod native;
 mod peers;
+mod pipes;
 mod proxies;
 mod raw;
 mod rebuild;
