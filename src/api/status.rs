@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use esker_client::wire::ErrorBody;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 
 use super::exchange::Exchange;
 use crate::engine::{EngineError, NoAnswer, Refusal};
@@ -19,6 +19,17 @@ pub const WITHOUT_TLS: &str = "this port speaks TLS: send the request to https:/
 /// To whom comes before the storage is open.
 pub const STARTING: &str =
     "the daemon is starting, repeat the request: /readyz of the native API says what it waits for";
+
+/// To a request of HTTP/1.1 that does not say to whom it goes, or says it twice.
+pub const ONE_HOST: &str = "a request of HTTP/1.1 must have one header Host";
+
+/// Whether a request says to whom it goes, as HTTP/1.1 wants it: proxies that read another one would route it elsewhere.
+///
+/// # Source
+/// RFC 9112, section 3.2.
+pub fn names_one_host(version: Version, headers: &HeaderMap) -> bool {
+    version != Version::HTTP_11 || headers.get_all(header::HOST).iter().count() == 1
+}
 
 /// After how long a client that was turned away should come back.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -395,3 +395,60 @@ async fn bytes_that_were_damaged_on_disk_are_never_handed_out() {
     assert!(matches!(error, ClientError::Connection { .. }), "{error}");
     assert_eq!(daemon.metric("esker_corrupt_reads_total").await, 2.0);
 }
+
+#[tokio::test]
+async fn a_request_of_http_1_1_names_one_host() {
+    let daemon = daemon().await;
+    for host in ["", "host: a\r\nhost: b\r\n"] {
+        let answer = ask(daemon.api(), format!("GET /v1/jobs HTTP/1.1\r\n{host}\r\n")).await;
+        assert_eq!((answer.status, answer.error()), (400, ("invalid".to_owned(), "host".to_owned())));
+        let answer = ask(daemon.s3(), format!("GET / HTTP/1.1\r\n{host}\r\n")).await;
+        assert!(answer.status == 400 && answer.text().contains("<Code>InvalidRequest</Code>"), "{}", answer.text());
+    }
+    assert_eq!(ask(daemon.api(), "GET /v1/jobs HTTP/1.0\r\n\r\n").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_path_that_is_no_text_is_refused_like_everything_else() {
+    let daemon = daemon().await;
+
+    let answer = post(&daemon, "/v1/jobs/%ff/flush", "", b"").await;
+
+    assert_eq!((answer.status, answer.error()), (400, ("invalid".to_owned(), "path".to_owned())));
+}
+
+#[tokio::test]
+async fn what_a_body_says_that_nobody_reads_is_refused() {
+    let daemon = daemon().await;
+    daemon.client.begin("j", 1).await.unwrap();
+    for target in ["/v1/gc", "/v1/reclaim", "/v1/jobs/j/checkpoints/1/complete", "/v1/jobs/j/checkpoints/1/abort"] {
+        for body in [&b"{\"force\": true}"[..], b"x"] {
+            let answer = post(&daemon, target, "", body).await;
+            assert_eq!((answer.status, answer.error()), (400, ("invalid".to_owned(), "body".to_owned())), "{target}");
+        }
+    }
+    assert_eq!(post(&daemon, "/v1/gc", "", b"{}").await.status, 200);
+    assert_eq!(post(&daemon, "/v1/jobs/j/checkpoints/1/complete", "", b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_range_beyond_every_object_is_not_satisfiable() {
+    let daemon = daemon().await;
+    assert_eq!(ask(daemon.s3(), request("PUT", "/checkpoints/key", "", b"ten bytes.")).await.status, 200);
+    let get = async |range: &str| {
+        let answer = ask(daemon.s3(), request("GET", "/checkpoints/key", &format!("range: {range}\r\n"), b"")).await;
+        (answer.status, answer.text())
+    };
+
+    for range in [
+        "bytes=18446744073709551615-",
+        "bytes=99999999999999999999999-",
+        "bytes=9223372036854775808-9223372036854775809",
+    ] {
+        let (status, text) = get(range).await;
+        assert!(status == 416 && text.contains("InvalidRange"), "{range}: {status} {text}");
+    }
+    assert_eq!(get("bytes=4-18446744073709551615").await, (206, "bytes.".to_owned()));
+    assert_eq!(get("bytes=-18446744073709551616").await, (206, "ten bytes.".to_owned()));
+    assert_eq!(get("bytes=5-1").await, (200, "ten bytes.".to_owned()), "it makes no sense, and the whole is read");
+}

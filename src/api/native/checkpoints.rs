@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 
-use super::parts::{Native, in_field, job_of, json, query};
+use super::parts::{Native, in_field, job_of, json, nothing, query};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
 use crate::engine::jobs::CheckpointStep;
@@ -24,9 +24,10 @@ pub(super) async fn begin_checkpoint(
     state: State<Native>,
     path: Path<(String, String)>,
     uri: Uri,
+    request: Request,
 ) -> Result<Response, ApiError> {
     let kind = query::<BeginParams>(&uri)?.kind.into();
-    take_step(state, path, CheckpointStep::Begin(kind)).await
+    take_step(state, path, request, CheckpointStep::Begin(kind)).await
 }
 
 /// Completes a checkpoint: a job can be restored from it.
@@ -36,16 +37,21 @@ pub(super) async fn begin_checkpoint(
 pub(super) async fn complete_checkpoint(
     state: State<Native>,
     path: Path<(String, String)>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    take_step(state, path, CheckpointStep::Complete).await
+    take_step(state, path, request, CheckpointStep::Complete).await
 }
 
 /// Aborts a checkpoint: frees its segments that no later one uses, and refuses late ones.
 #[utoipa::path(post, tag = "Checkpoints", path = "/v1/jobs/{job}/checkpoints/{checkpoint}/abort",
     params(("job" = String, Path), ("checkpoint" = u64, Path)), responses(
     (status = 200, body = CheckpointInfo), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
-pub(super) async fn abort_checkpoint(state: State<Native>, path: Path<(String, String)>) -> Result<Response, ApiError> {
-    take_step(state, path, CheckpointStep::Abort).await
+pub(super) async fn abort_checkpoint(
+    state: State<Native>,
+    path: Path<(String, String)>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    take_step(state, path, request, CheckpointStep::Abort).await
 }
 
 /// Subsumes every checkpoint up to this one: frees what none after it uses.
@@ -55,16 +61,19 @@ pub(super) async fn abort_checkpoint(state: State<Native>, path: Path<(String, S
 pub(super) async fn subsume_checkpoint(
     state: State<Native>,
     path: Path<(String, String)>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    take_step(state, path, CheckpointStep::Subsume).await
+    take_step(state, path, request, CheckpointStep::Subsume).await
 }
 
 async fn take_step(
     State(native): State<Native>,
     Path((job, checkpoint)): Path<(String, String)>,
+    request: Request,
     step: CheckpointStep,
 ) -> Result<Response, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
+    nothing(&native, request).await?;
     Ok(match native.engine.step(&job, id, step).await? {
         Some(checkpoint) => Json(checkpoint_info(&job, &checkpoint)).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),

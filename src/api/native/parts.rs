@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::api::body::{Admission, too_slow};
 use crate::api::exchange::{Exchange, ExchangeNotes};
 use crate::api::keys::KeyRing;
-use crate::api::status::ApiError;
+use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
 use crate::config::KeyAccess;
 use crate::engine::intake::Rejected;
@@ -64,6 +64,12 @@ impl Native {
 
 /// Lets requests with a known token pass, or all if none is configured.
 pub(super) async fn authorize(State(native): State<Native>, request: Request, next: Next) -> Response {
+    if !names_one_host(request.version(), request.headers()) {
+        return ApiError::invalid("host", ONE_HOST).into_response();
+    }
+    if percent_decode_str(request.uri().path()).decode_utf8().is_err() {
+        return ApiError::invalid("path", "must be UTF-8 once percent signs are decoded").into_response();
+    }
     let keys = native.keys.current();
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let known = sent.and_then(|value| value.strip_prefix("Bearer ")).and_then(|sent| keys.token(sent));
@@ -121,6 +127,31 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
         false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
     })?;
     serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
+}
+
+/// Bytes of a body that says nothing.
+const NOTHING_BYTES_MAX: usize = 4 << 10;
+
+/// A body without fields.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Reads the body of a request that needs none: what stands in it would be left undone without a word.
+pub(super) async fn nothing(native: &Native, request: Request) -> Result<(), ApiError> {
+    if http_body::Body::is_end_stream(request.body()) {
+        return Ok(());
+    }
+    let patience = native.engine.settings().limits.body_timeout;
+    let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), NOTHING_BYTES_MAX)).await;
+    let refused =
+        |why: String| ApiError::invalid("body", format!("this request has no body, or an empty object: {why}"));
+    let body = body.map_err(|_| refused(format!("it did not arrive within {patience:?}")))?;
+    let body = body.map_err(|error| refused(error.to_string()))?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    serde_json::from_slice::<Nothing>(&body).map(|_| ()).map_err(|error| refused(error.to_string()))
 }
 
 pub(super) fn job_of(text: &str) -> Result<JobId, ApiError> {

@@ -1,13 +1,13 @@
 //! Reports space by job, lane and checkpoint; reclaims on demand.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use esker_client::wire::{
     ErrorBody, GcParams, GcReport, ReclaimPlan, ReclaimRound, SpaceInfo, SpaceParams, VerifyInfo,
 };
 use http::Uri;
 
-use super::parts::{Native, job_of, query};
+use super::parts::{Native, job_of, nothing, query};
 use crate::api::status::ApiError;
 use crate::engine::Recount;
 
@@ -38,7 +38,11 @@ pub(super) async fn show_plan(State(native): State<Native>) -> Result<Json<Recla
 /// Reclaims now instead of at the next interval, and tells what was done.
 #[utoipa::path(post, tag = "Space", path = "/v1/reclaim", responses(
     (status = 200, body = ReclaimRound), (status = 503, body = ErrorBody)))]
-pub(super) async fn reclaim_now(State(native): State<Native>) -> Result<Json<ReclaimRound>, ApiError> {
+pub(super) async fn reclaim_now(
+    State(native): State<Native>,
+    request: Request,
+) -> Result<Json<ReclaimRound>, ApiError> {
+    nothing(&native, request).await?;
     Ok(Json((&native.engine.reclaim_now().await?).into()))
 }
 
@@ -51,8 +55,9 @@ pub(super) async fn show_gc(State(native): State<Native>) -> Result<Json<GcRepor
 /// Deletes what is due now instead of at the next interval, and tells what is left.
 #[utoipa::path(post, tag = "Space", path = "/v1/gc", params(GcParams), responses(
     (status = 200, body = GcReport), (status = 503, body = ErrorBody)))]
-pub(super) async fn gc_now(state: State<Native>, uri: Uri) -> Result<Json<GcReport>, ApiError> {
+pub(super) async fn gc_now(state: State<Native>, uri: Uri, request: Request) -> Result<Json<GcReport>, ApiError> {
     let GcParams { force } = query(&uri)?;
+    nothing(&state.0, request).await?;
     let engine = &state.0.engine;
     if force == Some(true) {
         engine.force_sweep().await;

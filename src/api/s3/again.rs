@@ -143,7 +143,12 @@ const TAGS: [HeaderName; 4] = [
 fn make_head_plain(method: &Method, headers: &mut HeaderMap, extensions: &mut http::Extensions) -> S3Result<()> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
     if reads && has_a_senseless_range(headers) {
-        headers.remove(RANGE);
+        let ranges: Vec<_> = headers.get_all(RANGE).iter().collect();
+        let within = if let [range] = ranges[..] { range.to_str().ok().and_then(within_bounds) } else { None };
+        match within.and_then(|range| HeaderValue::try_from(range).ok()) {
+            Some(range) => drop(headers.insert(RANGE, range)),
+            None => drop(headers.remove(RANGE)),
+        }
     }
     if reads && has_no_date(headers) {
         headers.remove(IF_MODIFIED_SINCE);
@@ -172,6 +177,22 @@ fn make_head_plain(method: &Method, headers: &mut HeaderMap, extensions: &mut ht
 fn has_no_date(headers: &HeaderMap) -> bool {
     let date = headers.get(IF_MODIFIED_SINCE).map(|date| date.to_str().unwrap_or_default());
     date.is_some_and(|date| dto::Timestamp::parse(dto::TimestampFormat::HttpDate, date).is_err())
+}
+
+/// A range with numbers that s3s does not take, as one that names the same bytes of any object: none has so many.
+fn within_bounds(range: &str) -> Option<String> {
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+        digits.then(|| text.parse().unwrap_or(i64::MAX))
+    };
+    Some(match range.strip_prefix("bytes=")?.split_once('-')? {
+        ("", length) => format!("bytes=-{}", number(length)?),
+        (first, "") => format!("bytes={}-", number(first)?),
+        (first, last) => {
+            let (first, last) = (number(first)?, number(last)?);
+            (first <= last).then(|| format!("bytes={first}-{last}"))?
+        }
+    })
 }
 
 fn has_a_senseless_range(headers: &HeaderMap) -> bool {

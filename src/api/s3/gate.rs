@@ -36,7 +36,7 @@ use super::surface::Named;
 use super::{heads, signature, xml};
 use crate::api::exchange::{Exchange, ExchangeNotes, told_referer};
 use crate::api::peers::{Peers, Reason};
-use crate::api::status::{STARTING, WITHOUT_TLS};
+use crate::api::status::{ONE_HOST, STARTING, WITHOUT_TLS, names_one_host};
 use crate::api::unread::BodyError;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{DoorLabel, MetricLabel, Operation, RejectReason};
@@ -274,6 +274,9 @@ impl Gate {
         B::Error: Into<StdError>,
     {
         let (mut head, body) = request.into_parts();
+        if !names_one_host(head.version, &head.headers) {
+            return Err(refuse(S3ErrorCode::InvalidRequest, ONE_HOST));
+        }
         if head.method == Method::POST && is_form(&head.headers) {
             return Err(not_implemented("uploading by a browser form"));
         }

@@ -111,7 +111,10 @@ fn in_query(query: &[(String, String)]) -> S3Result<Signed<'_>> {
     for name in PRESIGNED {
         once(name)?;
     }
-    if !matches!(once("X-Amz-Expires")?.parse::<u64>(), Ok(1..=PRESIGNED_SECONDS_MAX)) {
+    let seconds = once("X-Amz-Expires")?;
+    // A number may be written with a sign, seconds may not.
+    let digits = seconds.bytes().all(|digit| digit.is_ascii_digit());
+    if !digits || !matches!(seconds.parse::<u64>(), Ok(1..=PRESIGNED_SECONDS_MAX)) {
         return Err(refuse(malformed.clone(), format!("X-Amz-Expires must be 1 to {PRESIGNED_SECONDS_MAX} seconds")));
     }
     Ok(Signed {
@@ -345,6 +348,7 @@ mod tests {
             (with("Expires=60", "Expires=604801"), &[], malformed),
             (with("Expires=60", "Expires=0"), &[], malformed),
             (with("Expires=60", "Expires=-1"), &[], malformed),
+            (with("Expires=60", "Expires=%2B60"), &[], malformed),
             (with("X-Amz-Expires=60", "X-Amz-Expires=60&%58-Amz-Expires=61"), &[], malformed),
             ("AWSAccessKeyId=K&Signature=0&Expires=1".to_owned(), &[], "InvalidRequest"),
             ("AWSAccessKeyId=K&Signatur%65=0&Expires=1".to_owned(), &[], "InvalidRequest"),
