@@ -8,8 +8,8 @@ use super::*;
 
 /// A successor of a daemon, on the same store and in a folder of its own.
 fn successor_of(world: World) -> (World, TempDir) {
-    let World { cluster, folder, url, answered } = world;
-    (World { cluster, folder: tempfile::tempdir().unwrap(), url, answered }, folder)
+    let World { cluster, folder, url, answered, environment } = world;
+    (World { cluster, folder: tempfile::tempdir().unwrap(), url, answered, environment }, folder)
 }
 
 /// The output of one of Hadoop's own tools.
