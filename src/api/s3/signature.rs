@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(query_form(&with("Expires=60", "Expires=604800"), &[]), Ok(()));
 
         let malformed = "AuthorizationQueryParametersError";
-        let refused: [(String, More, &str); 16] = [
+        let refused: [(String, More, &str); 17] = [
             (with("", ""), &[("x-amz-copy-source", "/b/secret")], "AccessDenied"),
             (with("", ""), &[("x-amz-content-sha256", SHA)], "AccessDenied"),
             (with("", ""), &[("authorization", "AWS4-HMAC-SHA256 Credential=")], "InvalidArgument"),
