@@ -9,7 +9,7 @@
 //!
 //! Bytes that are appended to open files between two looks go into the folder that was moved, with the files.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Inode;
+use crate::store::{HeldInode, Inode};
 
 /// Time between two looks of [`Anchor::watch`].
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ struct Anchored {
     path: PathBuf,
     inode: Inode,
     /// The folder of the file, and those in it that were named.
-    folders: Vec<(PathBuf, Inode)>,
+    folders: Vec<(PathBuf, HeldInode)>,
     moved: CancellationToken,
 }
 
@@ -44,7 +44,7 @@ impl Anchor {
         let inode = Inode::from(&file.metadata()?);
         let folder = path.parent().unwrap_or(Path::new("."));
         let folders = folders.iter().map(|name| folder.join(name)).chain([folder.to_owned()]);
-        let known = |folder: PathBuf| fs::metadata(&folder).map(|metadata| (folder, Inode::from(&metadata)));
+        let known = |folder: PathBuf| HeldInode::open(&folder).map(|held| (folder, held));
         let folders = folders.map(known).collect::<io::Result<_>>()?;
         Ok(Self(Arc::new(Anchored { path, inode, folders, moved: CancellationToken::new() })))
     }
@@ -67,8 +67,8 @@ impl Anchor {
         let Anchored { path, inode, folders, moved } = &*self.0;
         if !moved.is_cancelled() {
             let mut is_here = inode.is_at(path)?;
-            for (folder, inode) in folders {
-                is_here = is_here && inode.is_at(folder)?;
+            for (folder, held) in folders {
+                is_here = is_here && held.inode().is_at(folder)?;
             }
             if is_here {
                 return Ok(());
@@ -106,6 +106,8 @@ impl Anchor {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -272,7 +272,7 @@ impl Parts {
             reader,
             data,
             budgets,
-            writes: WriteHealth::new(metrics.clone(), can, &settings.store),
+            writes: WriteHealth::new(metrics.clone(), can, &settings),
             settings,
             metrics,
             entropy,

@@ -10,12 +10,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, OptionFuture};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::EngineError;
 use crate::catalog::Catalog;
-use crate::config::StoreSettings;
+use crate::config::{Settings, StoreUrl};
 use crate::metrics::Metrics;
 use crate::metrics::writes::{Failing, WriteKind};
 use crate::model::PhysicalFileId;
@@ -66,13 +68,14 @@ struct HealthShared {
 }
 
 impl WriteHealth {
-    /// Of writes to this store; none is in trouble yet.
-    pub fn new(metrics: Metrics, can: Capabilities, store: &StoreSettings) -> Self {
+    /// Of writes to this store and its catalog; none is in trouble yet.
+    pub fn new(metrics: Metrics, can: Capabilities, settings: &Settings) -> Self {
         // Where requests are repeated, a write that waits may yet succeed.
-        let repeats = if can.appends && !can.leases {
-            Duration::ZERO
-        } else {
-            store.request_timeout.saturating_add(store.retry_timeout)
+        let on_disk = can.appends && !can.leases;
+        let store = &settings.store;
+        let repeats = match &settings.catalog.url {
+            None | Some(StoreUrl::File(_)) if on_disk => Duration::ZERO,
+            _ => store.request_timeout.saturating_add(store.retry_timeout),
         };
         let (bound, trouble) = (WAITS_MAX.saturating_add(repeats), watch::Sender::new(None));
         Self(Arc::new(HealthShared { metrics, bound, trouble }))
@@ -113,23 +116,23 @@ impl WriteHealth {
     /// Looks until `stop`.
     pub(super) async fn watch(self, probe: WriteProbe, stop: CancellationToken) {
         let (mut tables_told, mut tried) = (false, Clock::instant());
+        // One that hangs is in progress, and told as such; another one would hang, too.
+        let mut trying: Option<BoxFuture<'_, ()>> = None;
         while !stop.is_cancelled() {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = OptionFuture::from(trying.as_mut()).map(drop), if trying.is_some() => {
+                    (trying, tried) = (None, Clock::instant());
+                }
             }
             let now = Clock::instant();
             self.look(now);
             self.look_at_tables(now, &mut tables_told);
-            if self.0.metrics.writes().failing(WriteKind::Data, now).is_some() && now.duration_since(tried) >= TRY_EVERY
-            {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = probe.write() => {}
-                    // It is in progress, and told as such; looks go on.
-                    () = tokio::time::sleep(TRY_EVERY) => {}
-                }
-                tried = Clock::instant();
+            let fails = self.0.metrics.writes().failing(WriteKind::Data, now);
+            let fails = fails.is_some_and(|failing| failing.last < FAILURE_LASTS);
+            if fails && trying.is_none() && now.duration_since(tried) >= TRY_EVERY {
+                trying = Some(probe.write().boxed());
             }
         }
     }

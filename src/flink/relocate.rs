@@ -28,6 +28,16 @@ pub enum RelocateError {
         /// The new path.
         path: String,
     },
+    /// One file would take the place of another.
+    #[error("{first} and {second} would both become {to}: move them one by one, below folders of their own")]
+    SamePlace {
+        /// One of them.
+        first: String,
+        /// The other one.
+        second: String,
+        /// Where they would go.
+        to: String,
+    },
 }
 
 /// Returns `bytes` with another URI wherever `to` has one; all else stays as it is, byte for byte.

@@ -80,7 +80,7 @@ impl Default for WritesOfKind {
 /// Writes that all fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failing {
-    /// For how long.
+    /// Between the first that failed and the last one.
     pub lasts: Duration,
     /// How long ago the last one failed.
     pub last: Duration,
@@ -112,11 +112,17 @@ impl WritesSeen {
         InProgress { of, slot }
     }
 
-    /// One was carried out. Writes of its kind fail no longer, unless it was at another step: where no byte is synced, a file
-    /// may be created all the same.
+    /// One was carried out. Writes of its kind fail no longer, unless it was an earlier step than the one that failed: where no
+    /// byte is synced, a file may be created all the same.
     pub fn succeeded(&self, kind: WriteKind, at: StoreOperation) {
+        use StoreOperation::{Append, MultipartComplete, Put};
         let of = self.of(kind);
-        if of.failing_since.load(Ordering::Relaxed) != 0 && of.failed_at.load(Ordering::Relaxed) == at as usize {
+        if of.failing_since.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let failed_at = of.failed_at.load(Ordering::Relaxed);
+        let is_whole = matches!(at, Put | MultipartComplete) && failed_at != Append as usize;
+        if at == Append || is_whole || failed_at == at as usize {
             of.failing_since.store(0, Ordering::Relaxed);
         }
     }
@@ -152,7 +158,8 @@ impl WritesSeen {
         let since = of.failing_since.load(Ordering::Relaxed).checked_sub(1)?;
         let ago = |millis: u64| Duration::from_millis(self.millis(now).saturating_sub(millis));
         let last = of.failed_last.load(Ordering::Relaxed).saturating_sub(1);
-        Some(Failing { lasts: ago(since), last: ago(last), cause: of.cause.lock().clone() })
+        let lasts = Duration::from_millis(last.saturating_sub(since));
+        Some(Failing { lasts, last: ago(last), cause: of.cause.lock().clone() })
     }
 
     /// Why the last write of a kind failed, if that was lately: others of its kind may have succeeded since.
@@ -209,11 +216,18 @@ mod tests {
         writes.succeeded(WriteKind::Data, StoreOperation::Put);
 
         let failing = writes.failing(WriteKind::Data, at(11)).unwrap();
-        assert_eq!((failing.lasts.as_secs(), failing.last.as_secs()), (10, 4));
+        assert_eq!((failing.lasts.as_secs(), failing.last.as_secs()), (6, 4));
         assert_eq!(failing.cause, "second");
         writes.succeeded(WriteKind::Data, StoreOperation::Append);
         assert_eq!(writes.failing(WriteKind::Data, at(11)), None);
         assert_eq!(writes.failed_within(WriteKind::Data, at(11), Duration::from_secs(5)).unwrap(), "second");
         assert_eq!(writes.failed_within(WriteKind::Data, at(12), Duration::from_secs(5)), None);
+
+        // A part of a large file that failed, and whole files that are written all the while.
+        writes.failed(WriteKind::Data, StoreOperation::MultipartPart, at(20), "a part".to_owned());
+        writes.succeeded(WriteKind::Data, StoreOperation::MultipartCreate);
+        assert!(writes.failing(WriteKind::Data, at(20)).is_some());
+        writes.succeeded(WriteKind::Data, StoreOperation::Put);
+        assert_eq!(writes.failing(WriteKind::Data, at(20)), None);
     }
 }

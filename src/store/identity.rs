@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append_file::sync_parent;
 use super::space::{DiskSpace, DiskUse};
-use super::{DataStore, Inode, StoreError, remove_leftover};
+use super::{DataStore, HeldInode, Inode, StoreError, remove_leftover};
 use crate::metrics::Metrics;
 use crate::model::{Millis, PhysicalFileId};
 use crate::runtime::{Clock, Entropy};
@@ -463,7 +463,7 @@ struct Guarded {
     /// In a folder: the file that is locked.
     inode: Option<Inode>,
     /// In a folder: the folder itself, and that of the files where there is one.
-    folders: Mutex<Option<(Inode, Option<Inode>)>>,
+    folders: Mutex<Option<KnownFolders>>,
     /// The last look at an object store that went well.
     looked: Mutex<Option<Looked>>,
     /// The thing that the last look found instead of the store.
@@ -476,6 +476,14 @@ struct Looked {
     at: Instant,
     /// The listing's entry for the object that the owner left. Another store has another one, if any, under this name.
     own: Option<ObjectMeta>,
+}
+
+/// The folders of a store on a local disk, as they were at the first look.
+#[derive(Debug)]
+struct KnownFolders {
+    folder: HeldInode,
+    /// That of the physical files, where there is one.
+    files: Option<HeldInode>,
 }
 
 impl StoreGuard {
@@ -516,19 +524,29 @@ impl StoreGuard {
     /// Whether the folders are those of the first look: a copy of hard links has the same file in another folder, and a mount
     /// may cover the files alone. One that was empty may have been tidied away.
     fn has_same_folders(&self, root: &FilePath) -> io::Result<bool> {
-        let inode = |path: &FilePath| match fs::metadata(path) {
-            Ok(metadata) => Ok(Some(Inode::from(&metadata))),
+        let held = |path: &FilePath| match HeldInode::open(path) {
+            Ok(held) => Ok(Some(held)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         };
-        let Some(folder) = inode(root)? else { return Ok(true) };
-        let files = inode(&root.join(PhysicalFileId::FOLDER))?;
+        let place = root.join(PhysicalFileId::FOLDER);
         let mut known = self.0.folders.lock();
-        let (known_folder, known_files) = known.get_or_insert((folder, files));
-        let is_same = folder == *known_folder && (files == *known_files || files.is_none() || known_files.is_none());
-        if is_same {
-            *known_files = files;
+        let Some(folders) = &mut *known else {
+            let Some(folder) = held(root)? else { return Ok(true) };
+            *known = Some(KnownFolders { folder, files: held(&place)? });
+            return Ok(true);
+        };
+        if !folders.folder.inode().is_at(root)? {
+            return Ok(false);
         }
+        let is_same = match &folders.files {
+            Some(files) if files.inode().is_at(&place)? => true,
+            Some(_) if place.exists() => false,
+            _ => {
+                folders.files = held(&place)?;
+                true
+            }
+        };
         Ok(is_same)
     }
 

@@ -1,6 +1,6 @@
 //! Tells files apart, whatever their names.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -29,5 +29,28 @@ impl Inode {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// A file or folder that is open, so that its number stays its own.
+#[derive(Debug)]
+pub struct HeldInode {
+    inode: Inode,
+    _open: File,
+}
+
+impl HeldInode {
+    /// Holds what the path leads to now.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let open = File::open(path)?;
+        Ok(Self { inode: Inode::from(&open.metadata()?), _open: open })
+    }
+
+    /// Which one it is.
+    pub fn inode(&self) -> Inode {
+        self.inode
     }
 }

@@ -519,6 +519,18 @@ fn is_not_ours(error: &io::Error) -> bool {
     is_loop || matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory)
 }
 
+/// What an entry is. A folder may be a link to another disk; a link that leads nowhere, or to what has a name of its own here,
+/// is told as a link.
+fn followed(root: &Path, entry: &fs::DirEntry) -> io::Result<fs::Metadata> {
+    if entry.file_type()?.is_symlink()
+        && let (Ok(root), Ok(target)) = (root.canonicalize(), entry.path().canonicalize())
+        && !target.starts_with(root)
+    {
+        return fs::metadata(target);
+    }
+    entry.metadata()
+}
+
 fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, u64)>) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -526,8 +538,7 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, u64)>) -> io::Resul
     };
     for entry in entries {
         let entry = entry?;
-        // A folder may be a link to another disk. One that leads nowhere is told as what it is, and not as a folder.
-        let metadata = fs::metadata(entry.path()).or_else(|_| entry.metadata())?;
+        let metadata = followed(root, &entry)?;
         if metadata.is_dir() && folder.components().count() < root.components().count() + DEPTH_MAX {
             walk(root, &entry.path(), found)?;
         } else if let Ok(name) = entry.path().strip_prefix(root) {
@@ -567,7 +578,10 @@ mod tests {
         fs::create_dir(&elsewhere).unwrap();
         fs::write(elsewhere.join("file"), b"abc").unwrap();
         std::os::unix::fs::symlink(&elsewhere, root.join("data/job")).unwrap();
-        std::os::unix::fs::symlink(root.join("data"), root.join("data/endless")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, elsewhere.join("endless")).unwrap();
+        fs::create_dir(root.join("data/named")).unwrap();
+        fs::write(root.join("data/named/here"), b"abc").unwrap();
+        std::os::unix::fs::symlink("named", root.join("data/twice")).unwrap();
         std::os::unix::fs::symlink("nowhere", root.join("data/broken")).unwrap();
 
         let mut found = vec![];
@@ -575,5 +589,6 @@ mod tests {
 
         assert!(found.contains(&("data/job/file".to_owned(), 3)), "{found:?}");
         assert!(found.iter().any(|(name, _)| name == "data/broken"), "{found:?}");
+        assert_eq!(found.iter().filter(|(name, _)| name.ends_with("/here")).count(), 1, "{found:?}");
     }
 }

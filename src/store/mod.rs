@@ -52,7 +52,7 @@ pub use hdfs::{HdfsProbeError, HdfsStore};
 pub use identity::{
     CATALOG_SIDE, DATA_SIDE, IdentitySlot, NotTheStore, StoreGuard, StoreIdentity, StoreLock, StoreOwner,
 };
-pub use inode::Inode;
+pub use inode::{HeldInode, Inode};
 pub use leftover::remove_leftover;
 pub use local::LocalStore;
 pub use local_copy::LocalCopy;

@@ -58,7 +58,7 @@ struct Route<'a> {
 pub fn plan(from: &StorageLocation, bytes: &[u8], to: &StorageLocation) -> Result<TransferPlan, RelocateError> {
     let route = Route { from, home: home_of(from), new_home: to };
     let mut files: BTreeMap<String, PlannedFile> = BTreeMap::new();
-    let mut elsewhere = vec![];
+    let (mut elsewhere, mut same_place) = (vec![], None);
     let summary = read_metadata(bytes, &mut |state| {
         let file = match &state.path {
             NamedPath::Relative(below) => StorageLocation::of(&from.join(below).to_string()),
@@ -67,14 +67,20 @@ pub fn plan(from: &StorageLocation, bytes: &[u8], to: &StorageLocation) -> Resul
         match file {
             Ok(file) if file.root().is_like(from.root()) => {
                 let to = route.of_file(&file);
+                let from = file.clone();
                 let planned = PlannedFile { from: file, to, needed_bytes: 0 };
                 let planned = files.entry(planned.to.path().to_owned()).or_insert(planned);
+                if planned.from != from {
+                    let (first, second, to) = (planned.from.to_string(), from.to_string(), planned.to.to_string());
+                    same_place.get_or_insert(RelocateError::SamePlace { first, second, to });
+                }
                 planned.needed_bytes = planned.needed_bytes.max(state.start.saturating_add(state.len));
             }
             Ok(file) => elsewhere.push(file.to_string()),
             Err(error) => elsewhere.push(error.to_string()),
         }
     })?;
+    same_place.map_or(Ok(()), Err)?;
     let metadata = relocate_metadata(bytes, &mut |path| match path {
         WrittenPath::File(uri) => StorageLocation::of(uri).ok().map(|file| route.of_file(&file).to_string()),
         // Flink deletes the whole folder once: it must not be one of the original.

@@ -95,6 +95,12 @@ pub(super) struct LogFileHeader {
 }
 
 impl LogFileHeader {
+    /// Whether its owner began this log file because it could not write the first group of `earlier`, which so holds nothing that
+    /// is not here.
+    pub(super) fn replaces(&self, earlier: &Self) -> bool {
+        (self.epoch, self.first_id) == (earlier.epoch, earlier.first_id) && self.number > earlier.number
+    }
+
     /// The bytes at the start of the log file.
     pub(super) fn encode(self) -> [u8; LOG_FILE_HEADER_LEN] {
         let mut out = [0; LOG_FILE_HEADER_LEN];

@@ -73,8 +73,9 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
     let _turn = fence.raise(epoch, &log.space)?;
     let log_files = list_log_files(&log.folder).map_err(unavailable)?;
     let newest = fence.newest().map_err(unavailable)?;
-    let (last_id, opened) = open_log_files(&log, &log_files, replay_after)?;
-    check_newest(&log_files, &opened, newest, replay_after)?;
+    // Before anything is cut.
+    check_newest(&log_files, newest, replay_after)?;
+    let (last_id, opened) = open_log_files(&log, &log_files, newest, replay_after)?;
     let sink = DiskSink::new(Arc::clone(&log), fence, epoch);
     let writer = LogWriter::start(sink, &log.abort, epoch, last_id, FlushOn::Append)?;
     let replay = Replay { log, log_files: opened.into_iter(), replay_after, frames: Bytes::new() };
@@ -85,6 +86,7 @@ fn take_over(log: Arc<Log>, epoch: u64, replay_after: u64) -> Result<TakenOver, 
 fn open_log_files(
     log: &Log,
     log_files: &[LogFileHeader],
+    newest: Option<u64>,
     replay_after: u64,
 ) -> Result<(u64, Vec<OpenLogFile>), WalError> {
     // An id below the first of the last log file may have been used, even if that one is empty.
@@ -100,7 +102,8 @@ fn open_log_files(
         if header.first_id > last_id + 1 {
             return Err(gone(last_id + 1..header.first_id));
         }
-        let log_file = open_log_file(log, *header, next.is_none())?;
+        let had_frame = newest == Some(header.first_id);
+        let log_file = open_log_file(log, *header, next.is_none(), had_frame)?;
         durable_id = durable_id.max(log_file.durable_id);
         // Of a log file without a frame, the next owner has used the first id again.
         let used = log_file.last_id.unwrap_or(header.first_id.saturating_sub(1));
@@ -117,21 +120,13 @@ fn open_log_files(
     Ok((last_id, opened))
 }
 
-/// Checks that the newest log file is there, with a frame: `newest` is the first id of it, where somebody has told.
-fn check_newest(
-    log_files: &[LogFileHeader],
-    opened: &[OpenLogFile],
-    newest: Option<u64>,
-    replay_after: u64,
-) -> Result<(), WalError> {
+/// Checks that the newest log file is there: `newest` is the first id of it, where somebody has told.
+fn check_newest(log_files: &[LogFileHeader], newest: Option<u64>, replay_after: u64) -> Result<(), WalError> {
     let last = log_files.last();
     match newest {
         // A log file that is newer may have been begun, and not have come to a frame.
         Some(newest) if last.is_none_or(|last| last.first_id < newest) => Err(gone(newest..newest + 1)),
-        Some(newest) => match opened.iter().rfind(|log_file| log_file.header.first_id == newest) {
-            Some(log_file) if log_file.last_id.is_none() => Err(gone(newest..newest + 1)),
-            _ => Ok(()),
-        },
+        Some(_) => Ok(()),
         // Where there are tables there was a log, and its newest file is never deleted.
         None if last.is_none() && replay_after > 0 => Err(gone(replay_after + 1..replay_after + 2)),
         None => Ok(()),
@@ -139,13 +134,20 @@ fn check_newest(
 }
 
 /// Opens one log file. If it is the last and there is no whole frame in it, its header alone is left: the newest log file stays,
-/// so that its loss is noticed.
-fn open_log_file(log: &Log, header: LogFileHeader, is_last: bool) -> Result<OpenLogFile, WalError> {
+/// so that its loss is noticed. Nothing is changed of one that `had_frame`: that was answered.
+fn open_log_file(log: &Log, header: LogFileHeader, is_last: bool, had_frame: bool) -> Result<OpenLogFile, WalError> {
     let path = log.folder.join(header.file_name());
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(unavailable)?;
     let bytes = read_up_to(&file, None).map_err(unavailable)?;
     let scan = scan(&bytes, header).map_err(|error| damaged(header, error))?;
     if is_last && scan.last_id.is_none() && !matches!(scan.end, ScanEnd::Damaged(_)) {
+        match scan.end {
+            ScanEnd::Torn(error) if had_frame && bytes.len() > LOG_FILE_HEADER_LEN => {
+                return Err(damaged(header, error));
+            }
+            _ if had_frame => return Err(gone(header.first_id..header.first_id + 1)),
+            _ => {}
+        }
         if let ScanEnd::Torn(error) = scan.end
             && bytes.len() > LOG_FILE_HEADER_LEN
         {
@@ -338,8 +340,8 @@ mod tests {
     /// Opens what is beyond a replay point; the log file that begins with `newest` had a frame.
     fn open_beyond(folder: &Path, newest: Option<u64>, replay_after: u64) -> Result<u64, WalError> {
         let log_files = list_log_files(folder).unwrap();
-        let (last_id, opened) = open_log_files(&log_in(folder), &log_files, replay_after)?;
-        check_newest(&log_files, &opened, newest, replay_after).map(|()| last_id)
+        check_newest(&log_files, newest, replay_after)?;
+        open_log_files(&log_in(folder), &log_files, newest, replay_after).map(|(last_id, _)| last_id)
     }
 
     fn is_refused(opened: Result<u64, WalError>) -> bool {
@@ -389,6 +391,21 @@ mod tests {
             File::options().write(true).open(&newest).unwrap().set_len(len as u64).unwrap();
             assert!(is_refused(open_beyond(folder.path(), Some(6), 7)), "the newest cut to {len} bytes");
         }
+    }
+
+    #[test]
+    fn the_only_frame_of_the_newest_log_file_is_not_cut_when_it_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = write_log_file(folder.path(), 1, 1, &[1]);
+        let path = folder.path().join(header.file_name());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[LOG_FILE_HEADER_LEN + 40] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+
+        assert!(is_refused(open_beyond(folder.path(), Some(1), 0)));
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+        // Nobody knows that it was durable.
+        assert_eq!(open_beyond(folder.path(), None, 0).unwrap(), 0);
     }
 
     #[test]

@@ -69,8 +69,8 @@ pub(super) struct TakenLog {
 /// `Fenced` if a later owner did so; `DataError` if the log is damaged; `Unavailable` if storage does not do as asked.
 pub(super) async fn take_over(log: &Arc<LeasedLog>, epoch: u64, replay_after: u64) -> Result<TakenLog, WalError> {
     let mark = OwnerMark { epoch, owner: log.folder.owner().to_owned() };
-    let listing = fence(log, &mark).await?;
     let mut index = FrameIndex::new(replay_after);
+    let listing = fence(log, &mark, &index).await?;
     for header in index.needed(&listing.log_files) {
         let bytes = read_closed(log, header).await?;
         index.add(header, &bytes).map_err(|error| damaged(header, error))?;
@@ -89,15 +89,28 @@ pub(super) async fn take_over(log: &Arc<LeasedLog>, epoch: u64, replay_after: u6
 }
 
 /// Shuts older owners out. Returns what they have left.
-async fn fence(log: &LeasedLog, mark: &OwnerMark) -> Result<Listing, WalError> {
+async fn fence(log: &LeasedLog, mark: &OwnerMark, index: &FrameIndex) -> Result<Listing, WalError> {
     let mut file = log.folder.create(&mark.file_name()).await.map_err(unavailable)?;
     file.close().await.map_err(unavailable)?;
     let listing = log.list().await?;
     listing.check_owner(mark)?;
     // All of them: an owner may go on writing to one whose frames, so far, are in tables.
+    let needed = index.needed(&listing.log_files);
     let released = listing.log_files.clone().into_iter().map(|header| {
         let (folder, name) = (Arc::clone(&log.folder), header.file_name());
-        async move { folder.release(&name).await.map(|_| ()).map_err(unavailable) }
+        let has_nothing = !needed.contains(&header) || listing.log_files.iter().any(|later| later.replaces(&header));
+        async move {
+            match folder.release(&name).await {
+                // Its last replica may be gone for good. Who writes it cannot go on either when the name is gone.
+                Err(error) if has_nothing => {
+                    let error = crate::error::chain(&error);
+                    tracing::warn!(name, error, "a file of the log that nobody needs cannot be closed, it is deleted");
+                    folder.delete(&name).await
+                }
+                released => released.map(|_| ()),
+            }
+            .map_err(unavailable)
+        }
     });
     stream::iter(released).buffer_unordered(RELEASED_AT_ONCE).try_collect::<()>().await?;
     Ok(listing)
