@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::storage::check_user;
 use super::{DevArgs, NotTried, ServeArgs, load};
 use crate::catalog::slate::Quiet;
 use crate::config::{AccessLogPlace, LogFormat, Settings, TelemetrySettings, TlsDoors};
@@ -85,6 +86,10 @@ const FILE_THREADS_MAX: usize = 64;
 fn run(mut settings: Settings, ready_file: Option<&Path>, kind: RunKind) -> anyhow::Result<ExitCode> {
     start_logging(&settings.telemetry);
     settings.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    // It may be meant: a store moves to another user with all its files.
+    if let Err(other_user) = check_user(&settings.store.url) {
+        tracing::warn!("{other_user}");
+    }
     fit_descriptors(&mut settings)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().max_blocking_threads(FILE_THREADS_MAX).build().context("the runtime")?;

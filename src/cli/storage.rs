@@ -67,15 +67,15 @@ impl StorageArgs {
 }
 
 /// Refuses the folder of a daemon that runs as another user: what a command makes there, that one could not open.
-fn check_user(store: &StoreUrl) -> anyhow::Result<()> {
+pub(super) fn check_user(store: &StoreUrl) -> anyhow::Result<()> {
     let StoreUrl::File(folder) = store else { return Ok(()) };
     // Without it nothing is there yet, or it is told what is wrong.
     let Ok(identity) = std::fs::metadata(folder.join(DATA_SIDE)) else { return Ok(()) };
     let (owner, user) = (identity.uid(), rustix::process::geteuid().as_raw());
     if owner != user {
         bail!(NotTried(format!(
-            "{} is of user {owner}, and this is user {user}: what a command made there, its daemon could not open. Run it as \
-             that user, e.g. `sudo -u '#{owner}' esker ..`",
+            "{} is of user {owner}, and this is user {user}: what this one makes there, the other one's daemon cannot open. \
+             Run it as that user, e.g. `sudo -u '#{owner}' esker ..`",
             folder.display()
         )));
     }

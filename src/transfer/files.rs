@@ -75,7 +75,10 @@ impl FileAt {
 
     fn write_error(&self, error: Error) -> FileError {
         match error {
-            Error::NotFound { .. } => FileError::NoBucket(self.location.to_string()),
+            // An upload that a daemon has lost is not found either.
+            error if crate::error::chain(&error).contains("NoSuchBucket") => {
+                FileError::NoBucket(self.location.to_string())
+            }
             error => FileError::Write(self.location.to_string(), error),
         }
     }

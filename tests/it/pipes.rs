@@ -58,8 +58,8 @@ async fn what_stands_in_the_place_of_a_file_is_named_and_nothing_waits_for_it() 
             let starting =
                 tokio::time::timeout(Duration::from_secs(30), TestDaemon::try_start_on(folder, vec![])).await;
 
-            let started = starting.unwrap_or_else(|_| panic!("{kind} at {}: the start waits", path.display()));
-            let (given_back, error) = started.err().unwrap_or_else(|| panic!("{kind} at {} is taken", path.display()));
+            let Ok(started) = starting else { panic!("{kind} at {}: the start waits", path.display()) };
+            let Err((given_back, error)) = started else { panic!("{kind} at {} is taken", path.display()) };
             folder = given_back;
             let text = esker::error::chain(&error);
             assert!(error.is_refusal() && text.contains(path.to_str().unwrap()) && text.contains(kind), "{text}");
