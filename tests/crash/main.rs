@@ -335,8 +335,8 @@ fn nothing_is_left_over(place: &Place) {
     walk(&folder.join("data"), &mut |path| {
         let name = path.strip_prefix(folder.join("data")).unwrap().to_string_lossy().into_owned();
         let folders = ["data/", "catalog/db/", "catalog/log/", "catalog/lost+found/", "owners/", "lost+found/data/"];
-        let known = folders.iter().any(|folder| name.starts_with(folder));
-        let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE", "catalog/RESERVE"].contains(&name.as_str());
+        let known = folders.iter().any(|folder| name.starts_with(folder)) || name.starts_with("catalog/RESERVE");
+        let known = known || ["ESKER", "catalog/LOCK", "catalog/STORE"].contains(&name.as_str());
         if !known || name.contains('#') {
             strange.push(name);
         }
