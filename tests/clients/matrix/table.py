@@ -10,7 +10,7 @@ HEAD = """\
 This page is written by `tests/clients/run --write`, which installs the newest version of each client from its registry
 and takes it through the steps below, on `esker dev` with a local disk. After each step a client of the test's own looks
 at what has become of the objects: bytes, entity tags, listings, uploads that are left. At the end `esker verify
---read-data 100` reads back all that is stored. `tests/run more` runs the same and fails if a step does.
+--read-data 100` reads back all that is stored. `tests/run` runs the same and fails if a step does.
 
 `ok`: it works, unmodified. `-`: the client does not offer it. `part`: it works as far as the client offers it. A lake
 table (deltalake), an array store (icechunk) and a backup (restic) stand in the columns that they come closest to.
