@@ -89,6 +89,11 @@ impl StorageLocation {
         &self.path
     }
 
+    /// Whether it is the same file or folder, however it is written.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.root, &self.path) == (&other.root, &other.path)
+    }
+
     /// Another path of the same storage.
     pub fn at(&self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self.clone() }

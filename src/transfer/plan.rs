@@ -54,7 +54,7 @@ struct Route<'a> {
 /// Plans to move the checkpoint in the folder `from`, whose `_metadata` is `bytes`, below the folder `to`.
 ///
 /// # Errors
-/// [`RelocateError`] if `bytes` cannot be read, or a path becomes too long.
+/// [`RelocateError`] if `bytes` cannot be read, a path becomes too long, or two files would have the same.
 pub fn plan(from: &StorageLocation, bytes: &[u8], to: &StorageLocation) -> Result<TransferPlan, RelocateError> {
     let route = Route { from, home: home_of(from), new_home: to };
     let mut files: BTreeMap<String, PlannedFile> = BTreeMap::new();
@@ -67,11 +67,13 @@ pub fn plan(from: &StorageLocation, bytes: &[u8], to: &StorageLocation) -> Resul
         match file {
             Ok(file) if file.root().is_like(from.root()) => {
                 let to = route.of_file(&file);
-                let from = file.clone();
-                let planned = PlannedFile { from: file, to, needed_bytes: 0 };
-                let planned = files.entry(planned.to.path().to_owned()).or_insert(planned);
-                if planned.from != from {
-                    let (first, second, to) = (planned.from.to_string(), from.to_string(), planned.to.to_string());
+                let planned = files.entry(to.path().to_owned()).or_insert_with(|| PlannedFile {
+                    from: file.clone(),
+                    to,
+                    needed_bytes: 0,
+                });
+                if !planned.from.is_same(&file) {
+                    let (first, second, to) = (planned.from.to_string(), file.to_string(), planned.to.to_string());
                     same_place.get_or_insert(RelocateError::SamePlace { first, second, to });
                 }
                 planned.needed_bytes = planned.needed_bytes.max(state.start.saturating_add(state.len));
@@ -238,6 +240,25 @@ mod tests {
         assert_eq!(to.to_string(), "s3://b/mine/chk-7/_metadata");
         let to = plan(&at("s3://state/chk-7"), SAMPLE, &at("s3://b/x")).unwrap().to;
         assert_eq!(to.to_string(), "s3://b/x/chk-7/_metadata");
+    }
+
+    #[test]
+    fn two_files_do_not_go_to_the_same_place_unless_they_are_one_under_two_names() {
+        let from = format!("s3://state/flink/{JOB}/chk-7");
+        let planned_with = |raw: &str| {
+            let renamed = relocate_metadata(SAMPLE, &mut |path| match path {
+                WrittenPath::File(uri) if uri.ends_with("/shared/raw") => Some(raw.to_owned()),
+                _ => None,
+            });
+            plan(&at(&from), &renamed.unwrap(), &at("s3://b")).map(|plan| plan.files.len())
+        };
+
+        // Beside the one that the sample names, which ends so.
+        let one = planned_with(&format!("s3a://state/flink/{JOB}/shared/nested"));
+        let two = planned_with(&format!("s3://other/flink/{JOB}/shared/nested"));
+
+        assert_eq!(one.unwrap(), routes(&from, "s3://b").len() - 1);
+        assert!(matches!(two, Err(RelocateError::SamePlace { .. })), "{two:?}");
     }
 
     #[test]
