@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Kind, TAKES_AT_MOST, TURN, Watchdog, World, Writers, world_survives};
+use super::{Kind, TAKES_AT_MOST, TURN, Watchdog, World, survives_kills, world_survives};
 
 /// How long a ticket is good that is to run out during a test.
 const SHORT: Duration = Duration::from_secs(25);
@@ -49,20 +49,7 @@ async fn with_a_keytab_it_fetches_its_tickets_itself_and_leaves_what_it_answered
     let _turn = TURN.lock().await;
     let Some(world) = World::on(Kind::Kerberos, "keytab") else { return };
     let keytab = world.keytab();
-    let mut world = world.with_own_tickets().with("KRB5_CLIENT_KTNAME", keytab);
-    let _watchdog = Watchdog::watch("keytab".to_owned(), TAKES_AT_MOST, world.log());
-    for round in 0..3 {
-        let (daemon, ready) = world.start().await;
-        world.check(&ready).await;
-        let writers = Writers::begin(&ready, &format!("round-{round}"));
-        writers.answers(40).await;
-        drop(daemon);
-        writers.end(&mut world).await;
-    }
-
-    let (daemon, ready) = world.start().await;
-    world.check(&ready).await;
-    world.check_after_the_end(daemon).await;
+    survives_kills(world.with_own_tickets().with("KRB5_CLIENT_KTNAME", keytab), "keytab", 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

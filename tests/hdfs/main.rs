@@ -291,6 +291,23 @@ async fn world_survives(mut world: World, name: &str, hurt: impl AsyncFn(&Cluste
     world.check_after_the_end(daemon).await;
 }
 
+/// The daemon is killed in the middle of groups, so many times. Whatever it answered is there each time, and in the end.
+async fn survives_kills(mut world: World, name: &str, rounds: usize) {
+    let _watchdog = Watchdog::watch(name.to_owned(), TAKES_AT_MOST, world.log());
+    for round in 0..rounds {
+        let (daemon, ready) = world.start().await;
+        world.check(&ready).await;
+        let writers = Writers::begin(&ready, &format!("round-{round}"));
+        writers.answers(40).await;
+        drop(daemon);
+        writers.end(&mut world).await;
+    }
+
+    let (daemon, ready) = world.start().await;
+    world.check(&ready).await;
+    world.check_after_the_end(daemon).await;
+}
+
 async fn ended(daemon: &mut Process) {
     while !daemon.has_ended() {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -353,20 +370,8 @@ async fn in_safe_mode_what_is_there_is_read_and_afterwards_writes_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_killed_in_the_middle_of_groups_leaves_what_it_answered() {
     let _turn = TURN.lock().await;
-    let Some(mut world) = World::new("crash") else { return };
-    let _watchdog = Watchdog::watch("crash".to_owned(), TAKES_AT_MOST, world.log());
-    for round in 0..5 {
-        let (daemon, ready) = world.start().await;
-        world.check(&ready).await;
-        let writers = Writers::begin(&ready, &format!("round-{round}"));
-        writers.answers(40).await;
-        drop(daemon);
-        writers.end(&mut world).await;
-    }
-
-    let (daemon, ready) = world.start().await;
-    world.check(&ready).await;
-    world.check_after_the_end(daemon).await;
+    let Some(world) = World::new("crash") else { return };
+    survives_kills(world, "crash", 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,6 +199,29 @@ async fn what_was_answered_is_replayed_whatever_became_of_any_call_of_two_owners
     assert!(runs > 3_000, "{runs} runs");
 }
 
+/// An owner that has taken over, and what was replayed to it; `None` until it has.
+type Successor = Arc<parking_lot::Mutex<Option<(Owner, Committed)>>>;
+
+/// Has somebody take over and commit in the middle of a call of the owner of `interrupted`.
+fn taken_over_in(
+    interrupted: &MemoryLogFolder,
+    (call, when): (u64, When),
+    by: MemoryLogFolder,
+    epoch: u64,
+    name: &'static str,
+    commit: &'static [u64],
+) -> Successor {
+    let successor = Successor::default();
+    let taken = Arc::clone(&successor);
+    let take = async move {
+        let (mut owner, replayed) = Owner::open(&by, epoch, name).await.unwrap();
+        owner.commit(commit).await.unwrap();
+        *taken.lock() = Some((owner, replayed));
+    };
+    interrupted.interrupt(call, when, take.boxed());
+    successor
+}
+
 /// One owner at work, and another that takes over in the middle of one of its calls.
 async fn race(fault: Option<(u64, Fate)>, call: u64, when: When) -> bool {
     let old_folder = MemoryLogFolder::new("old");
@@ -209,16 +232,7 @@ async fn race(fault: Option<(u64, Fate)>, call: u64, when: When) -> bool {
     if let Some((after, fate)) = fault {
         old_folder.plan(begun + after, fate);
     }
-    let taken = Arc::new(parking_lot::Mutex::new(None));
-    let take = {
-        let (taken, new_folder) = (Arc::clone(&taken), new_folder.clone());
-        async move {
-            let (mut new, replayed) = Owner::open(&new_folder, 2, "new").await.unwrap();
-            new.commit(&[1]).await.unwrap();
-            *taken.lock() = Some((new, replayed));
-        }
-    };
-    old_folder.interrupt(begun + call, when, take.boxed());
+    let taken = taken_over_in(&old_folder, (begun + call, when), new_folder, 2, "new", &[1]);
 
     let ended = old.commit(&[1, 3, 1, 2, 1, 1]).await;
 
@@ -310,16 +324,7 @@ async fn of_two_that_take_over_at_the_same_time_the_later_epoch_stays() {
             let (mut first, _) = Owner::open(&root, 1, "first").await.unwrap();
             first.commit(&[1, 2, 1]).await.unwrap();
             let (second_folder, third_folder) = (root.owner_of_the_same("second"), root.owner_of_the_same("third"));
-            let third = Arc::new(parking_lot::Mutex::new(None));
-            let take = {
-                let third = Arc::clone(&third);
-                async move {
-                    let (mut owner, replayed) = Owner::open(&third_folder, 3, "third").await.unwrap();
-                    owner.commit(&[1, 1]).await.unwrap();
-                    *third.lock() = Some((owner, replayed));
-                }
-            };
-            second_folder.interrupt(call, when, take.boxed());
+            let third = taken_over_in(&second_folder, (call, when), third_folder, 3, "third", &[1, 1]);
 
             let mut second = Owner::open(&second_folder, 2, "second").await.ok().map(|(owner, _)| owner);
             if let Some(owner) = &mut second {

@@ -298,33 +298,46 @@ async fn many_commits_leave_a_handful_of_files() {
     println!("files after close: {:#?}", files(folder.path()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_newer_owner_on_an_object_store_fences_the_older() {
-    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    let (older, _) = open(object(&store)).await.unwrap();
-    let (mut acked, enough) = (Vec::new(), CancellationToken::new());
+/// Has `older` commit until the newer owner, that is opened after more than `enough` commits, has shut it out. Whatever was
+/// acknowledged is there then.
+async fn overtaken(
+    older: &Journal,
+    enough: u32,
+    opening: impl Future<Output = (Journal, Records)>,
+) -> (Journal, Records) {
+    let (mut acked, begin) = (Vec::new(), CancellationToken::new());
     let committing = async {
         for n in 0.. {
-            match commit(&older, vec![put(n, n)]).await {
+            match commit(older, vec![put(n, n)]).await {
                 Ok(()) => acked.push(Bytes::from(n.to_string())),
                 Err(error) => return error,
             }
-            if n == 5 {
-                enough.cancel();
+            if n == enough {
+                begin.cancel();
             }
         }
         unreachable!()
     };
     let opening = async {
-        enough.cancelled().await;
-        open(object(&store)).await.unwrap()
+        begin.cancelled().await;
+        opening.await
     };
 
     let (error, (newer, records)) = futures::join!(committing, opening);
 
     assert!(matches!(error, JournalError::Fenced), "{error:?}");
-    assert!(acked.len() > 5);
-    assert!(acked.iter().all(|key| records.contains_key(key)));
+    assert!(acked.len() > enough as usize);
+    for key in &acked {
+        assert!(records.contains_key(key), "{key:?} was answered");
+    }
+    (newer, records)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_newer_owner_on_an_object_store_fences_the_older() {
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    let (older, _) = open(object(&store)).await.unwrap();
+    let (newer, _) = overtaken(&older, 5, async { open(object(&store)).await.unwrap() }).await;
     let error = commit(&older, vec![put("late", 1)]).await.unwrap_err();
     assert!(matches!(error, JournalError::Fenced), "{error:?}");
     commit(&newer, vec![put("new", 1)]).await.unwrap();
