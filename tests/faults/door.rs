@@ -51,9 +51,10 @@ async fn assert_checkpoint(client: &AmazonS3) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_of_257_small_files_becomes_at_most_5_backend_writes_on_s3() {
     let all = usize::try_from(FILES).unwrap();
-    // 64 at a time are five groups, each a commit; all at once are a file and its commit, and perhaps a group before it. What
-    // is more than that comes of requests that are further apart than a group waits: how many these are is up to the client.
-    for (at_once, patience, at_most) in [(all, &PATIENT[..], 5), (64, &PATIENT[..], 5), (all, &[], 8), (64, &[], 8)] {
+    // 64 at a time are five groups, each a commit: a few that miss one go with the next. All at once are a file and its commit,
+    // and perhaps a group before it. What is more than that comes of a machine on which half of the requests take longer than a
+    // group may wait.
+    for (at_once, patience, at_most) in [(all, &PATIENT[..], 5), (64, &PATIENT[..], 5), (all, &[], 8), (64, &[], 6)] {
         let server = S3Server::start().await;
         let daemon = Running::start(settings(&server, &[&SIGNED[..], &DEFAULTS[..], patience].concat())).await;
         let client = daemon.s3_client(BUCKET).await;

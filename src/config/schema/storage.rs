@@ -103,15 +103,15 @@ section! {
         /// Who shares a file on the S3 door, where keys name the job at most: `job` (default) or `daemon`.
         s3_boundary: Boundary = Boundary::Job,
         /// Object stores: a group waits for the next segment for this part of the store's recent latency, default
-        /// 0.25, 0 to 1.
+        /// 0.25, 0 to 1; four times as long once most of the writers that were answered together are back.
         linger_fraction: f64 = 0.25,
         /// Lower bound of that wait, default 20 ms; all that a segment waits that comes alone to an idle lane.
         linger_min: Span = Span::millis(20),
         /// Upper bound of the whole wait of a group, default 200 ms.
         linger_max: Span = Span::millis(200),
         /// Object stores: a delete waits for others for this long at most, default 200 ms, to share their request. It
-        /// does so while fewer are waiting than were answered together lately: a client that sends one after the other
-        /// does not wait. Keep it well below the time-out of clients.
+        /// does so while fewer are waiting than usually come together: a client that sends one after the other does not
+        /// wait, but for three times behind others that came together. Keep it well below the time-out of clients.
         delete_linger: Span = Span::millis(200),
         /// Object stores: when an object is durable whose name is temporary by its engine's contract, `with-rename`
         /// (default) or `at-once`. `with-rename` answers it from memory, up to `inline-group-max`, and saves its commit and

@@ -31,9 +31,10 @@ use super::MergeError;
 use super::context::{Committed, WriteContext, commit};
 use super::file::FileWriter;
 use super::group::{GroupAgain, Laid, Waiters, fits_the_catalog, inline_items, lay_out, refuse};
+use super::lane::LaneKey;
 use super::linger::{LaneLoad, linger};
-use super::pace::{UploadInFlight, UploadPace};
-use super::pool::{Group, OpenFile};
+use super::pace::{GroupIn, LanePace, UploadInFlight, UploadPace};
+use super::pool::{Group, GroupAge, OpenFile};
 use crate::catalog::command::{Command, Refusal, Store, StoreFile, Stored};
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::MergingSettings;
@@ -183,6 +184,7 @@ impl Owner {
             OwnerEvent::Inlined(waiters, stored, took) => {
                 match stored {
                     Ok(answers) => {
+                        self.answers(answers.len());
                         // It is a put, too: where all groups go this way, nothing else tells how fast the store is.
                         self.context.pace.took(took);
                         waiters.answer(answers);
@@ -202,6 +204,11 @@ impl Owner {
         matches!(self.writes, FileWrites::Growing(_))
     }
 
+    /// So many parcels of the group of an object store are about to be answered.
+    fn answers(&self, parcels: usize) {
+        self.on_its_way.iter().for_each(|on_its_way| on_its_way.answers(parcels));
+    }
+
     fn take_group(&mut self) -> Phase {
         if !self.grows() {
             // Before the group is taken, which is the only one: what came between the two would be written by nobody.
@@ -213,8 +220,11 @@ impl Owner {
         }
         if !self.grows() {
             // From now on, not from the put on: the lane's next group decides by this number how long it waits.
-            self.on_its_way = Some(Arc::clone(&self.context.pace).begin(self.open.key.clone()));
-            if fits_the_catalog(&self.context, &group) {
+            let inline = fits_the_catalog(&self.context, &group);
+            let written = if inline { GroupIn::Commit } else { GroupIn::File };
+            let (pace, recent) = (Arc::clone(&self.context.pace), self.context.settings.merging.linger.max);
+            self.on_its_way = Some(pace.begin(self.open.key.clone(), group.parcels.len(), written, recent));
+            if inline {
                 return self.store_inline(group);
             }
         }
@@ -408,6 +418,7 @@ impl Owner {
             Ok((unsettled, answers)) => {
                 // Visible before it is answered, so that whoever was answered finds it.
                 unsettled.confirm();
+                self.answers(answers.len());
                 waiters.answer(answers);
             }
             Err(error) => {
@@ -487,30 +498,59 @@ async fn something_collected(
 
 /// Waits until the group of a file that is put whole waits no longer for more.
 async fn group_is_over(open: &OpenFile, pace: &UploadPace, merging: &MergingSettings) {
+    // Parcels of the group when those that were about to arrive were let in.
+    let mut let_in = 0;
     loop {
         // Armed before the look, as above.
-        let bell = open.bell.notified();
+        let (bell, mut over) = (open.bell.notified(), std::pin::pin!(pace.over()));
+        over.as_mut().enable();
         let Some(age) = open.group_age(merging.group_bytes_max.max(merging.file_bytes_max)) else { return };
         if age.urgent {
             return;
         }
-        let now = Clock::instant();
-        let load = LaneLoad {
-            in_flight: pace.in_flight(&open.key),
-            oldest: now.saturating_duration_since(age.first),
-            newest: now.saturating_duration_since(age.last),
-            segments: age.parcels,
-            latency: pace.latency(),
-        };
+        let load = load_of(&age, pace, &open.key, merging.linger.max);
         let wait = linger(&load, &merging.linger);
-        if wait.is_zero() {
+        if !wait.is_zero() {
+            let arrived = async {
+                tokio::select! {
+                    () = bell => {}
+                    () = over => {}
+                }
+            };
+            // Whatever happens, the question is asked anew.
+            if tokio::time::timeout(wait, arrived).await.is_ok() {
+                // Those that arrive with it are put first.
+                tokio::task::yield_now().await;
+            }
+            continue;
+        }
+        if age.parcels == let_in {
             return;
         }
-        // A segment that arrives rings the bell, and the question is asked anew.
-        if tokio::time::timeout(wait, bell).await.is_ok() {
-            // Those that arrive with it are put first.
-            tokio::task::yield_now().await;
+        // A timer goes off before tasks for which something has arrived get their turn; on a busy machine that is all that
+        // arrived since the last look. They are put first, once if the group has waited for as long as it may.
+        let_in = age.parcels;
+        tokio::task::yield_now().await;
+        if load.oldest >= merging.linger.max {
+            return;
         }
+    }
+}
+
+fn load_of(age: &GroupAge, pace: &UploadPace, lane: &LaneKey, recent: Duration) -> LaneLoad {
+    let now = Clock::instant();
+    let ago = |then| now.saturating_duration_since(then);
+    let LanePace { groups, committing, answered } = pace.of_lane(lane);
+    // A moment before the group began, or since then.
+    let answered = answered.filter(|answered| answered.is_recent(age.first, recent));
+    LaneLoad {
+        in_flight: groups,
+        committing,
+        answered: answered.map(|answered| (answered.parcels, ago(answered.at))),
+        oldest: ago(age.first),
+        newest: ago(age.last),
+        segments: age.parcels,
+        latency: pace.latency(),
     }
 }
 

@@ -368,6 +368,28 @@ async fn a_bell_without_a_group_changes_nothing() {
     assert!(alone.owner.file.is_some());
 }
 
+/// What is over is a bell, too: without it these would wait for as long as a group may.
+#[tokio::test]
+async fn a_few_that_missed_a_commit_stay_open_until_it_is_over() {
+    let hour = Duration::from_secs(3600);
+    let alone = Alone::new(FileWrites::Growing(Arc::new(MemoryFiles::default()))).await;
+    let (open, pace) = (&alone.owner.open, &alone.context.pace);
+    let mut merging = alone.context.settings.merging.clone();
+    merging.linger.max = hour;
+
+    let committing = Arc::clone(pace).begin(open.key.clone(), 64, GroupIn::Commit, hour);
+    let mut over = std::pin::pin!(group_is_over(open, pace, &merging));
+    let early = tokio::time::timeout(merging.linger.min * 5, &mut over).await;
+    assert!(early.is_err(), "they would be a commit of their own behind this one");
+    committing.answers(64);
+    drop(committing);
+    tokio::time::timeout(Duration::from_secs(60), over).await.expect("nobody has come back");
+
+    let _file = Arc::clone(pace).begin(open.key.clone(), 64, GroupIn::File, hour);
+    let over = group_is_over(open, pace, &merging);
+    tokio::time::timeout(Duration::from_secs(60), over).await.expect("the next file waits for none");
+}
+
 /// One whose group is put whole, up to the end of put and commit.
 async fn put_whole(took: Duration) -> Alone {
     let objects = ObjectFiles::with_retries(Arc::new(InMemory::new()), Path::default(), Duration::ZERO);
