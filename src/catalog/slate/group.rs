@@ -1,8 +1,8 @@
 //! Group commit on an object store: each flush is a request, and a new object.
 //!
 //! Clients send deletes one by one from a number of threads, each the next one when the one before was answered. So a group
-//! of deletes waits until as many have come as were answered lately: they are the whole that those threads have to say. One
-//! thread alone waits for nobody. What nobody waits for does not ask for a flush: it is part of the next one, and gets one of
+//! of deletes waits until as many have come as usual ([`UsualDeletes`]): they are the whole that those threads have to say.
+//! One thread alone waits for nobody. What nobody waits for does not ask for a flush: it is part of the next one, and gets one of
 //! its own only if none comes for a while.
 
 use std::panic::AssertUnwindSafe;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::Haste;
 use super::settings::CompanyWait;
 use super::successor::Successor;
+use super::usual::UsualDeletes;
 use crate::runtime::Clock;
 
 /// Makes writes on an object store durable: one flush at a time, each for all that came before it.
@@ -112,11 +113,11 @@ async fn flush_groups(
     successor: Arc<Successor>,
 ) -> Result<(), slatedb::Error> {
     let mut groups = 0;
-    // Deletes that were answered together lately.
-    let mut usual_deletes = 0;
+    let mut usual_deletes = UsualDeletes::default();
     // When what nobody waits for is flushed by itself.
     let mut lazy_until = None;
     loop {
+        let mut in_vain = false;
         tokio::select! {
             // An urgent batch before one that can wait, which would make it wait too.
             biased;
@@ -125,12 +126,9 @@ async fn flush_groups(
             () = bells.now.notified() => {}
             () = bells.soon.notified() => bells.unless_urgent(bells.company(&wait), &cancel).await,
             () = bells.delete.notified() => {
-                let mut all_came = true;
-                let company = async { all_came = bells.company_of_deletes(&wait, usual_deletes).await };
+                let expected = usual_deletes.expected();
+                let company = async { in_vain = !bells.company_of_deletes(&wait, expected).await };
                 bells.unless_urgent(company, &cancel).await;
-                if !all_came {
-                    usual_deletes = 0;
-                }
             }
             () = until(lazy_until) => {}
             () = bells.lazy.notified(), if lazy_until.is_none() => {
@@ -144,7 +142,7 @@ async fn flush_groups(
         bells.delete.notified().now_or_never();
         bells.lazy.notified().now_or_never();
         lazy_until = None;
-        usual_deletes = usual_deletes.max(bells.deletes.swap(0, Ordering::Relaxed));
+        usual_deletes.group(bells.deletes.swap(0, Ordering::Relaxed), in_vain);
         db.flush().await?;
         groups += 1;
         successor.wrote(groups);
@@ -179,12 +177,12 @@ impl Bells {
         }
     }
 
-    /// Waits until there are as many deletes as usual, and no other has come for a while. False if they did not come in
+    /// Waits until there are as many deletes as expected, and no other has come for a while. False if they did not come in
     /// time.
-    async fn company_of_deletes(&self, wait: &CompanyWait, usual: usize) -> bool {
+    async fn company_of_deletes(&self, wait: &CompanyWait, expected: usize) -> bool {
         let company = async {
             loop {
-                let all_here = self.deletes.load(Ordering::Relaxed) >= usual;
+                let all_here = self.deletes.load(Ordering::Relaxed) >= expected;
                 let gap = if all_here { wait.gap } else { wait.deletes };
                 if tokio::time::timeout(gap, self.delete.notified()).await.is_err() {
                     return all_here;
@@ -197,7 +195,7 @@ impl Bells {
                 self.company(wait).await;
                 true
             }
-            () = tokio::time::sleep(wait.deletes) => self.deletes.load(Ordering::Relaxed) >= usual,
+            () = tokio::time::sleep(wait.deletes) => self.deletes.load(Ordering::Relaxed) >= expected,
         }
     }
 }

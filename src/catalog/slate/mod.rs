@@ -36,6 +36,7 @@ mod settings;
 mod snapshot;
 mod successor;
 mod ticks;
+mod usual;
 
 use std::fmt;
 use std::fs::{File, TryLockError};
