@@ -1,4 +1,4 @@
-"""End-to-end tests with an unmodified Flink. There are four stories, and a matrix of them.
+"""End-to-end tests with an unmodified Flink. There are five stories, and a matrix of one of them.
 
 tally: a job with incremental RocksDB checkpoints counts numbers while its storage and its task managers
 are killed. It is cancelled, resumed in a fresh cluster from its last checkpoint, and run to its end. The
@@ -6,6 +6,7 @@ test passes if every key was then counted exactly, and reports what a checkpoint
 
     tests/flink/run                                  Esker on a local disk, about two minutes
     tests/flink/run --backend s3 --compare           Esker on a real S3 server, and that server alone
+    tests/flink/run --backend s3 --backend-delay 30  the same server, with each request to it 30 ms longer
     tests/flink/run --backend none                   the same story without Esker
     tests/flink/run --backend hdfs --compare         Esker on a real HDFS, and Flink's own file system on one
     tests/flink/run --backend hdfs-disk              Esker's data on a real HDFS, its catalog on a local disk
@@ -29,6 +30,10 @@ goes on through Esker from there; then `esker export` brings it out, and the job
     tests/flink/run move                             a folder of the local disk, about two minutes
     tests/flink/run move --backend hdfs              a real HDFS, on which Esker is, too
     tests/flink/run move --backend s3                a real S3 server, on which Esker is, too
+
+cost: the beginning of tally alone: what a checkpoint costs, and nothing is killed.
+
+    tests/flink/run cost --backend s3 --backend-delay 30 --flink jobmanager.io-pool.size=16
 
 matrix: the story of tally, shorter, with each of Flink's S3 file systems, with ForSt, a changelog, unaligned checkpoints
 under back pressure, with Flink 1.20; and a story of savepoints of both formats, resumed by fewer and by more subtasks.
@@ -54,7 +59,7 @@ from e2e.hdfs import DirectHdfs, EskerOnHdfs, EskerOnHdfsAndDisk
 from e2e.move import SOURCES, MoveReport, MoveStory
 from e2e.processes import Processes
 from e2e.report import Report
-from e2e.scenario import Scenario
+from e2e.scenario import Scenario, Shape
 from e2e.sink import PLAN, SinkReport, SinkStory
 from e2e.space import SpaceReport, SpaceStory
 from e2e.storage import Direct, EskerOnDisk, EskerOnS3
@@ -94,13 +99,23 @@ def run_tally(options, folder, processes, say):
     return run_row(row, options, folder, processes, say)
 
 
+def run_cost(options, folder, processes, say):
+    """Measures undisturbed checkpoints and ends."""
+    installed, jar = prepare(options, tools.Flink(options.plugin), folder, say)
+    shape = Shape(dict(setting.split("=", 1) for setting in options.flink))
+    story = Scenario(processes, installed, jar, folder, options.seconds, options.claim_mode, say, shape)
+    report = Report(options.plugin, options.backend)
+    report.measurements.append(story.measure_alone(storage_of(options, folder, processes, installed)))
+    return report
+
+
 def run_row(row, options, folder, processes, say):
     """Tells the story of one row of the matrix."""
     installed, jar = prepare(options, row.flink, folder, say)
     story = row.story(processes, installed, jar, folder, options.seconds, options.claim_mode, say, row.shape)
     report = Report(row.flink.plugin, options.backend)
     if row.alone:
-        alone = ALONE[options.backend](processes, installed, folder / "alone-storage")
+        alone = slowed(options, ALONE[options.backend](processes, installed, folder / "alone-storage"))
         report.measurements.append(story.measure_alone(alone))
     story.run(storage_of(options, folder, processes, installed), report)
     return report
@@ -160,7 +175,8 @@ def run_move(options, folder, processes, say):
     return report
 
 
-STORIES = {"tally": run_tally, "sink": run_sink, "space": run_space, "move": run_move, "matrix": run_matrix}
+STORIES = {"tally": run_tally, "cost": run_cost, "sink": run_sink, "space": run_space, "move": run_move,
+           "matrix": run_matrix}
 
 
 def prepare(options, flink, folder, say):
@@ -174,7 +190,14 @@ def prepare(options, flink, folder, say):
 def storage_of(options, folder, processes, installed):
     storage = folder / "storage"
     storage.mkdir()
-    return BACKENDS[options.backend](processes, installed, storage)
+    return slowed(options, BACKENDS[options.backend](processes, installed, storage))
+
+
+def slowed(options, storage):
+    """A storage whose server is as far away as it shall be."""
+    if options.backend_delay:
+        storage.server.delay(options.backend_delay / 1000)
+    return storage
 
 
 def parse():
@@ -184,6 +207,11 @@ def parse():
     parser.add_argument("--backend", choices=sorted(BACKENDS),
                         help="where Esker writes to (default local; the matrix's is s3); hdfs-disk: its data to HDFS, its "
                              "catalog to a local disk; none: Flink writes to versitygw without Esker")
+    parser.add_argument("--backend-delay", type=int, default=0, metavar="MS",
+                        help="milliseconds that each request to the S3 server takes longer: those that are on this machine "
+                             "answer in a few, one that is not in 30 to 50 (default 0)")
+    parser.add_argument("--flink", action="append", default=[], metavar="KEY=VALUE",
+                        help="cost: a setting of Flink's, once for each")
     parser.add_argument("--plugin", choices=["native", "hadoop", "presto"],
                         help="which of Flink's S3 file systems to use (default native; the sink's is hadoop)")
     parser.add_argument("--seconds", type=int,
@@ -230,12 +258,12 @@ def parse():
         parser.error("the space story asks the disk: it needs --backend local")
     if options.story == "move" and options.backend not in SOURCES:
         parser.error(f"the story of moving has these backends: {', '.join(SOURCES)}")
+    if options.flink and options.story != "cost" or not all("=" in setting for setting in options.flink):
+        parser.error("--flink KEY=VALUE is for the story of cost")
+    if options.backend_delay and options.backend not in ("s3", "none"):
+        parser.error("--backend-delay is for a backend that is an S3 server")
     if options.backend == "none" and options.compare:
         parser.error("--compare has nothing to compare with --backend none")
-    if options.plugin == "hadoop" and (
-            options.backend == "none" or options.compare and ALONE[options.backend] is Direct):
-        parser.error("the hadoop plugin hangs on versitygw alone: S3A deletes the markers of all parent folders "
-                     "after each file, versitygw refuses to delete what is absent, and S3A tries again for ever")
     return options
 
 

@@ -1,7 +1,8 @@
-"""Stands between Flink and Esker, and holds a request at the moment at which the test wants to kill.
+"""Stands between Flink and Esker, and holds a request at the moment at which the test wants to kill. Or stands before an S3
+server on this machine, and holds each request for as long as it takes to one that is farther away.
 
 It passes HTTP/1.1 on as it is and looks at request lines alone. What it saw of multipart uploads is in its
-journal, one line a request: after a failure that says what Flink asked for and how it was answered.
+journal, one line a request: after a failure that says what was asked for and how it was answered.
 """
 
 import itertools
@@ -48,9 +49,10 @@ class Trap:
 class Proxy:
     """Listens on a port of its own for as long as this process lives."""
 
-    def __init__(self, upstream, journal):
+    def __init__(self, upstream, journal, delay_seconds=0):
         host, port = upstream.rsplit(":", 1)
         self.upstream = host, int(port)
+        self.delay_seconds = delay_seconds
         self.journal = open(journal, "w", buffering=1)
         # How requests of uploads were answered.
         self.answers = Counter()
@@ -105,7 +107,8 @@ class Proxy:
                     return
 
     def pass_gate(self):
-        """Waits while a trap holds what is sent to Esker."""
+        """Waits for what is between the two, and while a trap holds what is sent to Esker."""
+        time.sleep(self.delay_seconds)
         if gate := self._gate:
             gate.released.wait()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from . import s3
 from .processes import Failed, free_port
+from .proxy import Proxy
 
 BUCKET = "checkpoints"
 # Programs start at once; the limits allow for a machine that is busy with other things.
@@ -56,6 +57,10 @@ class Versitygw:
         self.data = folder / "data"
         self.data.mkdir(parents=True)
         self.process = None
+
+    def delay(self, seconds):
+        """From now on its clients reach it by way of something that takes so long for each request."""
+        self.endpoint = Proxy(f"127.0.0.1:{self.port}", self.folder / "requests.log", seconds).endpoint
 
     def start(self):
         self.process = self.processes.start(
@@ -133,7 +138,15 @@ class Direct(S3Door):
 
     def _use(self, server):
         self.server, self.bucket = server, BUCKET
-        self.client = s3.Client(server.endpoint, server.access_key, server.secret_key)
+
+    @property
+    def client(self):
+        return s3.Client(self.server.endpoint, self.server.access_key, self.server.secret_key)
+
+    def flink_config(self):
+        # Some versions of S3A delete the markers of all folders above each file that they write. versitygw refuses to
+        # delete what is absent, and S3A would try again for ever.
+        return {**super().flink_config(), "s3.directory.marker.retention": "keep"}
 
     def start(self):
         first = self.server.process is None
