@@ -101,6 +101,29 @@ def test_metadata_that_is_sent_twice_is_joined(s3, raw, bucket, key):
     assert s3.head_object(Bucket=bucket, Key=key)["Metadata"] == {"k": "v1,v2"}
 
 
+def test_an_expires_that_is_no_date_is_kept_as_it_is(raw, bucket, key):
+    def kept():
+        answer = raw.send(raw.signed("GET", bucket, key))
+        return answer.headers.get("expires"), answer.body
+
+    for value in ["0", "-1", "Thu, 01 Jan 1970", "Thu, 01 Jan 1970 00:00:00 GMT"]:
+        sent = {"Expires": value}
+        assert raw.send(raw.signed("PUT", bucket, key, headers=sent, body=b"whole")).status == 200
+        assert kept() == (value, b"whole")
+        for signed in (True, False):
+            trailer = ("x-amz-checksum-crc32", checksum("CRC32", b"chunks"))
+            answer = raw.send(raw.put_in_chunks(bucket, key, b"chunks", trailer=trailer, headers=sent, signed=signed))
+            assert answer.status == 200, answer.body
+            assert kept() == (value, b"chunks")
+        copied = {**sent, "x-amz-copy-source": f"/{bucket}/{uri_encode(key)}", "x-amz-metadata-directive": "REPLACE"}
+        assert raw.send(raw.signed("PUT", bucket, key, headers=copied)).status == 200
+        assert kept() == (value, b"chunks")
+
+    refusal = raw.send(raw.signed("PUT", bucket, key, headers={"Expires": "0"}, body=b"x", payload_hash="0" * 64))
+    assert refusal.error_code() == "XAmzContentSHA256Mismatch"
+    assert kept()[1] == b"chunks"
+
+
 def test_a_request_may_be_dated_by_the_header_date(raw, s3, bucket, key):
     s3.put_object(Bucket=bucket, Key=key, Body=b"x")
     now = datetime.now(timezone.utc)

@@ -7,13 +7,14 @@
 //! - Bodies of XML are made plain ([`super::request_xml`]). They are paid for before they are read.
 //! - Ranges that make no sense are left out: RFC 9110 has them read the whole. So are dates that are none in
 //!   `If-Modified-Since`.
+//! - An `Expires` that is no date, such as `0`, is kept as it is, and goes beside the write.
 //! - Entity tags that are none belong to no object: such an `If-Match` fails. Where a read names several, they go beside it.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, EXPIRES, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use s3s::dto;
 use s3s::route::S3Route;
@@ -24,6 +25,7 @@ use super::conditions::{TagLists, odd_tags};
 use super::errors::{self, BodyFault, incomplete_body, not_implemented, refuse};
 use super::gate::{SignedBy, XML_BYTES_MAX, without_signature};
 use super::grants::grants;
+use super::headers::SentExpires;
 use super::request_xml::{self, Document, Plain};
 
 /// Bodies from here on take a while to parse.
@@ -41,7 +43,8 @@ impl S3Route for Again {
     fn is_match(&self, method: &Method, _: &Uri, headers: &HeaderMap, extensions: &mut http::Extensions) -> bool {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         extensions.get::<Document>().is_some()
-            || reads && (has_a_senseless_range(headers) || has_no_date(headers))
+            || reads && (has_a_senseless_range(headers) || is_no_date(headers, &IF_MODIFIED_SINCE))
+            || !reads && is_no_date(headers, &EXPIRES)
             || TAGS.iter().any(|name| headers.contains_key(name) && odd_tags(headers, name).is_some())
     }
 
@@ -57,6 +60,10 @@ impl S3Route for Again {
                 return Err(refuse(S3ErrorCode::AccessDenied, "the request is not signed"));
             }
             self.make_plain(&mut req, document).await?;
+        }
+        if let Some(trailers) = req.trailing_headers.take() {
+            // Of a body without its framing, which is off since the first pass: the second has nothing to take them from.
+            req.extensions.insert(trailers);
         }
         let mut request = HttpRequest::new(req.input);
         *request.method_mut() = req.method;
@@ -150,8 +157,15 @@ fn make_head_plain(method: &Method, headers: &mut HeaderMap, extensions: &mut ht
             None => drop(headers.remove(RANGE)),
         }
     }
-    if reads && has_no_date(headers) {
+    if reads && is_no_date(headers, &IF_MODIFIED_SINCE) {
         headers.remove(IF_MODIFIED_SINCE);
+    }
+    if !reads
+        && is_no_date(headers, &EXPIRES)
+        && let Some(sent) = headers.remove(EXPIRES)
+        && let Ok(sent) = sent.to_str()
+    {
+        extensions.insert(SentExpires(sent.to_owned()));
     }
     let mut lists = TagLists::default();
     for name in TAGS {
@@ -174,8 +188,8 @@ fn make_head_plain(method: &Method, headers: &mut HeaderMap, extensions: &mut ht
     Ok(())
 }
 
-fn has_no_date(headers: &HeaderMap) -> bool {
-    let date = headers.get(IF_MODIFIED_SINCE).map(|date| date.to_str().unwrap_or_default());
+fn is_no_date(headers: &HeaderMap, name: &HeaderName) -> bool {
+    let date = headers.get(name).map(|date| date.to_str().unwrap_or_default());
     date.is_some_and(|date| dto::Timestamp::parse(dto::TimestampFormat::HttpDate, date).is_err())
 }
 

@@ -45,6 +45,7 @@ macro_rules! object_headers {
     ($request:expr) => {
         $crate::api::s3::headers::kept(
             &$request.headers,
+            $request.extensions.get::<$crate::api::s3::headers::SentExpires>(),
             $crate::model::ObjectHeaders {
                 content_type: $request.input.content_type.take(),
                 cache_control: $request.input.cache_control.take(),
@@ -58,13 +59,23 @@ macro_rules! object_headers {
 }
 pub(super) use object_headers;
 
+/// An `Expires` that is no date, as the client wrote it.
+#[derive(Debug, Clone)]
+pub(super) struct SentExpires(pub String);
+
 /// Adds what the typed input does not tell as the client wrote it.
-pub(super) fn kept(headers: &HeaderMap, kept: ObjectHeaders, metadata: Option<Metadata>) -> ObjectHeaders {
+pub(super) fn kept(
+    headers: &HeaderMap,
+    odd_expires: Option<&SentExpires>,
+    kept: ObjectHeaders,
+    metadata: Option<Metadata>,
+) -> ObjectHeaders {
     let text = |name| headers.get(name).and_then(|value| Some(value.to_str().ok()?.to_owned()));
     let mut metadata: Vec<(String, String)> = metadata.into_iter().flatten().collect();
     metadata.sort_unstable();
     let content_encoding = text(CONTENT_ENCODING).and_then(|value| stored_encoding(&value));
-    ObjectHeaders { content_encoding, expires: text(EXPIRES), metadata, storage_class: storage_class(headers), ..kept }
+    let expires = odd_expires.map(|odd| odd.0.clone()).or_else(|| text(EXPIRES));
+    ObjectHeaders { content_encoding, expires, metadata, storage_class: storage_class(headers), ..kept }
 }
 
 /// The encoding without what is only for the transit.
@@ -139,7 +150,7 @@ mod tests {
     fn user_metadata_is_limited_and_sorted() {
         let metadata = Metadata::from_iter([("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())]);
 
-        let kept = kept(&HeaderMap::new(), ObjectHeaders::default(), Some(metadata));
+        let kept = kept(&HeaderMap::new(), None, ObjectHeaders::default(), Some(metadata));
 
         assert_eq!(kept.metadata[0].0, "a");
         assert!(check_metadata(&kept, 4).is_ok());

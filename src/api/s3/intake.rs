@@ -47,7 +47,10 @@ impl Intake {
     pub(super) fn of<T>(request: &mut S3Request<T>, body: Option<StreamingBlob>) -> S3Result<Self> {
         let len = declared_len(&request.headers)?;
         let mut claims = Claims::of(&request.headers)?;
-        let trailers = match (request.trailing_headers.take(), request.extensions.remove::<Unchecked>()) {
+        // Of a request that passed twice, they are where the first pass has put them.
+        let first_pass = request.extensions.remove::<TrailingHeaders>();
+        let checked = request.trailing_headers.take().or(first_pass);
+        let trailers = match (checked, request.extensions.remove::<Unchecked>()) {
             (Some(trailers), _) => Trailers::Checked(trailers),
             (None, Some(unchecked)) => {
                 claims.check_payload_hash(&request.headers);
