@@ -1,24 +1,31 @@
 //! `esker import` and `esker export` of a checkpoint: through the S3 door of a running daemon.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::segments::block_on;
 use super::space::bytes;
 use super::storage::{BYTES, bar};
 use super::{NotTried, key_value};
 use crate::config::{Config, ConfigErrors, StoreSettings};
+use crate::store::azure_account;
 use crate::transfer::{
-    StorageLocation, StorageRoot, TransferNote, TransferOptions, TransferReport, TransferSide, copy_checkpoint,
+    StorageLocation, StorageRoot, TransferControl, TransferNote, TransferOptions, TransferReport, TransferSide,
+    copy_checkpoint, interrupted,
 };
+
+/// Who interrupts a transfer waits so long at most for it to give up what it has begun.
+const GIVE_UP_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The folder with the checkpoint's _metadata, e.g. hdfs://namenode:8020/flink/JOB/chk-42; or s3://.. or file:/..
+    /// The folder with the checkpoint's _metadata, e.g. hdfs://namenode:8020/flink/JOB/chk-42; or s3://.., gs://..,
+    /// abfss://.., az://.. or file:/..
     #[arg(value_name = "URL")]
     checkpoint: String,
     /// Where it goes in Esker: below s3://BUCKET/PREFIX, as JOB/chk-42, with the files beside it. Paths in _metadata get this
@@ -26,7 +33,8 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "S3-URL")]
     to: String,
     /// Sets a key of [store] for the storage it comes from, e.g. endpoint=https://minio:9000, region=.., allow-http=true,
-    /// hdfs.conf-dir=DIR, hdfs.user=NAME. Otherwise AWS's and Hadoop's variables of the environment hold
+    /// gcs.service-account=FILE, azure.account=NAME, hdfs.conf-dir=DIR, hdfs.user=NAME. Otherwise the variables of the
+    /// environment hold that AWS's, Google's, Azure's and Hadoop's clients read
     #[arg(long = "source", value_name = "KEY=VALUE", value_parser = key_value)]
     source: Vec<(String, String)>,
     #[command(flatten)]
@@ -119,6 +127,11 @@ impl TransferArgs {
 fn outside(url: &str, keys: &[(String, String)]) -> anyhow::Result<TransferSide> {
     let location = StorageLocation::of(url)?;
     let settings = settings(location.root(), keys)?;
+    // Flink knows no container without its account, and the new `_metadata` is for Flink.
+    let location = match azure_account(&settings) {
+        Some(account) => location.in_account(&account),
+        None => location,
+    };
     Ok(TransferSide::plain(location, settings))
 }
 
@@ -128,7 +141,7 @@ fn settings(root: &StorageRoot, keys: &[(String, String)]) -> Result<StoreSettin
         StorageRoot::Disk => "file:/".to_owned(),
         // A store has a folder; here the whole is meant.
         StorageRoot::Hdfs(_) => format!("{root}/any"),
-        StorageRoot::Bucket(_) => root.to_string(),
+        StorageRoot::Bucket(_) | StorageRoot::Gcs(_) | StorageRoot::Azure { .. } => root.to_string(),
     };
     let keys = keys.iter().map(|(key, value)| (format!("store.{key}"), value.clone()));
     let flags: Vec<_> = std::iter::once(("store.url".to_owned(), url)).chain(keys).collect();
@@ -139,7 +152,8 @@ fn run(from: &TransferSide, to: &TransferSide, how: &TransferArgs, json: bool) -
     let bar = bar(BYTES);
     let options = TransferOptions { at_once: how.at_once, dry_run: how.dry_run };
     let report = block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be listened for")?;
+        let mut signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let control = TransferControl::default();
         let tell = |note| match note {
             TransferNote::Planned { files, bytes } => {
                 bar.set_length(bytes);
@@ -147,11 +161,17 @@ fn run(from: &TransferSide, to: &TransferSide, how: &TransferArgs, json: bool) -
             }
             TransferNote::Bytes(bytes) => bar.inc(bytes),
         };
-        let interrupted = "interrupted: the same command goes on where this one ended";
+        let mut copied = pin!(copy_checkpoint(from, to, options, &control, &tell));
         tokio::select! {
-            done = copy_checkpoint(from, to, options, &tell) => Ok(done?),
-            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!(interrupted)),
-            _ = terminate.recv() => Err(anyhow::anyhow!(interrupted)),
+            done = &mut copied => return Ok(done?),
+            () = arrives(&mut signals) => {}
+        }
+        control.stop();
+        bar.set_message("interrupted, gives up what it has begun");
+        tokio::select! {
+            done = &mut copied => Ok(done?),
+            () = arrives(&mut signals) => Err(interrupted(&control).into()),
+            () = tokio::time::sleep(GIVE_UP_MAX) => Err(interrupted(&control).into()),
         }
     });
     bar.finish_and_clear();
@@ -161,6 +181,13 @@ fn run(from: &TransferSide, to: &TransferSide, how: &TransferArgs, json: bool) -
         false => tell(&report),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn arrives((interrupt, terminate): &mut (Signal, Signal)) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 fn tell(report: &TransferReport) {

@@ -18,7 +18,8 @@ use object_store::{
     PutOptions, PutPayload, PutResult, Result,
 };
 
-use super::service::{client_options, retry};
+use super::creating::CreatingConnector;
+use super::service::{UploadCompletion, client_options, retry};
 use crate::config::StoreSettings;
 
 /// First pause before a failed request is repeated.
@@ -33,12 +34,27 @@ pub(super) fn azure(
     host: Option<&str>,
     container: &str,
     settings: &StoreSettings,
+    completion: UploadCompletion,
 ) -> Result<Option<MicrosoftAzure>, object_store::Error> {
     let builder = builder(host, container, settings);
     if builder.get_config_value(&AzureConfigKey::AccountName).is_none() {
         return Ok(None);
     }
-    builder.with_client_options(client_options(settings)).with_retry(retry(settings, PAUSE)).build().map(Some)
+    let builder = builder.with_client_options(client_options(settings)).with_retry(retry(settings, PAUSE));
+    match completion {
+        UploadCompletion::Replaces => builder.build().map(Some),
+        UploadCompletion::Creates => {
+            let connector = CreatingConnector::default();
+            let client = builder.with_http_connector(connector.clone()).build()?;
+            connector.sign_as(&client);
+            Ok(Some(client))
+        }
+    }
+}
+
+/// The account that settings or environment name, for URLs without one.
+pub fn azure_account(settings: &StoreSettings) -> Option<String> {
+    builder(None, "", settings).get_config_value(&AzureConfigKey::AccountName)
 }
 
 /// Whether settings or environment name credentials. If not, the managed identity of the machine is asked for.

@@ -19,6 +19,7 @@ pub mod append_file;
 mod azure;
 mod capabilities;
 mod counted;
+mod creating;
 mod data;
 mod direct;
 mod gcs;
@@ -45,6 +46,7 @@ use std::ops::Range;
 #[cfg(test)]
 pub(crate) use append::memory;
 pub use append::{AppendStore, GrowingFile, Readers};
+pub use azure::azure_account;
 pub use capabilities::{Capabilities, RequestPrice};
 pub use counted::{CountedStore, Multipart, Traffic};
 pub use data::{DataStore, FileWrites};
@@ -68,7 +70,7 @@ pub use placement::Placement;
 pub use probe::{ProbeError, probe};
 pub use regular::NotRegular;
 pub use space::{DiskFull, DiskSpace};
-pub use whole::WholeStore;
+pub use whole::{NewFile, WholeStore};
 
 use crate::error::ErrorKind;
 

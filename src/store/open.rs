@@ -4,6 +4,8 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
+use object_store::aws::AmazonS3;
+use object_store::gcp::GoogleCloudStorage;
 use object_store::limit::LimitStore;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
@@ -15,6 +17,7 @@ use super::gcs::gcs;
 use super::hdfs::{HdfsClient, HdfsFault, HdfsLogFolder, HdfsObjects, HdfsProbeError, HdfsStore, probe_hdfs};
 use super::regular::{NotRegular, check_catalog_folder, check_data_folder};
 use super::s3::s3;
+use super::service::UploadCompletion;
 use super::{
     Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
     ProbeError, Traffic, probe,
@@ -406,7 +409,6 @@ impl StoreRoot {
     }
 
     fn make(url: &StoreUrl, settings: &StoreSettings, metrics: &Metrics, entropy: &Entropy) -> Result<Self, OpenError> {
-        let client = |source| OpenError::Client { url: url.to_string(), source };
         match url {
             StoreUrl::File(folder) => {
                 let made = std::fs::create_dir_all(folder.join(PhysicalFileId::FOLDER))
@@ -420,30 +422,74 @@ impl StoreRoot {
                 Ok(Self::Bucket(Bucket { store, multipart, prefix, can }))
             }
             StoreUrl::Hdfs { authority, path } => {
-                let client = HdfsClient::new(authority, path, entropy.hex(8), settings, metrics);
-                let failed = |source: HdfsFault| OpenError::Hdfs { url: url.to_string(), source: source.into() };
-                Ok(Self::Hdfs(client.map_err(failed)?))
+                Ok(Self::Hdfs(hdfs_client((authority, path), settings, metrics, entropy)?))
             }
-            StoreUrl::S3 { bucket, prefix } => {
-                let store = Arc::new(s3(bucket, settings).map_err(client)?);
-                let multipart = Arc::clone(&store);
-                Ok(Self::Bucket(Bucket::limited(store, multipart, prefix, Capabilities::OBJECT, settings)))
-            }
-            StoreUrl::Gcs { bucket, prefix } => {
-                let failed = |source| match settings.gcs_service_account.clone() {
-                    Some(file) => OpenError::ServiceAccount { file, source },
-                    None => client(source),
-                };
-                let store = Arc::new(gcs(bucket, settings).map_err(failed)?);
-                let multipart = Arc::clone(&store);
-                Ok(Self::Bucket(Bucket::limited(store, multipart, prefix, Capabilities::GCS, settings)))
-            }
-            StoreUrl::Azure { host, container, prefix } => {
-                let store = azure(host.as_deref(), container, settings).map_err(client)?;
-                let store = store.ok_or_else(|| OpenError::NoAccount(url.to_string()))?;
-                let (objects, multipart) = (AzureObjects::shared(store.clone()), Arc::new(store));
-                Ok(Self::Bucket(Bucket::limited(objects, multipart, prefix, Capabilities::AZURE, settings)))
+            StoreUrl::S3 { prefix, .. } | StoreUrl::Gcs { prefix, .. } | StoreUrl::Azure { prefix, .. } => {
+                let ServiceClient { objects, multipart, can } =
+                    service_client(url, settings, UploadCompletion::Replaces)?;
+                Ok(Self::Bucket(Bucket::limited(objects, multipart, prefix, can, settings)))
             }
         }
     }
+}
+
+/// A client of an object storage service.
+pub(super) struct ServiceClient {
+    pub(super) objects: Arc<dyn ObjectStore>,
+    pub(super) multipart: Arc<dyn MultipartStore>,
+    pub(super) can: Capabilities,
+}
+
+/// Makes the client of the service that `url` names.
+///
+/// # Errors
+/// [`OpenError`], also if it names none.
+pub(super) fn service_client(
+    url: &StoreUrl,
+    settings: &StoreSettings,
+    completion: UploadCompletion,
+) -> Result<ServiceClient, OpenError> {
+    let client = |source| OpenError::Client { url: url.to_string(), source };
+    match url {
+        StoreUrl::S3 { bucket, .. } => {
+            let store = Arc::new(s3(bucket, settings, completion).map_err(client)?);
+            Ok(ServiceClient { objects: Arc::<AmazonS3>::clone(&store), multipart: store, can: Capabilities::OBJECT })
+        }
+        StoreUrl::Gcs { bucket, .. } => {
+            let failed = |source| match settings.gcs_service_account.clone() {
+                Some(file) => OpenError::ServiceAccount { file, source },
+                None => client(source),
+            };
+            let store = Arc::new(gcs(bucket, settings).map_err(failed)?);
+            let objects = Arc::<GoogleCloudStorage>::clone(&store);
+            Ok(ServiceClient { objects, multipart: store, can: Capabilities::GCS })
+        }
+        StoreUrl::Azure { host, container, .. } => {
+            let store = azure(host.as_deref(), container, settings, completion).map_err(client)?;
+            let store = store.ok_or_else(|| OpenError::NoAccount(url.to_string()))?;
+            let objects = AzureObjects::shared(store.clone());
+            Ok(ServiceClient { objects, multipart: Arc::new(store), can: Capabilities::AZURE })
+        }
+        StoreUrl::File(_) | StoreUrl::Memory | StoreUrl::Hdfs { .. } => Err(client(Error::NotImplemented {
+            operation: "objects of a service".to_owned(),
+            implementer: url.to_string(),
+        })),
+    }
+}
+
+/// Makes the client of a folder of an HDFS: `authority` and path.
+///
+/// # Errors
+/// [`OpenError::Hdfs`].
+pub(super) fn hdfs_client(
+    (authority, path): (&str, &str),
+    settings: &StoreSettings,
+    metrics: &Metrics,
+    entropy: &Entropy,
+) -> Result<HdfsClient, OpenError> {
+    let client = HdfsClient::new(authority, path, entropy.hex(8), settings, metrics);
+    client.map_err(|source: HdfsFault| OpenError::Hdfs {
+        url: format!("hdfs://{authority}{path}"),
+        source: source.into(),
+    })
 }

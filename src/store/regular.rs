@@ -1,5 +1,5 @@
-//! Whether the files that a start opens are files: whatever reads a pipe or a device waits for ever, and a folder in place of
-//! a file is told by nobody who wanted to read it.
+//! Whether files are files: whatever reads a pipe or a device waits for ever, and a folder in place of a file is told by nobody
+//! who wanted to read it.
 
 use std::fs;
 use std::io;
@@ -71,18 +71,21 @@ fn check(folder: &Path, name: &str) -> Result<(), NotRegular> {
     named.try_for_each(|path| check_file(&path))
 }
 
-/// Looks at what a name leads to; a link to a file is one. Opens nothing.
 fn check_file(path: &Path) -> Result<(), NotRegular> {
-    let of_type = |what| Err(NotRegular { path: path.to_owned(), what });
+    irregular(path).map_or(Ok(()), |what| Err(NotRegular { path: path.to_owned(), what }))
+}
+
+/// Looks at what a name leads to; a link to a file is one. Opens nothing. `None`: it is a file, or nothing is there, or it
+/// cannot be looked at, which whoever needs it will tell.
+pub(super) fn irregular(path: &Path) -> Option<&'static str> {
     match fs::metadata(path) {
-        Ok(there) if there.is_file() => Ok(()),
-        Ok(there) => of_type(name_of(there.file_type())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => Ok(()),
+        Ok(there) if there.is_file() => None,
+        Ok(there) => Some(name_of(there.file_type())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => None,
         Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => {
-            of_type("a symbolic link that leads to no file")
+            Some("a symbolic link that leads to no file")
         }
-        // Told by whoever needs it.
-        Err(_) => Ok(()),
+        Err(_) => None,
     }
 }
 

@@ -5,25 +5,31 @@ use std::time::Duration;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, Checksum, S3ConditionalPut};
 use object_store::{Certificate, ClientOptions, Error};
 
-use super::service::{client_options, retry};
+use super::creating::CreatingConnector;
+use super::service::{UploadCompletion, client_options, retry};
 use crate::config::StoreSettings;
 
 /// First pause before a failed request is repeated.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The client of `bucket`. Credentials are those of the settings, else what AWS's clients find.
-pub(super) fn s3(bucket: &str, settings: &StoreSettings) -> Result<AmazonS3, Error> {
-    of_settings(from_environment(settings), bucket, settings, client_options(settings)).build()
+pub(super) fn s3(bucket: &str, settings: &StoreSettings, completion: UploadCompletion) -> Result<AmazonS3, Error> {
+    let builder = of_settings(from_environment(settings), bucket, settings, client_options(settings));
+    match completion {
+        UploadCompletion::Replaces => builder.build(),
+        UploadCompletion::Creates => builder.with_http_connector(CreatingConnector::default()).build(),
+    }
 }
 
-/// The client of a bucket of a daemon's S3 door. What is put there is checked against its SHA-256 on arrival.
+/// The client of a bucket of a daemon's S3 door. What is put there is checked against its SHA-256 on arrival, and replaces
+/// nothing where it comes in parts.
 pub(super) fn door(bucket: &str, settings: &StoreSettings, ca: Option<&[u8]>) -> Result<AmazonS3, Error> {
     let mut options = client_options(settings);
     for certificate in ca.map(Certificate::from_pem_bundle).transpose()?.into_iter().flatten() {
         options = options.with_root_certificate(certificate);
     }
     let builder = of_settings(with_credentials(AmazonS3Builder::new(), settings), bucket, settings, options);
-    builder.with_checksum_algorithm(Checksum::SHA256).build()
+    builder.with_checksum_algorithm(Checksum::SHA256).with_http_connector(CreatingConnector::default()).build()
 }
 
 fn of_settings(

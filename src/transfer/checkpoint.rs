@@ -9,6 +9,7 @@ use object_store::{Attributes, ObjectMeta, ObjectStoreExt};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::control::TransferControl;
 use super::files::{FileAt, FileError, FileOutcome, PutOutcome, copy_file, holds, put_new};
 use super::location::{StorageLocation, StorageRoot};
 use super::plan::{PlannedFile, TransferPlan, plan};
@@ -141,6 +142,21 @@ pub enum TransferError {
     /// A file that was copied is not there.
     #[error("{0} was copied, and is not there now with as many bytes: somebody removes what is written here")]
     Gone(String),
+    /// Somebody ended it.
+    #[error("interrupted: the same command goes on where this one ended")]
+    Interrupted,
+    /// It failed, and left uploads that nobody goes on with.
+    #[error(
+        "uploads of {} files were begun and could not be given up; their parts take room until the storage drops them: {}", 
+        .uploads.len(), Few(.uploads)
+    )]
+    UploadsLeft {
+        /// The files.
+        uploads: Vec<String>,
+        /// Why it failed.
+        #[source]
+        source: Box<TransferError>,
+    },
     /// A storage does not answer the first question.
     #[error("it was not begun")]
     NotReached(#[source] FileError),
@@ -161,8 +177,10 @@ impl TransferError {
             Self::Taken(_) | Self::Gone(_) | Self::File(FileError::OtherContent(_) | FileError::Changed(_)) => {
                 ErrorKind::Conflict
             }
-            Self::Open(_) => ErrorKind::Invalid,
+            Self::Open(_) | Self::File(FileError::NotRegular(..)) => ErrorKind::Invalid,
             Self::File(FileError::NoBucket(_)) => ErrorKind::NotFound,
+            Self::UploadsLeft { source, .. } => source.kind(),
+            Self::Interrupted | Self::File(FileError::Stopped(_)) => ErrorKind::ShuttingDown,
             Self::NotReached(_) | Self::File(FileError::Read(..) | FileError::Write(..)) => ErrorKind::Unavailable,
         }
     }
@@ -190,21 +208,52 @@ impl std::fmt::Display for Hints<'_> {
     }
 }
 
-/// Copies the checkpoint in the folder `from` below the folder `to`. `tell` hears how far it is.
+/// Copies the checkpoint in the folder `from` below the folder `to`, unless `control` ends it. `tell` hears how far it is.
 ///
 /// # Errors
-/// [`TransferError`]. What was copied by then stays, and a repeat goes on with the rest.
+/// [`TransferError`]. What was copied by then stays, and a repeat goes on with the rest. Uploads in parts that were begun are
+/// given up, or named.
+///
+/// # Cancel safety
+/// A dropped call leaves the uploads that it has begun: `control` knows them.
 pub async fn copy_checkpoint(
     from: &TransferSide,
     to: &TransferSide,
     options: TransferOptions,
+    control: &TransferControl,
+    tell: TransferListener<'_>,
+) -> Result<TransferReport, TransferError> {
+    let copied = try_copy(from, to, options, control, tell).await;
+    copied.map_err(|error| match error {
+        TransferError::File(FileError::Stopped(_)) => interrupted(control),
+        error => with_uploads(error, control),
+    })
+}
+
+/// What is to be told of a transfer that was stopped.
+pub fn interrupted(control: &TransferControl) -> TransferError {
+    with_uploads(TransferError::Interrupted, control)
+}
+
+fn with_uploads(error: TransferError, control: &TransferControl) -> TransferError {
+    match control.uploads_left() {
+        uploads if uploads.is_empty() => error,
+        uploads => TransferError::UploadsLeft { uploads, source: error.into() },
+    }
+}
+
+async fn try_copy(
+    from: &TransferSide,
+    to: &TransferSide,
+    options: TransferOptions,
+    control: &TransferControl,
     tell: TransferListener<'_>,
 ) -> Result<TransferReport, TransferError> {
     let at = &from.location;
     let bytes = read_metadata_of(from).await?;
     let plan = plan(at, &bytes, &to.location);
     let plan = plan.map_err(|source| TransferError::Metadata { at: at.to_string(), source })?;
-    let files = find_all(from, &plan, options.at_once).await?;
+    let files = find_all(from, &plan, options.at_once, control).await?;
     let bytes_of_all = files.iter().map(|(_, meta)| meta.size).sum();
     tell(TransferNote::Planned { files: files.len() as u64, bytes: bytes_of_all });
     let metadata = to.file(plan.to.clone())?;
@@ -215,7 +264,7 @@ pub async fn copy_checkpoint(
     let there = match options.dry_run {
         true => count_there(to, &files, options.at_once).await?,
         false => {
-            let there = copy_all(from, to, &files, options.at_once, tell).await?;
+            let there = copy_all(from, to, &files, options.at_once, control, tell).await?;
             // Somebody may delete there what looks like nobody's: only what is there in the end is a checkpoint.
             if let Some(gone) = first_gone(to, &files, options.at_once).await? {
                 return Err(TransferError::Gone(gone));
@@ -282,41 +331,67 @@ async fn checkpoints_in(from: &TransferSide, folder: &StorageLocation) -> Result
 type FoundFile = (PlannedFile, ObjectMeta);
 
 /// Looks at every file, before any is copied.
-async fn find_all(from: &TransferSide, plan: &TransferPlan, at_once: usize) -> Result<Vec<FoundFile>, TransferError> {
+async fn find_all(
+    from: &TransferSide,
+    plan: &TransferPlan,
+    at_once: usize,
+    control: &TransferControl,
+) -> Result<Vec<FoundFile>, TransferError> {
     let looked = stream::iter(plan.files.iter().cloned()).map(async |planned| {
-        let found = from.file(planned.from.clone())?.look().await?;
-        Ok::<_, TransferError>((planned, found.map(|found| found.meta)))
+        if control.is_stopped() {
+            return Err(TransferError::Interrupted);
+        }
+        match from.file(planned.from.clone())?.look().await {
+            Ok(found) => Ok((planned, Ok(found.map(|found| found.meta)))),
+            Err(FileError::NotRegular(_, what)) => Ok((planned, Err(what))),
+            Err(error) => Err(error.into()),
+        }
     });
     let looked: Vec<_> = looked.buffered(at_once.max(1)).try_collect().await?;
     let mut faults: Vec<String> = plan.elsewhere.iter().map(|uri| format!("{uri} (not on this storage)")).collect();
     let mut files = Vec::with_capacity(looked.len());
     for (planned, meta) in looked {
         match meta {
-            None => faults.push(format!("{} (not there)", planned.from)),
-            Some(meta) if meta.size < planned.needed_bytes => {
+            Err(what) => faults.push(format!("{} (is {what} and not a regular file)", planned.from)),
+            Ok(None) => faults.push(format!("{} (not there)", planned.from)),
+            Ok(Some(meta)) if meta.size < planned.needed_bytes => {
                 let (has, needs) = (meta.size, planned.needed_bytes);
                 faults.push(format!("{} (has {has} bytes, {needs} are named)", planned.from));
             }
-            Some(meta) => files.push((planned, meta)),
+            Ok(Some(meta)) => files.push((planned, meta)),
         }
     }
     if faults.is_empty() { Ok(files) } else { Err(TransferError::Incomplete(faults)) }
 }
 
-/// Copies them, and returns how many were there already. The first that fails ends it.
+/// Copies them, and returns how many were there already. The first that fails ends it, once the others have given up what
+/// they have begun.
 async fn copy_all(
     from: &TransferSide,
     to: &TransferSide,
     files: &[FoundFile],
     at_once: usize,
+    control: &TransferControl,
     tell: TransferListener<'_>,
 ) -> Result<u64, TransferError> {
     let copied = stream::iter(files).map(async |(planned, meta)| {
         let (source, target) = (from.file(planned.from.clone())?, to.file(planned.to.clone())?);
-        let outcome = copy_file(&source, meta, &target, &|bytes| tell(TransferNote::Bytes(bytes))).await?;
+        let progress = |bytes| tell(TransferNote::Bytes(bytes));
+        let outcome = copy_file(&source, meta, &target, control, &progress).await?;
         Ok::<_, TransferError>(u64::from(outcome == FileOutcome::There))
     });
-    copied.buffer_unordered(at_once.max(1)).try_fold(0, async |sum, there| Ok(sum + there)).await
+    let mut copied = copied.buffer_unordered(at_once.max(1));
+    let mut sum = Ok(0);
+    while let Some(outcome) = copied.next().await {
+        match outcome {
+            Ok(there) => sum = sum.map(|sum| sum + there),
+            Err(error) => {
+                control.stop();
+                sum = sum.and(Err(error));
+            }
+        }
+    }
+    sum
 }
 
 /// The size of each on the other side, in no order.

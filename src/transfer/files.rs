@@ -7,21 +7,19 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{
-    Attribute, Attributes, Error, GetOptions, GetResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
-    PutMultipartOptions, PutOptions,
-};
+use object_store::{Attributes, Error, GetOptions, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions};
 use sha2::{Digest, Sha256};
 
+use super::control::TransferControl;
 use super::location::StorageLocation;
-use crate::store::WholeStore;
+use crate::store::{NewFile, WholeStore};
 
 /// Bytes that are read and written at a time.
 pub const PIECE_BYTES: u64 = 8 << 20;
 /// Parts of an upload; S3 takes ten thousand.
 const PARTS_MAX: u64 = 9000;
-/// What an object was copied from, as the object says.
-const SOURCE: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("esker-source"));
+/// What services say of a bucket, or container, that is not there.
+const NO_BUCKET: [&str; 2] = ["NoSuchBucket", "ContainerNotFound"];
 
 /// A file and the storage that it is on.
 #[derive(Debug, Clone)]
@@ -50,6 +48,12 @@ pub enum FileError {
     /// It went away, or was replaced, while it was copied.
     #[error("{0} changed or went away while it was copied: is a job running that discards the checkpoint?")]
     Changed(String),
+    /// It is a pipe, a device or a folder.
+    #[error("{0} is {1} and not a regular file")]
+    NotRegular(String, &'static str),
+    /// The transfer ended before.
+    #[error("{0} was not copied, because the transfer was stopped")]
+    Stopped(String),
     /// The bucket that it would be in does not exist.
     #[error("{0} cannot be written: its bucket does not exist, create it first")]
     NoBucket(String),
@@ -76,7 +80,7 @@ impl FileAt {
     fn write_error(&self, error: Error) -> FileError {
         match error {
             // An upload that a daemon has lost is not found either.
-            error if crate::error::chain(&error).contains("NoSuchBucket") => {
+            error if NO_BUCKET.iter().any(|code| crate::error::chain(&error).contains(code)) => {
                 FileError::NoBucket(self.location.to_string())
             }
             error => FileError::Write(self.location.to_string(), error),
@@ -86,8 +90,12 @@ impl FileAt {
     /// What is there, if anything is.
     ///
     /// # Errors
-    /// [`FileError::Read`].
+    /// [`FileError::NotRegular`], [`FileError::Read`].
     pub async fn look(&self) -> Result<Option<GetResult>, FileError> {
+        // Whoever opens a pipe waits for somebody at its other end.
+        if let Some(what) = self.path().ok().and_then(|path| self.store.irregular(&path)) {
+            return Err(FileError::NotRegular(self.location.to_string(), what));
+        }
         let looked = async {
             let options = GetOptions { head: true, ..GetOptions::default() };
             self.store.objects.get_opts(&self.path()?, options).await
@@ -119,26 +127,23 @@ pub async fn copy_file(
     from: &FileAt,
     meta: &ObjectMeta,
     to: &FileAt,
+    control: &TransferControl,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<FileOutcome, FileError> {
+    if control.is_stopped() {
+        return Err(FileError::Stopped(from.location.to_string()));
+    }
     let source = fingerprint(from, meta);
-    if let Some(there) = to.look().await? {
-        if there.meta.size != meta.size {
-            return Err(FileError::OtherContent(to.location.to_string()));
-        }
-        let says_so = there.attributes.get(&SOURCE).is_some_and(|value| **value == *source);
-        if !says_so && !are_same(from, meta, to, &there.meta).await? {
-            return Err(FileError::OtherContent(to.location.to_string()));
-        }
+    if is_there(from, meta, to, &source).await? {
         progress(meta.size);
         return Ok(FileOutcome::There);
     }
     let mut attributes = Attributes::new();
-    if to.store.keeps_attributes {
-        attributes.insert(SOURCE, source.into());
+    if let Some(note) = &to.store.source_note {
+        attributes.insert(note.clone(), source.clone().into());
     }
     if meta.size > PIECE_BYTES {
-        copy_in_parts(from, meta, to, attributes, progress).await?;
+        copy_in_parts(from, meta, to, attributes, control, progress).await?;
         return Ok(FileOutcome::Copied);
     }
     let bytes = if meta.size == 0 { Bytes::new() } else { from.read(meta, 0..meta.size).await? };
@@ -153,6 +158,18 @@ pub async fn copy_file(
     }
     progress(meta.size);
     Ok(FileOutcome::Copied)
+}
+
+/// Whether the file is there already.
+///
+/// # Errors
+/// [`FileError::OtherContent`] if something else is, or why that is not known.
+async fn is_there(from: &FileAt, meta: &ObjectMeta, to: &FileAt, source: &str) -> Result<bool, FileError> {
+    let Some(there) = to.look().await? else { return Ok(false) };
+    let says_so = to.store.source_note.as_ref().and_then(|note| there.attributes.get(note));
+    let is_same = there.meta.size == meta.size
+        && (says_so.is_some_and(|value| **value == *source) || are_same(from, meta, to, &there.meta).await?);
+    if is_same { Ok(true) } else { Err(FileError::OtherContent(to.location.to_string())) }
 }
 
 /// Whether something was put under a name that was free.
@@ -206,26 +223,52 @@ async fn copy_in_parts(
     meta: &ObjectMeta,
     to: &FileAt,
     attributes: Attributes,
+    control: &TransferControl,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<(), FileError> {
-    let options = PutMultipartOptions { attributes, ..PutMultipartOptions::default() };
-    let begun = async { to.store.objects.put_multipart_opts(&to.path()?, options).await };
-    let mut upload = begun.await.map_err(|error| to.write_error(error))?;
-    let copied = async {
-        for range in pieces(meta.size, PIECE_BYTES.max(meta.size.div_ceil(PARTS_MAX))) {
-            let bytes = from.read(meta, range.clone()).await?;
-            upload.put_part(bytes.into()).await.map_err(|error| to.write_error(error))?;
-            progress(range.end - range.start);
-        }
-        upload.complete().await.map_err(|error| to.write_error(error)).map(|_| ())
+    let begun = async { to.store.begin(&to.path()?, attributes).await };
+    // Before it is begun: whoever ends meanwhile knows of it.
+    control.upload_begins(to.location.to_string());
+    let begun = begun.await.map_err(|error| to.write_error(error));
+    let mut new = begun.inspect_err(|_| control.upload_ended(&to.location.to_string()))?;
+    let copied = match copy_pieces(from, meta, to, &mut new, control, progress).await {
+        Ok(()) => complete(from, meta, to, &mut new).await,
+        failed => failed,
     };
-    let copied = copied.await;
-    if copied.is_err()
-        && let Err(error) = upload.abort().await
-    {
-        tracing::debug!(file = %to.location, %error, "an upload that failed stays");
+    if copied.is_ok() || new.abort().await {
+        control.upload_ended(&to.location.to_string());
     }
     copied
+}
+
+async fn copy_pieces(
+    from: &FileAt,
+    meta: &ObjectMeta,
+    to: &FileAt,
+    new: &mut NewFile,
+    control: &TransferControl,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<(), FileError> {
+    for range in pieces(meta.size, PIECE_BYTES.max(meta.size.div_ceil(PARTS_MAX))) {
+        if control.is_stopped() {
+            return Err(FileError::Stopped(from.location.to_string()));
+        }
+        let bytes = from.read(meta, range.clone()).await?;
+        new.put_part(bytes).await.map_err(|error| to.write_error(error))?;
+        progress(range.end - range.start);
+    }
+    Ok(())
+}
+
+/// Gives the file its name. If that fails, it may be there all the same, because an answer was lost; or somebody else's is,
+/// who does the same.
+async fn complete(from: &FileAt, meta: &ObjectMeta, to: &FileAt, new: &mut NewFile) -> Result<(), FileError> {
+    let Err(error) = new.complete().await else { return Ok(()) };
+    match is_there(from, meta, to, &fingerprint(from, meta)).await {
+        Ok(true) => Ok(()),
+        Err(other @ FileError::OtherContent(_)) => Err(other),
+        Ok(false) | Err(_) => Err(to.write_error(error)),
+    }
 }
 
 fn pieces(size: u64, bytes: u64) -> impl Iterator<Item = Range<u64>> {
@@ -256,11 +299,9 @@ mod tests {
 
     /// A file of a storage that keeps what is said of an object, and one of a storage that does not.
     fn sides() -> (FileAt, FileAt) {
-        let side = |uri: &str, keeps_attributes| FileAt {
-            store: WholeStore { objects: Arc::new(InMemory::new()), keeps_attributes },
-            location: StorageLocation::of(uri).unwrap(),
-        };
-        (side("hdfs://n/a/file", false), side("s3://b/a/file", true))
+        let side = |uri: &str, store| FileAt { store, location: StorageLocation::of(uri).unwrap() };
+        let (one, other) = (Arc::new(InMemory::new()), Arc::new(InMemory::new()));
+        (side("hdfs://n/a/file", WholeStore::unnoted(one)), side("s3://b/a/file", WholeStore::noted(other)))
     }
 
     async fn put(file: &FileAt, bytes: Vec<u8>) -> ObjectMeta {
@@ -271,10 +312,12 @@ mod tests {
 
     async fn copy(from: &FileAt, meta: &ObjectMeta, to: &FileAt) -> Result<FileOutcome, FileError> {
         let told = AtomicU64::new(0);
-        let copied = copy_file(from, meta, to, &|bytes| {
+        let control = TransferControl::default();
+        let copied = copy_file(from, meta, to, &control, &|bytes| {
             told.fetch_add(bytes, Ordering::SeqCst);
         })
         .await;
+        assert_eq!(control.uploads_left(), Vec::<String>::new());
         assert!(copied.is_err() || told.into_inner() == meta.size);
         copied
     }

@@ -1,6 +1,7 @@
 //! The place that a URI of Flink's names.
 //!
-//! Flink writes paths as they are, without escapes: `hdfs://namenode:8020/folder/a b`, `file:/folder`, `s3://bucket/folder`.
+//! Flink writes paths as they are, without escapes: `hdfs://namenode:8020/folder/a b`, `file:/folder`, `s3://bucket/folder`,
+//! `gs://bucket/folder`, `abfss://container@account.dfs.core.windows.net/folder`.
 
 use std::fmt;
 
@@ -9,6 +10,9 @@ use crate::config::StoreUrl;
 /// The port of a NameNode that no URI has to name.
 const NAMENODE_PORT: &str = ":8020";
 
+/// Accounts of Azure's public cloud are at this place.
+const AZURE_CLOUD: &str = "dfs.core.windows.net";
+
 /// A storage, all of it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StorageRoot {
@@ -16,6 +20,15 @@ pub enum StorageRoot {
     Disk,
     /// A bucket of an S3 server.
     Bucket(String),
+    /// A bucket of Google Cloud Storage.
+    Gcs(String),
+    /// A container of Azure Blob Storage.
+    Azure {
+        /// The host of its account, `account.dfs.core.windows.net`. `None`: the account is named elsewhere.
+        host: Option<String>,
+        /// Its name.
+        container: String,
+    },
     /// An HDFS: `host:port` of its NameNode or the name of a nameservice.
     Hdfs(String),
 }
@@ -39,7 +52,7 @@ pub struct LocationError {
 }
 
 impl StorageLocation {
-    /// Reads a URI: `hdfs://`, `s3://` (`s3a`, `s3n`, `s3p`) or `file:`.
+    /// Reads a URI: `hdfs://`, `s3://` (`s3a`, `s3n`, `s3p`), `gs://`, `abfss://` (`abfs`, `wasb`, `wasbs`), `az://` or `file:`.
     ///
     /// # Errors
     /// [`LocationError`], with what is wrong.
@@ -61,13 +74,25 @@ impl StorageLocation {
                 (StorageRoot::Bucket(authority.to_owned()), format!("{scheme}://{authority}/"))
             }
             "s3" | "s3a" | "s3n" | "s3p" => return Err(refused("it names no bucket")),
+            "gs" if !authority.is_empty() => (StorageRoot::Gcs(authority.to_owned()), format!("gs://{authority}/")),
+            "gs" => return Err(refused("it names no bucket")),
+            "abfs" | "abfss" | "wasb" | "wasbs" => {
+                let root = of_azure(authority)
+                    .ok_or(refused("it is not of the form container@account.dfs.core.windows.net"))?;
+                (root, format!("{scheme}://{authority}/"))
+            }
+            "az" if authority.contains('@') => return Err(refused("with an account it is abfss://")),
+            "az" if !authority.is_empty() => {
+                (StorageRoot::Azure { host: None, container: authority.to_owned() }, format!("az://{authority}/"))
+            }
+            "az" => return Err(refused("it names no container")),
             "hdfs" if !authority.is_empty() => {
                 let name = authority.to_ascii_lowercase();
                 let name = name.strip_suffix(NAMENODE_PORT).unwrap_or(&name);
                 (StorageRoot::Hdfs(name.to_owned()), format!("hdfs://{authority}/"))
             }
             "hdfs" => return Err(refused("it names no NameNode and no nameservice")),
-            _ => return Err(refused("it is none of hdfs://, s3:// and file:")),
+            _ => return Err(refused("it is none of hdfs://, s3://, gs://, abfss://, az:// and file:")),
         };
         let path = path.trim_matches('/');
         if path.split('/').any(|part| matches!(part, "." | "..") || part.is_empty()) && !path.is_empty() {
@@ -99,6 +124,14 @@ impl StorageLocation {
         Self { path: path.to_owned(), ..self.clone() }
     }
 
+    /// The same with the account of its container, as Flink writes it, if it is one of Azure without.
+    pub fn in_account(self, account: &str) -> Self {
+        let StorageRoot::Azure { host: None, container } = &self.root else { return self };
+        let (host, container) = (format!("{account}.{AZURE_CLOUD}"), container.clone());
+        let prefix = format!("abfss://{container}@{host}/");
+        Self { root: StorageRoot::Azure { host: Some(host), container }, prefix, ..self }
+    }
+
     /// What is called so in this folder.
     pub fn join(&self, below: &str) -> Self {
         self.at(&joined(&self.path, below))
@@ -115,6 +148,15 @@ impl StorageLocation {
     }
 }
 
+/// `container@account.dfs.core.windows.net`, or with `blob` for `dfs`, which is the same.
+fn of_azure(authority: &str) -> Option<StorageRoot> {
+    let (container, host) = authority.split_once('@')?;
+    let host = host.to_ascii_lowercase().replacen(".blob.", ".dfs.", 1);
+    let (account, cloud) = host.split_once('.')?;
+    let is_one = !container.is_empty() && !account.is_empty() && cloud.starts_with("dfs.");
+    is_one.then(|| StorageRoot::Azure { host: Some(host.clone()), container: container.to_owned() })
+}
+
 impl fmt::Display for StorageLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.prefix, self.path)
@@ -127,6 +169,10 @@ impl StorageRoot {
         match self {
             Self::Disk => StoreUrl::File("/".into()),
             Self::Bucket(bucket) => StoreUrl::S3 { bucket: bucket.clone(), prefix: String::new() },
+            Self::Gcs(bucket) => StoreUrl::Gcs { bucket: bucket.clone(), prefix: String::new() },
+            Self::Azure { host, container } => {
+                StoreUrl::Azure { host: host.clone(), container: container.clone(), prefix: String::new() }
+            }
             Self::Hdfs(authority) => StoreUrl::Hdfs { authority: authority.clone(), path: "/".to_owned() },
         }
     }
@@ -142,6 +188,9 @@ impl fmt::Display for StorageRoot {
         match self {
             Self::Disk => f.write_str("the local disk"),
             Self::Bucket(bucket) => write!(f, "s3://{bucket}"),
+            Self::Gcs(bucket) => write!(f, "gs://{bucket}"),
+            Self::Azure { host: None, container } => write!(f, "az://{container}"),
+            Self::Azure { host: Some(host), container } => write!(f, "abfss://{container}@{host}"),
             Self::Hdfs(authority) => write!(f, "hdfs://{authority}"),
         }
     }
@@ -171,10 +220,18 @@ mod tests {
             ("s3://bucket/a", "s3a://bucket//a"),
             ("file:/a/b", "file:///a/b"),
             ("file://localhost/a", "FILE:/a"),
+            ("gs://bucket/a", "GS://bucket/a/"),
+            ("abfss://c@acme.dfs.core.windows.net/a", "abfs://c@Acme.dfs.core.windows.net/a"),
+            ("abfss://c@acme.dfs.core.windows.net/a", "wasbs://c@acme.blob.core.windows.net/a"),
         ] {
             assert_eq!((of(one).root(), of(one).path()), (of(other).root(), of(other).path()), "{one}");
         }
-        for (one, other) in [("hdfs://a:8020/x", "hdfs://a:9000/x"), ("s3://a/x", "s3://A/x")] {
+        for (one, other) in [
+            ("hdfs://a:8020/x", "hdfs://a:9000/x"),
+            ("s3://a/x", "s3://A/x"),
+            ("s3://a/x", "gs://a/x"),
+            ("abfss://c@acme.dfs.core.windows.net/a", "abfss://c@other.dfs.core.windows.net/a"),
+        ] {
             assert_ne!(of(one).root(), of(other).root(), "{one}");
         }
     }
@@ -185,13 +242,31 @@ mod tests {
         assert_eq!(of("hdfs://n:8020/a/b").parent().to_string(), "hdfs://n:8020/a");
         assert_eq!(of("file:///a/ü b").to_string(), "file:/a/ü b");
         assert_eq!(of("s3://b").join("x").parent().to_string(), "s3://b/");
+        assert_eq!(of("gs://b/a").join("x").to_string(), "gs://b/a/x");
+        let wasbs = "wasbs://c@acme.blob.core.windows.net/a";
+        assert_eq!(of(wasbs).in_account("other").to_string(), wasbs);
+    }
+
+    #[test]
+    fn a_container_without_an_account_gets_the_form_that_flink_knows() {
+        let named = of("az://c/a/b").in_account("acme");
+        assert_eq!(named.to_string(), "abfss://c@acme.dfs.core.windows.net/a/b");
+        assert_eq!(named, of(&named.to_string()));
+        assert_eq!(of("az://c/a").to_string(), "az://c/a");
+        assert_eq!(of("s3://c/a").in_account("acme"), of("s3://c/a"));
     }
 
     #[test]
     fn what_is_no_place_is_refused_with_the_reason() {
         for (uri, why) in [
             ("chk-1", "no scheme"),
-            ("gs://b/x", "none of hdfs"),
+            ("ftp://b/x", "none of hdfs"),
+            ("gs:///x", "no bucket"),
+            ("az:///x", "no container"),
+            ("az://c@acme.dfs.core.windows.net/x", "abfss://"),
+            ("abfss://c/x", "container@account"),
+            ("abfss://@acme.dfs.core.windows.net/x", "container@account"),
+            ("abfss://c@acme.example.com/x", "container@account"),
             ("file://host/x", "another host"),
             ("file:x", "begin with a slash"),
             ("s3:///x", "no bucket"),

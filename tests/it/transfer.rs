@@ -1,93 +1,22 @@
 //! Checkpoints of Flink's that move into Esker and out of it. Their `_metadata` are files that Flink has written
 //! (`tests/data/flink-metadata`).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
 
-use esker::flink::{NamedPath, WrittenPath, read_metadata, relocate_metadata};
+use esker::config::{Config, StoreUrl};
+use esker::flink::{WrittenPath, relocate_metadata};
+use esker::store::WholeStore;
+use esker_test_support::checkpoint::{CheckpointOnDisk, JOB, LARGE, SAMPLES};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, ObjectStoreExt, RetryConfig};
+use object_store::{Attributes, ClientOptions, ObjectStoreExt, RetryConfig};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::daemon::TestDaemon;
-use crate::support::pattern;
 use crate::{daemon, process};
-
-const JOB: &str = "0123456789abcdef0123456789abcdef";
-const SAMPLES: [&[u8]; 3] = [
-    include_bytes!("../data/flink-metadata/flink-1.13-v3.bin"),
-    include_bytes!("../data/flink-metadata/flink-2.3-v4.bin"),
-    include_bytes!("../data/flink-metadata/flink-2.3-v6.bin"),
-];
-/// Bytes of the largest file: more than is copied at once.
-const LARGE: usize = 20 << 20;
-
-/// A checkpoint 7 on the local disk, as Flink leaves it there.
-struct Source {
-    folder: TempDir,
-    metadata: Vec<u8>,
-    files: BTreeMap<String, Vec<u8>>,
-}
-
-impl Source {
-    fn new(sample: &[u8]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let home = folder.path().join("flink");
-        let metadata = relocate_metadata(sample, &mut |path| {
-            let (WrittenPath::File(uri) | WrittenPath::Folder(uri)) = path;
-            Some(uri.replace("s3://state/flink", &format!("file:{}", home.display())))
-        });
-        let mut source = Self { folder, metadata: metadata.unwrap(), files: BTreeMap::new() };
-        let mut lens: BTreeMap<String, usize> = BTreeMap::new();
-        read_metadata(&source.metadata, &mut |state| {
-            let below = match &state.path {
-                NamedPath::Relative(below) => format!("{JOB}/chk-7/{below}"),
-                NamedPath::Absolute(uri) => uri.strip_prefix(&format!("file:{}/", home.display())).unwrap().to_owned(),
-            };
-            let len = lens.entry(below).or_default();
-            *len = (*len).max((state.start + state.len) as usize);
-        })
-        .unwrap();
-        // Flink names the whole of most files, and may have written behind what it names.
-        if let Some(len) = lens.values_mut().next_back() {
-            *len = LARGE;
-        }
-        for (seed, (below, len)) in lens.into_iter().enumerate() {
-            let bytes = pattern(seed as u64, len);
-            source.write(&below, &bytes);
-            source.files.insert(below, bytes);
-        }
-        let metadata = source.metadata.clone();
-        source.write(&format!("{JOB}/chk-7/_metadata"), &metadata);
-        source
-    }
-
-    fn write(&self, below: &str, bytes: &[u8]) {
-        let path = self.path(below);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
-
-    fn path(&self, below: &str) -> PathBuf {
-        self.folder.path().join("flink").join(below)
-    }
-
-    fn url(&self) -> String {
-        format!("file://{}", self.path(&format!("{JOB}/chk-7")).display())
-    }
-
-    /// All its files, with what is in them.
-    fn all(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        below(self.folder.path())
-    }
-}
-
-fn below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    daemon::files(folder).into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
-}
 
 /// A daemon with the buckets `state` and `other`.
 struct Target {
@@ -166,7 +95,7 @@ fn said(output: &Output) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_of_every_version_goes_in_and_comes_out_as_it_was() {
     for sample in SAMPLES {
-        let (source, target) = (Source::new(sample), Target::new().await);
+        let (source, target) = (CheckpointOnDisk::new(sample), Target::new().await);
         let before = source.all();
         let import = ["import", &source.url(), "--to", "s3a://state/a/b"];
         let files = source.files.len();
@@ -216,7 +145,7 @@ async fn a_checkpoint_of_every_version_goes_in_and_comes_out_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_moves_between_s3_servers() {
-    let (source, one, other) = (Source::new(SAMPLES[2]), Target::new().await, Target::new().await);
+    let (source, one, other) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await, Target::new().await);
     one.reports(&["import", &source.url(), "--to", "s3://other/jobs"]).await;
     let endpoint = format!("endpoint={}", one.endpoint());
     let keys = ["region=us-east-1", "access-key=ak", "secret-key=sk", &endpoint];
@@ -239,7 +168,7 @@ async fn a_checkpoint_moves_between_s3_servers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_whole_is_told_and_nothing_of_it_is_copied() {
-    let (source, target) = (Source::new(SAMPLES[2]), Target::new().await);
+    let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
     let mut names = source.files.keys();
     let (gone, short) = (names.next().unwrap(), names.find(|name| source.files[*name].len() > 20).unwrap());
     std::fs::remove_file(source.path(gone)).unwrap();
@@ -258,7 +187,7 @@ async fn what_is_not_whole_is_told_and_nothing_of_it_is_copied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_on_another_kind_of_storage_are_told() {
-    let (source, target) = (Source::new(SAMPLES[2]), Target::new().await);
+    let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
     let moved = relocate_metadata(&source.metadata, &mut |path| match path {
         WrittenPath::File(uri) if uri.ends_with("/nested") => Some("hdfs://there/flink/nested".to_owned()),
         _ => None,
@@ -273,7 +202,7 @@ async fn files_on_another_kind_of_storage_are_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ended_half_done_is_no_checkpoint_and_a_repeat_goes_on() {
-    let (source, target) = (Source::new(SAMPLES[2]), Target::new().await);
+    let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
     let in_the_way = source.files.keys().next_back().unwrap();
     let key = format!("jobs/{in_the_way}");
     target.put(&key, &vec![7; LARGE]).await;
@@ -300,7 +229,7 @@ async fn what_ended_half_done_is_no_checkpoint_and_a_repeat_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_checkpoint_in_its_place_is_left_alone() {
-    let (source, target) = (Source::new(SAMPLES[2]), Target::new().await);
+    let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
     let (metadata, url) = (format!("{JOB}/chk-7/_metadata"), source.url());
     target.put(&metadata, SAMPLES[0]).await;
 
@@ -316,7 +245,7 @@ async fn another_checkpoint_in_its_place_is_left_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_tried_is_told_from_what_went_wrong() {
-    let (source, target) = (Source::new(SAMPLES[2]), Target::new().await);
+    let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
     let home = format!("file:{}", source.path(JOB).display());
 
     let told = target.refuses(2, &["import", &home, "--to", "s3://state"]).await;
@@ -341,4 +270,90 @@ async fn what_cannot_be_tried_is_told_from_what_went_wrong() {
     drop(target.daemon.shut_down().await);
     let output = run(&["export", "s3://state/x", "--to", "file:/x", "--endpoint", &endpoint]).await;
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}
+
+/// Makes something that is no file, and what keeps it there.
+fn irregular(path: &Path, what: &str) -> Option<UnixListener> {
+    match what {
+        "a pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        "a socket" => return Some(UnixListener::bind(path).unwrap()),
+        "a device" => std::os::unix::fs::symlink("/dev/zero", path).unwrap(),
+        _ => std::fs::create_dir(path).unwrap(),
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_is_told_on_either_side_and_nobody_waits_for_it() {
+    for what in ["a pipe", "a socket", "a device", "a folder"] {
+        let (source, target) = (CheckpointOnDisk::new(SAMPLES[2]), Target::new().await);
+        let url = source.url();
+        let name = source.files.keys().next().unwrap();
+        target.reports(&["import", &url, "--to", "s3://other"]).await;
+
+        // Among the files of a checkpoint, in place of its `_metadata`, and of the folder.
+        for (below, code) in [(name.clone(), 1), (format!("{JOB}/chk-7/_metadata"), 2), (format!("{JOB}/chk-8"), 2)] {
+            let at = source.path(&below);
+            let (aside, is_folder) = (at.with_extension("aside"), below.ends_with("chk-8"));
+            if !is_folder {
+                std::fs::rename(&at, &aside).unwrap();
+            }
+            let held = irregular(&at, what);
+            let from = if is_folder { url.replace("chk-7", "chk-8") } else { url.clone() };
+
+            let said = soon(target.refuses(code, &["import", &from, "--to", "s3://state"])).await;
+
+            assert!(said.contains(&below), "{said}");
+            assert!(is_folder || said.contains(&format!("is {what} and not a regular file")), "{said}");
+            assert_eq!(target.keys().await.len(), source.files.len() + 1, "something was copied");
+            drop(held);
+            std::fs::remove_file(&at).or_else(|_| std::fs::remove_dir(&at)).unwrap();
+            if !is_folder {
+                std::fs::rename(&aside, &at).unwrap();
+            }
+        }
+
+        let elsewhere = tempfile::tempdir().unwrap();
+        let in_the_way = elsewhere.path().join(name);
+        std::fs::create_dir_all(in_the_way.parent().unwrap()).unwrap();
+        let _held = irregular(&in_the_way, what);
+        let (checkpoint, to) = (format!("s3://other/{JOB}/chk-7"), format!("file:{}", elsewhere.path().display()));
+        for more in [&["--dry-run"][..], &[]] {
+            let said = soon(target.refuses(1, &[&["export", &checkpoint, "--to", &to][..], more].concat())).await;
+            assert!(said.contains(name) && said.contains(&format!("is {what} and not a regular file")), "{said}");
+        }
+        assert!(!elsewhere.path().join(format!("{JOB}/chk-7/_metadata")).exists());
+    }
+}
+
+async fn soon<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("it waits for what is no file")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_appears_on_a_disk_while_it_is_written_is_left_alone() {
+    let (folder, path) = (tempfile::tempdir().unwrap(), object_store::path::Path::parse);
+    let at = folder.path().join("large");
+    let url = StoreUrl::File("/".into());
+    let settings = Config::load_with(None, [], &[("store.url".to_owned(), url.to_string())]).unwrap();
+    let store = WholeStore::open(&settings.settings().unwrap().store).unwrap();
+    for taken in [true, false] {
+        let mut new = store.begin(&path(at.to_str().unwrap()).unwrap(), Attributes::new()).await.unwrap();
+        new.put_part(vec![1; 1000].into()).await.unwrap();
+        if taken {
+            std::fs::write(&at, "other").unwrap();
+        }
+
+        let complete = new.complete().await;
+
+        assert_eq!(complete.is_err(), taken, "{complete:?}");
+        if taken {
+            assert!(matches!(complete, Err(object_store::Error::AlreadyExists { .. })), "{complete:?}");
+            assert!(new.abort().await);
+        }
+        let (left, expected) = (std::fs::read(&at).unwrap(), if taken { b"other".to_vec() } else { vec![1; 1000] });
+        assert_eq!(left, expected);
+        assert_eq!(daemon::files(folder.path()), std::slice::from_ref(&at), "something hidden stays");
+        std::fs::remove_file(&at).unwrap();
+    }
 }

@@ -15,6 +15,7 @@ use crate::service::{
 pub const ACCOUNT: &str = "acme1";
 /// Secret of the account, in Base64.
 pub const ACCOUNT_KEY: &str = "c2VjcmV0IG9mIHRoZSBhY2NvdW50";
+const METADATA: &str = "x-ms-meta-";
 /// Requests of one batch, by the service's rules.
 const BATCH_MAX: usize = 256;
 
@@ -93,7 +94,12 @@ impl Azure {
             (_, Some(tag)) => Condition::Generation(generation(tag).unwrap_or_default()),
             _ => Condition::Any,
         };
-        let metadata = asked.metadata("x-ms-meta-");
+        let metadata = asked.metadata(METADATA);
+        // A name is one of a variable in C#.
+        let is_name = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if !metadata.iter().all(|(name, _)| is_name(&name[METADATA.len()..])) {
+            return error(StatusCode::BAD_REQUEST, "InvalidMetadata");
+        }
         let created = |status, generation| empty(status, &[("etag", e_tag(generation))]);
         let done = match (comp, asked.header("x-ms-copy-source")) {
             (Some("block"), _) => {
@@ -102,7 +108,7 @@ impl Azure {
             }
             (Some("blocklist"), _) => {
                 let blocks = elements(&asked.body, "Uncommitted");
-                let completed = self.0.complete(key, key, &blocks, metadata);
+                let completed = self.0.complete(key, key, &blocks, metadata, condition);
                 // Without a single block that waits there is nothing that a list could name.
                 let completed = completed.map_err(|refusal| match refusal {
                     Refusal::Missing => Refusal::Parts,

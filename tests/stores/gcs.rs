@@ -13,6 +13,7 @@ use crate::service::{
 };
 
 const GENERATION: &str = "x-goog-generation";
+const METADATA: &str = "x-goog-meta-";
 const IF_GENERATION: &str = "x-goog-if-generation-match";
 
 /// The rule of the service: writes of one name, deletes included, are a second apart.
@@ -94,7 +95,7 @@ impl Gcs {
                 let object = self.objects().find(from).ok_or(Refusal::Missing)?;
                 (object.data, object.metadata)
             }
-            None => (asked.body.clone(), asked.metadata("x-goog-meta-")),
+            None => (asked.body.clone(), asked.metadata(METADATA)),
         };
         let generation = self.objects().write(key, data, metadata, condition)?;
         Ok(empty(StatusCode::OK, &tagged(generation)))
@@ -102,7 +103,7 @@ impl Gcs {
 
     fn post(&self, asked: &Asked, key: &str) -> Result<Response<Bytes>, Refusal> {
         if asked.asks("uploads").is_some() {
-            let id = self.objects().begin_upload();
+            let id = self.objects().begin_upload(asked.metadata(METADATA));
             let body = format!(
                 "<InitiateMultipartUploadResult><Bucket>{BUCKET}</Bucket><UploadId>{id}</UploadId>\
                  </InitiateMultipartUploadResult>"
@@ -111,7 +112,8 @@ impl Gcs {
         }
         let upload = asked.asks("uploadId").ok_or(Refusal::Missing)?;
         let numbers = elements(&asked.body, "PartNumber");
-        let generation = self.objects().complete(upload, key, &numbers, vec![])?;
+        // The service takes no condition here, whatever stands in the headers.
+        let generation = self.objects().complete(upload, key, &numbers, vec![], Condition::Any)?;
         let body = format!(
             "<CompleteMultipartUploadResult><ETag>{}</ETag></CompleteMultipartUploadResult>",
             escaped(&e_tag(generation))

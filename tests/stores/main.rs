@@ -19,6 +19,7 @@ mod place;
 #[allow(dead_code)]
 mod s3_server;
 mod service;
+mod transfer;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -23,13 +23,14 @@ pub struct Place {
     pub folder: Option<TempDir>,
     /// Google Cloud Storage or Azure.
     pub service: Option<Service>,
-    _server: Option<S3Server>,
+    /// S3.
+    pub server: Option<S3Server>,
 }
 
 impl Place {
     pub fn new(name: &'static str, pairs: &[(&str, &str)]) -> Self {
         let flags = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self { name, flags, lasts: true, folder: None, service: None, _server: None }
+        Self { name, flags, lasts: true, folder: None, service: None, server: None }
     }
 
     /// The same with some keys of the configuration set otherwise.
@@ -90,7 +91,11 @@ pub async fn services() -> Vec<Place> {
 }
 
 pub async fn on_s3() -> Place {
-    let server = S3Server::start().await;
+    s3(S3Server::start().await)
+}
+
+/// A bucket of this server.
+pub fn s3(server: S3Server) -> Place {
     let (url, endpoint) = (format!("s3://{}/stores", s3_server::BUCKET), server.endpoint());
     let flags = [
         ("store.url", url.as_str()),
@@ -99,7 +104,7 @@ pub async fn on_s3() -> Place {
         ("store.access-key", s3_server::ACCESS_KEY),
         ("store.secret-key", s3_server::SECRET_KEY),
     ];
-    Place { _server: Some(server), ..Place::new("s3", &flags) }
+    Place { server: Some(server), ..Place::new("s3", &flags) }
 }
 
 pub async fn on_gcs() -> Place {

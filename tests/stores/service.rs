@@ -97,6 +97,8 @@ struct Contents {
     objects: BTreeMap<String, Object>,
     /// Parts of files that are not there yet, by what they belong to.
     parts: HashMap<String, BTreeMap<String, Bytes>>,
+    /// Headers of what began an upload, which its object has.
+    begun_with: HashMap<String, Vec<(String, String)>>,
     written: HashMap<String, Instant>,
     hurried: Vec<String>,
     /// Makes generations and ids that were never used before.
@@ -116,6 +118,15 @@ impl Contents {
             return Err(Refusal::TooSoon);
         }
         Ok(())
+    }
+
+    fn holds(&self, key: &str, condition: Condition, conditions: Conditions) -> bool {
+        let there = self.objects.get(key).map(|object| object.generation);
+        match condition {
+            Condition::Any => true,
+            Condition::Absent => there.is_none() || conditions == Conditions::CreateIgnored,
+            Condition::Generation(generation) => there == Some(generation) || conditions == Conditions::UpdateIgnored,
+        }
     }
 
     fn put(&mut self, key: &str, data: Bytes, metadata: Vec<(String, String)>) -> u64 {
@@ -167,15 +178,7 @@ impl Objects {
     ) -> Result<u64, Refusal> {
         let mut contents = self.contents.lock();
         contents.admit(key, self.pause)?;
-        let there = contents.objects.get(key).map(|object| object.generation);
-        let holds = match condition {
-            Condition::Any => true,
-            Condition::Absent => there.is_none() || self.conditions == Conditions::CreateIgnored,
-            Condition::Generation(generation) => {
-                there == Some(generation) || self.conditions == Conditions::UpdateIgnored
-            }
-        };
-        if !holds {
+        if !contents.holds(key, condition, self.conditions) {
             return Err(Refusal::Condition);
         }
         Ok(contents.put(key, data, metadata))
@@ -193,11 +196,17 @@ impl Objects {
         Ok(())
     }
 
+    /// Puts an object there behind everybody's back.
+    pub fn insert(&self, key: &str, data: Bytes) {
+        self.contents.lock().put(key, data, vec![]);
+    }
+
     /// A place for parts, under a name that was never used.
-    pub fn begin_upload(&self) -> String {
+    pub fn begin_upload(&self, metadata: Vec<(String, String)>) -> String {
         let mut contents = self.contents.lock();
         let id = format!("upload-{:016x}", contents.next());
         contents.parts.insert(id.clone(), BTreeMap::new());
+        contents.begun_with.insert(id.clone(), metadata);
         id
     }
 
@@ -211,15 +220,19 @@ impl Objects {
         Ok(contents.next())
     }
 
-    /// Makes an object of the parts `ids` of `of`; the others are dropped.
+    /// Makes an object of the parts `ids` of `of` if the condition holds; the others are dropped.
     pub fn complete(
         &self,
         of: &str,
         key: &str,
         ids: &[String],
-        metadata: Vec<(String, String)>,
+        mut metadata: Vec<(String, String)>,
+        condition: Condition,
     ) -> Result<u64, Refusal> {
         let mut contents = self.contents.lock();
+        if !contents.holds(key, condition, self.conditions) {
+            return Err(Refusal::Condition);
+        }
         let mut whole = BytesMut::new();
         for id in ids {
             let parts = contents.parts.get(of).ok_or(Refusal::Missing)?;
@@ -227,6 +240,7 @@ impl Objects {
         }
         contents.admit(key, self.pause)?;
         contents.parts.remove(of);
+        metadata.extend(contents.begun_with.remove(of).unwrap_or_default());
         Ok(contents.put(key, whole.freeze(), metadata))
     }
 

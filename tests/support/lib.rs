@@ -3,6 +3,7 @@
 //! - [`process`]: the real program, started and ended from outside.
 //! - [`daemon`]: a daemon inside the test.
 //! - [`certs`]: certificates, good and bad.
+//! - [`checkpoint`]: a checkpoint of Flink's on a local disk.
 //! - [`clock`]: machines whose clocks are wrong.
 //! - [`signed`]: signed requests of the S3 API, one by one.
 //! - [`watchdog`]: an end for what hangs.
@@ -12,6 +13,7 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, missing_docs)]
 
 pub mod certs;
+pub mod checkpoint;
 pub mod clock;
 pub mod daemon;
 pub mod process;

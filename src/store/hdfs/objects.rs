@@ -45,6 +45,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(crate) struct HdfsObjects {
     hdfs: HdfsClient,
+    /// Whether an object that comes in parts takes the place of one that has its name by then.
+    parts_replace: bool,
 }
 
 impl fmt::Display for HdfsObjects {
@@ -55,7 +57,12 @@ impl fmt::Display for HdfsObjects {
 
 impl HdfsObjects {
     pub(crate) fn new(hdfs: HdfsClient) -> Self {
-        Self { hdfs }
+        Self { hdfs, parts_replace: true }
+    }
+
+    /// Objects that come in parts replace nothing, either.
+    pub(crate) fn creating(self) -> Self {
+        Self { parts_replace: false, ..self }
     }
 
     fn at(&self, location: &Path) -> String {
@@ -298,6 +305,7 @@ impl ObjectStore for HdfsObjects {
             writer: Arc::new(Mutex::new(Some(writer))),
             last: futures::future::ready(()).boxed().shared(),
             len: 0,
+            replaces: self.parts_replace,
         };
         Ok(Box::new(upload))
     }
@@ -396,6 +404,8 @@ struct StagedUpload {
     last: futures::future::Shared<futures::future::BoxFuture<'static, ()>>,
     /// Bytes of the parts so far.
     len: u64,
+    /// Whether it takes the place of what has its name.
+    replaces: bool,
 }
 
 impl fmt::Debug for StagedUpload {
@@ -448,7 +458,7 @@ impl MultipartUpload for StagedUpload {
         let (Some(mut writer), Some(staged)) = (writer, staged) else { return Err(self.failed("a part failed")) };
         self.hdfs.count(3);
         match within(self.hdfs.write_timeout(), end(&mut writer, true)).await {
-            Ok(()) => staged.publish(&self.to, true, StagedContents::Length(self.len)).await,
+            Ok(()) => staged.publish(&self.to, self.replaces, StagedContents::Length(self.len)).await,
             Err(error) => {
                 staged.discard().await;
                 Err(self.failed(error))
