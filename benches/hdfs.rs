@@ -204,7 +204,8 @@ fn round(latencies: &[Histogram], answers_per_second: f64, shared: f64) -> Round
 fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(of).collect();
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    // Of an even number it is what lies between the two in the middle.
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
 fn print(size: usize, clients: usize, name: &str, rounds: &[Round], baseline: f64) {
