@@ -1,4 +1,5 @@
-//! A nameservice: two NameNodes with their edits in one folder, of which one is active.
+//! A nameservice as operators run it: JournalNodes, two NameNodes of which one is active, an observer before both in the list of
+//! clients, and failover controllers that make the other one active when one dies. Nobody types a command.
 
 use super::{Kind, TAKES_AT_MOST, TURN, Watchdog, World, Writers, world_survives};
 
@@ -9,8 +10,8 @@ async fn an_active_namenode_that_is_killed_costs_nothing_once_the_other_one_is_a
     world_survives(world, "failover", async |cluster, writers| {
         for (active, other) in [("nn", "nn2"), ("nn2", "nn")] {
             cluster.run("kill", &[active]).await;
-            cluster.run("active", &[other]).await;
             writers.answers(50).await;
+            cluster.run("active", &[other]).await;
             // From here on it is the one that stands by.
             cluster.run("up", &[active]).await;
         }
@@ -19,29 +20,49 @@ async fn an_active_namenode_that_is_killed_costs_nothing_once_the_other_one_is_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_starts_and_takes_over_while_one_of_the_namenodes_is_dead() {
+async fn a_daemon_starts_and_takes_over_while_one_of_the_namenodes_is_dead_and_while_it_stands_by() {
     let _turn = TURN.lock().await;
     let Some(mut world) = World::on(Kind::Ha, "one-dead") else { return };
     let _watchdog = Watchdog::watch("one-dead".to_owned(), TAKES_AT_MOST, world.log());
-    let (daemon, ready) = world.start().await;
-    let writers = Writers::begin(&ready, "before");
+    let (mut daemon, ready) = world.start().await;
+    let mut writers = Writers::begin(&ready, "before");
     writers.answers(40).await;
 
-    // Both at once, in the middle of groups.
-    drop(daemon);
-    world.cluster.run("kill", &["nn"]).await;
-    writers.end(&mut world).await;
-    world.cluster.run("active", &["nn2"]).await;
-    let (daemon, ready) = world.start().await;
-    world.check(&ready).await;
-    let writers = Writers::begin(&ready, "after");
-    writers.answers(40).await;
+    for (active, other) in [("nn", "nn2"), ("nn2", "nn")] {
+        // Both at once, in the middle of groups.
+        drop(daemon);
+        world.cluster.run("kill", &[active]).await;
+        writers.end(&mut world).await;
+        world.cluster.run("active", &[other]).await;
+        let (dead, ready) = world.start().await;
+        world.check(&ready).await;
+        writers = Writers::begin(&ready, &format!("{active}-dead"));
+        writers.answers(40).await;
+
+        world.cluster.run("up", &[active]).await;
+        drop(dead);
+        writers.end(&mut world).await;
+        let (next, ready) = world.start().await;
+        world.check(&ready).await;
+        writers = Writers::begin(&ready, &format!("{active}-by"));
+        writers.answers(40).await;
+        daemon = next;
+    }
+
     writers.end(&mut world).await;
     world.check_after_the_end(daemon).await;
+}
 
-    world.cluster.run("up", &["nn"]).await;
-    world.cluster.run("kill", &["nn2"]).await;
-    world.cluster.run("active", &["nn"]).await;
-    world.cluster.run("up", &["nn2"]).await;
-    world.verify().await;
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journalnode_that_is_dead_and_an_observer_that_is_cost_nothing() {
+    let _turn = TURN.lock().await;
+    let Some(world) = World::on(Kind::Ha, "journal") else { return };
+    world_survives(world, "journal", async |cluster, writers| {
+        for node in ["jn0", "nn0"] {
+            cluster.run("kill", &[node]).await;
+            writers.answers(50).await;
+            cluster.run("up", &[node]).await;
+        }
+    })
+    .await;
 }

@@ -12,6 +12,7 @@ mod ha;
 mod kerberos;
 mod lost;
 mod memory;
+mod zones;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,7 +54,7 @@ enum Kind {
     Full,
     /// The same, and one of the DataNodes may lose all it has.
     Lost,
-    /// Two NameNodes of one nameservice.
+    /// Two NameNodes of one nameservice, with all that makes the other one active when one dies.
     Ha,
     /// Everything asks for tickets.
     Kerberos,

@@ -65,6 +65,12 @@ impl HdfsFault {
         class.ends_with("PathIsNotEmptyDirectoryException")
     }
 
+    /// Whether a file was not created, or not opened, because it is in an encryption zone: the library tells that by what the
+    /// NameNode says of the file, and takes back what it has created.
+    pub(super) fn is_encryption_zone(&self) -> bool {
+        matches!(self, Self::Hdfs(HdfsError::UnsupportedFeature(what)) if what.contains("encryption zone"))
+    }
+
     /// Whether a repeat changes nothing.
     pub(super) fn is_lasting(&self) -> bool {
         let class = match self {

@@ -24,6 +24,15 @@ pub enum HdfsProbeError {
         /// The folder.
         folder: String,
     },
+    /// Its files are encrypted by their clients.
+    #[error(
+        "{folder} is in an encryption zone, whose files the client of HDFS in Esker can neither write nor read: take a folder \
+         outside of it (`hdfs crypto -listZones` tells which there are)"
+    )]
+    EncryptionZone {
+        /// The folder.
+        folder: String,
+    },
     /// Two creates or renames of one name succeeded.
     #[error("a name that is taken was given once more by {0}: two daemons could both own the store")]
     TakenTwice(&'static str),
@@ -69,7 +78,11 @@ pub(crate) async fn probe_hdfs(hdfs: &HdfsClient, key: &str) -> Result<(), HdfsP
 
 async fn try_out(hdfs: &HdfsClient, first: &str, second: &str) -> Result<(), HdfsProbeError> {
     let failed = |step| move |source: HdfsFault| HdfsProbeError::Failed { step, source: source.into() };
-    let mut writer = hdfs.create(first).await.map_err(failed("create"))?;
+    let created = hdfs.create(first).await;
+    let mut writer = created.map_err(|error| match error.is_encryption_zone() {
+        true => HdfsProbeError::EncryptionZone { folder: hdfs.root().to_owned() },
+        false => failed("create")(error),
+    })?;
     match hdfs.create(first).await {
         Err(error) if error.is_taken() => {}
         Err(error) => return Err(failed("second create")(error)),
