@@ -86,3 +86,20 @@ async fn a_ticket_that_ran_out_costs_nothing_that_was_answered_and_a_new_one_is_
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delegation_token_does_in_place_of_a_ticket() {
+    let _turn = TURN.lock().await;
+    let Some(world) = World::on(Kind::Kerberos, "token") else { return };
+    // Fetched with the ticket of the suite; the daemon has none.
+    let token = world.folder.path().join("token").display().to_string();
+    world.cluster.run("sh", &["dt", "--renewer", "esker", &token]).await;
+    let world = world.with_own_tickets().with("HADOOP_TOKEN_FILE_LOCATION", token);
+
+    world_survives(world, "token", async |cluster, _| {
+        // All connections are opened anew.
+        cluster.run("kill", &["nn"]).await;
+        cluster.run("up", &["nn"]).await;
+    })
+    .await;
+}
