@@ -6,17 +6,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use esker::config::Config;
 use esker::store::WholeStore;
+use esker::transfer::StorageLocation;
 use esker_test_support::checkpoint::{CheckpointOnDisk, JOB, SAMPLES};
 use esker_test_support::daemon::TestDaemon;
 use esker_test_support::process::esker;
 use http::StatusCode;
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
+use object_store::{Attributes, Error, ObjectStoreExt};
 use serde_json::Value;
 
 use crate::bytes;
 use crate::faults::{Fault, Faults, Gate, Op, Rule, any};
-use crate::place::{Place, on_azure, on_gcs, on_s3, s3, services};
+use crate::place::{Place, on_azure, on_gcs, on_s3, places, s3, services};
 use crate::s3_server::{Conditions, S3Server};
 
 /// Nothing here takes long unless it hangs.
@@ -94,10 +95,14 @@ fn refs(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
+fn whole(place: &Place) -> WholeStore {
+    let settings = Config::load_with(None, [], &place.flags).unwrap().settings().unwrap();
+    WholeStore::open(&settings.store).unwrap()
+}
+
 /// What is under a name of a place.
 async fn read(place: &Place, path: &str) -> Bytes {
-    let store = Config::load_with(None, [], &place.flags).unwrap().settings().unwrap().store;
-    let objects = WholeStore::open(&store).unwrap().objects;
+    let objects = whole(place).objects;
     objects.get(&Path::parse(path).unwrap()).await.unwrap().bytes().await.unwrap()
 }
 
@@ -173,6 +178,27 @@ async fn what_appears_while_a_file_is_copied_is_not_replaced() {
             assert!(same || (said.contains(&key) && said.contains("other content")), "{name}: {said}");
             assert!(read(&place, &key).await == other, "{name}: it was replaced");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_parts_that_finds_its_name_taken_is_refused_by_every_store() {
+    for place in places().await.into_iter().filter(|place| place.name != "memory") {
+        let (name, store) = (place.name, whole(&place));
+        let location = StorageLocation::of(url(&place)).unwrap().join("parts");
+        let path = Path::parse(location.path()).unwrap();
+        let other = bytes(100, 2);
+        let mut new = store.begin(&path, Attributes::new()).await.unwrap();
+        new.put_part(bytes(6 << 20, 1)).await.unwrap();
+        store.objects.put(&path, other.clone().into()).await.unwrap();
+
+        let complete = new.complete().await;
+
+        let refused = matches!(complete, Err(Error::AlreadyExists { .. } | Error::Precondition { .. }));
+        assert!(refused, "{name}: {complete:?}");
+        // Of Azure nobody can say so.
+        assert_eq!(new.abort().await, !name.starts_with("azur"), "{name}");
+        assert!(read(&place, location.path()).await == other, "{name}: it was replaced");
     }
 }
 
