@@ -6,9 +6,10 @@
 //!
 //! `tests/hdfs/run bench` starts a cluster for it. `bare` has as many files open as a daemon may have, or one for each client
 //! if these are fewer; in each a task writes the segments that a group of clients would have sent at once and syncs them, over
-//! and over: what the library can do if it always has a full group. The others are an engine without doors, each client of
-//! which waits for its answer before it sends the next segment, with the catalog on the HDFS or on a local disk. They take
-//! turns, round by round.
+//! and over: what the library can do if it always has a full group. `bare, 2 files` does the same with two files at most, so
+//! that its groups are as large as those of an engine. The others are an engine without doors, each client of which waits for
+//! its answer before it sends the next segment, with the catalog on the HDFS or on a local disk. They take turns, round by
+//! round.
 
 // A bench has no callers to inform, and may spawn and read a clock.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
@@ -27,8 +28,8 @@ use tokio::task::JoinSet;
 
 const SIZES: [usize; 2] = [4 << 10, 64 << 10];
 const CLIENTS: [usize; 3] = [1, 16, 64];
-/// `store.hdfs.max-writers`, as it is by default.
-const WRITERS: usize = 16;
+/// `store.hdfs.max-writers`, as it is by default, and fewer, whose groups are larger.
+const WRITERS: [usize; 2] = [16, 2];
 
 fn main() {
     let Ok(url) = std::env::var("ESKER_HDFS_URL") else {
@@ -67,17 +68,19 @@ async fn measure(url: &str, lasts: Duration, rounds: u64) {
     let mut files = 0;
     for size in SIZES {
         for clients in CLIENTS {
-            let mut rounds_of: [Vec<Round>; 3] = Default::default();
+            let mut rounds_of: [Vec<Round>; 4] = Default::default();
             for _ in 0..rounds {
-                files += 1;
-                let folder = format!("{path}/bare-{run}/{files}");
-                rounds_of[0].push(bare_loop(&bare, &folder, size, clients, lasts).await);
+                for (place, writers) in WRITERS.into_iter().enumerate() {
+                    files += 1;
+                    let folder = format!("{path}/bare-{run}/{files}");
+                    rounds_of[place].push(bare_loop(&bare, &folder, size, (clients, writers), lasts).await);
+                }
                 for (place, (_, running)) in engines.iter().enumerate() {
-                    rounds_of[1 + place].push(engine_round(running.engine(), size, clients, lasts).await);
+                    rounds_of[WRITERS.len() + place].push(engine_round(running.engine(), size, clients, lasts).await);
                 }
             }
             let baseline = median(&rounds_of[0], |round| round.answers_per_second);
-            for (name, rounds) in ["bare", engines[0].0, engines[1].0].iter().zip(&rounds_of) {
+            for (name, rounds) in ["bare", "bare, 2 files", engines[0].0, engines[1].0].iter().zip(&rounds_of) {
                 print(size, clients, name, rounds, baseline);
             }
         }
@@ -160,8 +163,14 @@ fn about() -> About {
     }
 }
 
-async fn bare_loop(client: &Client, folder: &str, size: usize, clients: usize, lasts: Duration) -> Round {
-    let writers = clients.min(WRITERS);
+async fn bare_loop(
+    client: &Client,
+    folder: &str,
+    size: usize,
+    (clients, writers): (usize, usize),
+    lasts: Duration,
+) -> Round {
+    let writers = clients.min(writers);
     let shared = clients / writers;
     client.mkdirs(folder, 0o755, true).await.unwrap();
     let mut files = vec![];
