@@ -66,3 +66,20 @@ async fn a_journalnode_that_is_dead_and_an_observer_that_is_cost_nothing() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_namenode_that_stands_still_costs_nothing_once_the_other_one_is_active() {
+    let _turn = TURN.lock().await;
+    let Some(world) = World::on(Kind::Ha, "frozen") else { return };
+    world_survives(world, "frozen", async |cluster, writers| {
+        for (active, other) in [("nn", "nn2"), ("nn2", "nn")] {
+            // It takes connections, and never answers.
+            cluster.run("kill", &[active, "STOP"]).await;
+            cluster.run("active", &[other]).await;
+            writers.answers(50).await;
+            cluster.run("kill", &[active]).await;
+            cluster.run("up", &[active]).await;
+        }
+    })
+    .await;
+}

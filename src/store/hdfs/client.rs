@@ -1,9 +1,13 @@
 //! Calls to an HDFS, each counted and each with a deadline.
 //!
 //! The library waits without end for a DataNode that dies at the wrong moment, so nothing here awaits it bare.
+//!
+//! It waits for a NameNode that stands still, too, and asks it again with each call, whoever is active by then. So a client of a
+//! nameservice with a call that was late is not asked any more: the next one begins with any NameNode of the list. What the
+//! client before it has open is given up by whoever writes to it, as after any error.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,15 +16,20 @@ use futures::FutureExt;
 use hdfs_native::client::FileStatus;
 use hdfs_native::file::{FileReader, FileWriter};
 use hdfs_native::{Client, ClientBuilder, HdfsError, WriteOptions};
+use parking_lot::RwLock;
 
-use crate::config::StoreSettings;
+use crate::config::{HdfsSettings, StoreSettings};
 use crate::metrics::Metrics;
 use crate::runtime::Clock;
 
+/// The NameNodes of a nameservice are tried in any order; the nameservice follows.
+const RANDOM_ORDER: &str = "dfs.client.failover.random.order";
 /// With fewer DataNodes than replicas a write goes on with those that are left: it is the NameNode that makes good for them.
 const BEST_EFFORT: &str = "dfs.client.block.write.replace-datanode-on-failure.best-effort";
 /// Files and folders are for the daemon's user and its group.
 const FILE_MODE: u32 = 0o640;
+/// How often whoever starts asks a nameservice: any of its NameNodes may stand still.
+const FIRST_LOOKS: u32 = 5;
 /// First pause between two looks whether a file was closed; doubles up to [`RECOVERY_PAUSE_MAX`].
 const RECOVERY_PAUSE: Duration = Duration::from_millis(100);
 const RECOVERY_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -84,10 +93,23 @@ impl HdfsFault {
     }
 }
 
+/// The client of the library that is asked, and how many there were before it.
+struct ClientTurn {
+    client: Client,
+    number: u64,
+}
+
+/// Makes a client of the library. Of a nameservice, it begins with any of the NameNodes.
+type MakeClient = dyn Fn() -> Result<Client, HdfsError> + Send + Sync;
+
 /// The client of one HDFS folder. Clones share it.
 #[derive(Clone)]
 pub(crate) struct HdfsClient {
-    client: Client,
+    turn: Arc<RwLock<ClientTurn>>,
+    /// `None` where there is one NameNode.
+    make_next: Option<Arc<MakeClient>>,
+    /// Whether there was an answer so far, whatever it was.
+    answered: Arc<AtomicBool>,
     /// The folder, absolute.
     root: Arc<str>,
     /// The name of this client in the names of files that it has not finished.
@@ -121,14 +143,10 @@ impl HdfsClient {
         metrics: &Metrics,
     ) -> Result<Self, HdfsFault> {
         let hdfs = &settings.hdfs;
-        let conf = [(BEST_EFFORT.to_owned(), "true".to_owned())].into_iter().chain(hdfs.conf.iter().cloned());
-        let mut builder = ClientBuilder::new().with_url(format!("hdfs://{authority}")).with_config(conf);
-        if let Some(folder) = &hdfs.conf_dir {
-            builder = builder.with_config_dir(folder.display().to_string());
-        }
-        if let Some(user) = &hdfs.user {
-            builder = builder.with_user(user.clone());
-        }
+        let client = make_client(authority, hdfs, None)?;
+        let (nameservice, its_settings) = (authority.to_owned(), hdfs.clone());
+        let make_next = move || make_client(&nameservice, &its_settings, Some((RANDOM_ORDER, "true")));
+        let make_next: Arc<MakeClient> = Arc::new(make_next);
         let options = WriteOptions {
             block_size: hdfs.block_bytes,
             replication: hdfs.replication,
@@ -136,7 +154,9 @@ impl HdfsClient {
             ..WriteOptions::default()
         };
         Ok(Self {
-            client: builder.build()?,
+            turn: Arc::new(RwLock::new(ClientTurn { client, number: 0 })),
+            answered: Arc::default(),
+            make_next: (!authority.contains(':')).then_some(make_next),
             root: root.into(),
             id: id.into(),
             options,
@@ -194,47 +214,89 @@ impl HdfsClient {
         self.metrics.hdfs_calls.inc_by(calls);
     }
 
-    async fn call<T>(
-        &self,
-        calls: u64,
-        request: impl Future<Output = Result<T, HdfsError>> + Send,
-    ) -> Result<T, HdfsFault> {
+    async fn call<T, F>(&self, calls: u64, request: impl FnOnce(Client) -> F + Send) -> Result<T, HdfsFault>
+    where
+        F: Future<Output = Result<T, HdfsError>> + Send,
+    {
         self.count(calls);
-        within(self.timeout, request).await
+        let (client, number) = self.client();
+        let answer = within(self.timeout, request(client)).await;
+        match answer {
+            Err(HdfsFault::Late(_)) => self.turn_from(number),
+            _ => self.answered.store(true, Ordering::Relaxed),
+        }
+        answer
+    }
+
+    /// The client that is asked now, and its number.
+    fn client(&self) -> (Client, u64) {
+        let turn = self.turn.read();
+        (turn.client.clone(), turn.number)
+    }
+
+    /// Asks another client than this one from now on, if the NameNode that it waits for may not be the active one.
+    fn turn_from(&self, number: u64) {
+        let Some(make_next) = &self.make_next else { return };
+        // The first of many calls that were late at once does it for all.
+        if self.turn.read().number != number {
+            return;
+        }
+        match make_next() {
+            Ok(client) => {
+                let mut turn = self.turn.write();
+                if turn.number == number {
+                    tracing::info!(root = %self.root, "a NameNode does not answer, others are asked");
+                    *turn = ClientTurn { client, number: number + 1 };
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a NameNode does not answer, and others cannot be asked"),
+        }
     }
 
     /// What is under a path.
     pub(super) async fn info(&self, path: &str) -> Result<FileStatus, HdfsFault> {
-        self.call(1, self.client.get_file_info(path)).await
+        for _ in 1..FIRST_LOOKS {
+            let answer = self.look(path).await;
+            // Whoever starts asks this first, and there is nobody yet who would ask again.
+            let waits = matches!(answer, Err(HdfsFault::Late(_))) && self.make_next.is_some();
+            if !waits || self.answered.load(Ordering::Relaxed) {
+                return answer;
+            }
+        }
+        self.look(path).await
+    }
+
+    async fn look(&self, path: &str) -> Result<FileStatus, HdfsFault> {
+        self.call(1, |client| async move { client.get_file_info(path).await }).await
     }
 
     /// Creates a file, and the folders above it. Fails if the name is taken.
     pub(super) async fn create(&self, path: &str) -> Result<FileWriter, HdfsFault> {
-        self.call(1, self.client.create(path, &self.options)).await
+        self.call(1, |client| async move { client.create(path, &self.options).await }).await
     }
 
     /// Opens a closed file to write behind its end.
     pub(super) async fn append(&self, path: &str) -> Result<FileWriter, HdfsFault> {
-        self.call(2, self.client.append(path)).await
+        self.call(2, |client| async move { client.append(path).await }).await
     }
 
     /// Renames a file. Atomic; without `overwrite` it fails if the name is taken.
     pub(super) async fn rename(&self, from: &str, to: &str, overwrite: bool) -> Result<(), HdfsFault> {
-        self.call(1, self.client.rename(from, to, overwrite)).await
+        self.call(1, |client| async move { client.rename(from, to, overwrite).await }).await
     }
 
     /// Deletes a file, or an empty folder. False if nothing was there.
     pub(super) async fn delete(&self, path: &str) -> Result<bool, HdfsFault> {
-        self.call(1, self.client.delete(path, false)).await
+        self.call(1, |client| async move { client.delete(path, false).await }).await
     }
 
     pub(super) async fn make_folder(&self, path: &str) -> Result<(), HdfsFault> {
-        self.call(1, self.client.mkdirs(path, FILE_MODE | 0o110, true)).await
+        self.call(1, |client| async move { client.mkdirs(path, FILE_MODE | 0o110, true).await }).await
     }
 
     /// Opens a file to be read: where its blocks are is asked once, here.
     pub(super) async fn open(&self, path: &str) -> Result<FileReader, HdfsFault> {
-        self.call(1, self.client.read(path)).await
+        self.call(1, |client| async move { client.read(path).await }).await
     }
 
     /// Reads so many bytes of an opened file.
@@ -254,7 +316,8 @@ impl HdfsClient {
     /// What is in a folder, and with `recursive` in those below it. Empty if there is none. A call for each folder and
     /// thousand names.
     pub(super) async fn list(&self, path: &str, recursive: bool) -> Result<Vec<FileStatus>, HdfsFault> {
-        let listing = self.client.list_status_iter(path, recursive);
+        let (client, number) = self.client();
+        let listing = client.list_status_iter(path, recursive);
         let (mut found, mut folders) = (vec![], 1);
         self.count(1);
         loop {
@@ -266,7 +329,12 @@ impl HdfsClient {
                 Ok(None) => break,
                 // A folder that went away meanwhile.
                 Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if matches!(error, HdfsFault::Late(_)) {
+                        self.turn_from(number);
+                    }
+                    return Err(error);
+                }
             }
         }
         if recursive {
@@ -281,7 +349,7 @@ impl HdfsClient {
         let begun = Clock::instant();
         let mut pause = RECOVERY_PAUSE;
         loop {
-            let error = match self.call(1, self.client.recover_lease(path)).await {
+            let error = match self.call(1, |client| async move { client.recover_lease(path).await }).await {
                 Ok(true) => return Ok(self.info(path).await?.length as u64),
                 Ok(false) => HdfsFault::Held(patience),
                 Err(error) if error.is_not_found() || error.is_lasting() => return Err(error),
@@ -294,6 +362,24 @@ impl HdfsClient {
             pause = (pause * 2).min(RECOVERY_PAUSE_MAX);
         }
     }
+}
+
+/// The library's client of a NameNode or a nameservice; `more` is a key for the nameservice.
+fn make_client(
+    authority: &str,
+    hdfs: &HdfsSettings,
+    more: Option<(&'static str, &'static str)>,
+) -> Result<Client, HdfsError> {
+    let more = more.map(|(key, value)| (format!("{key}.{authority}"), value.to_owned()));
+    let conf = [(BEST_EFFORT.to_owned(), "true".to_owned())].into_iter().chain(hdfs.conf.iter().cloned()).chain(more);
+    let mut builder = ClientBuilder::new().with_url(format!("hdfs://{authority}")).with_config(conf);
+    if let Some(folder) = &hdfs.conf_dir {
+        builder = builder.with_config_dir(folder.display().to_string());
+    }
+    if let Some(user) = &hdfs.user {
+        builder = builder.with_user(user.clone());
+    }
+    builder.build()
 }
 
 /// Waits for a call, but not for ever. A call that is late is dropped, and with it what it had begun.
