@@ -18,6 +18,7 @@
 //! - [`read`]: the read path.
 //! - [`reclaim`]: keeps space within its limit, and deletes what nobody needs.
 //! - [`engine`]: the daemon without doors: typed calls that return values; checks and rebuilds what a stopped one left.
+//! - [`cluster`]: several daemons on one store, and which of them has it.
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`daemon`]: an engine with doors, started and stopped in order.
 //! - [`load`]: the load generator behind `esker bench`.
@@ -34,6 +35,7 @@
 pub mod api;
 pub mod catalog;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod daemon;
 pub mod engine;

@@ -87,6 +87,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     exposed(admin.engine.metrics())
 }
 
-fn exposed(metrics: &Metrics) -> impl IntoResponse + use<> {
+/// All metrics, as Prometheus reads them.
+pub(super) fn exposed(metrics: &Metrics) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }

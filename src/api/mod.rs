@@ -15,10 +15,12 @@
 //! - [`native`]: the native API.
 //! - [`s3`]: the S3 API.
 //! - [`admin`]: health and metrics.
+//! - [`cluster`]: several daemons as one.
 
 pub mod access_log;
 pub mod admin;
 pub mod body;
+pub mod cluster;
 pub mod exchange;
 pub mod figures;
 pub mod keys;

@@ -31,7 +31,7 @@ use super::peers::answer::AnswerBody;
 use super::peers::flow::Flow;
 use super::peers::{Busy, Peer};
 use crate::config::LimitsSettings;
-use crate::runtime::Payer;
+use crate::runtime::{Payer, Share};
 
 /// Bytes of a refused body that are read and dropped at most: more than a whole physical file by default.
 const DROPPED_BYTES_MAX: u64 = 64 << 20;
@@ -145,14 +145,17 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let one_at_a_time = request.version() <= Version::HTTP_11;
         let waits = request.headers().contains_key(EXPECT);
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let exchange = self.exchanges.begin(&head.method, &head.headers, self.peer.address());
         let named = self.exchanges.name_answers();
         let (busy, flow) = (self.peer.begin(!one_at_a_time), Arc::new(Flow::arriving(self.window)));
         if !body.is_end_stream() {
             self.peer.add(&flow);
         }
-        let payer = Payer::new(self.peer.share().clone());
+        let payer = match self.peer.is_trusted() {
+            true => Payer::new(Share::new(u64::MAX)),
+            false => Payer::new(self.peer.share().clone()),
+        };
         let (answering, rate, window) = (busy.clone(), self.bytes_per_second_min, self.window);
         let incoming = Arc::new(Mutex::new(SharedBody {
             body,
@@ -162,6 +165,7 @@ where
             exchange: exchange.clone(),
             _busy: busy,
         }));
+        head.extensions.insert(Arc::clone(&self.peer));
         let request = Request::from_parts(head, RequestBody { incoming: Arc::clone(&incoming) });
         // Some services begin before they are polled.
         let answer = exchange.sync_scope(|| self.inner.call(request));

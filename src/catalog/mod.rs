@@ -89,6 +89,7 @@ impl Catalog {
             clock,
             lost: CancellationToken::new(),
             lost_because: Mutex::default(),
+            proven: AtomicU64::new(0),
             durable: watch::Sender::new(0),
             applied: AtomicU64::new(0),
             changes: watch::Sender::new(changes),
@@ -318,6 +319,17 @@ impl Catalog {
         }
     }
 
+    /// The number of segments that there are.
+    pub fn segment_count(&self) -> usize {
+        self.shared.state.read().segment_count()
+    }
+
+    /// When the last commit began that is durable, in milliseconds since the machine's boot; 0 before the first. On an object
+    /// store no other owner had opened the catalog by then: its log is written under names that can be created once.
+    pub fn last_commit(&self) -> u64 {
+        self.shared.proven.load(Ordering::Acquire)
+    }
+
     /// Cancelled when the journal cannot be written any more.
     pub fn lost(&self) -> CancellationToken {
         self.shared.lost.clone()
@@ -381,7 +393,12 @@ async fn answer(shared: Arc<CatalogShared>, mut in_flight: mpsc::Receiver<Batch>
         let durable = match commit {
             Some(commit) => {
                 let _waits = metrics.writes().begin(WriteKind::CommitDurable, Clock::instant());
-                commit.durable().await
+                let durable = commit.durable().await;
+                if durable.is_ok() {
+                    let begun = u64::try_from(commit.begun().as_millis()).unwrap_or_default();
+                    shared.proven.fetch_max(begun, Ordering::Release);
+                }
+                durable
             }
             None => Ok(()),
         };

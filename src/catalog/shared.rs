@@ -48,6 +48,8 @@ pub(super) struct CatalogShared {
     pub(super) clock: Clock,
     pub(super) lost: CancellationToken,
     pub(super) lost_because: Mutex<Option<Arc<JournalError>>>,
+    /// When the last batch that is durable was handed to the journal, in milliseconds since the machine's boot; 0 before the first.
+    pub(super) proven: AtomicU64,
     /// Number of the last batch that is durable.
     pub(super) durable: watch::Sender<u64>,
     /// Number of the last batch that was applied.

@@ -5,6 +5,7 @@
 
 mod audit;
 mod bench;
+mod cluster;
 mod destination;
 mod inspect;
 mod rebuild;
@@ -24,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use esker_client::ClientError;
 use esker_client::wire::ErrorKind;
 
+use crate::cluster::upkeep::UpkeepError;
 use crate::config::{Config, ConfigErrors, Loaded, Settings};
 use crate::daemon::{StartError, check_files};
 use crate::engine::StopError;
@@ -115,6 +117,9 @@ enum CliCommand {
     /// Finds objects of Flink's jobs that no checkpoint and no savepoint names, and deletes them if told to
     #[command(after_help = CODES)]
     Orphans(audit::OrphansArgs),
+    /// Several daemons as one: shows them, moves the catalog from one to another
+    #[command(after_help = CODES)]
+    Cluster(cluster::ClusterArgs),
     /// Checks or shows the configuration
     Config(ConfigArgs),
     /// Measures durable answers a second beside a server that stores nothing
@@ -216,6 +221,7 @@ fn could_not_be_tried(error: &anyhow::Error) -> bool {
         || error.is::<OpenError>()
         || error.is::<StoppedError>()
         || error.is::<LocationError>()
+        || error.is::<UpkeepError>()
         || error.downcast_ref::<TransferError>().is_some_and(TransferError::is_refusal)
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
         || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal)
@@ -243,6 +249,7 @@ fn run(command: CliCommand) -> anyhow::Result<ExitCode> {
         CliCommand::Gc(args) => space::gc(&args),
         CliCommand::Audit(args) => Ok(audit::audit(&args)),
         CliCommand::Orphans(args) => audit::orphans(&args),
+        CliCommand::Cluster(args) => cluster::cluster(&args),
         CliCommand::Config(args) => config(&args),
         CliCommand::Bench(args) => bench::bench(&args),
         CliCommand::BenchSink(args) => bench::bench_sink(&args),

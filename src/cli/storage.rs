@@ -61,6 +61,8 @@ impl StorageArgs {
         };
         check_user(&settings.store.url)?;
         settings.store.local_copy = None;
+        // A command is no member of a cluster.
+        settings.cluster = None;
         settings.store.direct_io = DirectIo::Off;
         Ok(settings)
     }

@@ -48,8 +48,8 @@ pub use load::Loaded;
 pub use schema::Config;
 pub use settings::{
     AccessLogPlace, AuthSettings, AzureSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings,
-    Credentials, HdfsSettings, LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings, PoolMode,
-    ReclaimSettings, S3Key, ServerSettings, Settings, StoreSettings, TelemetrySettings, TlsSettings,
+    ClusterSettings, Credentials, HdfsSettings, LimitsSettings, LingerSettings, LocalCopySettings, MergingSettings,
+    PoolMode, ReclaimSettings, S3Key, ServerSettings, Settings, StoreSettings, TelemetrySettings, TlsSettings,
 };
 pub use url::StoreUrl;
 pub use values::{MemorySize, Secret, Span, ValueError};

@@ -4,6 +4,8 @@
 //! in that time go on with the engine.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,9 +14,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::error::StartError;
+use super::member::Membership;
 use super::reload::ReloadedFiles;
 use crate::api::access_log::AccessLog;
 use crate::api::admin::Admin;
+use crate::api::cluster::dispatch::Dispatcher;
+use crate::api::cluster::door::MemberDoor;
 use crate::api::exchange::Exchanges;
 use crate::api::keys::{self, KeyRing};
 use crate::api::native::Native;
@@ -135,6 +140,35 @@ impl Doors {
         let api = Native::new(engine.clone(), self.keys.clone()).router().merge(admin.clone().router());
         self.api.usual.open(TowerToHyperService::new(api));
         self.api.when_full.open(TowerToHyperService::new(admin.clone().router_when_full(self.peers.clone())));
+    }
+
+    /// From here on whichever daemon of the cluster has the catalog answers.
+    pub(super) fn lead_to_cluster(&self, member: &Membership, ready: Arc<AtomicBool>) {
+        let Foundation { metrics, entropy, budgets, .. } = member.foundation();
+        let (routes, maps) = (member.routes().clone(), Arc::clone(member.maps()));
+        let dispatcher =
+            Dispatcher::new(routes.clone(), Arc::clone(&maps), budgets.writes.total() / 8, metrics.clone());
+        let s3 = S3Service::in_place(entropy.clone(), Arc::new(dispatcher.clone()));
+        self.s3.when_full.open(s3.full(self.peers.clone()));
+        self.s3.usual.open(s3);
+        let door = MemberDoor {
+            dispatcher,
+            routes,
+            maps,
+            links: Arc::clone(member.links()),
+            token: member.token(),
+            keys: self.keys.clone(),
+            drain: Arc::clone(member.drain()),
+            ready,
+            metrics: metrics.clone(),
+        };
+        self.api.when_full.open(TowerToHyperService::new(door.clone().router_when_full(self.peers.clone())));
+        self.api.usual.open(TowerToHyperService::new(door.router()));
+    }
+
+    /// Who may come in.
+    pub(super) fn keys(&self) -> &KeyRing {
+        &self.keys
     }
 
     /// Where they are.

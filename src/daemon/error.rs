@@ -1,6 +1,7 @@
 //! Why a daemon did not start.
 
 use crate::api::tls::TlsError;
+use crate::cluster::maps::MapError;
 use crate::config::{AccessLogPlace, ConfigErrors};
 use crate::engine::OpeningError;
 
@@ -38,6 +39,24 @@ pub enum StartError {
     /// The engine cannot be opened.
     #[error(transparent)]
     Engine(#[from] OpeningError),
+    /// The system gives no name to show that this process is there.
+    #[error("this process cannot show others of the machine that it is there")]
+    Presence(#[source] std::io::Error),
+    /// There is no place for the map of a cluster.
+    #[error("{0} cannot be the store of several daemons: cluster.enabled needs an object store")]
+    NoCluster(String),
+    /// The map of the cluster cannot be read or written.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// They were deleted.
+    #[error(
+        "the catalog belongs to a cluster, but the cluster's maps are gone. Stop all its daemons, put `cluster/map/` back, or make a \
+         first map with `esker cluster repair`"
+    )]
+    MapsMissing,
+    /// Another process has this one's name.
+    #[error("another daemon has joined the cluster as {0:?}, at {1}: give each its own cluster.daemon-id")]
+    Replaced(String, String),
 }
 
 impl StartError {
@@ -45,8 +64,9 @@ impl StartError {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Engine(error) => error.is_refusal(),
-            Self::Bind { .. } | Self::AccessLog { .. } => false,
-            Self::Tls(_) | Self::Keys(_) => true,
+            Self::Map(error) => error.is_refusal(),
+            Self::Bind { .. } | Self::AccessLog { .. } | Self::Presence(_) => false,
+            Self::Tls(_) | Self::Keys(_) | Self::NoCluster(_) | Self::MapsMissing | Self::Replaced(..) => true,
         }
     }
 }

@@ -3,15 +3,20 @@
 //! Start: [`doors`] are bound (a port in use is the cheapest error) and answer that the daemon is starting, the engine is
 //! opened ([`crate::engine::open`]), then the doors lead to it.
 //!
+//! One of several daemons on a store joins its cluster in place of opening an engine ([`member`]): its engine is opened when the
+//! catalog is its own, and until then others' answers pass through its doors.
+//!
 //! Stop: not ready any more; the doors take no new connections and requests in progress end, for at most
 //! `server.drain-timeout`; then the engine stops. The access log is last: what is told there happened, and nobody waits for it.
 
 mod doors;
 mod error;
+mod member;
 mod reload;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::Notify;
@@ -24,10 +29,11 @@ use crate::config::{KeysFile, Settings};
 use crate::engine::{Engine, EngineOptions, Foundation, Running, StopError};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{DoorLabel, SegmentOutcome};
-use crate::runtime::{Clock, Failure};
+use crate::runtime::{Clock, Failure, TaskGroup};
 pub use doors::Addresses;
 use doors::Doors;
 pub use error::StartError;
+use member::Membership;
 
 /// The work of a daemon over its life.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +60,9 @@ impl DaemonSummary {
 
 /// A running daemon. Dropping it is a crash.
 pub struct Daemon {
-    running: Running,
+    life: Life,
+    metrics: Metrics,
+    drain_timeout: Duration,
     doors: Doors,
     ready: Arc<AtomicBool>,
     /// Has files that may have changed looked at.
@@ -62,6 +70,12 @@ pub struct Daemon {
 }
 
 crate::runtime::opaque_debug!(Daemon);
+
+/// A daemon by itself, or one of several.
+enum Life {
+    Alone(Box<Running>),
+    Member(Membership),
+}
 
 impl Daemon {
     /// Starts a daemon. Resolves when both doors answer.
@@ -80,28 +94,21 @@ impl Daemon {
         let clock = clock.floored();
         let foundation = Foundation::new(&settings.limits, &clock, None);
         let doors = Doors::open(&settings, &foundation, &clock).await?;
+        let (metrics, drain_timeout) = (foundation.metrics.clone(), settings.server.drain_timeout);
+        let reload_interval = settings.server.reload_interval;
+        let ready = Arc::new(AtomicBool::new(true));
         // In a box: it is the largest of all, and whoever starts several daemons would have it on the stack for each.
-        let options = EngineOptions { clock, foundation: Some(foundation), ..EngineOptions::default() };
-        let running = match Engine::open(settings, options).boxed().await {
-            Ok(running) => running,
+        let life = match Life::begin(settings, foundation, clock, &doors, &ready).boxed().await {
+            Ok(life) => life,
             Err(error) => {
                 doors.abandon().await;
-                return Err(error.into());
+                return Err(error);
             }
         };
-        let daemon = Self { running, doors, ready: Arc::new(AtomicBool::new(true)), reload: Arc::default() };
-        daemon.serve();
+        let daemon = Self { life, metrics, drain_timeout, doors, ready, reload: Arc::default() };
+        let watching = daemon.doors.files(reload_interval).watch(Arc::clone(&daemon.reload), daemon.life.stopping());
+        daemon.life.tasks().spawn("reload", Failure::StopsTheDaemon, watching);
         Ok(daemon)
-    }
-
-    /// Has the engine answer at the doors.
-    fn serve(&self) {
-        let engine = self.running.engine();
-        let admin = Admin { engine: engine.clone(), ready: Arc::clone(&self.ready) };
-        self.doors.lead_to(&admin);
-        let files = self.doors.files(engine.settings().server.reload_interval);
-        let watching = files.watch(Arc::clone(&self.reload), self.running.stopping());
-        engine.tasks().spawn("reload", Failure::StopsTheDaemon, watching);
     }
 
     /// Looks at the files that may change while the daemon runs, and uses what is new in them. Does not wait for that.
@@ -114,19 +121,29 @@ impl Daemon {
         self.doors.addresses()
     }
 
-    /// The engine behind the doors.
-    pub fn running(&self) -> &Running {
-        &self.running
+    /// The engine behind the doors; `None` for one of several daemons, which may have none at the moment.
+    pub fn running(&self) -> Option<&Running> {
+        match &self.life {
+            Life::Alone(running) => Some(running),
+            Life::Member(_) => None,
+        }
     }
 
-    /// Cancelled when the catalog is lost: nothing is answered any more, and the daemon should stop.
+    /// Cancelled when the catalog is lost: nothing is answered any more, and the daemon should stop. One of several daemons goes on
+    /// then, and never cancels it.
     pub fn lost(&self) -> CancellationToken {
-        self.running.lost()
+        match &self.life {
+            Life::Alone(running) => running.lost(),
+            Life::Member(_) => CancellationToken::new(),
+        }
     }
 
     /// Cancelled when a vital task failed, and the daemon should stop.
     pub fn failed(&self) -> CancellationToken {
-        self.running.failed()
+        match &self.life {
+            Life::Alone(running) => running.failed(),
+            Life::Member(member) => member.foundation().failed.clone(),
+        }
     }
 
     /// Ends requests in progress, writes everything, and closes the catalog.
@@ -134,12 +151,20 @@ impl Daemon {
     /// # Errors
     /// [`StopError`] if the catalog was lost before or cannot be closed in time, or a vital task had failed.
     pub async fn shut_down(self) -> Result<DaemonSummary, StopError> {
-        let Self { running, doors, ready, .. } = self;
+        let Self { life, metrics, drain_timeout, doors, ready, .. } = self;
         ready.store(false, Ordering::Release);
-        let metrics = running.engine().metrics().clone();
-        let patience = running.engine().settings().server.drain_timeout;
-        doors.drain(patience).await;
-        let stopped = running.stop().await;
+        let stopped = match life {
+            Life::Alone(running) => {
+                doors.drain(drain_timeout).await;
+                running.stop().await
+            }
+            Life::Member(member) => {
+                // Requests go on to another daemon meanwhile.
+                member.stop(drain_timeout).await;
+                doors.drain(drain_timeout).await;
+                member.leave(drain_timeout).await
+            }
+        };
         let failure = doors.close().await;
         let summary = DaemonSummary::of(&metrics);
         // Why the catalog is not closed says more than why a door had failed, and that more than what failed behind it.
@@ -147,6 +172,45 @@ impl Daemon {
             (Ok(()), None) => Ok(summary),
             (Ok(()) | Err(StopError::Task(_)), Some(reason)) => Err(StopError::Task(reason)),
             (Err(error), _) => Err(error),
+        }
+    }
+}
+
+impl Life {
+    /// Opens the engine, or joins the cluster. Requests are answered from here on.
+    async fn begin(
+        settings: Settings,
+        foundation: Foundation,
+        clock: Clock,
+        doors: &Doors,
+        ready: &Arc<AtomicBool>,
+    ) -> Result<Self, StartError> {
+        if let Some(cluster) = settings.cluster.clone() {
+            let (api, keys) = (doors.addresses().api, doors.keys().clone());
+            let member = Membership::new(settings, cluster, api, keys, foundation, clock)?;
+            // Requests that come before it has joined are held like others that nobody can answer yet.
+            doors.lead_to_cluster(&member, Arc::clone(ready));
+            member.join().await?;
+            member.begin().await?;
+            return Ok(Self::Member(member));
+        }
+        let options = EngineOptions { clock, foundation: Some(foundation), ..EngineOptions::default() };
+        let running = Engine::open(settings, options).await?;
+        doors.lead_to(&Admin { engine: running.engine().clone(), ready: Arc::clone(ready) });
+        Ok(Self::Alone(Box::new(running)))
+    }
+
+    fn stopping(&self) -> CancellationToken {
+        match self {
+            Self::Alone(running) => running.stopping(),
+            Self::Member(member) => member.stopping(),
+        }
+    }
+
+    fn tasks(&self) -> TaskGroup {
+        match self {
+            Self::Alone(running) => running.engine().tasks(),
+            Self::Member(member) => member.tasks().clone(),
         }
     }
 }

@@ -77,7 +77,7 @@ pub use crate::store::DiskFull;
 use arrivals::Audits;
 pub use error::EngineError;
 use merged::MergedByFlink;
-pub use open::{Background, EngineOptions, Foundation, OpeningError, Running, StopError};
+pub use open::{Background, CatalogClaim, EngineOptions, Foundation, OpeningError, Running, StopError, TriedStore};
 pub use progress::StartProgress;
 use uploads::Uploads;
 use writes::WriteHealth;
@@ -127,6 +127,16 @@ impl Engine {
     /// The time, as it is recorded.
     pub fn now(&self) -> Millis {
         self.clock.now()
+    }
+
+    /// The number of segments that there are.
+    pub fn segment_count(&self) -> usize {
+        self.catalog.segment_count()
+    }
+
+    /// When the last commit began that is durable, in milliseconds since the machine's boot: see [`Catalog::last_commit`].
+    pub fn last_commit(&self) -> u64 {
+        self.catalog.last_commit()
     }
 
     /// The tasks for work that outlives a request. A stop waits for them.

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Audits;
@@ -24,7 +25,7 @@ use super::writes::{WriteHealth, WriteProbe};
 use super::{Engine, clock};
 use crate::catalog::command::{Command, Refusal};
 use crate::catalog::save::save;
-use crate::catalog::slate::{Journal, JournalError, JournalSettings};
+use crate::catalog::slate::{Journal, JournalClaim, JournalError, JournalSettings};
 use crate::catalog::state::CatalogState;
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::{LimitsSettings, Settings};
@@ -54,6 +55,9 @@ pub enum OpeningError {
     /// The files that an older daemon left open cannot be settled.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// Meanwhile the catalog was given to another member of the cluster.
+    #[error("another daemon of the cluster has the catalog: {0}")]
+    NotMine(String),
 }
 
 impl OpeningError {
@@ -64,7 +68,7 @@ impl OpeningError {
             Self::Recover(error) => error.is_refusal(),
             Self::Journal(error) => error.is_damage(),
             Self::Store(error) => error.is_refusal(),
-            Self::Catalog(_) => false,
+            Self::Catalog(_) | Self::NotMine(_) => false,
         }
     }
 }
@@ -100,8 +104,50 @@ pub enum Background {
     OnCall,
 }
 
+/// The right of a member of a cluster to open the catalog.
+pub struct CatalogClaim {
+    /// The epoch that the catalog has now, as [`Journal::last_epoch`] tells: it is opened for the next one exactly.
+    pub epoch_before: u64,
+    /// Asked once the catalog is open, before anything is changed: whether the map still gives it to this member, and if not, why.
+    pub still_mine: BoxFuture<'static, Result<(), String>>,
+}
+
+crate::runtime::opaque_debug!(CatalogClaim);
+
+/// A store that was found to be the right one, and does what it should.
+#[derive(Debug, Clone)]
+pub struct TriedStore {
+    standing: StoreStanding,
+    opened: OpenedStore,
+}
+
+impl TriedStore {
+    /// Looks at the store of `settings`, opens and tries it. Nobody is shut out.
+    ///
+    /// # Errors
+    /// [`OpeningError`].
+    pub async fn open(
+        settings: &Settings,
+        metrics: &Metrics,
+        entropy: &Entropy,
+        progress: &StartProgress,
+    ) -> Result<Self, OpeningError> {
+        // Before anything is made there: it may be the mount point of a volume that is not mounted.
+        let url = settings.store.url.to_string();
+        let standing = progress.told("looking which store is", &url, identity::look(settings, metrics)).await?;
+        let opening = store::open(&settings.store, settings.catalog.url.as_ref(), metrics, entropy);
+        let opened = progress.told("opening the store", &url, opening).await?;
+        Ok(Self { standing, opened })
+    }
+
+    /// Whether nothing about the store is still to be made: what was found holds for later, too.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.standing, StoreStanding::Known(_))
+    }
+}
+
 /// The way in which an engine is opened.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct EngineOptions {
     /// Stamps what is recorded. A daemon's is floored.
     pub clock: Clock,
@@ -113,6 +159,10 @@ pub struct EngineOptions {
     pub background: Background,
     /// What doors that are open already share with it; else it makes its own.
     pub foundation: Option<Foundation>,
+    /// The store of the settings, if it was looked at, opened and tried already.
+    pub tried: Option<TriedStore>,
+    /// For a member of a cluster.
+    pub claim: Option<CatalogClaim>,
 }
 
 /// What there is before an engine is, for doors that open before it does.
@@ -171,22 +221,22 @@ impl Engine {
     /// [`OpeningError`]; nothing runs then.
     pub async fn open(settings: Settings, opening: EngineOptions) -> Result<Running, OpeningError> {
         let settings = Arc::new(settings);
-        let EngineOptions { clock, seed, data, background, foundation } = opening;
+        let EngineOptions { clock, seed, data, background, foundation, tried, claim } = opening;
         let foundation = foundation.unwrap_or_else(|| Foundation::new(&settings.limits, &clock, seed));
         let Foundation { metrics, entropy, budgets, failed, progress } = foundation;
         let group = || TaskGroup::new(failed.clone());
         let (tasks, catalog_tasks, local_copy_tasks) = (group(), group(), group());
 
-        // Before anything is made there: it may be the mount point of a volume that is not mounted.
-        let url = settings.store.url.to_string();
-        let standing = progress.told("looking which store is", &url, identity::look(&settings, &metrics)).await?;
-        let opening = store::open(&settings.store, settings.catalog.url.as_ref(), &metrics, &entropy);
-        let opened = progress.told("opening the store", &url, opening).await?;
+        let tried = match tried {
+            Some(tried) => tried,
+            None => TriedStore::open(&settings, &metrics, &entropy, &progress).await?,
+        };
+        let TriedStore { standing, opened } = tried;
         let opened = OpenedStore { data: data.unwrap_or(opened.data), ..opened };
         let space = opened.space.clone();
         let taker =
             Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
-        let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker).await?;
+        let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker, claim).await?;
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
         let local_copy = data.local_copy().cloned();
         if let Some(copy) = &local_copy {
@@ -348,9 +398,10 @@ async fn load(
     opened: OpenedStore,
     standing: StoreStanding,
     taker: &Taker<'_>,
+    claim: Option<CatalogClaim>,
 ) -> Result<(CatalogState, Journal, Owned), OpeningError> {
     let mut state = CatalogState::default();
-    let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, &mut state).await?;
+    let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, claim, &mut state).await?;
     if owned.data.capabilities().leases {
         state.keep_failed_files_open();
     }
@@ -378,15 +429,28 @@ pub(super) async fn take_over(
     catalog: Placement,
     standing: StoreStanding,
     taker: &Taker<'_>,
+    claim: Option<CatalogClaim>,
     state: &mut CatalogState,
 ) -> Result<(Journal, Owned), OpeningError> {
     let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
     let slot = catalog.identity_slot();
-    let settings =
-        JournalSettings { clock: clock_of_journal(taker.clock), ..journal_settings(&catalog, &taker.settings.catalog) };
+    let (epoch_before, still_mine) = claim.map(|claim| (claim.epoch_before, claim.still_mine)).unzip();
+    let settings = JournalSettings {
+        clock: clock_of_journal(taker.clock),
+        claim: epoch_before.map_or(JournalClaim::Alone, |epoch_before| JournalClaim::Member { epoch_before }),
+        ..journal_settings(&catalog, &taker.settings.catalog)
+    };
     let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());
     let opening = Journal::open(catalog, settings, |key, value| state.load(&key, &value));
     let journal = taker.progress.told("opening the catalog", &place, opening).await?;
+    if let Some(still_mine) = still_mine
+        && let Err(why) = still_mine.await
+    {
+        if let Err(error) = journal.close().await {
+            tracing::debug!(%error, "closing a catalog that is another one's by now");
+        }
+        return Err(OpeningError::NotMine(why));
+    }
     let taking = taker.take(identity, state, &journal, data, &slot);
     let owned = taker.progress.told("taking over the store", &url, taking).await?;
     Ok((journal, owned))

@@ -25,7 +25,7 @@ struct Step {
 
 impl StartProgress {
     /// Waits for one step of the start, and says in the log what is being waited for.
-    pub(super) async fn told<T>(&self, doing: &'static str, place: &str, done: impl Future<Output = T>) -> T {
+    pub async fn told<T>(&self, doing: &'static str, place: &str, done: impl Future<Output = T>) -> T {
         let begun = Clock::instant();
         *self.0.lock() = Some(Step { doing, place: place.to_owned(), begun });
         let mut done = std::pin::pin!(done);

@@ -152,7 +152,7 @@ impl Stopped {
         let taker = Taker { settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (mut state, data) = (CatalogState::default(), open_data(&settings.store, &metrics)?);
         // As any owner: what is put right here is what a daemon would do.
-        let (journal, owned) = take_over(data, placement, standing, &taker, &mut state).await?;
+        let (journal, owned) = take_over(data, placement, standing, &taker, None, &mut state).await?;
         let mut actions = repair(&mut state, &owned.data, journal.epoch(), clock.now(), missing).await?;
         let written = save(&mut state, &journal).await.map_err(StoppedError::Write)?;
         if written > 0 {

@@ -73,6 +73,52 @@ labels! {
         Unix = "unix",
     }
 
+    /// The proof with which an owner in a cluster answered what it had read from its memory.
+    ProofKind = "how" {
+        /// There is no other member.
+        Alone = "alone",
+        /// A commit, or a look at the map, was recent enough.
+        Recent = "recent",
+        /// The map was looked at.
+        Read = "read",
+    }
+
+    /// Why a daemon of a cluster took a shard over.
+    TakeOverCause = "cause" {
+        /// Nobody had it.
+        Unowned = "unowned",
+        /// Its owner was dead.
+        Dead = "dead",
+        /// Its owner did not answer.
+        Silent = "silent",
+        /// Its owner had not got it any more.
+        GivenUp = "given-up",
+        /// Its owner gave it away.
+        HandedOver = "handed-over",
+        /// It was this daemon's, which was shut out for a moment.
+        Again = "again",
+    }
+
+    /// What came of a request that was held.
+    HeldOutcome = "outcome" {
+        /// Somebody answered.
+        Answered = "answered",
+        /// It was given up.
+        GivenUp = "given_up",
+    }
+
+    /// A call from one daemon of a cluster to another.
+    PeerCall = "op" {
+        /// Whether it is there.
+        Ping = "ping",
+        /// Whether it reaches a third one.
+        Reach = "reach",
+        /// To give its shards away.
+        Drain = "drain",
+        /// A client's request, passed on.
+        Request = "request",
+    }
+
     /// The end of a request for a segment.
     SegmentOutcome = "outcome" {
         /// It was stored.

@@ -17,9 +17,10 @@ use prometheus::{
 };
 
 use labels::{
-    AccessLogLoss, AuditOutcome, DeleteWait, DoorLabel, FileStatus, GroupWrite, HandshakeFailure, MetricLabels,
-    Operation, Purpose, ReadAheadOutcome, ReclaimedBytes, ReclaimedFiles, RejectReason, ReloadOutcome, Reloadable,
-    ReuseOutcome, SegmentOutcome, StoreOperation, UploadDropReason,
+    AccessLogLoss, AuditOutcome, DeleteWait, DoorLabel, FileStatus, GroupWrite, HandshakeFailure, HeldOutcome,
+    MetricLabels, Operation, PeerCall, ProofKind, Purpose, ReadAheadOutcome, ReclaimedBytes, ReclaimedFiles,
+    RejectReason, ReloadOutcome, Reloadable, ReuseOutcome, SegmentOutcome, StoreOperation, TakeOverCause,
+    UploadDropReason,
 };
 use writes::WritesSeen;
 
@@ -202,6 +203,20 @@ families! {
     audits: Counters<AuditOutcome> = "esker_checkpoint_audits_total", "Checkpoints of Flink that came in, by whether everything that they name is there";
     /// Objects that they named and that were not there.
     missing_objects: IntCounter = "esker_checkpoint_missing_objects_total", "Objects that checkpoints of Flink named when they came in, and that were not there";
+    /// The number of the last map of the cluster that this daemon has seen; 0 for a daemon by itself.
+    map_version: IntGauge = "esker_map_version", "The number of the last map of the cluster that this daemon has seen; 0 for a daemon by itself";
+    /// Shards that this daemon of a cluster has.
+    shards_owned: IntGauge = "esker_shards_owned", "Shards of which this daemon of a cluster answers";
+    /// Seconds from the moment in which an owner was missed until this daemon answered in its place, by cause.
+    failover_seconds: Histograms<TakeOverCause> = "esker_failover_seconds" in SECONDS, "Seconds from the moment in which an owner was missed until this daemon answered in its place, by cause";
+    /// Seconds for which requests were held because nobody could answer them, by what came of them (`answered`, `given_up`).
+    held_seconds: Histograms<HeldOutcome> = "esker_held_seconds" in SECONDS, "Seconds for which requests were held because nobody in the cluster could answer them yet, by what came of them";
+    /// Seconds until peers answered, by call.
+    peer_seconds: Histograms<PeerCall> = "esker_peer_seconds" in SECONDS, "Seconds until other daemons of the cluster answered, by call";
+    /// Answers out of memory by the proof that this daemon was still the owner (`alone`, `recent`, `read`).
+    read_proofs: Counters<ProofKind> = "esker_read_proofs_total", "Answers by the proof that this daemon of a cluster was still the owner";
+    /// Times that this daemon of a cluster found that another one had taken its shard.
+    fenced: IntCounter = "esker_fenced_total", "Times that another daemon of the cluster had taken this one's shard";
     /// Multipart uploads that were given up for their clients, by reason (`expired`, `gave_way`).
     uploads_dropped: Counters<UploadDropReason> = "esker_multipart_uploads_dropped_total", "Multipart uploads without requests that were aborted, by reason";
 }
@@ -376,6 +391,10 @@ mod tests {
         DeleteWait::ALL.iter().for_each(|wait| metrics.forgotten_bytes.of(*wait).inc());
         AuditOutcome::ALL.iter().for_each(|outcome| metrics.audits.of(*outcome).inc());
         UploadDropReason::ALL.iter().for_each(|reason| metrics.uploads_dropped.of(*reason).inc());
+        HeldOutcome::ALL.iter().for_each(|outcome| metrics.held_seconds.of(*outcome).observe(0.000_5));
+        ProofKind::ALL.iter().for_each(|how| metrics.read_proofs.of(*how).inc());
+        TakeOverCause::ALL.iter().for_each(|cause| metrics.failover_seconds.of(*cause).observe(0.000_5));
+        PeerCall::ALL.iter().for_each(|call| metrics.peer_seconds.of(*call).observe(0.000_5));
         AccessLogLoss::ALL.iter().for_each(|reason| metrics.access_log_dropped.of(*reason).inc());
         HandshakeFailure::ALL.iter().for_each(|reason| metrics.handshake_failures.of(*reason).inc());
         for of in Reloadable::ALL {

@@ -77,6 +77,13 @@ impl Clock {
         }
     }
 
+    /// The time since the machine was booted, that in which it was suspended or this process stopped among it.
+    pub fn since_boot() -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
+        Duration::new(seconds.unwrap_or_default(), nanos.unwrap_or_default())
+    }
+
     /// A point in time that only measures durations.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     pub fn instant() -> Instant {

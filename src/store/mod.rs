@@ -30,6 +30,7 @@ mod leftover;
 mod local;
 mod local_copy;
 mod log_folder;
+mod numbered;
 mod object;
 mod open;
 mod opened;
@@ -61,6 +62,7 @@ pub use local_copy::LocalCopy;
 #[cfg(test)]
 pub(crate) use log_folder::memory as log_memory;
 pub use log_folder::{LogFolder, VisibleBytes};
+pub use numbered::{Created, NumberedObjects};
 pub use object::{FileUpload, ObjectFiles, TOMBSTONE};
 pub use open::{
     OpenError, OpenedStore, check_services, credentials_hint, missing_bucket, open, open_data, place_of_catalog,

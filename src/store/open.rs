@@ -28,7 +28,7 @@ use crate::model::PhysicalFileId;
 use crate::runtime::{Clock, Entropy};
 
 /// A store that was tried, and the catalog's place beside it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenedStore {
     /// Where physical files go.
     pub data: DataStore,

@@ -176,6 +176,12 @@ impl Writers {
         self.tasks.iter().all(|task| task.is_finished())
     }
 
+    /// Stops them in the middle of what they do.
+    pub fn stop(self) -> Ledger {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        std::mem::take(&mut *self.shared.lock())
+    }
+
     /// Waits until every writer has had an error.
     pub async fn end(self) -> Ledger {
         let ended = tokio::time::timeout(SOON, futures::future::join_all(self.tasks)).await;

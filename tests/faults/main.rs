@@ -17,6 +17,7 @@
 
 mod big;
 mod clocks;
+mod cluster;
 mod conflicts;
 mod crashes;
 mod door;

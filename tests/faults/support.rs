@@ -261,10 +261,18 @@ async fn obey(daemon: Daemon, mut orders: mpsc::Receiver<Order>) -> Option<Daemo
                 while until.recv().is_ok() {}
             }
             Order::CreateBucket(bucket, reply) => {
-                daemon.running().catalog().execute(Command::CreateBucket(bucket.to_owned())).await.unwrap();
+                daemon
+                    .running()
+                    .expect("a daemon by itself")
+                    .catalog()
+                    .execute(Command::CreateBucket(bucket.to_owned()))
+                    .await
+                    .unwrap();
                 reply.send(()).expect("the test waits for it");
             }
-            Order::Check(reply) => drop(reply.send(daemon.running().catalog().recount().faults)),
+            Order::Check(reply) => {
+                drop(reply.send(daemon.running().expect("a daemon by itself").catalog().recount().faults))
+            }
             Order::ShutDown(reply) => {
                 let ended = daemon.shut_down().await;
                 drop(reply.send(ended.map(|_| ()).map_err(|error| chain(&error))));

@@ -44,7 +44,7 @@ const CIRCLES_THROUGH_MOD: [(&str, &[&str]); 8] = [
     (
         "cli",
         &[
-            "audit", "bench", "inspect", "mod", "rebuild", "restore", "run", "segments", "space", "storage",
+            "audit", "bench", "cluster", "inspect", "mod", "rebuild", "restore", "run", "segments", "space", "storage",
             "transfer", "verify",
         ],
     ),

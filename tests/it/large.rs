@@ -45,9 +45,15 @@ async fn prepare(folder: &Path) {
     ];
     let flags = flags.map(|(key, value)| (key.to_owned(), value));
     let daemon = Daemon::start(Config::load_with(None, [], &flags).unwrap().settings().unwrap()).await.unwrap();
-    daemon.running().catalog().execute(Command::CreateBucket(BUCKET.to_owned())).await.unwrap();
+    daemon
+        .running()
+        .expect("a daemon by itself")
+        .catalog()
+        .execute(Command::CreateBucket(BUCKET.to_owned()))
+        .await
+        .unwrap();
     for object in [SMALL, LARGE, MANY] {
-        object.put(daemon.running().catalog(), folder, BUCKET).await;
+        object.put(daemon.running().expect("a daemon by itself").catalog(), folder, BUCKET).await;
     }
     daemon.shut_down().await.unwrap();
 }

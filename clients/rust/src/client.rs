@@ -17,8 +17,8 @@ use crate::error::{BoxError, ClientError};
 use crate::restore::Restore;
 use crate::tls::TlsOptions;
 use crate::wire::{
-    BatchAnswer, BatchHead, CRC_HEADER, CheckpointInfo, JobInfo, NewJob, ObjectPage, PutParams, RestoreRequest,
-    SegmentInfo, SegmentPage,
+    BatchAnswer, BatchHead, CRC_HEADER, CheckpointInfo, ClusterStatus, JobInfo, NewJob, ObjectPage, PutParams,
+    RestoreRequest, SegmentInfo, SegmentPage,
 };
 
 /// CRC-32C, as the daemon has it.
@@ -86,6 +86,23 @@ impl Client {
     /// [`ClientError`].
     pub async fn jobs(&self) -> Result<Vec<JobInfo>, ClientError> {
         self.json(self.request(Method::GET, "/v1/jobs"), Bytes::new()).await
+    }
+
+    /// The cluster that the daemon is one of.
+    ///
+    /// # Errors
+    /// [`ClientError`]; 404 if it is one of none.
+    pub async fn cluster(&self) -> Result<ClusterStatus, ClientError> {
+        self.json(self.request(Method::GET, "/v1/cluster"), Bytes::new()).await
+    }
+
+    /// Has the member `id` of the cluster give the catalog to another one. Returns before that is done.
+    ///
+    /// # Errors
+    /// [`ClientError`]; 404 if there is no such member.
+    pub async fn drain(&self, id: &str) -> Result<(), ClientError> {
+        let request = self.request(Method::POST, &format!("/v1/cluster/drain/{}", part(id)));
+        self.send(request, Bytes::new()).await.map(drop)
     }
 
     /// Stores one segment. Returns once it is durable.

@@ -10,6 +10,8 @@
 //! | a body that comes in below `limits.rate-min` | `limits.rate-window`, sooner when memory is short | 408, then closed |
 //! | an answer that goes out below it | the same | cut |
 //!
+//! The last two rows are not for another daemon of the cluster, whose connection carries the requests of many.
+//!
 //! - [`flow`]: what is moving, and whose turn it is.
 //! - [`socket`]: counts what a socket moves.
 //! - [`answer`]: the body of an answer.
@@ -149,6 +151,8 @@ pub struct Peer {
     /// Whether the socket takes no more for now.
     write_waits: AtomicBool,
     h2: AtomicBool,
+    /// Whether it is another daemon of the cluster, which looks after its own clients.
+    trusted: AtomicBool,
     begun: AtomicU64,
     in_progress: AtomicUsize,
     /// Locked after the list of all connections.
@@ -264,6 +268,10 @@ impl Peers {
             PaceLimits { short: self.0.budgets.reads.is_short().then_some(limits.rate_window / WHEN_SHORT), ..pace };
         let (mut ends, mut slow) = (vec![], vec![]);
         for Seated { peer, notes } in self.0.open.lock().peers.values_mut() {
+            if peer.is_trusted() {
+                ends.extend(peer.look(notes, limits, passed).map(|end| (Arc::clone(peer), end)));
+                continue;
+            }
             slow.extend(peer.slow_bodies(&bodies).map(|flow| (flow, peer.address)));
             let end = if peer.answers_are_slow(notes, &answers) {
                 Some(End::Cut(Some(Reason::SlowReader)))
@@ -353,7 +361,7 @@ impl OpenPeers {
 
     /// The oldest connection on a reserved place: one that never sent a request, if there is one.
     fn oldest_reserved(&self) -> Option<u64> {
-        let reserved = self.peers.iter().filter(|(_, seated)| seated.peer.reserved);
+        let reserved = self.peers.iter().filter(|(_, seated)| seated.peer.reserved && !seated.peer.is_trusted());
         reserved.min_by_key(|(_, seated)| seated.peer.begun.load(Ordering::Relaxed) > 0).map(|(number, _)| *number)
     }
 }
@@ -369,6 +377,7 @@ impl Peer {
             written: AtomicU64::new(0),
             write_waits: AtomicBool::new(false),
             h2: AtomicBool::new(false),
+            trusted: AtomicBool::new(false),
             begun: AtomicU64::new(0),
             in_progress: AtomicUsize::new(0),
             flows: Mutex::default(),
@@ -400,6 +409,17 @@ impl Peer {
     /// Cancelled when it has to end at once.
     pub fn cut(&self) -> &CancellationToken {
         &self.cut
+    }
+
+    /// It is another daemon of the cluster. Its requests are those of many clients: none of them may have it cut, and what they take
+    /// was paid for, by connection, where they came in.
+    pub fn trust(&self) {
+        self.trusted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed)
     }
 
     /// A request has come.
@@ -440,7 +460,7 @@ impl Peer {
     fn look(&self, notes: &mut Notes, limits: &LimitsSettings, passed: Duration) -> Option<End> {
         notes.age += passed;
         let (begun, read) = (self.begun.load(Ordering::Relaxed), self.read.load(Ordering::Relaxed));
-        if self.reserved && notes.age >= RESERVED_LIFE.min(limits.head_timeout) {
+        if self.reserved && !self.is_trusted() && notes.age >= RESERVED_LIFE.min(limits.head_timeout) {
             return Some(End::Cut((begun == 0).then_some(Reason::Silent)));
         }
         let came_and_went = std::mem::replace(&mut notes.begun, begun) != begun;

@@ -21,6 +21,7 @@ use futures::{StreamExt, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use percent_encoding::percent_decode_str;
 use s3s::{Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Result, StdError};
@@ -75,6 +76,18 @@ impl OperationCell {
 #[derive(Debug, Clone)]
 pub(super) struct SignedBy(pub String);
 
+/// The body of a request that is answered by somebody else.
+pub type PassedBody = UnsyncBoxBody<Bytes, StdError>;
+
+/// Answers requests in place of a door, which has no engine of its own.
+pub trait InPlace: Send + Sync {
+    /// Answers a request. If nobody can, says why in a sentence; the request may be repeated.
+    fn answer(
+        &self,
+        request: Request<PassedBody>,
+    ) -> BoxFuture<'static, Result<Result<HttpResponse, HttpError>, String>>;
+}
+
 /// The S3 door as an HTTP service, for `hyper`.
 #[derive(Clone)]
 pub struct S3Service {
@@ -86,6 +99,8 @@ pub struct S3Service {
 #[derive(Clone)]
 enum Turns {
     Nobody(Arc<Gate>),
+    /// Somebody else answers.
+    NobodyHere(Arc<dyn InPlace>),
     /// The daemon is starting.
     AllWhoComeEarly(Metrics),
     /// There is no place for the connection.
@@ -128,6 +143,11 @@ impl S3Service {
         Self { entropy, turns: Turns::AllWhoComeEarly(metrics) }
     }
 
+    /// The door of a daemon in whose place `answers` answers.
+    pub fn in_place(entropy: Entropy, answers: Arc<dyn InPlace>) -> Self {
+        Self { entropy, turns: Turns::NobodyHere(answers) }
+    }
+
     /// The same door when there is no place for a connection: everything is told to come back.
     pub fn full(&self, peers: Peers) -> Self {
         Self { turns: Turns::AllWhoComeLate(peers), ..self.clone() }
@@ -153,6 +173,14 @@ where
             Turns::Nobody(gate) => {
                 let gate = Arc::clone(gate);
                 return Box::pin(async move { gate.answer(request).await });
+            }
+            Turns::NobodyHere(answers) => {
+                let head = request.method() == Method::HEAD;
+                let answer = answers.answer(request.map(|body| body.map_err(Into::into).boxed_unsync()));
+                let entropy = self.entropy.clone();
+                return Box::pin(async move {
+                    answer.await.unwrap_or_else(|why| turn_away(errors::unavailable(why), &entropy, head))
+                });
             }
             Turns::AllWhoComeEarly(metrics) => {
                 metrics.rejected.of(RejectReason::Unavailable).inc();

@@ -56,7 +56,7 @@ use std::sync::Arc;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::S3ServiceBuilder;
 
-pub use gate::S3Service;
+pub use gate::{InPlace, PassedBody, S3Service};
 
 use crate::api::keys::KeyRing;
 use crate::engine::Engine;

@@ -3,7 +3,10 @@
 //! ```text
 //! esker journal 1, log <log> 1            or, while it is being rebuilt: esker journal being rebuilt, log <log> 1
 //! epochs after <number>                   if it was rebuilt: added to SlateDB's writer epoch
+//! cluster 1                               if only members of a cluster may open it, as the cluster's map says
 //! ```
+//!
+//! The last line keeps out daemons that know of no cluster: releases before there were any refuse a line that they do not know.
 //!
 //! # Crash
 //! A database that is being rebuilt has that marker before its first record, and the other one after its last. Until then
@@ -17,6 +20,10 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::JournalError;
+use super::settings::JournalClaim;
+
+/// The line of a database that belongs to a cluster.
+const OF_CLUSTER: &str = "cluster 1\n";
 
 /// The thing that stands where a journal could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +136,8 @@ impl JournalMarker {
         if found == self.unfinished() {
             return Err(JournalError::Unfinished);
         }
-        let rest = found.strip_prefix(&self.whole()).ok_or_else(|| self.wrong(found))?;
+        let alone = found.strip_suffix(OF_CLUSTER).unwrap_or(found);
+        let rest = alone.strip_prefix(&self.whole()).ok_or_else(|| self.wrong(found))?;
         if rest.is_empty() {
             return Ok(0);
         }
@@ -139,17 +147,52 @@ impl JournalMarker {
 
     /// Checks that the database may be opened, or records it if it is new. Returns how many epochs went before its own.
     pub(super) async fn check(&self) -> Result<u64, JournalError> {
+        let found = self.found_or_made().await?;
+        self.epochs_before(&found)
+    }
+
+    /// The same for the one who opens it with this claim.
+    pub(super) async fn check_claim(&self, claim: JournalClaim) -> Result<u64, JournalError> {
+        let found = self.found_or_made().await?;
+        let epochs_before = self.epochs_before(&found)?;
+        match (claim, found.ends_with(OF_CLUSTER)) {
+            (JournalClaim::Alone, true) => Err(JournalError::OfCluster(self.place())),
+            (JournalClaim::Alone, false) | (JournalClaim::Member { .. }, true) => Ok(epochs_before),
+            // From here on nobody opens it who does not know of the map.
+            (JournalClaim::Member { .. }, false) => {
+                self.put_back(found + OF_CLUSTER).await?;
+                Ok(epochs_before)
+            }
+        }
+    }
+
+    /// The text of the marker. A new database gets one.
+    async fn found_or_made(&self) -> Result<String, JournalError> {
         if let Some(found) = self.read().await? {
-            return self.epochs_before(&found);
+            return Ok(found);
         }
         if self.has_manifest().await? {
             return Err(self.wrong(""));
         }
         if self.create(self.whole()).await? {
-            return Ok(0);
+            return Ok(self.whole());
         }
         // Another daemon was faster, or the answer to our own first try was lost.
-        self.epochs_before(&self.read().await?.unwrap_or_default())
+        Ok(self.read().await?.unwrap_or_default())
+    }
+
+    /// Whether only members of a cluster may open the database.
+    pub(super) async fn is_of_cluster(&self) -> Result<bool, JournalError> {
+        Ok(self.read().await?.is_some_and(|found| found.ends_with(OF_CLUSTER)))
+    }
+
+    /// Whoever is alone may open the database again.
+    pub(super) async fn leave_cluster(&self) -> Result<(), JournalError> {
+        let found = self.read().await?.unwrap_or_default();
+        match found.strip_suffix(OF_CLUSTER) {
+            Some(alone) => self.put_back(alone.to_owned()).await,
+            None => Ok(()),
+        }
     }
 
     /// Looks at the place.

@@ -43,6 +43,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -59,7 +60,7 @@ pub use self::marker::Present;
 pub use self::quiet::Quiet;
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
-pub use self::settings::{CompanyWait, JournalSettings};
+pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;
 use self::successor::Successor;
@@ -67,6 +68,7 @@ use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
 use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
 use super::mutation::Mutation;
+use crate::runtime::Clock;
 use crate::store::append_file::sync_parent;
 use crate::store::{CountedStore, DiskSpace, LogFolder, Placement, Traffic};
 
@@ -190,6 +192,12 @@ pub enum JournalError {
         /// The text that it would have to have.
         expected: String,
     },
+    /// It belongs to a cluster, and the one who opens it says nothing of one.
+    #[error(
+        "{0} says that this catalog belongs to a cluster of daemons: set cluster.enabled = true, as they have it. If they are \
+         all stopped for good, `esker cluster dissolve` makes it one for a daemon by itself"
+    )]
+    OfCluster(String),
     /// There is no journal to be looked at.
     #[error("there is no catalog")]
     Nothing,
@@ -224,6 +232,7 @@ impl JournalError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::ManifestsMissing(_) | Self::WrongFormat { .. } | Self::Unfinished => true,
+            Self::OfCluster(_) => true,
             Self::Fenced | Self::Moved { .. } | Self::Locked { .. } | Self::Unavailable(_) => false,
             Self::Nothing | Self::Closed => false,
             Self::Invalid(_) | Self::Visit(_) | Self::Internal(_) => false,
@@ -276,6 +285,7 @@ pub enum Haste {
 pub struct Commit {
     handle: WriteHandle,
     shut_out: ShutOut,
+    begun: Duration,
 }
 
 impl Commit {
@@ -289,6 +299,11 @@ impl Commit {
     /// Cancel safe, and can be called by many and again.
     pub async fn durable(&self) -> Result<(), JournalError> {
         self.handle.await_durable().await.map_err(|error| self.shut_out.explain(error))
+    }
+
+    /// The time since the machine's boot at which the batch was handed over: what made it durable began later.
+    pub fn begun(&self) -> Duration {
+        self.begun
     }
 
     /// The batch's place in the order of all batches ever written.
@@ -358,6 +373,45 @@ impl Journal {
         }
     }
 
+    /// The epoch of the last owner of a journal on an object store, as SlateDB counts them; 0 if there is none. Shuts nobody out.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Corrupt` if storage does not tell; `Invalid` for another kind of place.
+    pub async fn last_epoch(placement: &Placement, patience: Duration) -> Result<u64, JournalError> {
+        match placement {
+            Placement::Object { store, prefix, log: None, .. } => {
+                successor::last_epoch(Arc::clone(store), prefix.clone(), patience).await
+            }
+            _ => Err(JournalError::Invalid(format!("{placement} is not on an object store"))),
+        }
+    }
+
+    /// Whether only members of a cluster may open the journal at a place.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not tell.
+    pub async fn is_of_cluster(placement: &Placement) -> Result<bool, JournalError> {
+        match placement {
+            Placement::Object { store, prefix, log, .. } => {
+                marker_of(store, prefix, log.is_some()).await?.is_of_cluster().await
+            }
+            Placement::Local { .. } => Ok(false),
+        }
+    }
+
+    /// Makes a journal of a cluster one that a daemon by itself may open. No member of the cluster may be at work.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not take it.
+    pub async fn leave_cluster(placement: &Placement) -> Result<(), JournalError> {
+        match placement {
+            Placement::Object { store, prefix, log, .. } => {
+                marker_of(store, prefix, log.is_some()).await?.leave_cluster().await
+            }
+            Placement::Local { .. } => Ok(()),
+        }
+    }
+
     /// Begins a new journal where nothing is. Nobody else opens it before [`Self::finish_rebuild`].
     ///
     /// # Errors
@@ -395,12 +449,13 @@ impl Journal {
     /// # Cancel safety
     /// Not cancel safe: a dropped call may still apply the batch.
     pub async fn write(&self, batch: Vec<Mutation>, haste: Haste) -> Result<Commit, JournalError> {
-        let written = self.db.write(write_batch(batch)?).await;
+        let (batch, begun) = (write_batch(batch)?, Clock::since_boot());
+        let written = self.db.write(batch).await;
         let handle = written.map_err(|error| self.shut_out.explain(error))?;
         if let Backend::Object(group_commit) = &self.backend {
             group_commit.wake(haste);
         }
-        Ok(Commit { handle, shut_out: self.shut_out.clone() })
+        Ok(Commit { handle, shut_out: self.shut_out.clone(), begun })
     }
 
     /// What was written and waits for others, to share their request, waits no longer.
@@ -549,9 +604,9 @@ enum OpenMode {
 
 impl OpenMode {
     /// Returns how many epochs went before those of the database.
-    async fn check(self, marker: &JournalMarker) -> Result<u64, JournalError> {
+    async fn check(self, marker: &JournalMarker, claim: JournalClaim) -> Result<u64, JournalError> {
         match self {
-            Self::Whole => marker.check().await,
+            Self::Whole => marker.check_claim(claim).await,
             Self::Rebuild => marker.begin_rebuild().await.map(|()| 0),
         }
     }
@@ -588,7 +643,7 @@ async fn open_object(
     opening: OpenMode,
 ) -> Result<Journal, JournalError> {
     let marker = marker_of(&store, &prefix, log_folder.is_some()).await?;
-    let epochs_before = opening.check(&marker).await?;
+    let epochs_before = opening.check(&marker, settings.claim).await?;
     let log = leased_log(&marker, log_folder, settings);
     let db = build_on_object(&store, &prefix, updates, log, settings).await?;
     let epoch = db.manifest().writer_epoch();
@@ -614,6 +669,10 @@ async fn build_on_object(
             .with_settings(slate_settings(settings, updates))
             .with_db_cache(block_cache(settings), 0)
             .with_system_clock(Arc::<Ticks>::clone(&ticks));
+        let building = match settings.claim {
+            JournalClaim::Alone => building,
+            JournalClaim::Member { epoch_before } => building.with_expected_epoch(epoch_before),
+        };
         let building = match &log {
             None => building,
             Some(log) => {
@@ -663,7 +722,7 @@ async fn open_local(
     let store: Arc<dyn ObjectStore> = Arc::new(objects);
     let prefix = Path::from(LOCAL_DB);
     let marker = JournalMarker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG).in_folder(&folder);
-    let epochs_before = opening.check(&marker).await?;
+    let epochs_before = opening.check(&marker, settings.claim).await?;
     let log = Log::new(folder.join(LOCAL_LOG_FOLDER), anchor.clone(), settings.log_segment_bytes, traffic, space);
     let log = AbortOnDrop(log);
     let slate_settings = slate_settings(settings, Updates::Unconditional);

@@ -74,7 +74,7 @@ impl Journal {
                         }
                         hold.owner = Some(journal);
                     }
-                    Err(error @ JournalError::Fenced) => return Err(error),
+                    Err(error @ (JournalError::Fenced | JournalError::OfCluster(_))) => return Err(error),
                     Err(error) => hold.unread = Some(error),
                 }
                 if let Some(error) = &hold.unread {

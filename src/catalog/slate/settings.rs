@@ -32,6 +32,8 @@ pub struct JournalSettings {
     /// request, and an idle daemon should cost a handful a minute. A newer owner is noticed by the next durable write, and
     /// by one that writes much within 16 groups. On a local disk 5 s.
     pub poll_interval: Duration,
+    /// Who may open it, and for which epoch.
+    pub claim: JournalClaim,
     /// Interval at which a compaction that is being done says so, each a request. Default 10 s, on a local disk 1 s. One that
     /// has not said so for three intervals is done anew.
     pub compaction_heartbeat: Duration,
@@ -66,6 +68,19 @@ pub struct JournalSettings {
     pub log_patience: Duration,
 }
 
+/// Who opens a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JournalClaim {
+    /// A daemon by itself, which shuts out whoever had it before. Never one that is a cluster's.
+    #[default]
+    Alone,
+    /// A member of a cluster, to whom the cluster's map gives it: for the epoch after this one exactly.
+    Member {
+        /// The epoch before, of SlateDB's.
+        epoch_before: u64,
+    },
+}
+
 /// How long batches that can wait do so for others, to share their request.
 #[derive(Debug, Clone, Copy)]
 pub struct CompanyWait {
@@ -94,6 +109,7 @@ impl Default for JournalSettings {
             l0_bytes: 16 << 20,
             unflushed_bytes_max: 64 << 20,
             poll_interval: Duration::from_secs(60),
+            claim: JournalClaim::Alone,
             compaction_heartbeat: Duration::from_secs(10),
             gc_interval: Duration::from_secs(600),
             gc_age_min: Duration::from_secs(300),

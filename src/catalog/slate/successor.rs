@@ -68,12 +68,25 @@ impl Successor {
     /// # Errors
     /// `Fenced` if there is a successor; `Unavailable` or `Corrupt` if storage does not tell.
     pub(super) async fn look(&self) -> Result<(), JournalError> {
-        let read = tokio::time::timeout(self.patience, self.admin.read_manifest(None)).await;
-        let manifest = read.map_err(|late| JournalError::Unavailable(late.into()))??;
-        if manifest.is_some_and(|manifest| manifest.writer_epoch() > self.epoch) {
+        if epoch_on_record(&self.admin, self.patience).await? > self.epoch {
             self.found.cancel();
             return Err(JournalError::Fenced);
         }
         Ok(())
     }
+}
+
+/// The epoch of the last owner; 0 if there was none.
+pub(super) async fn last_epoch(
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    patience: Duration,
+) -> Result<u64, JournalError> {
+    epoch_on_record(&Admin::builder(prefix, store).build(), patience).await
+}
+
+async fn epoch_on_record(admin: &Admin, patience: Duration) -> Result<u64, JournalError> {
+    let read = tokio::time::timeout(patience, admin.read_manifest(None)).await;
+    let manifest = read.map_err(|late| JournalError::Unavailable(late.into()))??;
+    Ok(manifest.map_or(0, |manifest| manifest.writer_epoch()))
 }

@@ -69,8 +69,10 @@ impl OnRecord {
     /// # Errors
     /// `Unavailable` or `Corrupt` if storage does not tell.
     pub(super) async fn raise_to_tables(&self) -> Result<bool, JournalError> {
-        let manifest = self.admin.read_manifest(None).await.map_err(JournalError::at_open)?;
-        let compactions = self.admin.read_compactions(None).await.map_err(JournalError::at_open)?;
+        let (manifest, compactions) =
+            futures::future::join(self.admin.read_manifest(None), self.admin.read_compactions(None)).await;
+        let manifest = manifest.map_err(JournalError::at_open)?;
+        let compactions = compactions.map_err(JournalError::at_open)?;
         let compactions = compactions.iter().flat_map(|compactions| compactions.recent_compactions());
         let silence = u64::try_from(self.silence.as_millis()).unwrap_or(u64::MAX);
         let stamps = compactions.map(|compaction| {

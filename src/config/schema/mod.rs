@@ -64,7 +64,7 @@ pub use doors::{AuthConfig, AuthKeyConfig, LimitsConfig, ServerConfig, TlsConfig
 pub use storage::{AzureConfig, CatalogConfig, GcsConfig, HdfsConfig, MergingConfig, ReclaimConfig, StoreConfig};
 
 use super::choices::LogFormat;
-use super::values::{InvalidLiteral, Literal, Setting, Span};
+use super::values::{InvalidLiteral, Literal, Secret, Setting, Span};
 
 /// Whether the daemon does anything with the value of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,26 +153,30 @@ section! {
         reclaim: ReclaimConfig = ReclaimConfig::default(),
         /// Who may come in.
         auth: AuthConfig = AuthConfig::default(),
-        /// Several daemons as one. No effect yet.
-        cluster: ClusterConfig = ClusterConfig::default(); Later,
+        /// Several daemons as one.
+        cluster: ClusterConfig = ClusterConfig::default(),
         /// What the daemon says about itself.
         telemetry: TelemetryConfig = TelemetryConfig::default(),
     }
 }
 
 section! {
-    /// `[cluster]`: several daemons as one. The keys are checked and have no effect yet.
+    /// `[cluster]`: several daemons as one.
     ClusterConfig {
-        /// Name of this daemon, unique among its peers. Not set: made up at every start.
+        /// Whether this daemon is one of several on its store, default false. All of them say so, or none.
+        enabled: bool = false,
+        /// Name of this daemon, unique among its peers, and kept over restarts. Not set: host and port of `advertised-url`.
         daemon_id: Option<String> = None,
-        /// `http(s)://` address under which peers reach this daemon. Not set: `server.api`.
+        /// `http://` address under which peers reach the native API of this daemon. Not set: `server.api`.
         advertised_url: Option<String> = None,
+        /// What peers show each other. Needed where `server.api` is not a loopback address.
+        token: Option<Secret> = None,
         /// Into how many catalogs the jobs are split, default 1; cannot change once there is data. More shards
         /// spread over more daemons, and each costs requests of its own.
-        shards: u32 = 1,
-        /// How long a silent owner keeps its shards, default 15 s. Shorter takes over sooner, and more often by
-        /// mistake.
-        lease_timeout: Span = Span::seconds(15),
+        shards: u32 = 1; Later,
+        /// How long an owner may be silent before another daemon takes over, default 750 ms, at least 300 ms. Shorter takes over
+        /// sooner, and more often by mistake.
+        lease_timeout: Span = Span::millis(750),
     }
 }
 

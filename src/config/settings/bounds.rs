@@ -24,6 +24,8 @@ const CACHE_MIN: MemorySize = MemorySize::mib(1);
 const UNFLUSHED_MIN: MemorySize = MemorySize::mib(8);
 const LOG_SEGMENT_MIN: MemorySize = MemorySize::kib(64);
 const LAZY_LINGER_MAX: Span = Span::seconds(10);
+/// A ping that takes longer than a third of it is none.
+const LEASE_TIMEOUT_MIN: Span = Span::millis(300);
 /// The least that the HTTP server takes.
 const HEADER_BYTES_MIN: MemorySize = MemorySize::kib(8);
 /// By S3's rules.
@@ -85,10 +87,14 @@ fn check_not_zero(rules: &mut Rules) {
         ("limits.request-timeout", limits.request_timeout),
         ("limits.read-lease", limits.read_lease),
         ("reclaim.interval", config.reclaim.interval),
-        ("cluster.lease-timeout", config.cluster.lease_timeout),
     ] {
         rules.require(!span.is_zero(), &[key], "must be more than 0 ms");
     }
+    rules.require(
+        config.cluster.lease_timeout >= LEASE_TIMEOUT_MIN,
+        &["cluster.lease-timeout"],
+        format!("must be at least {LEASE_TIMEOUT_MIN}"),
+    );
 }
 
 /// Checks the limits of object storage services, and the size that many parts add up to. Those of S3 hold on all of them, but

@@ -25,7 +25,49 @@ pub(super) fn check(rules: &mut Rules) -> Option<(SocketAddr, SocketAddr)> {
     let s3 = check_address(rules, "server.s3", &server.s3);
     let api = check_address(rules, "server.api", &server.api);
     check_exposure(rules, s3, api);
+    check_cluster(rules, api);
     s3.zip(api)
+}
+
+/// What a daemon needs to be one of several.
+fn check_cluster(rules: &mut Rules, api: Option<SocketAddr>) {
+    const ENABLED: &str = "cluster.enabled";
+    let Config { cluster, store, catalog, tls, .. } = rules.config;
+    if let Some(token) = &cluster.token {
+        rules.require(is_token(token.expose()), &["cluster.token"], "must be of letters, digits and `-._~+/=`");
+    }
+    if !cluster.enabled {
+        return;
+    }
+    for (key, url) in [("store.url", Some(&store.url)), ("catalog.url", catalog.url.as_ref())] {
+        rules.require(
+            url.is_none_or(StoreUrl::is_service),
+            &[ENABLED, key],
+            "several daemons need an object store (`s3://`, `gs://`, `az://`): one daemon has a folder of a disk, or of an HDFS",
+        );
+    }
+    let is_plain = |url: &String| url.to_ascii_lowercase().starts_with("http://");
+    rules.require(
+        cluster.advertised_url.as_ref().is_none_or(is_plain),
+        &["cluster.advertised-url"],
+        "peers speak plain HTTP to each other: must begin with `http://`",
+    );
+    rules.require(
+        tls.cert.is_none() || tls.doors == TlsDoors::S3,
+        &[ENABLED, "tls.doors"],
+        "peers speak plain HTTP to the native API: set tls.doors = \"s3\", and keep server.api in a network of their own",
+    );
+    let Some(api) = api else { return };
+    rules.require(
+        cluster.advertised_url.is_some() || !api.ip().is_unspecified(),
+        &["cluster.advertised-url", "server.api"],
+        "peers cannot connect to `0.0.0.0`: say under which address they reach this daemon",
+    );
+    rules.require(
+        cluster.token.is_some() || api.ip().to_canonical().is_loopback(),
+        &["cluster.token", "server.api"],
+        "peers on other machines need a token that all of them have",
+    );
 }
 
 /// Texts that must not be empty or odd.

@@ -55,6 +55,8 @@ pub struct Settings {
     pub limits: LimitsSettings,
     /// Getting dead bytes back.
     pub(crate) reclaim: ReclaimSettings,
+    /// Several daemons as one. `None`: this one is by itself.
+    pub(crate) cluster: Option<ClusterSettings>,
     /// Who may come in.
     pub(crate) auth: AuthSettings,
     /// Logs and traces of the daemon.
@@ -85,6 +87,20 @@ pub struct ServerSettings {
     pub(crate) etag: EtagKind,
     /// How often files are looked at that may change while the daemon runs. `None`: when it is told to.
     pub(crate) reload_interval: Option<Duration>,
+}
+
+/// A daemon among others.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq))]
+pub struct ClusterSettings {
+    /// Its name; `None`: host and port of its URL.
+    pub(crate) id: Option<String>,
+    /// Where its peers reach it; `None`: where its native API listens.
+    pub(crate) url: Option<String>,
+    /// What peers show each other.
+    pub(crate) token: Option<Secret>,
+    /// How long an owner may be silent.
+    pub(crate) lease_timeout: Duration,
 }
 
 /// Encryption at the doors.
@@ -461,6 +477,7 @@ impl TryFrom<&Config> for Settings {
             catalog: catalog(config),
             limits: limits(config),
             reclaim: reclaim(config),
+            cluster: cluster(config),
             auth: auth(&config.auth),
             telemetry: telemetry(config),
             warnings,
@@ -644,6 +661,16 @@ fn reclaim(config: &Config) -> ReclaimSettings {
         sweep_interval: Some(reclaim.sweep_interval.duration()).filter(|interval| !interval.is_zero()),
         sweep_grace: reclaim.sweep_grace.duration(),
     }
+}
+
+fn cluster(config: &Config) -> Option<ClusterSettings> {
+    let cluster = &config.cluster;
+    cluster.enabled.then(|| ClusterSettings {
+        id: cluster.daemon_id.clone(),
+        url: cluster.advertised_url.as_ref().map(|url| url.trim_end_matches('/').to_owned()),
+        token: cluster.token.clone(),
+        lease_timeout: cluster.lease_timeout.duration(),
+    })
 }
 
 /// The key of the section itself, then those of the list.

@@ -44,13 +44,19 @@ impl Engine {
         let id = Ulid(self.entropy.ulid()).to_string();
         let view = UploadView { id: id.clone(), upload: Arc::new(upload), created: self.clock.now() };
         let upload = self.admit(Upload::new(view))?;
-        if upload.layout.resumable
+        if self.outlives_the_daemon(&upload)
             && let Err(error) = self.record_upload(&upload).await
         {
             self.uploads.remove(&id);
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Whether somebody may go on with an upload after this daemon: whoever has begun it, or, where another daemon takes over at once,
+    /// also who would begin anew after a restart.
+    fn outlives_the_daemon(&self, upload: &Upload) -> bool {
+        upload.layout.resumable || self.settings.cluster.is_some()
     }
 
     /// Takes in a new upload. Those that give way to it are aborted meanwhile.
@@ -125,7 +131,7 @@ impl Engine {
     ) -> Result<UploadedPart, Rejected<B::Fault>> {
         let len = body.announced();
         let fits = self.settings.limits.multipart_part_in_memory_bytes_max.min(self.settings.store.part_bytes) >= len;
-        let share = if fits && !upload.layout.resumable { self.uploads.share(len) } else { None };
+        let share = if fits && !self.outlives_the_daemon(upload) { self.uploads.share(len) } else { None };
         match share {
             Some(share) => self.keep_part(upload, number, body, share).await,
             None => self.store_part(upload, number, body).await,

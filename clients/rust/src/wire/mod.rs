@@ -3,6 +3,7 @@
 //! Texts that the daemon has rules for, such as job ids, scopes and handles, are texts here: the daemon checks them.
 
 mod audit;
+mod cluster;
 mod error;
 mod job;
 mod restore;
@@ -13,6 +14,7 @@ pub use audit::{
     AuditPage, AuditParams, AuditedCheckpoint, AuditedObject, AuditedPart, KeptObject, KeptObjects, OrphanLine,
     OrphanObject, OrphansEnd, OrphansOfJob, OrphansParams, UnreadableMetadata,
 };
+pub use cluster::{ClusterMember, ClusterShard, ClusterStatus};
 pub use error::{ErrorBody, ErrorDetail, ErrorKind};
 pub use job::{
     BeginParams, CheckpointInfo, CheckpointKind, CheckpointState, EndAnswer, EndRequest, JobEnd, JobInfo, NewJob,

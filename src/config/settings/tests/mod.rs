@@ -87,10 +87,10 @@ fn what_must_not_be_zero_is_not() {
         "limits.body-timeout",
         "limits.read-lease",
         "reclaim.interval",
-        "cluster.lease-timeout",
     ] {
         refused(&[(key, "0")], &[key], "more than 0 ms");
     }
+    refused(&[("cluster.lease-timeout", "0")], &["cluster.lease-timeout"], "at least 300 ms");
     let errors = loaded(&[("limits.request-timeout", "0")]).settings().unwrap_err().to_string();
     assert!(errors.contains("limits.request-timeout = \"0 ms\" (flag): must be more than 0 ms"), "{errors}");
 }

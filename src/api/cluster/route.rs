@@ -1,0 +1,161 @@
+//! Who answers requests now.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::s3::S3Service;
+use crate::cluster::peer::PeerLink;
+use crate::cluster::proof::Proofs;
+use crate::engine::Engine;
+
+/// The engine of this daemon, with its doors.
+pub struct Here {
+    /// What answers at the S3 door.
+    pub s3: S3Service,
+    /// What answers at the native API.
+    pub api: Router,
+    /// The engine.
+    pub engine: Engine,
+    /// Whether it may answer still.
+    pub proofs: Proofs,
+    /// Cancelled when it may not.
+    pub lost: CancellationToken,
+    /// Requests that it is at work on.
+    pub requests: TaskTracker,
+}
+
+crate::runtime::opaque_debug!(Here);
+
+/// The one who answers.
+#[derive(Debug, Clone)]
+pub enum RouteTo {
+    /// Nobody is known.
+    Nobody,
+    /// This daemon.
+    Here(Arc<Here>),
+    /// A peer.
+    There(Arc<PeerLink>),
+}
+
+impl RouteTo {
+    /// Whether both lead to the same one.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Nobody, Self::Nobody) => true,
+            (Self::Here(one), Self::Here(other)) => Arc::ptr_eq(one, other),
+            (Self::There(one), Self::There(other)) => one.member().incarnation == other.member().incarnation,
+            _ => false,
+        }
+    }
+}
+
+/// Leads requests to whoever answers. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    now: watch::Sender<RouteTo>,
+    suspected: Arc<Notify>,
+    opening: Arc<AtomicBool>,
+    /// Since when the one who answers is missed.
+    missed: watch::Sender<Option<Instant>>,
+    ended: CancellationToken,
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self {
+            now: watch::Sender::new(RouteTo::Nobody),
+            suspected: Arc::default(),
+            opening: Arc::default(),
+            missed: watch::Sender::new(None),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl Routes {
+    /// Leads to `route` from here on.
+    pub fn lead_to(&self, route: RouteTo) {
+        self.now.send_if_modified(|now| {
+            let changed = !now.is(&route);
+            if changed {
+                *now = route;
+            }
+            changed
+        });
+    }
+
+    /// Who answers now.
+    pub fn now(&self) -> RouteTo {
+        self.now.borrow().clone()
+    }
+
+    /// Waits until another one than `last` answers, for at most `patience`. Returns who does then.
+    pub async fn other_than(&self, last: &RouteTo, patience: Duration) -> RouteTo {
+        let mut now = self.now.subscribe();
+        let changed = now.wait_for(|now| !now.is(last));
+        match tokio::time::timeout(patience, changed).await {
+            Ok(Ok(now)) => now.clone(),
+            _ => self.now(),
+        }
+    }
+
+    /// The one who answers is missed since then, or not any more.
+    pub fn miss(&self, since: Option<Instant>) {
+        self.missed.send_if_modified(|missed| std::mem::replace(missed, since) != since);
+    }
+
+    /// Resolves when another one than `last` answers, or that one is missed for `patience`.
+    pub async fn gone(&self, last: &RouteTo, patience: Duration) {
+        let (mut now, mut missed) = (self.now.subscribe(), self.missed.subscribe());
+        loop {
+            let since = *missed.borrow_and_update();
+            let over = async {
+                match since {
+                    Some(since) => tokio::time::sleep_until((since + patience).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = now.wait_for(|now| !now.is(last)) => return drop(changed),
+                () = over => return,
+                changed = missed.changed() => drop(changed),
+            }
+        }
+    }
+
+    /// This daemon is about to answer, or not any more.
+    pub fn opens_here(&self, opens: bool) {
+        self.opening.store(opens, Ordering::Release);
+    }
+
+    /// Whether this daemon is about to answer.
+    pub fn here_soon(&self) -> bool {
+        self.opening.load(Ordering::Acquire)
+    }
+
+    /// Nobody leads to another one any more: this daemon is about to end.
+    pub fn end(&self) {
+        self.ended.cancel();
+    }
+
+    /// Whether that is so.
+    pub fn have_ended(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    /// Tells that the one who answers did not: whoever watches should look at once.
+    pub fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    /// Resolves when somebody suspects.
+    pub async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+}

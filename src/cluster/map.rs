@@ -1,0 +1,290 @@
+//! What a cluster has agreed on: its members, and which of them has which shard. Plain values, and no I/O.
+//!
+//! ```text
+//! cluster/map/<20 digits>.map   one line of JSON: {"format":1,"write_id":"<32 hex digits>","by":"<member>","shards":1,
+//!   "members":[{"id","incarnation","url","host","since"}], "owners":[{"shard","member","incarnation","host","epoch_before","how","since"}]}
+//! ```
+//!
+//! `since` is for people: no rule uses wall clocks. A shard without an entry in `owners` was never owned. The entry of an owner
+//! that is no member any more stays: it tells a successor whom it succeeds.
+
+use bytes::Bytes;
+use crc_fast::{CrcAlgorithm, checksum};
+use serde::{Deserialize, Serialize};
+
+/// The format that is written, and the only one that is read.
+const FORMAT: u32 = 1;
+/// The one shard that there is so far.
+pub const SHARD: u32 = 0;
+
+/// A daemon of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name, which it keeps over restarts.
+    pub id: String,
+    /// This process of it.
+    pub incarnation: String,
+    /// Where its peers reach it.
+    pub url: String,
+    /// The machine it is on, if that is known: the boot of a kernel, and the network in it.
+    pub host: String,
+    /// When it joined, for people.
+    pub since: String,
+}
+
+/// The way in which an owner came to a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Succession {
+    /// Nobody had it.
+    Unowned,
+    /// The owner before is dead: nobody listens where it was.
+    Dead,
+    /// The owner before does not answer.
+    Silent,
+    /// The owner before says that it has not got it: it has lost its storage, or was shut out.
+    GivenUp,
+    /// The owner before has given it away, and has stopped before it did.
+    HandedOver,
+    /// The one who has it was shut out, and has opened it again.
+    Again,
+    /// Nobody has it: the owner has stopped, after it had closed it.
+    Ended,
+}
+
+impl Succession {
+    /// The word in the map, in metrics and for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unowned => "unowned",
+            Self::Dead => "dead",
+            Self::Silent => "silent",
+            Self::GivenUp => "given-up",
+            Self::HandedOver => "handed-over",
+            Self::Again => "again",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// Who has a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// The shard.
+    pub shard: u32,
+    /// The owner.
+    pub member: String,
+    /// The owner's process.
+    pub incarnation: String,
+    /// The machine that it is on, as of a member.
+    pub host: String,
+    /// The epoch of the shard's catalog before the owner opened it. The owner has opened it for the next one exactly.
+    pub epoch_before: u64,
+    /// How the owner came to it.
+    pub how: Succession,
+    /// When, for people.
+    pub since: String,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// The version of all this.
+    pub format: u32,
+    /// Tells one's own write from another's.
+    pub write_id: String,
+    /// The member that has written it.
+    pub by: String,
+    /// Into how many shards the name space is divided.
+    pub shards: u32,
+    /// The daemons, by their names.
+    pub members: Vec<Member>,
+    /// The owners.
+    pub owners: Vec<Ownership>,
+}
+
+/// A map that cannot be understood.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("map {number} of the cluster cannot be understood, or is of a later version: {reason}")]
+pub struct InvalidMap {
+    number: u64,
+    reason: String,
+}
+
+impl ClusterMap {
+    /// Before the first member.
+    pub fn empty() -> Self {
+        Self { format: FORMAT, write_id: String::new(), by: String::new(), shards: 1, members: vec![], owners: vec![] }
+    }
+
+    /// Reads what stands under `number`.
+    ///
+    /// # Errors
+    /// [`InvalidMap`] if that is no map.
+    pub fn parse(number: u64, bytes: &[u8]) -> Result<Self, InvalidMap> {
+        let invalid = |reason: String| InvalidMap { number, reason };
+        let map: Self = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        if map.format != FORMAT {
+            return Err(invalid(format!("its format is {}", map.format)));
+        }
+        if map.shards != 1 {
+            return Err(invalid(format!("it has {} shards, and this version knows of one", map.shards)));
+        }
+        Ok(map)
+    }
+
+    /// As it stands on storage.
+    pub fn bytes(&self) -> Bytes {
+        let mut line = serde_json::to_vec(self).expect("plain text always encodes");
+        line.push(b'\n');
+        line.into()
+    }
+
+    /// The member of this name.
+    pub fn member(&self, id: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// The entry of a shard, whether or not its owner is still a member.
+    pub fn ownership(&self, shard: u32) -> Option<&Ownership> {
+        self.owners.iter().find(|owner| owner.shard == shard)
+    }
+
+    /// The member that has a shard: this very process of it.
+    pub fn owner(&self, shard: u32) -> Option<(&Ownership, &Member)> {
+        let ownership = self.ownership(shard).filter(|ownership| ownership.how != Succession::Ended)?;
+        let member = self.member(&ownership.member)?;
+        (member.incarnation == ownership.incarnation).then_some((ownership, member))
+    }
+
+    /// Whether this is the only member.
+    pub fn is_alone(&self, id: &str) -> bool {
+        self.members.iter().all(|member| member.id == id)
+    }
+
+    /// With a member more, in place of an older process of the same name.
+    #[must_use]
+    pub fn joined(mut self, member: Member) -> Self {
+        self.members.retain(|other| other.id != member.id);
+        self.members.push(member);
+        self.members.sort_by(|a, b| a.id.cmp(&b.id));
+        self
+    }
+
+    /// Without a process. What it owned has an owner that is no member any more.
+    #[must_use]
+    pub fn left(mut self, id: &str, incarnation: &str) -> Self {
+        self.members.retain(|member| member.id != id || member.incarnation != incarnation);
+        self
+    }
+
+    /// With another owner of a shard.
+    #[must_use]
+    pub fn owned(mut self, ownership: Ownership) -> Self {
+        self.owners.retain(|owner| owner.shard != ownership.shard);
+        self.owners.push(ownership);
+        self.owners.sort_by_key(|owner| owner.shard);
+        self
+    }
+
+    /// With a shard that its owner has ended, and that nobody has now.
+    #[must_use]
+    pub fn ended(mut self, shard: u32) -> Self {
+        for owner in self.owners.iter_mut().filter(|owner| owner.shard == shard) {
+            owner.how = Succession::Ended;
+        }
+        self
+    }
+
+    /// Who may take a shard over, the first one first: the members but `without`, in an order that all of them find.
+    pub fn candidates(&self, shard: u32, without: Option<&str>) -> Vec<&Member> {
+        let mut candidates: Vec<&Member> =
+            self.members.iter().filter(|member| Some(member.id.as_str()) != without).collect();
+        candidates.sort_by_key(|member| std::cmp::Reverse(score(&member.id, shard)));
+        candidates
+    }
+}
+
+/// The weight of a member for a shard (rendezvous hashing): another member's coming or going changes nobody's.
+fn score(id: &str, shard: u32) -> (u64, &str) {
+    (checksum(CrcAlgorithm::Crc64Nvme, format!("{id}/{shard}").as_bytes()), id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn member(id: &str, incarnation: &str) -> Member {
+        Member {
+            id: id.to_owned(),
+            incarnation: incarnation.to_owned(),
+            url: format!("http://{id}:9001"),
+            host: String::new(),
+            since: String::new(),
+        }
+    }
+
+    fn ownership(id: &str, incarnation: &str, epoch_before: u64) -> Ownership {
+        Ownership {
+            shard: SHARD,
+            member: id.to_owned(),
+            incarnation: incarnation.to_owned(),
+            host: String::new(),
+            epoch_before,
+            how: Succession::Dead,
+            since: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_map_is_read_as_it_was_written_and_anything_else_is_refused() {
+        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7));
+
+        assert_eq!(ClusterMap::parse(3, &map.bytes()).unwrap(), map);
+
+        let text = String::from_utf8(map.bytes().to_vec()).unwrap();
+        let later = text.replace("\"format\":1", "\"format\":2");
+        let sharded = text.replace("\"shards\":1", "\"shards\":16");
+        for wrong in ["", "{}", &later, &sharded, &text[..text.len() / 2]] {
+            let error = ClusterMap::parse(3, wrong.as_bytes()).unwrap_err();
+            assert!(error.to_string().starts_with("map 3 of the cluster"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_restart_is_another_process_and_owns_nothing() {
+        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7));
+        assert_eq!(map.owner(SHARD).unwrap().1.incarnation, "1");
+
+        let map = map.joined(member("a", "2"));
+
+        assert_eq!(map.members.len(), 1);
+        assert!(map.owner(SHARD).is_none());
+        assert_eq!(map.ownership(SHARD).unwrap().incarnation, "1", "a successor knows whom it succeeds");
+        assert_eq!(map.clone().left("a", "1"), map, "a process that is gone takes nobody else with it");
+        assert!(map.left("a", "2").members.is_empty());
+    }
+
+    #[test]
+    fn what_ended_has_no_owner() {
+        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7)).ended(SHARD);
+
+        assert!(map.owner(SHARD).is_none());
+        assert_eq!(map.ownership(SHARD).unwrap().how, Succession::Ended);
+    }
+
+    #[test]
+    fn all_find_the_same_candidates_and_a_member_less_does_not_change_the_order_of_the_others() {
+        let ids = ["a", "b", "c", "d"];
+        let map = ids.iter().fold(ClusterMap::empty(), |map, id| map.joined(member(id, "1")));
+        let backwards = ids.iter().rev().fold(ClusterMap::empty(), |map, id| map.joined(member(id, "1")));
+        let names = |map: &ClusterMap, without| {
+            map.candidates(SHARD, without).into_iter().map(|member| member.id.clone()).collect::<Vec<_>>()
+        };
+
+        let all = names(&map, None);
+        assert_eq!(all, names(&backwards, None));
+        let first = all[0].as_str();
+        assert_eq!(names(&map, Some(first)), all[1..]);
+    }
+}

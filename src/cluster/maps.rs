@@ -1,0 +1,166 @@
+//! The cluster's map on storage: READ and WRITE of the protocol in `docs/cluster.md`.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::map::{ClusterMap, InvalidMap};
+use crate::metrics::Metrics;
+use crate::runtime::{Clock, Entropy};
+use crate::store::{Created, NumberedObjects, StoreError};
+
+/// Between two tries of a create whose outcome nobody knows.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Tries of a create before whoever asked is told.
+const TRIES: u32 = 10;
+
+/// A map and its number; 0 is the empty map, before the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NumberedMap {
+    /// Its number.
+    pub number: u64,
+    /// What it says.
+    pub map: ClusterMap,
+}
+
+/// A READ: the last map, and when it was asked for.
+#[derive(Debug, Clone)]
+pub struct MapRead {
+    /// The map that was the last one at some time after `begun`.
+    pub last: NumberedMap,
+    /// The time since the machine's boot at which the READ began.
+    pub begun: Duration,
+}
+
+/// Why the map is not known, or was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// Storage does not answer.
+    #[error("the cluster's map cannot be read or written")]
+    Store(#[from] StoreError),
+    /// It is there and means nothing.
+    #[error(transparent)]
+    Invalid(#[from] InvalidMap),
+    /// Storage does not say whether it was written. It may still be.
+    #[error("storage does not say whether map {0} of the cluster was written")]
+    Unknown(u64),
+}
+
+impl MapError {
+    /// Whether trying again changes nothing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Invalid(_))
+    }
+}
+
+/// What came of a WRITE.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// This is the map now.
+    Ours(NumberedMap),
+    /// Somebody else was faster: decide anew.
+    Other(NumberedMap),
+}
+
+/// The maps of a cluster, and the last one that this process has seen.
+pub struct ClusterMaps {
+    objects: NumberedObjects,
+    known: Mutex<NumberedMap>,
+    /// The highest number that is known, or that peers have told of.
+    told: watch::Sender<u64>,
+    entropy: Entropy,
+    metrics: Metrics,
+}
+
+crate::runtime::opaque_debug!(ClusterMaps);
+
+impl ClusterMaps {
+    /// Those on storage. None is known yet.
+    pub fn new(objects: NumberedObjects, entropy: Entropy, metrics: Metrics) -> Self {
+        let known = Mutex::new(NumberedMap { number: 0, map: ClusterMap::empty() });
+        Self { objects, known, told: watch::Sender::new(0), entropy, metrics }
+    }
+
+    /// The last map that was seen, without a request.
+    pub fn known(&self) -> NumberedMap {
+        self.known.lock().clone()
+    }
+
+    /// A peer knows of map `number`.
+    pub fn hint(&self, number: u64) {
+        self.told.send_if_modified(|told| {
+            let more = number > *told;
+            *told = number.max(*told);
+            more
+        });
+    }
+
+    /// Whether somebody knows of a later map than `number`.
+    pub fn is_later_known(&self, number: u64) -> bool {
+        *self.told.borrow() > number
+    }
+
+    /// Resolves when somebody knows of a later map than `number`, this process or a peer of it.
+    pub async fn later_than(&self, number: u64) {
+        // The sender is as old as this.
+        drop(self.told.subscribe().wait_for(|told| *told > number).await);
+    }
+
+    /// READ: the last map.
+    ///
+    /// # Errors
+    /// [`MapError::Store`], [`MapError::Invalid`].
+    pub async fn read(&self) -> Result<MapRead, MapError> {
+        let begun = Clock::since_boot();
+        let known = self.known();
+        let last = match self.objects.newest(known.number).await? {
+            Some((number, bytes)) => self.learn(NumberedMap { number, map: ClusterMap::parse(number, &bytes)? }),
+            None => known,
+        };
+        // Whoever told of a later one was wrong, or will tell again.
+        self.told.send_if_modified(|told| std::mem::replace(told, last.number.min(*told)) > last.number);
+        Ok(MapRead { last, begun })
+    }
+
+    /// WRITE: the map after `last`, which was decided on what that says.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and [`MapError::Unknown`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a dropped call may still write the map.
+    pub async fn write(&self, last: &NumberedMap, by: &str, map: ClusterMap) -> Result<Written, MapError> {
+        let map = ClusterMap { write_id: self.entropy.hex(16), by: by.to_owned(), ..map };
+        let (number, bytes) = (last.number + 1, map.bytes());
+        for tried in 1..=TRIES {
+            match self.objects.create(number, bytes.clone()).await? {
+                Created::Yes => return Ok(Written::Ours(self.learn(NumberedMap { number, map }))),
+                Created::Unknown => {}
+                // Of a name that is taken and free, storage was busy with another request for it.
+                Created::Taken => {
+                    if let Some(there) = self.objects.get(number).await? {
+                        let there = NumberedMap { number, map: ClusterMap::parse(number, &there)? };
+                        if there.map.write_id == map.write_id {
+                            return Ok(Written::Ours(self.learn(there)));
+                        }
+                        self.learn(there);
+                        return Ok(Written::Other(self.read().await?.last));
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE * tried).await;
+        }
+        Err(MapError::Unknown(number))
+    }
+
+    fn learn(&self, found: NumberedMap) -> NumberedMap {
+        let mut known = self.known.lock();
+        if found.number > known.number {
+            self.metrics.map_version.set(i64::try_from(found.number).unwrap_or(i64::MAX));
+            *known = found.clone();
+            self.hint(found.number);
+        }
+        found
+    }
+}

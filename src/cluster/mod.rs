@@ -1,0 +1,28 @@
+//! Several daemons on one store: what they agree on, and how one of them knows that it may answer.
+//!
+//! The protocol, its reasons and its model are in `docs/cluster.md`. So far there is one shard: one member has the catalog open, the
+//! others pass requests on to it and take over when it is gone. The object store's conditional create, and SlateDB's fence, are the
+//! only consensus.
+//!
+//! - [`map`]: members and owners, as plain values.
+//! - [`maps`]: READ and WRITE of the map on storage.
+//! - [`place`]: the store that they share.
+//! - [`proof`]: whether what was read may be answered.
+//! - [`presence`]: whether another process of this machine is gone.
+//! - [`peer`]: calls to other members.
+//! - [`links`]: the ways to all of them.
+//! - [`watch`]: whether another member is there.
+//! - [`upkeep`]: what an operator does to a cluster that is stopped.
+//!
+//! A member's life, which needs all the rest of a daemon, is `daemon::member`; its door for peers, and who answers which request,
+//! `api::cluster`.
+
+pub mod links;
+pub mod map;
+pub mod maps;
+pub mod peer;
+pub mod place;
+pub mod presence;
+pub mod proof;
+pub mod upkeep;
+pub mod watch;

@@ -1,0 +1,165 @@
+//! A member looks at the map, joins again if it has to, and follows whoever has the catalog.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{MemberShared, Membership, PAUSE};
+use crate::api::cluster::route::RouteTo;
+use crate::cluster::map::{Member, SHARD, Succession};
+use crate::cluster::maps::NumberedMap;
+use crate::cluster::watch::{OwnerVerdict, judge};
+use crate::daemon::error::StartError;
+use crate::error::chain;
+use crate::runtime::Clock;
+
+/// The next candidate waits so much longer than the one before.
+const RANK_WAIT: Duration = Duration::from_millis(400);
+/// An owner that is only silent is left alone for so long after it came to the catalog; twice as long after each time, up to the
+/// second. Two members that do not see each other must not take it from each other over and over.
+const HOLD_DOWN: Duration = Duration::from_secs(5);
+const HOLD_DOWN_MAX: Duration = Duration::from_secs(60);
+/// An owner that says that it has not got the catalog has so long to come to it.
+const IDLE_MAX: Duration = Duration::from_secs(2);
+/// An owner that says that it is about to have the catalog has so long. Whoever takes over needs as long again.
+const OPENS_MAX: Duration = Duration::from_secs(600);
+
+/// What a member that follows an owner does next.
+enum NextStep {
+    /// It looks at the map.
+    Look,
+    /// It takes over: since when the owner is missed, and what is the matter with it.
+    TakeOver(Instant, Succession),
+    /// It stops.
+    Stop,
+}
+
+impl Membership {
+    /// Follows and takes over in turn until it is told to stop.
+    ///
+    /// # Errors
+    /// [`StartError`] if it cannot go on, and trying again changes nothing.
+    pub(super) async fn live(&self) -> Result<(), StartError> {
+        let MemberShared { me, maps, routes, stop, .. } = &*self.0;
+        let mut silent_storage = false;
+        loop {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            let last = match maps.read().await {
+                Ok(read) => read.last,
+                Err(error) if error.is_refusal() => return Err(error.into()),
+                Err(error) => {
+                    if !std::mem::replace(&mut silent_storage, true) {
+                        tracing::warn!(error = chain(&error), "the map of the cluster cannot be read, trying on");
+                    }
+                    self.pause(PAUSE).await;
+                    continue;
+                }
+            };
+            silent_storage = false;
+            match last.map.member(&me.id) {
+                Some(member) if member.incarnation == me.incarnation => {}
+                Some(member) => return Err(StartError::Replaced(me.id.clone(), member.url.clone())),
+                None => {
+                    if let Err(error) = self.join_map().await {
+                        tracing::warn!(error = chain(&error), "joining the cluster again");
+                        self.pause(PAUSE).await;
+                    }
+                    continue;
+                }
+            }
+            let next = match last.map.owner(SHARD) {
+                Some((_, owner)) if owner.incarnation != me.incarnation => self.follow(&last, owner).await,
+                Some(_) => NextStep::TakeOver(Clock::instant(), Succession::Again),
+                None => NextStep::TakeOver(Clock::instant(), Succession::Unowned),
+            };
+            let (since, how) = match next {
+                NextStep::Look => continue,
+                NextStep::Stop => return Ok(()),
+                NextStep::TakeOver(since, how) => (since, how),
+            };
+            if let Err(error) = self.take_over(&last, since, how).await {
+                routes.lead_to(RouteTo::Nobody);
+                if error.is_refusal() {
+                    return Err(error);
+                }
+                tracing::warn!(error = chain(&error), "taking the catalog over, trying on");
+                self.pause(PAUSE).await;
+            }
+        }
+    }
+
+    /// Passes requests on to the owner until there is another one, or it is gone.
+    async fn follow(&self, last: &NumberedMap, owner: &Member) -> NextStep {
+        let MemberShared { me, maps, links, routes, stop, cluster, .. } = &*self.0;
+        let interval = cluster.lease_timeout / 3;
+        let link = links.to(owner);
+        let began = Clock::instant();
+        tracing::info!(owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");
+        routes.miss(None);
+        routes.lead_to(RouteTo::There(Arc::clone(&link)));
+        let (mut missed_since, mut idle_since, mut opens_since) = (None, None::<Instant>, None::<Instant>);
+        loop {
+            maps.hint(link.told());
+            if maps.is_later_known(last.number) {
+                return NextStep::Look;
+            }
+            let since = Clock::instant();
+            let others = links.others(&last.map, Some(owner));
+            let how = match judge(&link, &others, maps.known().number, cluster.lease_timeout).await {
+                verdict @ (OwnerVerdict::Alive | OwnerVerdict::Opens)
+                    if verdict == OwnerVerdict::Alive
+                        || opens_since.get_or_insert_with(Clock::instant).elapsed() < OPENS_MAX =>
+                {
+                    (missed_since, idle_since) = (None, None);
+                    routes.miss(None);
+                    if verdict == OwnerVerdict::Alive {
+                        opens_since = None;
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return NextStep::Stop,
+                        () = maps.later_than(last.number) => return NextStep::Look,
+                        () = routes.suspected() => {}
+                        () = tokio::time::sleep(interval) => {}
+                    }
+                    continue;
+                }
+                OwnerVerdict::TooSlow => continue,
+                OwnerVerdict::Dead => Succession::Dead,
+                OwnerVerdict::Silent => Succession::Silent,
+                // It may just have come to it, and know of that in a moment.
+                OwnerVerdict::Idle if idle_since.get_or_insert_with(Clock::instant).elapsed() < IDLE_MAX => {
+                    tokio::select! {
+                        () = stop.cancelled() => return NextStep::Stop,
+                        () = maps.later_than(last.number) => return NextStep::Look,
+                        () = tokio::time::sleep(interval) => {}
+                    }
+                    continue;
+                }
+                OwnerVerdict::Alive | OwnerVerdict::Opens | OwnerVerdict::Idle => Succession::GivenUp,
+            };
+            let since = *missed_since.get_or_insert(since);
+            routes.miss(Some(since));
+            if stop.is_cancelled() {
+                return NextStep::Stop;
+            }
+            if how == Succession::Silent && began.elapsed() < HOLD_DOWN.max(*self.0.hold_down.lock()) {
+                continue;
+            }
+            tracing::warn!(owner = owner.id, how = how.as_str(), "the owner of the catalog is missed");
+            let rank = last.map.candidates(SHARD, Some(&owner.id)).iter().position(|member| member.id == me.id);
+            let rank = u32::try_from(rank.unwrap_or_default()).unwrap_or(u32::MAX);
+            tokio::select! {
+                () = stop.cancelled() => return NextStep::Stop,
+                () = maps.later_than(last.number) => return NextStep::Look,
+                () = tokio::time::sleep(RANK_WAIT.saturating_mul(rank)) => {}
+            }
+            let mut hold_down = self.0.hold_down.lock();
+            *hold_down = match how {
+                Succession::Silent => (HOLD_DOWN.max(*hold_down) * 2).min(HOLD_DOWN_MAX),
+                _ => HOLD_DOWN,
+            };
+            return NextStep::TakeOver(since, how);
+        }
+    }
+}

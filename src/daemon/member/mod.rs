@@ -1,0 +1,273 @@
+//! The life of a daemon that is one of several: it joins, follows the owner of the catalog, takes over when that is gone, serves,
+//! and gives the catalog away when it is to end.
+//!
+//! The rules are those of `docs/cluster.md`, and the steps have their numbers from there. What a step leaves behind when the daemon
+//! dies in it, the next one that acts finds in the map: an owner that never opened its catalog is dead, or silent, like any.
+//!
+//! - [`follow`]: what it does while another one has the catalog.
+//! - [`own`]: how it takes it over, serves, and gives it away.
+
+mod follow;
+mod own;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::error::StartError;
+use crate::api::cluster::route::{RouteTo, Routes};
+use crate::api::keys::KeyRing;
+use crate::cluster::links::PeerLinks;
+use crate::cluster::map::{Member, Succession};
+use crate::cluster::maps::{ClusterMaps, MapError, Written};
+use crate::cluster::place::ClusterPlace;
+use crate::cluster::presence::{self, Presence};
+use crate::config::{ClusterSettings, Secret, Settings};
+use crate::engine::open::step;
+use crate::engine::{Foundation, OpeningError, StopError};
+use crate::error::chain;
+use crate::runtime::{Clock, Failure, TaskGroup};
+
+/// Between two tries while storage does not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A daemon among others. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Membership(Arc<MemberShared>);
+
+struct MemberShared {
+    me: Member,
+    /// Shows other processes of this machine that this one is there.
+    _presence: Presence,
+    settings: Settings,
+    cluster: ClusterSettings,
+    clock: Clock,
+    foundation: Foundation,
+    store: ClusterPlace,
+    keys: KeyRing,
+    maps: Arc<ClusterMaps>,
+    links: Arc<PeerLinks>,
+    routes: Routes,
+    drain: Arc<Notify>,
+    stop: CancellationToken,
+    /// Cancelled when it neither follows nor serves any more.
+    over: CancellationToken,
+    tasks: TaskGroup,
+    joined: Mutex<JoinedAt>,
+    /// For how long an owner that is only silent is left alone, if that is longer than at first.
+    hold_down: Mutex<Duration>,
+    /// Resolves when the engine that was there before has ended.
+    ending: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+crate::runtime::opaque_debug!(Membership);
+
+/// A member's beginning.
+#[derive(Debug, Clone, Default)]
+struct JoinedAt {
+    /// The number of the map with which it joined.
+    number: u64,
+    /// When that was, in time since the boot.
+    at: Duration,
+    /// The processes, and their hosts, that the map before named: members, and the owner of the catalog.
+    found: Vec<(String, String)>,
+}
+
+impl Membership {
+    /// Of the store of `settings`; nothing is asked of that yet. `address` is where the native API listens.
+    ///
+    /// # Errors
+    /// [`StartError`] if there can be no cluster.
+    pub(super) fn new(
+        settings: Settings,
+        cluster: ClusterSettings,
+        address: std::net::SocketAddr,
+        keys: KeyRing,
+        foundation: Foundation,
+        clock: Clock,
+    ) -> Result<Self, StartError> {
+        let Foundation { metrics, entropy, failed, .. } = &foundation;
+        let url = cluster.url.clone().unwrap_or_else(|| format!("http://{address}"));
+        let id = cluster.id.clone().unwrap_or_else(|| url.trim_start_matches("http://").to_owned());
+        let me = Member { id, incarnation: entropy.hex(16), url, host: presence::host(), since: now(&clock) };
+        let presence = Presence::show(&me.incarnation).map_err(StartError::Presence)?;
+        let store = ClusterPlace::new(&settings, metrics, entropy).map_err(OpeningError::from)?;
+        let maps = store.maps().ok_or_else(|| StartError::NoCluster(settings.store.url.to_string()))?;
+        let links = Arc::new(PeerLinks::new(me.clone(), cluster.token.clone(), metrics.clone()));
+        Ok(Self(Arc::new(MemberShared {
+            me,
+            _presence: presence,
+            tasks: TaskGroup::new(failed.clone()),
+            settings,
+            cluster,
+            clock,
+            store,
+            keys,
+            maps: Arc::new(maps),
+            links,
+            routes: Routes::default(),
+            drain: Arc::default(),
+            stop: CancellationToken::new(),
+            over: CancellationToken::new(),
+            joined: Mutex::default(),
+            hold_down: Mutex::default(),
+            ending: Mutex::default(),
+            foundation,
+        })))
+    }
+
+    /// Joins the cluster.
+    ///
+    /// # Errors
+    /// [`StartError`]; then it has not joined, or is a member that nobody reaches.
+    pub(super) async fn join(&self) -> Result<(), StartError> {
+        self.0.store.tried(&self.0.foundation.progress).await?;
+        self.join_map().await
+    }
+
+    pub(super) fn routes(&self) -> &Routes {
+        &self.0.routes
+    }
+
+    pub(super) fn maps(&self) -> &Arc<ClusterMaps> {
+        &self.0.maps
+    }
+
+    pub(super) fn links(&self) -> &Arc<PeerLinks> {
+        &self.0.links
+    }
+
+    pub(super) fn drain(&self) -> &Arc<Notify> {
+        &self.0.drain
+    }
+
+    pub(super) fn foundation(&self) -> &Foundation {
+        &self.0.foundation
+    }
+
+    pub(super) fn tasks(&self) -> &TaskGroup {
+        &self.0.tasks
+    }
+
+    /// `cluster.token`.
+    pub(super) fn token(&self) -> Option<Secret> {
+        self.0.cluster.token.clone()
+    }
+
+    pub(super) fn stopping(&self) -> CancellationToken {
+        self.0.stop.clone()
+    }
+
+    /// Begins to follow and to serve. Resolves when requests can be answered.
+    ///
+    /// # Errors
+    /// [`StartError`] if that is not to be.
+    pub(super) async fn begin(&self) -> Result<(), StartError> {
+        let broken = Arc::new(Mutex::new(None));
+        let over = self.0.over.clone();
+        let living = {
+            let (member, broken, over) = (self.clone(), Arc::clone(&broken), over.clone());
+            async move {
+                if let Err(error) = member.live().await {
+                    *broken.lock() = Some(error);
+                }
+                member.0.routes.end();
+                over.cancel();
+            }
+        };
+        self.0.tasks.spawn("member", Failure::StopsTheDaemon, living);
+        tokio::select! {
+            _ = self.0.routes.other_than(&RouteTo::Nobody, Duration::MAX) => {}
+            () = over.cancelled() => {}
+        }
+        if let Some(error) = broken.lock().take() {
+            return Err(error);
+        }
+        let tasks = self.0.tasks.clone();
+        // Later there is nobody who would be told but by the end of the daemon.
+        self.0.tasks.spawn("member-watch", Failure::StopsTheDaemon, async move {
+            over.cancelled().await;
+            if let Some(error) = broken.lock().take() {
+                tasks.fail(chain(&error));
+            }
+        });
+        Ok(())
+    }
+
+    /// Gives the catalog away, or closes it, within `patience`. Requests go on to be passed on.
+    pub(super) async fn stop(&self, patience: Duration) {
+        self.0.stop.cancel();
+        step("cluster", patience.saturating_mul(3), self.0.over.cancelled()).await;
+    }
+
+    /// Is a member no more.
+    ///
+    /// # Errors
+    /// [`StopError::Task`] if something had failed before.
+    pub(super) async fn leave(&self, patience: Duration) -> Result<(), StopError> {
+        let leaving = async {
+            loop {
+                let last = self.0.maps.read().await?.last;
+                if last.map.member(&self.0.me.id).is_none_or(|member| member.incarnation != self.0.me.incarnation) {
+                    return Ok(());
+                }
+                let map = last.map.clone().left(&self.0.me.id, &self.0.me.incarnation);
+                if let Written::Ours(_) = self.0.maps.write(&last, &self.0.me.id, map).await? {
+                    return Ok::<_, MapError>(());
+                }
+            }
+        };
+        match tokio::time::timeout(patience, leaving).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "the cluster was not told that this daemon ends"),
+            Err(_) => tracing::warn!("the cluster was not told in time that this daemon ends"),
+        }
+        self.0.tasks.failure().map_or(Ok(()), |reason| Err(StopError::Task(reason)))
+    }
+
+    async fn join_map(&self) -> Result<(), StartError> {
+        let MemberShared { me, maps, store, .. } = &*self.0;
+        loop {
+            let last = maps.read().await?.last;
+            // Once more: the first member may just have begun.
+            if store.misses(maps).await.map_err(OpeningError::from)? && maps.read().await?.last.number == 0 {
+                return Err(StartError::MapsMissing);
+            }
+            let replaced = last.map.member(&me.id).cloned();
+            let members = last.map.members.iter().map(|member| (member.incarnation.clone(), member.host.clone()));
+            let owners = last.map.owners.iter().filter(|owner| owner.how != Succession::Ended);
+            let owners = owners.map(|owner| (owner.incarnation.clone(), owner.host.clone()));
+            let found: Vec<_> = members.chain(owners).filter(|(found, _)| *found != me.incarnation).collect();
+            match maps.write(&last, &me.id, last.map.clone().joined(me.clone())).await? {
+                Written::Ours(map) => {
+                    *self.0.joined.lock() = JoinedAt { number: map.number, at: Clock::since_boot(), found };
+                    tracing::info!(
+                        id = me.id,
+                        url = me.url,
+                        map = map.number,
+                        members = map.map.members.len(),
+                        replaced = replaced.map(|other| other.since),
+                        "joined the cluster"
+                    );
+                    return Ok(());
+                }
+                Written::Other(_) => {}
+            }
+        }
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = self.0.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn now(clock: &Clock) -> String {
+    let since = std::time::UNIX_EPOCH + Duration::from_millis(clock.now().0);
+    humantime::format_rfc3339_seconds(since).to_string()
+}

@@ -1,0 +1,409 @@
+//! A member takes the catalog over, serves, and gives it away. The numbers of steps are those of `docs/cluster.md`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::{JoinedAt, MemberShared, Membership, PAUSE, now};
+use crate::api::cluster::route::{Here, RouteTo, Routes};
+use crate::api::native::Native;
+use crate::api::s3::S3Door;
+use crate::cluster::map::{ClusterMap, Member, Ownership, SHARD, Succession};
+use crate::cluster::maps::{ClusterMaps, NumberedMap, Written};
+use crate::cluster::peer::PeerLink;
+use crate::cluster::presence::{self, ProcessSeen};
+use crate::cluster::proof::{ALONE_ENDS, Evidence, NotProven, PROOF_COUNTS, Proofs, Standing};
+use crate::daemon::error::StartError;
+use crate::engine::{CatalogClaim, Engine, EngineOptions, OpeningError, Running};
+use crate::error::chain;
+use crate::metrics::labels::TakeOverCause;
+use crate::runtime::{Clock, Failure};
+
+/// Beyond [`PROOF_COUNTS`] a new owner waits so much longer: clocks run differently, and milliseconds are cut off.
+const MARGIN: Duration = Duration::from_millis(100);
+/// An owner reads the map so often, whatever it is told.
+const MAP_READ_EVERY: Duration = Duration::from_secs(60);
+/// A member that the owner has not reached for so long is one no more.
+const UNREACHED: Duration = Duration::from_secs(600);
+/// Requests that an owner is at work on, which gives its catalog away, have so long.
+const REQUESTS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why an owner is one no more.
+enum OwnerEnd {
+    /// Another one has the catalog, or may have it.
+    Lost,
+    /// It was told to give the catalog away.
+    Drain,
+    /// It was told to stop.
+    Stop,
+}
+
+impl Membership {
+    /// Takes the catalog over, and serves until that ends.
+    pub(super) async fn take_over(
+        &self,
+        last: &NumberedMap,
+        since: Instant,
+        how: Succession,
+    ) -> Result<(), StartError> {
+        let MemberShared { me, maps, routes, store, foundation, .. } = &*self.0;
+        routes.lead_to(RouteTo::Nobody);
+        routes.opens_here(true);
+        let opening = OpensHere(routes);
+        // 1
+        let epoch_before = store.last_epoch().await.map_err(OpeningError::from)?;
+        let previous = last.map.ownership(SHARD).cloned();
+        let is_given = |ownership: &&Ownership| {
+            ownership.incarnation == me.incarnation
+                && ownership.how != Succession::Ended
+                && ownership.epoch_before == epoch_before
+        };
+        // 2
+        let (last, mine) = match previous.as_ref().filter(is_given) {
+            Some(mine) => (last.clone(), mine.clone()),
+            None => {
+                let mine = self.ownership(me, epoch_before, how);
+                match maps.write(last, &me.id, last.map.clone().owned(mine.clone())).await? {
+                    Written::Ours(map) => (map, mine),
+                    Written::Other(_) => return Ok(()),
+                }
+            }
+        };
+        // 3 to 5
+        let fenced = Arc::new(AtomicU64::new(0));
+        let claim = CatalogClaim { epoch_before, still_mine: self.still_mine(epoch_before, Arc::clone(&fenced)) };
+        let before = self.0.ending.lock().take();
+        if let Some(before) = before {
+            // It says nothing, it only ends.
+            drop(before.await);
+        }
+        let options = EngineOptions {
+            clock: self.0.clock.clone(),
+            foundation: Some(foundation.clone()),
+            tried: Some(store.tried(&foundation.progress).await?),
+            claim: Some(claim),
+            ..EngineOptions::default()
+        };
+        let running = match Engine::open(self.0.settings.clone(), options).boxed().await {
+            Ok(running) => running,
+            Err(OpeningError::NotMine(why)) => {
+                tracing::info!(why, map = last.number, "another daemon of the cluster was faster");
+                return Ok(());
+            }
+            // What looks wrong may only be another owner's doing.
+            Err(error) if error.is_refusal() && !is_mine(&maps.read().await?.last.map, me, epoch_before) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        // 6
+        let handed_over = mine.how == Succession::HandedOver;
+        let ended = previous.as_ref().is_none_or(|previous| previous.how == Succession::Ended);
+        if !handed_over && !ended {
+            let fenced = Duration::from_millis(fenced.load(Ordering::Acquire));
+            let proofs_end = fenced + PROOF_COUNTS + MARGIN;
+            self.wait_until(proofs_end.max(self.somebody_believes_to_be_alone_until().await)).await;
+        }
+        let here = self.serving(&running, epoch_before);
+        if self.0.stop.is_cancelled() {
+            // Only who has served gives it away: the next owner does not wait then.
+            self.end(running);
+            return Ok(());
+        }
+        if let Err(error) = here.proofs.read().await {
+            tracing::warn!(%error, "the catalog was opened in vain");
+            self.end(running);
+            return Ok(());
+        }
+        let cause = cause_of(mine.how);
+        foundation.metrics.failover_seconds.of(cause).observe(since.elapsed().as_secs_f64());
+        foundation.metrics.shards_owned.set(1);
+        tracing::info!(
+            how = mine.how.as_str(),
+            map = last.number,
+            epoch = epoch_before + 1,
+            millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            segments = here.engine.segment_count(),
+            "this daemon has the catalog"
+        );
+        routes.lead_to(RouteTo::Here(Arc::clone(&here)));
+        drop(opening);
+        let end = self.serve(&here).await;
+        foundation.metrics.shards_owned.set(0);
+        routes.lead_to(RouteTo::Nobody);
+        here.lost.cancel();
+        match end {
+            OwnerEnd::Lost => {
+                foundation.metrics.fenced.inc();
+                self.end(running);
+                Ok(())
+            }
+            OwnerEnd::Drain | OwnerEnd::Stop => self.give_away(running, &here, epoch_before + 1).await,
+        }
+    }
+
+    fn ownership(&self, member: &Member, epoch_before: u64, how: Succession) -> Ownership {
+        Ownership {
+            shard: SHARD,
+            member: member.id.clone(),
+            incarnation: member.incarnation.clone(),
+            host: member.host.clone(),
+            epoch_before,
+            how,
+            since: now(&self.0.clock),
+        }
+    }
+
+    /// READs the map after the fence: step 4. Tells in `fenced` when the fence was there at the latest.
+    fn still_mine(&self, epoch_before: u64, fenced: Arc<AtomicU64>) -> BoxFuture<'static, Result<(), String>> {
+        let member = self.clone();
+        async move {
+            fenced.store(u64::try_from(Clock::since_boot().as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+            let read = member.0.maps.read().await.map_err(|error| chain(&error))?;
+            match is_mine(&read.last.map, &member.0.me, epoch_before) {
+                true => Ok(()),
+                false => Err(format!("map {} gives it to another one", read.last.number)),
+            }
+        }
+        .boxed()
+    }
+
+    /// Until when, in time since the boot, somebody may believe to be the only member who was one before this daemon joined: each of
+    /// those is known to be dead, or has told of the map with which this one joined, or 15 s have passed since then.
+    async fn somebody_believes_to_be_alone_until(&self) -> Duration {
+        let MemberShared { maps, links, joined, .. } = &*self.0;
+        let JoinedAt { number, at, found } = joined.lock().clone();
+        let until = at + ALONE_ENDS;
+        if until <= Clock::since_boot() {
+            return Duration::ZERO;
+        }
+        let known = maps.known();
+        for (incarnation, host) in found {
+            if presence::look(&incarnation, &host) == ProcessSeen::Dead {
+                continue;
+            }
+            let link = known.map.members.iter().find(|member| member.incarnation == incarnation);
+            let Some(link) = link.map(|member| links.to(member)) else { return until };
+            if link.told() < number && link.ping(known.number, PAUSE).await.is_ok_and(|pong| pong.map < number) {
+                return until;
+            }
+            if link.told() < number {
+                return until;
+            }
+        }
+        Duration::ZERO
+    }
+
+    async fn wait_until(&self, until: Duration) {
+        loop {
+            let left = until.saturating_sub(Clock::since_boot());
+            if left.is_zero() || self.0.stop.is_cancelled() {
+                return;
+            }
+            if left > PROOF_COUNTS + MARGIN {
+                tracing::info!(
+                    seconds = left.as_secs_f64().ceil(),
+                    "waiting: the owner before may only be stopped, and believe that it is alone"
+                );
+            }
+            self.pause(left).await;
+        }
+    }
+
+    fn serving(&self, running: &Running, epoch_before: u64) -> Arc<Here> {
+        let engine = running.engine().clone();
+        let evidence =
+            MapEvidence { maps: Arc::clone(&self.0.maps), me: self.0.me.clone(), epoch_before, engine: engine.clone() };
+        Arc::new(Here {
+            s3: crate::api::s3::service(S3Door::new(engine.clone(), self.0.keys.clone())),
+            api: Native::new(engine.clone(), self.0.keys.clone()).router(),
+            proofs: Proofs::new(evidence, self.0.foundation.metrics.clone()),
+            lost: running.lost().child_token(),
+            requests: TaskTracker::new(),
+            engine,
+        })
+    }
+
+    /// Looks after the catalog while requests are answered.
+    async fn serve(&self, here: &Here) -> OwnerEnd {
+        let MemberShared { maps, stop, drain, .. } = &*self.0;
+        // What was asked for before concerns an owner before.
+        drain.notified().now_or_never();
+        let mut unreached = HashMap::new();
+        loop {
+            let number = maps.known().number;
+            tokio::select! {
+                () = here.lost.cancelled() => return OwnerEnd::Lost,
+                () = stop.cancelled() => return OwnerEnd::Stop,
+                () = drain.notified() => match self.successor().await {
+                    Some(_) => return OwnerEnd::Drain,
+                    None => tracing::warn!("there is no other daemon to give the catalog to"),
+                },
+                () = maps.later_than(number) => {}
+                () = tokio::time::sleep(MAP_READ_EVERY) => self.drop_unreached(&mut unreached).await,
+            }
+            match here.proofs.read().await {
+                Ok(()) => {}
+                Err(NotProven::NotOwner) => return OwnerEnd::Lost,
+                // Requests tell, if it goes on.
+                Err(NotProven::Unknown(why)) => {
+                    tracing::debug!(why, "the map of the cluster cannot be read");
+                    self.pause(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Drops members that were not reached for long.
+    async fn drop_unreached(&self, unreached: &mut HashMap<String, Instant>) {
+        let MemberShared { maps, links, me, .. } = &*self.0;
+        let last = maps.known();
+        for link in links.others(&last.map, None) {
+            let incarnation = &link.member().incarnation;
+            if link.ping(last.number, PAUSE).await.is_ok() {
+                unreached.remove(incarnation);
+                continue;
+            }
+            let since = *unreached.entry(incarnation.clone()).or_insert_with(Clock::instant);
+            if since.elapsed() < UNREACHED {
+                continue;
+            }
+            tracing::warn!(
+                id = link.member().id,
+                url = link.member().url,
+                "a member was not reached for ten minutes, and is dropped"
+            );
+            let map = last.map.clone().left(&link.member().id, incarnation);
+            if let Err(error) = maps.write(&last, &me.id, map).await {
+                tracing::debug!(error = chain(&error), "the map was not written");
+            }
+            // The others have their turn with the next map.
+            return;
+        }
+    }
+
+    /// The member that is to have the catalog next, if one is there.
+    async fn successor(&self) -> Option<Arc<PeerLink>> {
+        let MemberShared { maps, links, me, .. } = &*self.0;
+        let last = maps.read().await.map_or_else(|_| maps.known(), |read| read.last);
+        for member in last.map.candidates(SHARD, Some(&me.id)) {
+            let link = links.to(member);
+            if link.ping(last.number, PAUSE).await.is_ok() {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    /// Ends an engine whose catalog is another one's, beside what comes next. Only another engine waits for that.
+    fn end(&self, running: Running) {
+        let (ended, end) = oneshot::channel();
+        *self.0.ending.lock() = Some(end);
+        self.0.tasks.spawn("engine-end", Failure::FailsItsWork, async move {
+            if let Err(error) = running.stop().await {
+                tracing::debug!(error = chain(&error), "the engine that had the catalog ended");
+            }
+            drop(ended);
+        });
+    }
+
+    /// Closes the catalog, and gives it to another member, if there is one.
+    async fn give_away(&self, running: Running, here: &Here, epoch: u64) -> Result<(), StartError> {
+        let MemberShared { maps, me, routes, .. } = &*self.0;
+        here.requests.close();
+        if tokio::time::timeout(REQUESTS_PATIENCE, here.requests.wait()).await.is_err() {
+            tracing::warn!("requests are still worked on, and end with an error");
+        }
+        if let Err(error) = running.stop().await {
+            tracing::warn!(
+                error = chain(&error),
+                "the catalog was not closed: another daemon takes it over like that of a dead one"
+            );
+            return Ok(());
+        }
+        let successor = self.successor().await;
+        loop {
+            let last = maps.read().await?.last;
+            if !is_mine(&last.map, me, epoch - 1) {
+                return Ok(());
+            }
+            let map = match &successor {
+                Some(link) => last.map.clone().owned(self.ownership(link.member(), epoch, Succession::HandedOver)),
+                None => last.map.clone().ended(SHARD),
+            };
+            let Written::Ours(map) = maps.write(&last, &me.id, map).await? else { continue };
+            if let Some(link) = &successor {
+                tracing::info!(to = link.member().id, map = map.number, "the catalog was given away");
+                if let Err(error) = link.ping(map.number, PAUSE).await {
+                    tracing::debug!(error = chain(&error), "the one who has the catalog now was not told");
+                }
+                routes.lead_to(RouteTo::There(Arc::clone(link)));
+            }
+            return Ok(());
+        }
+    }
+}
+
+fn is_mine(map: &ClusterMap, me: &Member, epoch_before: u64) -> bool {
+    map.owner(SHARD).is_some_and(|(ownership, member)| {
+        member.incarnation == me.incarnation && ownership.epoch_before == epoch_before
+    })
+}
+
+fn cause_of(how: Succession) -> TakeOverCause {
+    match how {
+        Succession::Unowned | Succession::Ended => TakeOverCause::Unowned,
+        Succession::Dead => TakeOverCause::Dead,
+        Succession::Silent => TakeOverCause::Silent,
+        Succession::GivenUp => TakeOverCause::GivenUp,
+        Succession::HandedOver => TakeOverCause::HandedOver,
+        Succession::Again => TakeOverCause::Again,
+    }
+}
+
+/// Peers are told that this daemon is about to have the catalog, for as long as this is there.
+struct OpensHere<'a>(&'a Routes);
+
+impl Drop for OpensHere<'_> {
+    fn drop(&mut self) {
+        self.0.opens_here(false);
+    }
+}
+
+/// The evidence of an owner.
+struct MapEvidence {
+    maps: Arc<ClusterMaps>,
+    me: Member,
+    epoch_before: u64,
+    engine: Engine,
+}
+
+impl Evidence for MapEvidence {
+    fn read_map(&self) -> BoxFuture<'_, Result<(Duration, Standing), String>> {
+        async move {
+            let read = self.maps.read().await.map_err(|error| chain(&error))?;
+            let map = &read.last.map;
+            let standing = match is_mine(map, &self.me, self.epoch_before) {
+                false => Standing::NotMine,
+                true if map.is_alone(&self.me.id) => Standing::MineAlone,
+                true => Standing::Mine,
+            };
+            Ok((read.begun, standing))
+        }
+        .boxed()
+    }
+
+    fn last_commit(&self) -> u64 {
+        self.engine.last_commit()
+    }
+
+    fn is_alone(&self) -> bool {
+        self.maps.known().map.is_alone(&self.me.id)
+    }
+}
