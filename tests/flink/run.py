@@ -10,6 +10,7 @@ test passes if every key was then counted exactly, and reports what a checkpoint
     tests/flink/run --backend none                   the same story without Esker
     tests/flink/run --backend hdfs --compare         Esker on a real HDFS, and Flink's own file system on one
     tests/flink/run --backend hdfs-disk              Esker's data on a real HDFS, its catalog on a local disk
+    tests/flink/run --backend cluster                three daemons on a real S3 server: no checkpoint may fail
     tests/flink/run --seconds 600 --plugin hadoop    ten minutes, with Flink's other S3 file system
 
 sink: a job writes records with FileSink while Esker is killed between the beginning of a multipart
@@ -54,6 +55,7 @@ import time
 from pathlib import Path
 
 from e2e import matrix, tools
+from e2e.daemons import EskerCluster
 from e2e.frame import framed, tell
 from e2e.hdfs import DirectHdfs, EskerOnHdfs, EskerOnHdfsAndDisk
 from e2e.move import SOURCES, MoveReport, MoveStory
@@ -67,9 +69,9 @@ from e2e.storage import Direct, EskerOnDisk, EskerOnS3
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PAGE = REPOSITORY / "docs" / "flink.md"
 BACKENDS = {"none": Direct, "local": EskerOnDisk, "s3": EskerOnS3, "hdfs": EskerOnHdfs,
-            "hdfs-disk": EskerOnHdfsAndDisk}
+            "hdfs-disk": EskerOnHdfsAndDisk, "cluster": EskerCluster}
 # What Flink does without Esker, for comparison.
-ALONE = {"local": Direct, "s3": Direct, "hdfs": DirectHdfs, "hdfs-disk": DirectHdfs}
+ALONE = {"local": Direct, "s3": Direct, "cluster": Direct, "hdfs": DirectHdfs, "hdfs-disk": DirectHdfs}
 
 
 def main():
@@ -182,7 +184,7 @@ STORIES = {"tally": run_tally, "cost": run_cost, "sink": run_sink, "space": run_
 def prepare(options, flink, folder, say):
     """Returns what is installed, and the jar of the jobs."""
     needs_esker = options.backend != "none"
-    needs_versitygw = options.backend in ("none", "s3") or (options.backend == "local" and options.compare)
+    needs_versitygw = options.backend in ("none", "s3", "cluster") or (options.backend == "local" and options.compare)
     installed = tools.prepare(options.cache, flink, options.esker if needs_esker else None, needs_versitygw, say)
     return installed, tools.compile_job(installed.flink_home, folder)
 

@@ -203,6 +203,8 @@ class Scenario(Story):
             if fate["status"] != "COMPLETED" or acknowledged_at > killed_at:
                 self.say(f"killed the storage in checkpoint {checkpoint} for {down_seconds} s: "
                          f"{fate['status'].lower()}")
+                if storage.goes_on and fate["status"] != "COMPLETED":
+                    raise Failed(f"checkpoint {checkpoint} failed, though two daemons went on: {fate}")
                 return {"killed": "storage", "checkpoint": checkpoint, "fate": fate["status"]}
             self.say(f"killed the storage just after checkpoint {checkpoint}; once more")
         raise Failed("no checkpoint was in progress whenever the storage was killed")

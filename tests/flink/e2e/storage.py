@@ -101,6 +101,8 @@ class S3Door:
     """What Flink needs to know of a storage that it reaches by S3: `client` and `bucket`."""
 
     client = bucket = None
+    # Whether no checkpoint may fail when it is killed.
+    goes_on = False
 
     @property
     def url(self):

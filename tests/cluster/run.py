@@ -1,0 +1,195 @@
+"""Three daemons as one, on a real S3 server (versitygw), behind a proxy that gives each connection to the next of them.
+
+suite: the whole suite of boto3 (tests/boto3), whose every connection goes to another daemon.
+
+    tests/cluster/run suite [pytest arguments]
+
+failover: writers and readers at the proxy, while the owner of the catalog is killed, stopped (and continued when another one
+has taken over) or ended, in turn. Fails if an answered write is not read, if a read is older than what was answered before it,
+or if a request that a daemon was alive to answer was answered with an error. Prints for how long clients waited.
+
+    tests/cluster/run failover --rounds 50 --delay 50        # each request to the S3 server takes 50 ms more
+
+The exit status is 0 for success, 1 for a failure, 2 for wrong arguments, and 3 if something has to be installed first.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[1:1] = [str(HERE.parent / "clients"), str(HERE.parent / "flink")]
+
+from e2e import tools  # noqa: E402
+from e2e.daemons import ACCESS, BUCKET, SECRET, Daemons  # noqa: E402
+from e2e.frame import framed  # noqa: E402
+from e2e.processes import Failed  # noqa: E402
+from matrix.options import add_program_and_cache, need_program, parsed  # noqa: E402
+
+TAKE_OVER_SECONDS = 30
+CLIENTS = 8
+
+
+class Client(threading.Thread):
+    """Writes numbers under a key of its own, and reads them back, each by whichever daemon comes next."""
+
+    def __init__(self, boto3, endpoint, key):
+        super().__init__(daemon=True)
+        config = boto3.session.Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)
+        self.s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=ACCESS,
+                               aws_secret_access_key=SECRET, config=config)
+        self.key, self.number, self.over = key, 0, threading.Event()
+        self.waits, self.errors, self.wrong = [], [], []
+
+    def run(self):
+        while not self.over.is_set():
+            number = self.number + 1
+            if self._ask(lambda: self.s3.put_object(Bucket=BUCKET, Key=self.key, Body=str(number).encode())):
+                self.number = number
+            least, found = self.number, []
+            if self._ask(lambda: found.append(self.s3.get_object(Bucket=BUCKET, Key=self.key)["Body"].read())) and \
+                    int(found[0]) < least:
+                self.wrong.append(f"{self.key}: read {found[0]} after {least} was answered")
+
+    def _ask(self, request):
+        began = time.monotonic()
+        try:
+            request()
+        except Exception as error:
+            response = getattr(error, "response", {})
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 404 and self.number == 0:
+                return False
+            self.errors.append((time.monotonic(), status, str(error)[:200]))
+            return False
+        self.waits.append((began, time.monotonic() - began))
+        return True
+
+
+def failover(frame, options):
+    versitygw = tools.prepare_versitygw(options.cache, frame.say)
+    site = next((options.cache / "boto3-venv" / "lib").glob("python3*/site-packages"), None)
+    if not site:
+        raise tools.Missing("boto3: run tests/boto3/run once")
+    sys.path.insert(1, str(site))
+    import boto3
+    import boto3.session
+    import botocore.config
+
+    boto3.session.Config = botocore.config.Config
+    cluster = Daemons(frame.processes, frame.folder, options.esker, versitygw, options.delay / 1000)
+    frame.say(f"three daemons answer at {cluster.proxy}")
+    clients = [Client(boto3, cluster.proxy, f"counter-{index}") for index in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    time.sleep(2)
+    kinds = [kind for kind in ("kill", "stop", "end") if kind in options.kinds]
+    gaps = {kind: [] for kind in kinds}
+    for round_, kind in zip(range(options.rounds), itertools.cycle(kinds)):
+        owner = frame.processes.until("an owner", TAKE_OVER_SECONDS, cluster.owner)
+        began = time.monotonic()
+        if kind == "kill":
+            owner.kill()
+        elif kind == "stop":
+            owner.signal(signal.SIGSTOP)
+        else:
+            owner.end()
+        frame.processes.until("another owner", TAKE_OVER_SECONDS,
+                              lambda: cluster.owner(besides=owner) not in (None, owner), every=0.02)
+        answered = frame.processes.until(
+            "an answer", TAKE_OVER_SECONDS,
+            lambda: [at + took for client in clients for at, took in client.waits[-3:] if at + took > began + 0.05 and
+                     took > 0.05] if kind != "end" else [time.monotonic()], every=0.02)
+        time.sleep(1)
+        longest = max((took for client in clients for at, took in client.waits if at + took > began), default=0)
+        gaps[kind].append(longest)
+        if kind == "stop":
+            owner.signal(signal.SIGCONT)
+        else:
+            owner.start()
+        frame.say(f"round {round_ + 1}, {kind} {owner.name}: clients waited {longest:.2f} s at most")
+        del answered
+        time.sleep(1)
+    for client in clients:
+        client.over.set()
+    for client in clients:
+        client.join(90)
+    wrong = [line for client in clients for line in client.wrong]
+    errors = Counter((status, text) for client in clients for _, status, text in client.errors)
+    for client in clients:
+        found = int(client.s3.get_object(Bucket=BUCKET, Key=client.key)["Body"].read())
+        if found < client.number:
+            wrong.append(f"{client.key}: {found} is left of {client.number}")
+    cluster.close()
+    frame.say(f"{sum(client.number for client in clients)} writes were answered, as many reads")
+    for (status, text), count in errors.items():
+        frame.say(f"{count} x {status}: {text}")
+    for kind, waits in gaps.items():
+        if waits:
+            waits.sort()
+            frame.say(f"{kind}: {len(waits)} rounds, longest wait of a client, also of one whose own daemon stood still: median {statistics.median(waits):.2f} s, "
+                      f"p99 {waits[int(len(waits) * 0.99)]:.2f} s, most {waits[-1]:.2f} s")
+    for how, took in taken_over(frame.folder / "logs").items():
+        took.sort()
+        frame.say(f"the catalog had a new owner, {how}: {len(took)} times, from the first sign until it answered: median "
+                  f"{statistics.median(took):.2f} s, p99 {took[int(len(took) * 0.99)]:.2f} s, most {took[-1]:.2f} s")
+    if wrong:
+        raise Failed("\n".join(wrong[:20]))
+    # A daemon that is killed takes the connections with it that clients had to it.
+    answered = sum(count for (status, _), count in errors.items() if status is not None)
+    if answered:
+        raise Failed(f"{answered} requests were answered with an error")
+
+
+def taken_over(logs):
+    """How long each take-over took by the new owner's own account, by cause."""
+    took = {}
+    for log in logs.glob("esker-*.log"):
+        for how, millis in re.findall(r'this daemon has the catalog how="([a-z-]+)" .* millis=(\d+)', log.read_text()):
+            took.setdefault(how, []).append(int(millis) / 1000)
+    return took
+
+
+def suite(frame, options):
+    versitygw = tools.prepare_versitygw(options.cache, frame.say)
+    cluster = Daemons(frame.processes, frame.folder, options.esker, versitygw, options.delay / 1000)
+    frame.say(f"three daemons answer at {cluster.proxy}")
+    env = dict(os.environ, ESKER_S3_ENDPOINT=cluster.proxy, ESKER_S3_ACCESS=ACCESS, ESKER_S3_SECRET=SECRET,
+               ESKER_S3_BUCKET=BUCKET, ESKER_API=f"http://127.0.0.1:{cluster.daemons[1].api}",
+               ESKER_BIN=str(options.esker), ESKER_TEST_CACHE=str(options.cache))
+    asked_early = "test_a_client_that_expects_100_continue_is_refused_before_its_body"
+    # A daemon that passes a request on asks for its body first, and the owner refuses it then.
+    deselected = ["--deselect", f"tests/boto3/test_bodies.py::{asked_early}", "--deselect", f"test_bodies.py::{asked_early}"]
+    status = subprocess.run([HERE.parent / "boto3" / "run", *deselected, *options.arguments], env=env).returncode
+    cluster.close()
+    if status != 0:
+        raise Failed(f"the suite ended with status {status}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("story", choices=["suite", "failover"])
+    add_program_and_cache(parser, "boto3 and the S3 server are kept")
+    parser.add_argument("--rounds", type=int, default=6, help="of failover (default 6)")
+    parser.add_argument("--kinds", default="kill,stop,end", help="of rounds (default kill,stop,end)")
+    parser.add_argument("--delay", type=float, default=50, help="milliseconds more for each request to the S3 server (default 50)")
+    parser.add_argument("--keep", action="store_true", help="keeps logs and data")
+    parser.add_argument("arguments", nargs="*", help="of pytest")
+    options = parsed(parser)
+    need_program(options)
+    options.kinds = options.kinds.split(",")
+    run = {"suite": suite, "failover": failover}[options.story]
+    framed("cluster", lambda frame: run(frame, options), options.keep)
+
+
+if __name__ == "__main__":
+    main()
