@@ -53,9 +53,12 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 const REQUEST_CONNECTIONS: usize = 4;
 /// A connection on which nothing comes back for so long, although it was asked whether it is there, is given up.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Bytes of one stream, and of the connection, that arrive before they are read.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Bytes of one stream, and of the connection, that arrive before they are read. As many streams as there may be fit into the
+/// connection: clients that take nothing keep nobody else waiting.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
+/// Streams that a peer takes at a time.
+const STREAMS_MAX: u32 = 256;
 /// What peers say to each other themselves is far shorter.
 const WORDS_BYTES_MAX: usize = 64 << 10;
 
@@ -133,11 +136,14 @@ pub struct PeerLink {
 
 crate::runtime::opaque_debug!(PeerLink);
 
+/// A connection to a peer. Clones are the same one.
 #[derive(Clone)]
-struct PeerConnection {
+pub struct PeerConnection {
     sender: http2::SendRequest<PeerBody>,
     ended: CancellationToken,
 }
+
+crate::runtime::opaque_debug!(PeerConnection);
 
 impl PeerLink {
     /// To this process. Nothing is connected yet.
@@ -219,27 +225,36 @@ impl PeerLink {
         Ok(open)
     }
 
-    /// Makes sure of the connection for requests.
+    /// A connection for the next request.
     ///
     /// # Errors
     /// [`PeerError`]; nothing was sent.
-    pub async fn connect(&self) -> Result<(), PeerError> {
-        self.connected(PeerCall::Request).await.map(drop)
+    pub async fn connect(&self) -> Result<PeerConnection, PeerError> {
+        self.connected(PeerCall::Request).await
     }
 
-    /// Sends a request as it is, with the headers of peers, and waits for the head of the answer.
+    /// Sends a request of a client as it is, with the headers of peers, and waits for the head of the answer.
     ///
     /// # Errors
-    /// [`PeerError`]. Unless it is [`PeerError::Refused`], [`PeerError::Unreachable`] or [`PeerError::Silent`], the request may have
-    /// been carried out.
-    pub async fn send(
+    /// [`PeerError::Broken`]: the request may have been carried out.
+    pub async fn pass_on(
         &self,
+        connection: PeerConnection,
+        request: Request<PeerBody>,
+        map: u64,
+    ) -> Result<Response<Incoming>, PeerError> {
+        self.send_over(connection, request, map, PeerCall::Request).await
+    }
+
+    async fn send_over(
+        &self,
+        connection: PeerConnection,
         mut request: Request<PeerBody>,
         map: u64,
         call: PeerCall,
     ) -> Result<Response<Incoming>, PeerError> {
         let begun = Clock::instant();
-        let PeerConnection { mut sender, ended } = self.connected(call).await?;
+        let PeerConnection { mut sender, ended } = connection;
         let headers = request.headers_mut();
         headers.insert(PROTOCOL, HeaderValue::from_static(VERSION));
         headers.insert(MAP, HeaderValue::from(map));
@@ -294,7 +309,8 @@ impl PeerLink {
                 url: url(),
                 source: io::Error::new(io::ErrorKind::InvalidInput, "its address is none"),
             })?;
-            let answer = self.send(request, map, call).await?;
+            let connection = self.connected(call).await?;
+            let answer = self.send_over(connection, request, map, call).await?;
             let status = answer.status();
             let words = Limited::new(answer.into_body(), WORDS_BYTES_MAX).collect().await;
             let words = words.map_err(|_| PeerError::Broken(url()))?.to_bytes();

@@ -78,7 +78,13 @@ pub async fn judge(link: &PeerLink, others: &[Arc<PeerLink>], map: u64, lease: D
                 pings.push(link.ping(map, lease));
             }
             // Another process at that address, or a proxy. It may lead elsewhere the next time.
-            Err(PeerError::Unexpected { .. }) => {}
+            Err(error @ PeerError::Unexpected { .. }) => {
+                tracing::warn!(
+                    error = crate::error::chain(&error),
+                    id = link.member().id,
+                    "a member of the cluster does not answer as one: is cluster.token the same for all, and its address its own?"
+                );
+            }
             Err(PeerError::Unreachable { .. } | PeerError::Broken(_) | PeerError::Silent(_)) => {}
         }
     }

@@ -27,10 +27,10 @@ use super::route::{Here, RouteTo, Routes};
 use crate::api::exchange::Exchange;
 use crate::api::s3::{InPlace, PassedBody};
 use crate::cluster::maps::ClusterMaps;
-use crate::cluster::peer::{self, PeerBody, PeerError, PeerLink};
+use crate::cluster::peer::{self, PeerBody, PeerLink};
 use crate::cluster::proof::NotProven;
 use crate::metrics::Metrics;
-use crate::metrics::labels::{HeldOutcome, PeerCall, RejectReason};
+use crate::metrics::labels::{HeldOutcome, RejectReason};
 use crate::runtime::{ByteBudget, Clock, PaidBytes};
 
 /// For so long a request is held that nobody can answer.
@@ -344,15 +344,20 @@ impl Dispatcher {
     ) -> Attempt<D::Answer> {
         let number = self.maps.known().number;
         // What cannot be sent twice is sent to who answers for sure.
-        let there = match &sending {
+        let serves = match &sending {
             Sending::Streamed(_) => link.ping(number, PING_PATIENCE).await.map(|pong| pong.serves),
-            _ => link.connect().await.map(|()| true),
+            _ => Ok(true),
         };
-        if !matches!(there, Ok(true)) {
-            tracing::debug!(?there, "a request waits for its peer");
+        let connection = match serves {
+            Ok(true) => link.connect().await.map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Ok(Some(connection)) = connection else {
+            tracing::debug!(?connection, "a request waits for its peer");
             self.routes.suspect();
             return Attempt::NotSent(sending);
-        }
+        };
         let (body, again) = match sending {
             Sending::Streamed(body) => (body, Sending::Gone),
             other => match other.body() {
@@ -364,14 +369,15 @@ impl Dispatcher {
         if let Some(exchange) = Exchange::current() {
             exchange.note(|notes| notes.operation = Some(format!("passed on to {}", link.member().id)));
         }
-        let sent = link.send(request, number, PeerCall::Request);
+        let sent = link.pass_on(connection, request, number);
         let answer = tokio::select! {
             answer = sent => answer,
             // Another one answers by now, or this one has been missed for long.
             () = self.routes.gone(route, HELD) => return Attempt::Unknown(again),
         };
         match answer {
-            Ok(answer) if answer.status() == StatusCode::MISDIRECTED_REQUEST => {
+            // It means another process, or does not take this one for a member: nothing was carried out.
+            Ok(answer) if answer.status() == StatusCode::MISDIRECTED_REQUEST || peer::number(&answer).is_none() => {
                 self.routes.suspect();
                 Attempt::NotSent(again)
             }
@@ -379,10 +385,6 @@ impl Dispatcher {
                 remove(answer.headers_mut(), &OF_ONE_CONNECTION);
                 remove(answer.headers_mut(), &peer::HEADERS);
                 Attempt::Answered(D::there(answer))
-            }
-            Err(PeerError::Refused(_) | PeerError::Unreachable { .. } | PeerError::Silent(_)) => {
-                self.routes.suspect();
-                Attempt::NotSent(again)
             }
             Err(error) => {
                 tracing::debug!(%error, "a peer did not answer");

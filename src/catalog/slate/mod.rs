@@ -194,8 +194,9 @@ pub enum JournalError {
     },
     /// It belongs to a cluster, and the one who opens it says nothing of one.
     #[error(
-        "{0} says that this catalog belongs to a cluster of daemons: set cluster.enabled = true, as they have it. If they are \
-         all stopped for good, `esker cluster dissolve` makes it one for a daemon by itself"
+        "{0} says that this catalog belongs to a cluster of daemons. A daemon needs cluster.enabled = true, as they have it. For a \
+         command on its storage stop them all; then `esker cluster dissolve` makes it a catalog of one daemon, which the command \
+         takes, and a start with cluster.enabled makes it theirs again"
     )]
     OfCluster(String),
     /// There is no journal to be looked at.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{MemberShared, Membership, PAUSE};
+use super::{MemberShared, Membership, OwnerSeen, PAUSE};
 use crate::api::cluster::route::RouteTo;
 use crate::cluster::map::{Member, SHARD, Succession};
 use crate::cluster::maps::NumberedMap;
@@ -94,7 +94,7 @@ impl Membership {
         let MemberShared { me, maps, links, routes, stop, cluster, .. } = &*self.0;
         let interval = cluster.lease_timeout / 3;
         let link = links.to(owner);
-        let began = Clock::instant();
+        let (owned_since, hold_down) = self.owned_since(last, owner);
         tracing::info!(owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");
         routes.miss(None);
         routes.lead_to(RouteTo::There(Arc::clone(&link)));
@@ -143,7 +143,7 @@ impl Membership {
             if stop.is_cancelled() {
                 return NextStep::Stop;
             }
-            if how == Succession::Silent && began.elapsed() < HOLD_DOWN.max(*self.0.hold_down.lock()) {
+            if how == Succession::Silent && owned_since.elapsed() < hold_down {
                 continue;
             }
             tracing::warn!(owner = owner.id, how = how.as_str(), "the owner of the catalog is missed");
@@ -154,12 +154,22 @@ impl Membership {
                 () = maps.later_than(last.number) => return NextStep::Look,
                 () = tokio::time::sleep(RANK_WAIT.saturating_mul(rank)) => {}
             }
-            let mut hold_down = self.0.hold_down.lock();
-            *hold_down = match how {
-                Succession::Silent => (HOLD_DOWN.max(*hold_down) * 2).min(HOLD_DOWN_MAX),
-                _ => HOLD_DOWN,
-            };
             return NextStep::TakeOver(since, how);
         }
+    }
+
+    /// Since when this owner has the catalog, as far as this daemon has seen, and for how long it is left alone when it is silent: for
+    /// longer each time that the catalog went from one that was only silent.
+    fn owned_since(&self, last: &NumberedMap, owner: &Member) -> (Instant, Duration) {
+        let mut seen = self.0.seen.lock();
+        if seen.owner != owner.incarnation {
+            let was_silent = last.map.ownership(SHARD).is_some_and(|ownership| ownership.how == Succession::Silent);
+            let hold_down = match was_silent {
+                true => (seen.hold_down.max(HOLD_DOWN) * 2).min(HOLD_DOWN_MAX),
+                false => HOLD_DOWN,
+            };
+            *seen = OwnerSeen { owner: owner.incarnation.clone(), since: Some(Clock::instant()), hold_down };
+        }
+        (seen.since.unwrap_or_else(Clock::instant), seen.hold_down)
     }
 }

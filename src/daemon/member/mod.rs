@@ -57,13 +57,22 @@ struct MemberShared {
     over: CancellationToken,
     tasks: TaskGroup,
     joined: Mutex<JoinedAt>,
-    /// For how long an owner that is only silent is left alone, if that is longer than at first.
-    hold_down: Mutex<Duration>,
+    seen: Mutex<OwnerSeen>,
     /// Resolves when the engine that was there before has ended.
     ending: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 crate::runtime::opaque_debug!(Membership);
+
+/// The owner that was seen last.
+#[derive(Debug, Default)]
+struct OwnerSeen {
+    /// Its process; empty before the first.
+    owner: String,
+    since: Option<std::time::Instant>,
+    /// For how long it is left alone when it is only silent.
+    hold_down: Duration,
+}
 
 /// A member's beginning.
 #[derive(Debug, Clone, Default)]
@@ -113,7 +122,7 @@ impl Membership {
             stop: CancellationToken::new(),
             over: CancellationToken::new(),
             joined: Mutex::default(),
-            hold_down: Mutex::default(),
+            seen: Mutex::default(),
             ending: Mutex::default(),
             foundation,
         })))

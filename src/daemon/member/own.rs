@@ -316,6 +316,9 @@ impl Membership {
     /// Closes the catalog, and gives it to another member, if there is one.
     async fn give_away(&self, running: Running, here: &Here, epoch: u64) -> Result<(), StartError> {
         let MemberShared { maps, me, routes, .. } = &*self.0;
+        // Peers wait for it meanwhile.
+        routes.opens_here(true);
+        let _given_away = OpensHere(routes);
         here.requests.close();
         if tokio::time::timeout(REQUESTS_PATIENCE, here.requests.wait()).await.is_err() {
             tracing::warn!("requests are still worked on, and end with an error");
