@@ -381,7 +381,7 @@ async fn a_lone_member_that_was_killed_is_back_at_once() {
 async fn a_take_over_that_dies_at_any_of_its_requests_is_taken_over_itself() {
     let server = S3Server::start().await;
     let mut written = vec![];
-    for (round, step) in (0..60).step_by(4).enumerate() {
+    for (round, step) in (0..60).step_by(6).enumerate() {
         let first = start(&server, "a").await;
         let second = start(&server, "b").await;
         create_job(&first.client).await;
