@@ -65,7 +65,7 @@ class Client(threading.Thread):
         try:
             request()
         except Exception as error:
-            response = getattr(error, "response", {})
+            response = getattr(error, "response", None) or {}
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status == 404 and self.number == 0:
                 return False
@@ -93,7 +93,7 @@ def failover(frame, options):
         client.start()
     time.sleep(2)
     kinds = [kind for kind in ("kill", "stop", "end") if kind in options.kinds]
-    gaps = {kind: [] for kind in kinds}
+    rounds = []
     for round_, kind in zip(range(options.rounds), itertools.cycle(kinds)):
         owner = frame.processes.until("an owner", TAKE_OVER_SECONDS, cluster.owner)
         began = time.monotonic()
@@ -105,20 +105,15 @@ def failover(frame, options):
             owner.end()
         frame.processes.until("another owner", TAKE_OVER_SECONDS,
                               lambda: cluster.owner(besides=owner) not in (None, owner), every=0.02)
-        answered = frame.processes.until(
-            "an answer", TAKE_OVER_SECONDS,
-            lambda: [at + took for client in clients for at, took in client.waits[-3:] if at + took > began + 0.05 and
-                     took > 0.05] if kind != "end" else [time.monotonic()], every=0.02)
-        time.sleep(1)
-        longest = max((took for client in clients for at, took in client.waits if at + took > began), default=0)
-        gaps[kind].append(longest)
+        # Held requests are answered when it serves.
+        frame.processes.until("an answer", TAKE_OVER_SECONDS, lambda: answers(clients, time.monotonic() - 0.3), every=0.05)
+        rounds.append((kind, began))
         if kind == "stop":
             owner.signal(signal.SIGCONT)
         else:
             owner.start()
-        frame.say(f"round {round_ + 1}, {kind} {owner.name}: clients waited {longest:.2f} s at most")
-        del answered
-        time.sleep(1)
+        frame.say(f"round {round_ + 1}: {kind} {owner.name}")
+        time.sleep(options.pause)
     for client in clients:
         client.over.set()
     for client in clients:
@@ -133,11 +128,11 @@ def failover(frame, options):
     frame.say(f"{sum(client.number for client in clients)} writes were answered, as many reads")
     for (status, text), count in errors.items():
         frame.say(f"{count} x {status}: {text}")
-    for kind, waits in gaps.items():
-        if waits:
+    for kind in kinds:
+        if waits := longest_waits(clients, rounds, kind):
             waits.sort()
-            frame.say(f"{kind}: {len(waits)} rounds, longest wait of a client, also of one whose own daemon stood still: median {statistics.median(waits):.2f} s, "
-                      f"p99 {waits[int(len(waits) * 0.99)]:.2f} s, most {waits[-1]:.2f} s")
+            frame.say(f"{kind}: {len(waits)} rounds, longest wait of a client, also of one whose own daemon stood still: "
+                      f"median {statistics.median(waits):.2f} s, p99 {waits[int(len(waits) * 0.99)]:.2f} s, most {waits[-1]:.2f} s")
     for how, took in taken_over(frame.folder / "logs").items():
         took.sort()
         frame.say(f"the catalog had a new owner, {how}: {len(took)} times, from the first sign until it answered: median "
@@ -148,6 +143,18 @@ def failover(frame, options):
     answered = sum(count for (status, _), count in errors.items() if status is not None)
     if answered:
         raise Failed(f"{answered} requests were answered with an error")
+
+
+def answers(clients, since):
+    """Whether a client was answered that had asked since then."""
+    return any(began > since for client in clients for began, _ in client.waits[-2:])
+
+
+def longest_waits(clients, rounds, kind):
+    """Of each round of a kind, the longest wait of a client that began in it."""
+    ends = [began for _, began in rounds[1:]] + [float("inf")]
+    return [max((took for client in clients for at, took in client.waits if at + took > began and at < end), default=0)
+            for (of, began), end in zip(rounds, ends) if of == kind]
 
 
 def taken_over(logs):
@@ -182,6 +189,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=6, help="of failover (default 6)")
     parser.add_argument("--kinds", default="kill,stop,end", help="of rounds (default kill,stop,end)")
     parser.add_argument("--delay", type=float, default=50, help="milliseconds more for each request to the S3 server (default 50)")
+    parser.add_argument("--pause", type=float, default=1,
+                        help="seconds between rounds (default 1); an owner that is only silent is left alone for 5 s at first")
     parser.add_argument("--keep", action="store_true", help="keeps logs and data")
     parser.add_argument("arguments", nargs="*", help="of pytest")
     options = parsed(parser)
