@@ -1,5 +1,6 @@
 //! The cluster's map on storage: READ and WRITE of the protocol in `docs/cluster.md`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,7 +29,7 @@ pub struct NumberedMap {
 #[derive(Debug, Clone)]
 pub struct MapRead {
     /// The map that was the last one at some time after `begun`.
-    pub last: NumberedMap,
+    pub last: Arc<NumberedMap>,
     /// The time since the machine's boot at which the READ began.
     pub begun: Duration,
 }
@@ -58,15 +59,15 @@ impl MapError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// This is the map now.
-    Ours(NumberedMap),
+    Ours(Arc<NumberedMap>),
     /// Somebody else was faster: decide anew.
-    Other(NumberedMap),
+    Other(Arc<NumberedMap>),
 }
 
 /// The maps of a cluster, and the last one that this process has seen.
 pub struct ClusterMaps {
     objects: NumberedObjects,
-    known: Mutex<NumberedMap>,
+    known: Mutex<Arc<NumberedMap>>,
     /// The highest number that is known, or that peers have told of.
     told: watch::Sender<u64>,
     entropy: Entropy,
@@ -78,13 +79,13 @@ crate::runtime::opaque_debug!(ClusterMaps);
 impl ClusterMaps {
     /// Those on storage. None is known yet.
     pub fn new(objects: NumberedObjects, entropy: Entropy, metrics: Metrics) -> Self {
-        let known = Mutex::new(NumberedMap { number: 0, map: ClusterMap::empty() });
+        let known = Mutex::new(Arc::new(NumberedMap { number: 0, map: ClusterMap::empty() }));
         Self { objects, known, told: watch::Sender::new(0), entropy, metrics }
     }
 
     /// The last map that was seen, without a request.
-    pub fn known(&self) -> NumberedMap {
-        self.known.lock().clone()
+    pub fn known(&self) -> Arc<NumberedMap> {
+        Arc::clone(&self.known.lock())
     }
 
     /// A peer knows of map `number`.
@@ -154,11 +155,12 @@ impl ClusterMaps {
         Err(MapError::Unknown(number))
     }
 
-    fn learn(&self, found: NumberedMap) -> NumberedMap {
+    fn learn(&self, found: NumberedMap) -> Arc<NumberedMap> {
+        let found = Arc::new(found);
         let mut known = self.known.lock();
         if found.number > known.number {
             self.metrics.map_version.set(i64::try_from(found.number).unwrap_or(i64::MAX));
-            *known = found.clone();
+            *known = Arc::clone(&found);
             self.hint(found.number);
         }
         found

@@ -65,12 +65,12 @@ impl Membership {
                 && ownership.epoch_before == epoch_before
         };
         // 2
-        let (last, mine) = match previous.as_ref().filter(is_given) {
-            Some(mine) => (last.clone(), mine.clone()),
+        let (number, mine) = match previous.as_ref().filter(is_given) {
+            Some(mine) => (last.number, mine.clone()),
             None => {
                 let mine = self.ownership(me, epoch_before, how);
                 match maps.write(last, &me.id, last.map.clone().owned(mine.clone())).await? {
-                    Written::Ours(map) => (map, mine),
+                    Written::Ours(map) => (map.number, mine),
                     Written::Other(_) => return Ok(()),
                 }
             }
@@ -93,7 +93,7 @@ impl Membership {
         let running = match Engine::open(self.0.settings.clone(), options).boxed().await {
             Ok(running) => running,
             Err(OpeningError::NotMine(why)) => {
-                tracing::info!(why, map = last.number, "another daemon of the cluster was faster");
+                tracing::info!(why, map = number, "another daemon of the cluster was faster");
                 return Ok(());
             }
             // What looks wrong may only be another owner's doing.
@@ -126,7 +126,7 @@ impl Membership {
         foundation.metrics.shards_owned.set(1);
         tracing::info!(
             how = mine.how.as_str(),
-            map = last.number,
+            map = number,
             epoch = epoch_before + 1,
             millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
             segments = here.engine.segment_count(),
