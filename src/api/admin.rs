@@ -39,10 +39,7 @@ impl Admin {
 
     /// The same when there is no place for a connection: everything else is told to come back.
     pub fn router_when_full(self, peers: Peers) -> Router {
-        self.router().fallback(move || async move {
-            peers.count(Reason::Connections, None);
-            ApiError::of(ErrorKind::Overloaded, "all connections are taken, repeat the request more slowly")
-        })
+        self.router().fallback(move || std::future::ready(all_taken(&peers)))
     }
 
     /// The same before there is an engine: nothing is ready, and everything else is told to come back.
@@ -64,21 +61,31 @@ impl Admin {
     }
 }
 
-/// 200 when requests are wanted; else 503 with the reason.
 async fn ready(State(admin): State<Admin>) -> Response {
-    if let Err(error) = admin.engine.check() {
+    readiness(Some(&admin.engine), admin.ready.load(Ordering::Acquire))
+}
+
+/// 200 when requests are `wanted`, and the engine is well if it is this daemon's to answer them; else 503 with the reason.
+pub(super) fn readiness(engine: Option<&Engine>, wanted: bool) -> Response {
+    if let Some(Err(error)) = engine.map(Engine::check) {
         return not_ready(&error);
     }
-    if !admin.ready.load(Ordering::Acquire) {
+    if !wanted {
         return not_ready(&"shutting down");
     }
-    match admin.engine.writes_refused() {
+    match engine.and_then(Engine::writes_refused) {
         Some(why) => not_ready(&format_args!("no writes: {why}")),
         None => "ready\n".into_response(),
     }
 }
 
-fn not_ready(reason: &dyn std::fmt::Display) -> Response {
+/// For whom there is no place.
+pub(super) fn all_taken(peers: &Peers) -> ApiError {
+    peers.count(Reason::Connections, None);
+    ApiError::of(ErrorKind::Overloaded, "all connections are taken, repeat the request more slowly")
+}
+
+pub(super) fn not_ready(reason: &dyn std::fmt::Display) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
 }
 

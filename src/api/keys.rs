@@ -11,9 +11,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderMap, StatusCode, header};
 use parking_lot::{Mutex, RwLock};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
+use super::status::ApiError;
 use crate::config::{AuthSettings, KeyAccess, KeysFile, S3Key, Secret, Settings, readable_by_others};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{ReloadOutcome, Reloadable};
@@ -256,12 +258,29 @@ impl Keys {
     }
 
     /// Whether the native API asks for a token.
-    pub fn asks_for_tokens(&self) -> bool {
+    fn asks_for_tokens(&self) -> bool {
         self.asks_for_tokens
     }
 
+    /// The token of a request to the native API, where it sends one that is known.
+    ///
+    /// # Errors
+    /// 401 if tokens are asked for and it has none of them, 403 if it `writes` and the token may only read.
+    pub fn bearer(&self, headers: &HeaderMap, writes: bool) -> Result<Option<&KnownToken>, ApiError> {
+        let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let known = sent.and_then(|value| value.strip_prefix("Bearer ")).and_then(|sent| self.token(sent));
+        let (message, status) = match known {
+            Some(token) if writes && token.access == KeyAccess::Read => {
+                ("the token may only read", StatusCode::FORBIDDEN)
+            }
+            None if self.asks_for_tokens() => ("a bearer token of auth.tokens is needed", StatusCode::UNAUTHORIZED),
+            known => return Ok(known),
+        };
+        Err(ApiError::invalid("authorization", message).with_status(status))
+    }
+
     /// Finds the token. Compares with all of them, in a time that tells neither which one was meant nor where it differs.
-    pub fn token(&self, sent: &str) -> Option<&KnownToken> {
+    fn token(&self, sent: &str) -> Option<&KnownToken> {
         let mut found = u64::MAX;
         for (place, token) in (0..).zip(&self.tokens) {
             found.conditional_assign(&place, token.secret.expose().as_bytes().ct_eq(sent.as_bytes()));

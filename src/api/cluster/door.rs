@@ -11,20 +11,20 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use esker_client::wire::{ClusterMember, ClusterShard, ClusterStatus};
 use futures::future::join_all;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
 use super::dispatch::Dispatcher;
 use super::route::{RouteTo, Routes};
-use crate::api::admin::exposed;
+use crate::api::admin::{all_taken, exposed, not_ready, readiness};
 use crate::api::keys::KeyRing;
-use crate::api::peers::{Peer, Peers, Reason};
+use crate::api::peers::{Peer, Peers};
 use crate::api::status::ApiError;
 use crate::cluster::links::PeerLinks;
 use crate::cluster::maps::ClusterMaps;
 use crate::cluster::peer::{self, Pong, VERSION};
-use crate::config::{KeyAccess, Secret};
+use crate::config::Secret;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{PeerCall, RejectReason};
@@ -60,10 +60,7 @@ crate::runtime::opaque_debug!(MemberDoor);
 impl MemberDoor {
     /// Everything that comes to the address of the native API.
     pub fn router(self) -> Router {
-        Router::new()
-            .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
+        Self::health()
             .route("/v1/cluster", get(status))
             .route("/v1/cluster/drain/{id}", post(drain_member))
             .fallback(of_client)
@@ -73,15 +70,13 @@ impl MemberDoor {
 
     /// The same for whom there is no place: health checks and peers are answered, everything else is told to come back.
     pub fn router_when_full(self, peers: Peers) -> Router {
-        let own = Router::new()
-            .route("/livez", get(|| async { "ok\n" }))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .fallback(move || async move {
-                peers.count(Reason::Connections, None);
-                ApiError::of(ErrorKind::Overloaded, "all connections are taken, repeat the request more slowly")
-            });
+        let own = Self::health().fallback(move || std::future::ready(all_taken(&peers)));
         own.layer(axum::middleware::from_fn_with_state(self.clone(), peers_first)).with_state(self)
+    }
+
+    fn health() -> Router<Self> {
+        let live = get(|| async { "ok\n" });
+        Router::new().route("/livez", live).route("/readyz", get(ready)).route("/metrics", get(metrics))
     }
 
     fn number(&self) -> u64 {
@@ -120,34 +115,17 @@ impl MemberDoor {
 
     /// Whether the client holds a token, where tokens are asked for, and may change something if it wants to.
     fn authorized(&self, headers: &HeaderMap, writes: bool) -> Result<(), ApiError> {
-        let keys = self.keys.current();
-        let sent = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let known = sent.and_then(|value| value.strip_prefix("Bearer ")).and_then(|sent| keys.token(sent));
-        let (message, status) = match known {
-            Some(token) if writes && token.access == KeyAccess::Read => {
-                ("the token may only read", StatusCode::FORBIDDEN)
-            }
-            None if keys.asks_for_tokens() => ("a bearer token of auth.tokens is needed", StatusCode::UNAUTHORIZED),
-            _ => return Ok(()),
-        };
-        self.metrics.rejected.of(RejectReason::Auth).inc();
-        Err(ApiError::invalid("authorization", message).with_status(status))
+        let judged = self.keys.current().bearer(headers, writes).map(|_| ());
+        judged.inspect_err(|_| self.metrics.rejected.of(RejectReason::Auth).inc())
     }
 }
 
 async fn ready(State(door): State<MemberDoor>) -> Response {
-    let not_ready = |why: String| (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response();
-    if !door.ready.load(Ordering::Acquire) {
-        return not_ready("shutting down".to_owned());
-    }
+    let wanted = door.ready.load(Ordering::Acquire);
     match door.routes.now() {
-        RouteTo::Nobody => not_ready("no daemon of the cluster has the catalog yet".to_owned()),
-        RouteTo::There(_) => "ready\n".into_response(),
-        RouteTo::Here(here) => match (here.engine.check(), here.engine.writes_refused()) {
-            (Err(error), _) => not_ready(error.to_string()),
-            (Ok(()), Some(why)) => not_ready(format!("no writes: {why}")),
-            (Ok(()), None) => "ready\n".into_response(),
-        },
+        RouteTo::Here(here) => readiness(Some(&here.engine), wanted),
+        RouteTo::Nobody if wanted => not_ready(&"no daemon of the cluster has the catalog yet"),
+        RouteTo::Nobody | RouteTo::There(_) => readiness(None, wanted),
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, StatusCode, Uri, header};
+use http::{HeaderMap, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,6 @@ use crate::api::exchange::{Exchange, ExchangeNotes};
 use crate::api::keys::KeyRing;
 use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
-use crate::config::KeyAccess;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
@@ -71,22 +70,17 @@ pub(super) async fn authorize(State(native): State<Native>, request: Request, ne
         return ApiError::invalid("path", "must be UTF-8 once percent signs are decoded").into_response();
     }
     let keys = native.keys.current();
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let known = sent.and_then(|value| value.strip_prefix("Bearer ")).and_then(|sent| keys.token(sent));
-    if keys.asks_for_tokens() && known.is_none() {
-        native.engine.metrics().rejected.of(RejectReason::Auth).inc();
-        let error = ApiError::invalid("authorization", "a bearer token of auth.tokens is needed");
-        return error.with_status(StatusCode::UNAUTHORIZED).into_response();
-    }
-    if let Some(share) = known.and_then(|token| token.share.as_ref()) {
-        Payer::also(share);
-    }
     let restores = request.uri().path() == "/v1/restore";
     let operation = if restores { Operation::Read } else { operation_of(request.method()) };
-    if operation == Operation::Write && known.is_some_and(|token| token.access == KeyAccess::Read) {
-        native.engine.metrics().rejected.of(RejectReason::Auth).inc();
-        let error = ApiError::invalid("authorization", "the token may only read");
-        return error.with_status(StatusCode::FORBIDDEN).into_response();
+    let token = match keys.bearer(request.headers(), operation == Operation::Write) {
+        Ok(token) => token,
+        Err(error) => {
+            native.engine.metrics().rejected.of(RejectReason::Auth).inc();
+            return error.into_response();
+        }
+    };
+    if let Some(share) = token.and_then(|token| token.share.as_ref()) {
+        Payer::also(share);
     }
     drop(keys);
     if let Some(exchange) = Exchange::current() {
