@@ -111,11 +111,16 @@ impl Sending {
         Ok(Self::Kept(read.to_bytes(), Some(paid)))
     }
 
-    fn body(&self) -> Option<PeerBody> {
+    /// The body to send now, and what there is to send again afterwards; `None` if it is gone.
+    fn sent(self) -> Option<(PeerBody, Self)> {
         match self {
-            Self::Nothing => Some(peer::no_body()),
-            Self::Kept(bytes, _) => Some(Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync()),
-            Self::Streamed(_) | Self::Gone => None,
+            Self::Nothing => Some((peer::no_body(), Self::Nothing)),
+            Self::Kept(bytes, paid) => {
+                let body = Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync();
+                Some((body, Self::Kept(bytes, paid)))
+            }
+            Self::Streamed(body) => Some((body, Self::Gone)),
+            Self::Gone => None,
         }
     }
 }
@@ -272,26 +277,16 @@ impl Dispatcher {
         head: &Parts,
         sending: Sending,
     ) -> Attempt<D::Answer> {
-        let (body, again) = match sending {
-            Sending::Streamed(body) => (body, Sending::Gone),
+        let sending = match sending {
             // The engine pays for it from here on.
             Sending::Kept(bytes, paid) => {
                 drop(paid);
-                let again = Sending::Kept(bytes, None);
-                (again.body().unwrap_or_else(peer::no_body), again)
+                Sending::Kept(bytes, None)
             }
-            other => match other.body() {
-                Some(body) => (body, other),
-                None => return Attempt::Unknown(Sending::Gone),
-            },
+            other => other,
         };
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method.clone();
-        *request.uri_mut() = head.uri.clone();
-        *request.version_mut() = head.version;
-        *request.headers_mut() = head.headers.clone();
-        *request.extensions_mut() = head.extensions.clone();
-        match self.try_here(door, here, request).await {
+        let Some((body, again)) = sending.sent() else { return Attempt::Unknown(Sending::Gone) };
+        match self.try_here(door, here, Request::from_parts(head.clone(), body)).await {
             Some(answer) => Attempt::Answered(answer),
             None => Attempt::Unknown(again),
         }
@@ -358,13 +353,7 @@ impl Dispatcher {
             self.routes.suspect();
             return Attempt::NotSent(sending);
         };
-        let (body, again) = match sending {
-            Sending::Streamed(body) => (body, Sending::Gone),
-            other => match other.body() {
-                Some(body) => (body, other),
-                None => return Attempt::Unknown(Sending::Gone),
-            },
-        };
+        let Some((body, again)) = sending.sent() else { return Attempt::Unknown(Sending::Gone) };
         let Some(request) = passed_on(D::NAME, head, body) else { return Attempt::Unknown(Sending::Gone) };
         if let Some(exchange) = Exchange::current() {
             exchange.note(|notes| notes.operation = Some(format!("passed on to {}", link.member().id)));
