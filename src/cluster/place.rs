@@ -56,7 +56,8 @@ impl ClusterPlace {
 
     /// The maps; `None` where a name cannot be created once.
     pub fn maps(&self) -> Option<ClusterMaps> {
-        maps_beside(&self.catalog, self.entropy.clone(), self.metrics.clone())
+        let objects = NumberedObjects::beside(&self.catalog, MAPS, ".map")?;
+        Some(ClusterMaps::new(objects, self.entropy.clone(), self.metrics.clone()))
     }
 
     /// The epoch of the last owner of the catalog. Shuts nobody out.
@@ -72,12 +73,22 @@ impl ClusterPlace {
     /// # Errors
     /// As [`Journal::is_of_cluster`].
     pub async fn misses(&self, maps: &ClusterMaps) -> Result<bool, JournalError> {
-        Ok(maps.known().number == 0 && Journal::is_of_cluster(&self.catalog).await?)
+        Ok(maps.known().number == 0 && self.is_of_cluster().await?)
     }
-}
 
-/// The maps beside the catalog at a place.
-pub(super) fn maps_beside(catalog: &Placement, entropy: Entropy, metrics: Metrics) -> Option<ClusterMaps> {
-    let objects = NumberedObjects::beside(catalog, MAPS, ".map")?;
-    Some(ClusterMaps::new(objects, entropy, metrics))
+    /// Whether the catalog belongs to a cluster.
+    ///
+    /// # Errors
+    /// As [`Journal::is_of_cluster`].
+    pub async fn is_of_cluster(&self) -> Result<bool, JournalError> {
+        Journal::is_of_cluster(&self.catalog).await
+    }
+
+    /// Makes the catalog one of a daemon by itself.
+    ///
+    /// # Errors
+    /// As [`Journal::leave_cluster`].
+    pub async fn leave_cluster(&self) -> Result<(), JournalError> {
+        Journal::leave_cluster(&self.catalog).await
+    }
 }

@@ -2,12 +2,12 @@
 
 use super::map::ClusterMap;
 use super::maps::{ClusterMaps, MapError, Written};
-use super::place::maps_beside;
-use crate::catalog::slate::{Journal, JournalError};
+use super::place::ClusterPlace;
+use crate::catalog::slate::JournalError;
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
-use crate::store::{OpenError, Placement, place_of_catalog};
+use crate::store::OpenError;
 
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +32,10 @@ pub enum UpkeepError {
     Members(String),
 }
 
-fn maps_of(settings: &Settings) -> Result<(ClusterMaps, Placement), UpkeepError> {
-    let metrics = Metrics::new();
-    let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
-    let maps = maps_beside(&placement, Entropy::from_os(Clock::System), metrics);
-    Ok((maps.ok_or_else(|| UpkeepError::NoCluster(settings.store.url.to_string()))?, placement))
+fn place_of(settings: &Settings) -> Result<(ClusterPlace, ClusterMaps), UpkeepError> {
+    let place = ClusterPlace::new(settings, &Metrics::new(), &Entropy::from_os(Clock::System))?;
+    let maps = place.maps().ok_or_else(|| UpkeepError::NoCluster(settings.store.url.to_string()))?;
+    Ok((place, maps))
 }
 
 /// Makes the store one for a daemon by itself. `force` does so though members have not left.
@@ -44,8 +43,8 @@ fn maps_of(settings: &Settings) -> Result<(ClusterMaps, Placement), UpkeepError>
 /// # Errors
 /// [`UpkeepError`].
 pub async fn dissolve(settings: &Settings, force: bool) -> Result<(), UpkeepError> {
-    let (maps, placement) = maps_of(settings)?;
-    if !Journal::is_of_cluster(&placement).await? {
+    let (place, maps) = place_of(settings)?;
+    if !place.is_of_cluster().await? {
         return Err(UpkeepError::NotNeeded("the store is no cluster's: a daemon by itself may open it".to_owned()));
     }
     loop {
@@ -62,7 +61,7 @@ pub async fn dissolve(settings: &Settings, force: bool) -> Result<(), UpkeepErro
             break;
         }
     }
-    Ok(Journal::leave_cluster(&placement).await?)
+    Ok(place.leave_cluster().await?)
 }
 
 /// Makes a first map where the catalog belongs to a cluster and there is none: somebody has deleted them. No daemon may run that knows of
@@ -71,13 +70,13 @@ pub async fn dissolve(settings: &Settings, force: bool) -> Result<(), UpkeepErro
 /// # Errors
 /// [`UpkeepError`].
 pub async fn repair(settings: &Settings) -> Result<(), UpkeepError> {
-    let (maps, placement) = maps_of(settings)?;
+    let (place, maps) = place_of(settings)?;
     let last = maps.read().await?.last;
     if last.number > 0 {
         let message = format!("map {} is there, with {} members", last.number, last.map.members.len());
         return Err(UpkeepError::NotNeeded(message));
     }
-    if !Journal::is_of_cluster(&placement).await? {
+    if !place.is_of_cluster().await? {
         return Err(UpkeepError::NotNeeded("the store is no cluster's: its first member makes the map".to_owned()));
     }
     match maps.write(&last, "esker cluster repair", ClusterMap::empty()).await? {
