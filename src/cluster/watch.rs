@@ -14,7 +14,7 @@ use crate::runtime::Clock;
 /// Between two connects that are refused by the one who is dead.
 const REFUSED_AGAIN: Duration = Duration::from_millis(50);
 /// Pings within a lease.
-const PINGS: u32 = 3;
+pub const PINGS: u32 = 3;
 
 /// What is found out about a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

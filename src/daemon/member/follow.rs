@@ -7,7 +7,7 @@ use super::{MemberShared, Membership, OwnerSeen, PAUSE};
 use crate::api::cluster::route::RouteTo;
 use crate::cluster::map::{Member, SHARD, Succession};
 use crate::cluster::maps::NumberedMap;
-use crate::cluster::watch::{OwnerVerdict, judge};
+use crate::cluster::watch::{OwnerVerdict, PINGS, judge};
 use crate::daemon::error::StartError;
 use crate::error::chain;
 use crate::runtime::Clock;
@@ -92,7 +92,7 @@ impl Membership {
     /// Passes requests on to the owner until there is another one, or it is gone.
     async fn follow(&self, last: &NumberedMap, owner: &Member) -> NextStep {
         let MemberShared { me, maps, links, routes, stop, cluster, .. } = &*self.0;
-        let interval = cluster.lease_timeout / 3;
+        let interval = cluster.lease_timeout / PINGS;
         let link = links.to(owner);
         let (owned_since, hold_down) = self.owned_since(last, owner);
         tracing::info!(owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");

@@ -54,8 +54,7 @@ impl Membership {
     ) -> Result<(), StartError> {
         let MemberShared { me, maps, routes, store, foundation, .. } = &*self.0;
         routes.lead_to(RouteTo::Nobody);
-        routes.opens_here(true);
-        let opening = OpensHere(routes);
+        let opening = OpensHere::told(routes);
         // 1
         let epoch_before = store.last_epoch().await.map_err(OpeningError::from)?;
         let previous = last.map.ownership(SHARD).cloned();
@@ -144,7 +143,7 @@ impl Membership {
                 self.end(running);
                 Ok(())
             }
-            OwnerEnd::Drain | OwnerEnd::Stop => self.give_away(running, &here, epoch_before + 1).await,
+            OwnerEnd::Drain | OwnerEnd::Stop => self.give_away(running, &here, epoch_before).await,
         }
     }
 
@@ -190,10 +189,7 @@ impl Membership {
             }
             let link = known.map.members.iter().find(|member| member.incarnation == incarnation);
             let Some(link) = link.map(|member| links.to(member)) else { return until };
-            if link.told() < number && link.ping(known.number, PAUSE).await.is_ok_and(|pong| pong.map < number) {
-                return until;
-            }
-            if link.told() < number {
+            if link.told() < number && !link.ping(known.number, PAUSE).await.is_ok_and(|pong| pong.map >= number) {
                 return until;
             }
         }
@@ -314,11 +310,10 @@ impl Membership {
     }
 
     /// Closes the catalog, and gives it to another member, if there is one.
-    async fn give_away(&self, running: Running, here: &Here, epoch: u64) -> Result<(), StartError> {
+    async fn give_away(&self, running: Running, here: &Here, epoch_before: u64) -> Result<(), StartError> {
         let MemberShared { maps, me, routes, .. } = &*self.0;
         // Peers wait for it meanwhile.
-        routes.opens_here(true);
-        let _given_away = OpensHere(routes);
+        let _given_away = OpensHere::told(routes);
         here.requests.close();
         if tokio::time::timeout(REQUESTS_PATIENCE, here.requests.wait()).await.is_err() {
             tracing::warn!("requests are still worked on, and end with an error");
@@ -333,11 +328,13 @@ impl Membership {
         let successor = self.successor().await;
         loop {
             let last = maps.read().await?.last;
-            if !is_mine(&last.map, me, epoch - 1) {
+            if !is_mine(&last.map, me, epoch_before) {
                 return Ok(());
             }
             let map = match &successor {
-                Some(link) => last.map.clone().owned(self.ownership(link.member(), epoch, Succession::HandedOver)),
+                Some(link) => {
+                    last.map.clone().owned(self.ownership(link.member(), epoch_before + 1, Succession::HandedOver))
+                }
                 None => last.map.clone().ended(SHARD),
             };
             let Written::Ours(map) = maps.write(&last, &me.id, map).await? else { continue };
@@ -372,6 +369,13 @@ fn cause_of(how: Succession) -> TakeOverCause {
 
 /// Peers are told that this daemon is about to have the catalog, for as long as this is there.
 struct OpensHere<'a>(&'a Routes);
+
+impl<'a> OpensHere<'a> {
+    fn told(routes: &'a Routes) -> Self {
+        routes.opens_here(true);
+        Self(routes)
+    }
+}
 
 impl Drop for OpensHere<'_> {
     fn drop(&mut self) {
