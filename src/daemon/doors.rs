@@ -1,7 +1,7 @@
 //! The doors of a daemon: bound before its storage is open, closed before its storage is.
 //!
 //! Until there is an engine, health and metrics answer, and everything else is told to come back; connections that were made
-//! in that time go on with the engine.
+//! in that time go on with the engine. A member of a cluster holds requests from its first connection on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use hyper_util::service::TowerToHyperService;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -67,10 +70,12 @@ pub(super) struct Doors {
     tls: Option<Tls>,
     keys: KeyRing,
     log: Option<AccessLog>,
+    /// What takes connections, by the names of its tasks, before it does.
+    listening: Mutex<Vec<(&'static str, BoxFuture<'static, ()>)>>,
 }
 
 impl Doors {
-    /// Binds the addresses of `settings`, and answers there that the daemon is starting.
+    /// Binds the addresses of `settings`. Connections wait there until [`Self::accept`].
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
@@ -102,12 +107,27 @@ impl Doors {
         let api = services(api, TowerToHyperService::new(Admin::router_without_tls()));
         let addresses = listeners.addresses;
         let (drain, cut) = (CancellationToken::new(), CancellationToken::new());
-        let doors = Self { addresses, tasks, beside, drain, cut, stop_beside, s3, api, peers, tls, keys, log };
-        doors.listen(listeners, settings, foundation, clock);
+        let listening = Mutex::default();
+        let doors =
+            Self { addresses, tasks, beside, drain, cut, stop_beside, s3, api, peers, tls, keys, log, listening };
+        *doors.listening.lock() = doors.listening(listeners, settings, foundation, clock);
         Ok(doors)
     }
 
-    fn listen(&self, listeners: Listeners, settings: &Settings, foundation: &Foundation, clock: &Clock) {
+    /// Takes connections. What they ask for is answered that the daemon is starting, until the doors lead somewhere.
+    pub(super) fn accept(&self) {
+        for (name, listening) in self.listening.lock().drain(..) {
+            self.tasks.spawn(name, Failure::StopsTheDaemon, listening);
+        }
+    }
+
+    fn listening(
+        &self,
+        listeners: Listeners,
+        settings: &Settings,
+        foundation: &Foundation,
+        clock: &Clock,
+    ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         let serving = |door| {
             Serving::new(
                 settings.limits.clone(),
@@ -119,16 +139,18 @@ impl Doors {
                 self.cut.clone(),
             )
         };
-        let vital = Failure::StopsTheDaemon;
         let doors = settings.tls.as_ref().map(|tls| tls.doors);
         let tls_of = |other: TlsDoors| self.tls.clone().filter(|_| doors != Some(other));
-        let listener = Listener::Tcp(listeners.s3, tls_of(TlsDoors::Api));
-        self.tasks.spawn("s3-door", vital, serving(DoorLabel::S3).accept(listener, self.s3.clone()));
+        let (s3, api) =
+            (Listener::Tcp(listeners.s3, tls_of(TlsDoors::Api)), Listener::Tcp(listeners.api, tls_of(TlsDoors::S3)));
+        let mut listening = vec![
+            ("s3-door", serving(DoorLabel::S3).accept(s3, self.s3.clone()).boxed()),
+            ("api-door", serving(DoorLabel::Native).accept(api, self.api.clone()).boxed()),
+        ];
         if let Some(unix) = listeners.unix {
-            self.tasks.spawn("unix-door", vital, serving(DoorLabel::Unix).accept(unix, self.api.clone()));
+            listening.push(("unix-door", serving(DoorLabel::Unix).accept(unix, self.api.clone()).boxed()));
         }
-        let listener = Listener::Tcp(listeners.api, tls_of(TlsDoors::S3));
-        self.tasks.spawn("api-door", vital, serving(DoorLabel::Native).accept(listener, self.api.clone()));
+        listening
     }
 
     /// From here on the engine of `admin` answers.

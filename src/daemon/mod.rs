@@ -190,10 +190,12 @@ impl Life {
             let member = Membership::new(settings, cluster, api, keys, foundation, clock)?;
             // Requests that come before it has joined are held like others that nobody can answer yet.
             doors.lead_to_cluster(&member, Arc::clone(ready));
+            doors.accept();
             member.join().await?;
             member.begin().await?;
             return Ok(Self::Member(member));
         }
+        doors.accept();
         let options = EngineOptions { clock, foundation: Some(foundation), ..EngineOptions::default() };
         let running = Engine::open(settings, options).await?;
         doors.lead_to(&Admin { engine: running.engine().clone(), ready: Arc::clone(ready) });

@@ -14,6 +14,7 @@ The exit status is 0 for success, 1 for a failure, 2 for wrong arguments, and 3 
 """
 
 import argparse
+import http.client
 import itertools
 import os
 import re
@@ -23,13 +24,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+import urllib.error
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[1:1] = [str(HERE.parent / "clients"), str(HERE.parent / "flink")]
 
-from e2e import tools  # noqa: E402
+from e2e import s3, tools  # noqa: E402
 from e2e.daemons import ACCESS, BUCKET, SECRET, Daemons  # noqa: E402
 from e2e.frame import framed  # noqa: E402
 from e2e.processes import Failed  # noqa: E402
@@ -37,39 +38,38 @@ from matrix.options import add_program_and_cache, need_program, parsed  # noqa: 
 
 TAKE_OVER_SECONDS = 30
 CLIENTS = 8
+CLIENT_SECONDS = 60
 
 
 class Client(threading.Thread):
-    """Writes numbers under a key of its own, and reads them back, each by whichever daemon comes next."""
+    """Writes numbers under a key of its own, and reads them back, each by whichever daemon comes next; repeats nothing by itself."""
 
-    def __init__(self, boto3, endpoint, key):
+    def __init__(self, endpoint, key):
         super().__init__(daemon=True)
-        config = boto3.session.Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60)
-        self.s3 = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=ACCESS,
-                               aws_secret_access_key=SECRET, config=config)
+        self.s3 = s3.Client(endpoint, ACCESS, SECRET, CLIENT_SECONDS)
         self.key, self.number, self.over = key, 0, threading.Event()
         self.waits, self.errors, self.wrong = [], [], []
 
     def run(self):
         while not self.over.is_set():
             number = self.number + 1
-            if self._ask(lambda: self.s3.put_object(Bucket=BUCKET, Key=self.key, Body=str(number).encode())):
+            if self._ask(lambda: self.s3.write(BUCKET, self.key, str(number).encode())):
                 self.number = number
             least, found = self.number, []
-            if self._ask(lambda: found.append(self.s3.get_object(Bucket=BUCKET, Key=self.key)["Body"].read())) and \
-                    int(found[0]) < least:
+            if self._ask(lambda: found.append(self.s3.read(BUCKET, self.key))) and int(found[0]) < least:
                 self.wrong.append(f"{self.key}: read {found[0]} after {least} was answered")
 
     def _ask(self, request):
         began = time.monotonic()
         try:
             request()
-        except Exception as error:
-            response = getattr(error, "response", None) or {}
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 404 and self.number == 0:
+        except urllib.error.HTTPError as error:
+            if error.code == 404 and self.number == 0:
                 return False
-            self.errors.append((time.monotonic(), status, str(error)[:200]))
+            self.errors.append((began, time.monotonic(), error.code, error.read().decode(errors="replace")[-300:]))
+            return False
+        except (OSError, http.client.HTTPException) as error:
+            self.errors.append((began, time.monotonic(), None, repr(error)[:200]))
             return False
         self.waits.append((began, time.monotonic() - began))
         return True
@@ -77,18 +77,9 @@ class Client(threading.Thread):
 
 def failover(frame, options):
     versitygw = tools.prepare_versitygw(options.cache, frame.say)
-    site = next((options.cache / "boto3-venv" / "lib").glob("python3*/site-packages"), None)
-    if not site:
-        raise tools.Missing("boto3: run tests/boto3/run once")
-    sys.path.insert(1, str(site))
-    import boto3
-    import boto3.session
-    import botocore.config
-
-    boto3.session.Config = botocore.config.Config
     cluster = Daemons(frame.processes, frame.folder, options.esker, versitygw, options.delay / 1000)
     frame.say(f"three daemons answer at {cluster.proxy}")
-    clients = [Client(boto3, cluster.proxy, f"counter-{index}") for index in range(CLIENTS)]
+    clients = [Client(cluster.proxy, f"counter-{index}") for index in range(CLIENTS)]
     for client in clients:
         client.start()
     time.sleep(2)
@@ -103,10 +94,9 @@ def failover(frame, options):
             owner.signal(signal.SIGSTOP)
         else:
             owner.end()
-        frame.processes.until("another owner", TAKE_OVER_SECONDS,
-                              lambda: cluster.owner(besides=owner) not in (None, owner), every=0.02)
-        # Held requests are answered when it serves.
-        frame.processes.until("an answer", TAKE_OVER_SECONDS, lambda: answers(clients, time.monotonic() - 0.3), every=0.05)
+        frame.processes.until("another owner", TAKE_OVER_SECONDS, lambda: successor(cluster, owner), every=0.02)
+        # Clients may all wait at a daemon that stands still: this one asks the new owner itself.
+        frame.processes.until("an answer", TAKE_OVER_SECONDS, lambda: answers(cluster, owner), every=0.05)
         rounds.append((kind, began))
         if kind == "stop":
             owner.signal(signal.SIGCONT)
@@ -119,15 +109,16 @@ def failover(frame, options):
     for client in clients:
         client.join(90)
     wrong = [line for client in clients for line in client.wrong]
-    errors = Counter((status, text) for client in clients for _, status, text in client.errors)
+    errors = [error for client in clients for error in client.errors]
     for client in clients:
-        found = int(client.s3.get_object(Bucket=BUCKET, Key=client.key)["Body"].read())
+        found = int(client.s3.read(BUCKET, client.key))
         if found < client.number:
             wrong.append(f"{client.key}: {found} is left of {client.number}")
     cluster.close()
     frame.say(f"{sum(client.number for client in clients)} writes were answered, as many reads")
-    for (status, text), count in errors.items():
-        frame.say(f"{count} x {status}: {text}")
+    for began, ended, status, text in sorted(errors, key=lambda error: error[0]):
+        kind, since = next(((kind, began - at) for kind, at in reversed(rounds) if at < ended), ("no round", 0))
+        frame.say(f"{kind}: asked {since:.2f} s after its begin, for {ended - began:.2f} s, {status}: {text}")
     for kind in kinds:
         if waits := longest_waits(clients, rounds, kind):
             waits.sort()
@@ -140,14 +131,27 @@ def failover(frame, options):
     if wrong:
         raise Failed("\n".join(wrong[:20]))
     # A daemon that is killed takes the connections with it that clients had to it.
-    answered = sum(count for (status, _), count in errors.items() if status is not None)
+    answered = sum(status is not None for _, _, status, _ in errors)
     if answered:
         raise Failed(f"{answered} requests were answered with an error")
 
 
-def answers(clients, since):
-    """Whether a client was answered that had asked since then."""
-    return any(began > since for client in clients for began, _ in client.waits[-2:])
+def successor(cluster, before):
+    """The daemon that the others take for the owner; None while that is still the one before."""
+    owner = cluster.owner(besides=before)
+    return owner if owner is not before else None
+
+
+def answers(cluster, before):
+    """Whether the owner after `before` answers."""
+    owner = successor(cluster, before)
+    if not owner:
+        return False
+    try:
+        s3.Client(f"http://127.0.0.1:{owner.s3}", ACCESS, SECRET).sizes(BUCKET)
+    except OSError:
+        return False
+    return True
 
 
 def longest_waits(clients, rounds, kind):

@@ -79,11 +79,12 @@ impl Default for Routes {
 }
 
 impl Routes {
-    /// Leads to `route` from here on.
+    /// Leads to `route` from here on. Nobody has missed that one yet.
     pub fn lead_to(&self, route: RouteTo) {
         self.now.send_if_modified(|now| {
             let changed = !now.is(&route);
             if changed {
+                self.miss(None);
                 *now = route;
             }
             changed
@@ -157,5 +158,36 @@ impl Routes {
     /// Resolves when somebody suspects.
     pub async fn suspected(&self) {
         self.suspected.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::map::Member;
+    use crate::metrics::Metrics;
+
+    fn there(incarnation: &str) -> RouteTo {
+        let [id, incarnation, url, host, since] = ["b", incarnation, "http://b:1", "", ""].map(str::to_owned);
+        RouteTo::There(PeerLink::new(Member { id, incarnation, url, host, since }, None, Metrics::new()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_who_answers_is_given_up_when_it_was_missed_for_long_or_another_one_answers() {
+        let (routes, patience) = (Routes::default(), Duration::from_secs(10));
+        let (first, second) = (there("1"), there("2"));
+        routes.lead_to(first.clone());
+        let begun = tokio::time::Instant::now();
+        routes.miss(Some(begun.into_std()));
+
+        routes.gone(&first, patience).await;
+        assert_eq!(begun.elapsed().as_secs(), 10);
+
+        // Nobody has missed the next one, however long the one before was missed.
+        routes.lead_to(second.clone());
+        let still_there = tokio::time::timeout(patience * 2, routes.gone(&second, patience)).await;
+        assert!(still_there.is_err());
+        routes.lead_to(RouteTo::Nobody);
+        routes.gone(&second, patience).await;
     }
 }

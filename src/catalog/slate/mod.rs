@@ -35,6 +35,7 @@ mod scan;
 mod settings;
 mod snapshot;
 mod successor;
+mod tail;
 mod ticks;
 mod usual;
 
@@ -64,6 +65,7 @@ pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;
 use self::successor::Successor;
+use self::tail::LogTail;
 use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
 use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
@@ -665,8 +667,13 @@ async fn build_on_object(
     let on_record = OnRecord::new(Arc::clone(store), prefix.clone(), settings.clock.clone());
     on_record.raise_to_tables().await?;
     let ticks = Arc::new(Ticks(settings.clock.clone()));
+    let tail = LogTail::new(Arc::clone(store), prefix);
     let db = loop {
-        let building = Db::builder(prefix.clone(), Arc::clone(store))
+        let objects: Arc<dyn ObjectStore> = match &log {
+            None => Arc::new(tail.clone()),
+            Some(_) => Arc::clone(store),
+        };
+        let building = Db::builder(prefix.clone(), objects)
             .with_settings(slate_settings(settings, updates))
             .with_db_cache(block_cache(settings), 0)
             .with_system_clock(Arc::<Ticks>::clone(&ticks));
@@ -694,11 +701,17 @@ async fn build_on_object(
             },
         }
     };
-    on_record.raise_to_tables().await?;
+    tail.done().await;
+    // Before the first write: its stamps have to be later than those on record, and than every replayed one.
     match log {
-        None => on_record.raise_to_log(&db.manifest()).await?,
-        // Before the first write: its stamps have to be later than every replayed one.
-        Some(log) => settings.clock.raise(tick(log.newest_tick())),
+        None => {
+            let manifest = db.manifest();
+            futures::future::try_join(on_record.raise_to_tables(), on_record.raise_to_log(&manifest)).await?;
+        }
+        Some(log) => {
+            on_record.raise_to_tables().await?;
+            settings.clock.raise(tick(log.newest_tick()));
+        }
     }
     Ok(db)
 }

@@ -24,6 +24,8 @@ class Proxy:
     def __init__(self):
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        # The loop itself keeps none of them alive: one that was collected would leave its connection hanging.
+        self.accepted = set()
         started = threading.Event()
         threading.Thread(target=lambda: asyncio.run(self._serve(started)), daemon=True).start()
         started.wait(10)
@@ -33,7 +35,12 @@ class Proxy:
         started.set()
         await server.serve_forever()
 
-    async def _accept(self, reader, writer):
+    def _accept(self, reader, writer):
+        passing = asyncio.ensure_future(self._pass_on(reader, writer))
+        self.accepted.add(passing)
+        passing.add_done_callback(self.accepted.discard)
+
+    async def _pass_on(self, reader, writer):
         there, back = await self.connect()
         if not there:
             writer.close()

@@ -2,10 +2,11 @@
 
 use std::fmt::Formatter;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryFutureExt};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions,
     PutPayload, PutResult, Result as StoreResult,
@@ -13,13 +14,15 @@ use object_store::{
 
 use super::*;
 
-/// Counts requests, and refuses puts when asked to.
+/// Counts requests, refuses puts when asked to, and leaves the last files of the log out of a list.
 #[derive(Debug)]
 struct CountingStore {
     inner: InMemory,
     requests: AtomicU64,
     puts: AtomicU64,
+    heads: AtomicU64,
     refuses_puts: AtomicBool,
+    left_out: AtomicUsize,
 }
 
 impl CountingStore {
@@ -28,7 +31,9 @@ impl CountingStore {
             inner: InMemory::new(),
             requests: AtomicU64::new(0),
             puts: AtomicU64::new(0),
+            heads: AtomicU64::new(0),
             refuses_puts: AtomicBool::new(false),
+            left_out: AtomicUsize::new(0),
         })
     }
 
@@ -69,6 +74,7 @@ impl ObjectStore for CountingStore {
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> StoreResult<GetResult> {
         self.count();
+        self.heads.fetch_add(u64::from(options.head), Ordering::Relaxed);
         self.inner.get_opts(at, options).await
     }
 
@@ -85,6 +91,17 @@ impl ObjectStore for CountingStore {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
         self.count();
         self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.count();
+        let (listed, left_out) = (self.inner.list_with_offset(prefix, offset), self.left_out.load(Ordering::Relaxed));
+        let cut = listed.try_collect::<Vec<_>>().map_ok(move |mut files| {
+            files.sort_by(|one, other| one.location.cmp(&other.location));
+            files.truncate(files.len().saturating_sub(left_out));
+            futures::stream::iter(files.into_iter().map(Ok))
+        });
+        cut.try_flatten_stream().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
@@ -111,6 +128,52 @@ async fn a_group_is_one_put() {
 
     let puts = store.puts.load(Ordering::Relaxed) - before;
     assert_eq!(puts, 20);
+}
+
+/// A journal with so many commits after whose owner died.
+async fn left_with(commits: u64) -> Arc<CountingStore> {
+    let store = CountingStore::new();
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
+    let (journal, _) = open(object(&shared)).await.unwrap();
+    for n in 0..commits {
+        commit(&journal, vec![put(format!("{n:03}"), n)]).await.unwrap();
+    }
+    drop(journal);
+    store
+}
+
+#[tokio::test]
+async fn the_end_of_the_log_is_found_by_one_list() {
+    let store = left_with(200).await;
+    let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
+    let before = store.heads.load(Ordering::Relaxed);
+
+    let (_, records) = open(object(&shared)).await.unwrap();
+
+    assert_eq!(records.len(), 200);
+    let heads = store.heads.load(Ordering::Relaxed) - before;
+    assert!(heads <= 4, "{heads} questions for files of the log");
+}
+
+/// The owner before wrote on after the log was listed: what it was answered is there, and it is shut out.
+#[tokio::test]
+async fn a_list_of_the_log_that_is_out_of_date_loses_nothing() {
+    for left_out in [1, 2, 7, 60, 100] {
+        let store = left_with(60).await;
+        let shared: Arc<dyn ObjectStore> = Arc::<CountingStore>::clone(&store);
+        let (before, _) = open(object(&shared)).await.unwrap();
+        commit(&before, vec![put("last", 1)]).await.unwrap();
+        store.left_out.store(left_out, Ordering::Relaxed);
+
+        let (journal, records) = open(object(&shared)).await.unwrap();
+
+        assert_eq!(records.len(), 61, "{left_out} files were not in the list");
+        assert!(matches!(commit(&before, vec![put("late", 1)]).await, Err(JournalError::Fenced)));
+        commit(&journal, vec![put("next", 1)]).await.unwrap();
+        drop((before, journal));
+        let (_, records) = open(object(&shared)).await.unwrap();
+        assert_eq!(records.len(), 62);
+    }
 }
 
 fn patient(deletes: Duration) -> JournalSettings {
