@@ -1,4 +1,5 @@
-//! `esker bench`: durable answers a second beside a server that stores nothing. `esker bench churn`: space.
+//! `esker bench`: durable answers a second beside a server that stores nothing. `esker bench churn`: space. `esker bench failover`:
+//! how long clients wait when a member of a cluster goes away.
 
 use std::fs::File;
 use std::io::IsTerminal;
@@ -16,6 +17,7 @@ use super::key_value;
 use crate::config::MemorySize;
 use crate::load::churn::workload::{Heat, SEGMENT_BYTES_MAX, Sizes};
 use crate::load::churn::{self, ChurnStore, Preset};
+use crate::load::failover::{FailoverOptions, FailoverProgress, MemberFate, failover};
 use crate::load::workload::LoadShape;
 use crate::load::{BenchOptions, BenchProgress, Door, External, bench as measure, sink};
 use crate::model::StateScope;
@@ -84,6 +86,46 @@ enum OtherBench {
     /// Measures the space that incremental checkpoints take while their segments come and go, and what it costs to get it
     /// back, beside Flink's own merging; figures depend on the seed alone, but for seconds
     Churn(ChurnArgs),
+    /// Measures how long clients wait while members of a cluster are killed, stopped and ended, one after the other
+    Failover(FailoverArgs),
+}
+
+#[derive(Debug, Args)]
+struct FailoverArgs {
+    /// Daemons on this machine, all on one store
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    members: usize,
+    /// Clients, each with one request on its way
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    clients: usize,
+    /// Rounds
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    rounds: usize,
+    /// What happens to the owner of the catalog, in turn
+    #[arg(long, value_enum, value_name = "KIND,..", value_delimiter = ',', default_value = "killed,silent,ended")]
+    kinds: Vec<FateArg>,
+    /// Seconds between two rounds; an owner that is only silent is left alone for 5 s after it came to the catalog
+    #[arg(long, value_name = "S", value_parser = seconds, default_value = "6")]
+    pause: f64,
+    /// Where the daemons' logs go, and are removed in the end
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    data_dir: PathBuf,
+    /// Sets one key of all daemons. store.url is needed: an object store; what is written below it stays there
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Also writes everything into a file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FateArg {
+    /// SIGKILL
+    Killed,
+    /// SIGSTOP, and SIGCONT when the others have taken over
+    Silent,
+    /// SIGTERM
+    Ended,
 }
 
 #[derive(Debug, Args)]
@@ -183,8 +225,10 @@ enum ScopeArg {
 
 /// Measures, and prints what came of it.
 pub(super) fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    if let Some(OtherBench::Churn(args)) = &args.other {
-        return bench_churn(args);
+    match &args.other {
+        Some(OtherBench::Churn(args)) => return bench_churn(args),
+        Some(OtherBench::Failover(args)) => return bench_failover(args),
+        None => {}
     }
     let options = options(args)?;
     let json = args.json.as_deref().map(create).transpose()?;
@@ -218,6 +262,43 @@ fn bench_churn(args: &ChurnArgs) -> anyhow::Result<ExitCode> {
         serde_json::to_writer_pretty(file, &report).context("the JSON file")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Measures fail-over, and prints what came of it. A request that was answered with an error is a failure.
+fn bench_failover(args: &FailoverArgs) -> anyhow::Result<ExitCode> {
+    let fate = |kind: &FateArg| match kind {
+        FateArg::Killed => MemberFate::Killed,
+        FateArg::Silent => MemberFate::Silent,
+        FateArg::Ended => MemberFate::Ended,
+    };
+    let options = FailoverOptions {
+        program: std::env::current_exe().context("where this program is")?,
+        members: args.members,
+        clients: args.clients,
+        fates: args.kinds.iter().map(fate).collect(),
+        rounds: args.rounds,
+        pause: Duration::from_secs_f64(args.pause),
+        set: args.set.clone(),
+        data_dir: args.data_dir.clone(),
+    };
+    let json = args.json.as_deref().map(create).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime")?;
+    let measuring = failover(&options, |progress| match progress {
+        FailoverProgress::Note(text) => eprintln!("note: {text}"),
+        FailoverProgress::Round(round) => eprintln!(
+            "round {}: {} was {}, longest wait {:.2} s",
+            round.round,
+            round.member,
+            round.fate.name(),
+            round.longest_wait_seconds
+        ),
+    });
+    let report = runtime.block_on(interruptible(measuring))?;
+    println!("{}", report.table());
+    if let Some(file) = json {
+        serde_json::to_writer_pretty(file, &report).context("the JSON file")?;
+    }
+    Ok(if report.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn tell_churn(progress: &churn::ChurnProgress<'_>) {

@@ -16,6 +16,7 @@
 //! - [`run`]: closed-loop clients against one target.
 //! - [`report`]: medians, spreads, the table and the JSON.
 //! - [`churn`]: another benchmark: space, not speed.
+//! - [`failover`]: a third one: how long clients wait when a member of a cluster goes away.
 //!
 //! # Crash
 //! Processes and folders go with the values that own them: when the bench ends, fails, panics or is interrupted. Only
@@ -23,6 +24,7 @@
 
 pub mod churn;
 pub mod connection;
+pub mod failover;
 pub mod histogram;
 mod options;
 pub mod process;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for a server to say that it is ready.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -118,6 +119,38 @@ impl Server {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("its process id")?;
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to process {}", self.pid()))
+    }
+
+    /// Tells it to end (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0, or not within `patience`; with the end of its log.
+    pub async fn end(mut self, patience: Duration) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let ended = async {
+            loop {
+                if let Some(status) = self.child.try_wait()? {
+                    return Ok::<_, io::Error>(status);
+                }
+                tokio::time::sleep(START_POLL).await;
+            }
+        };
+        match tokio::time::timeout(patience, ended).await {
+            Ok(status) => match status? {
+                status if status.success() => Ok(()),
+                status => bail!("it ended: {status}; its log ends in:\n{}", self.log_end()),
+            },
+            Err(_) => bail!("it did not end within {patience:?}; its log ends in:\n{}", self.log_end()),
+        }
     }
 
     /// The end of its log.

@@ -3,7 +3,7 @@
 
 use anyhow::Context;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, header};
+use http::{HeaderMap, HeaderName, Method, Request, header};
 use object_store::aws::{AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpRequest, HttpRequestBody};
 
@@ -36,12 +36,21 @@ impl Signer {
         Self { credential, region: region.to_owned(), authority: authority.to_owned() }
     }
 
-    /// The headers of a PUT of `path`: host, date, signature. The path must need no encoding.
+    /// The headers of a PUT of `path`, as of [`Self::headers`].
     ///
     /// # Errors
     /// When it is no path.
     pub fn put(&self, path: &str, payload: &Payload) -> anyhow::Result<HeaderMap> {
+        self.headers(&Method::PUT, path, payload)
+    }
+
+    /// The headers of a request for `path`: host, date, signature. The path must need no encoding.
+    ///
+    /// # Errors
+    /// When it is no path.
+    pub fn headers(&self, method: &Method, path: &str, payload: &Payload) -> anyhow::Result<HeaderMap> {
         let mut request = self.request(path, HttpRequestBody::empty())?;
+        *request.method_mut() = method.clone();
         let signer = AwsAuthorizer::new(&self.credential, "s3", &self.region);
         match payload {
             Payload::Unsigned => signer.with_sign_payload(false).try_authorize(&mut request, None)?,

@@ -17,9 +17,9 @@ use super::sign::{Payload, Signer};
 use super::workload::{Bodies, Cell, LoadShape, PreparedBody, file_name, job_id};
 
 /// Credentials of the daemons that the bench starts on loopback addresses.
-const KEYS: (&str, &str) = ("esker-bench", "esker-bench-secret");
-const REGION: &str = "us-east-1";
-const BUCKET: &str = "bench";
+pub(super) const KEYS: (&str, &str) = ("esker-bench", "esker-bench-secret");
+pub(super) const REGION: &str = "us-east-1";
+pub(super) const BUCKET: &str = "bench";
 
 /// Starts the targets of one cell.
 #[derive(Debug)]
@@ -145,7 +145,7 @@ fn authority(ready: &Ready, door: &str) -> anyhow::Result<String> {
 }
 
 /// `HOST:PORT` of `http://HOST:PORT`.
-fn authority_of(url: &str) -> anyhow::Result<String> {
+pub(super) fn authority_of(url: &str) -> anyhow::Result<String> {
     let uri: Uri = url.parse().with_context(|| format!("the address {url:?}"))?;
     match (uri.scheme_str(), uri.authority(), uri.path()) {
         (Some("http"), Some(authority), "/") if authority.port().is_some() => Ok(authority.to_string()),

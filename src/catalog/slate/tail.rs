@@ -32,20 +32,20 @@ const LISTED_MAX: usize = 1000;
 pub(super) struct LogTail {
     inner: Arc<dyn ObjectStore>,
     folder: Path,
-    shared: Arc<Shared>,
+    shared: Arc<TailShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct TailShared {
     opens: AtomicBool,
     /// Something was written to the log from here.
     wrote: AtomicBool,
-    listed: Mutex<Option<Listed>>,
+    listed: Mutex<Option<ListedLog>>,
 }
 
 /// The log as it was listed.
 #[derive(Debug)]
-struct Listed {
+struct ListedLog {
     files: HashMap<Path, ObjectMeta>,
     /// The first name that was asked for: nothing is known of those before.
     first: Path,
@@ -54,7 +54,7 @@ struct Listed {
 }
 
 /// What a list says of a file.
-enum Said {
+enum ListAnswer {
     There(ObjectMeta),
     Absent,
     Nothing,
@@ -63,7 +63,8 @@ enum Said {
 impl LogTail {
     /// Of the database below `prefix`.
     pub(super) fn new(inner: Arc<dyn ObjectStore>, prefix: &Path) -> Self {
-        let shared = Shared { opens: AtomicBool::new(true), wrote: AtomicBool::new(false), listed: Mutex::default() };
+        let shared =
+            TailShared { opens: AtomicBool::new(true), wrote: AtomicBool::new(false), listed: Mutex::default() };
         Self { inner, folder: prefix.clone().join("wal"), shared: Arc::new(shared) }
     }
 
@@ -77,9 +78,9 @@ impl LogTail {
         location.prefix_matches(&self.folder)
     }
 
-    async fn said(&self, location: &Path) -> Result<Said> {
+    async fn said(&self, location: &Path) -> Result<ListAnswer> {
         if !self.shared.opens.load(Ordering::Acquire) || !self.is_of_log(location) {
-            return Ok(Said::Nothing);
+            return Ok(ListAnswer::Nothing);
         }
         let mut listed = self.shared.listed.lock().await;
         let listed = match &mut *listed {
@@ -87,14 +88,14 @@ impl LogTail {
             none => none.insert(self.list_from(location).await?),
         };
         Ok(match listed.files.get(location) {
-            Some(file) => Said::There(file.clone()),
-            None if self.shared.wrote.load(Ordering::Acquire) || !listed.covers(location) => Said::Nothing,
-            None => Said::Absent,
+            Some(file) => ListAnswer::There(file.clone()),
+            None if self.shared.wrote.load(Ordering::Acquire) || !listed.covers(location) => ListAnswer::Nothing,
+            None => ListAnswer::Absent,
         })
     }
 
     /// Lists the log from `first` on.
-    async fn list_from(&self, first: &Path) -> Result<Listed> {
+    async fn list_from(&self, first: &Path) -> Result<ListedLog> {
         // A list begins behind a name: this one sorts just before the first.
         let before = Path::parse(first.as_ref().strip_suffix(".sst").unwrap_or(first.as_ref()))?;
         let files = self.inner.list_with_offset(Some(&self.folder), &before).take(LISTED_MAX);
@@ -102,11 +103,11 @@ impl LogTail {
         let last = files.iter().map(|file| file.location.clone()).max();
         let cut_at = last.filter(|_| files.len() == LISTED_MAX);
         let files = files.into_iter().map(|file| (file.location.clone(), file)).collect();
-        Ok(Listed { files, first: first.clone(), cut_at })
+        Ok(ListedLog { files, first: first.clone(), cut_at })
     }
 }
 
-impl Listed {
+impl ListedLog {
     fn covers(&self, location: &Path) -> bool {
         *location >= self.first && self.cut_at.as_ref().is_none_or(|last| location <= last)
     }
@@ -137,16 +138,16 @@ impl ObjectStore for LogTail {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         if options.head {
             match self.said(location).await? {
-                Said::There(meta) => {
+                ListAnswer::There(meta) => {
                     let payload = GetResultPayload::Stream(futures::stream::empty().boxed());
                     let (attributes, extensions) = (Attributes::default(), Extensions::default());
                     return Ok(GetResult { payload, range: 0..meta.size, meta, attributes, extensions });
                 }
-                Said::Absent => {
+                ListAnswer::Absent => {
                     let source = "it is not in the list of the log".into();
                     return Err(Error::NotFound { path: location.to_string(), source });
                 }
-                Said::Nothing => {}
+                ListAnswer::Nothing => {}
             }
         }
         self.inner.get_opts(location, options).await

@@ -1,4 +1,4 @@
-"""Just enough of an S3 client to make a bucket, to list one, and to write and read objects: a connection for each request."""
+"""Just enough of an S3 client to make a bucket, to list one, and to read objects."""
 
 import datetime
 import hashlib
@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
 REGION = "us-east-1"
+_EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass
@@ -16,7 +17,6 @@ class Client:
     endpoint: str
     access_key: str
     secret_key: str
-    timeout: float = 30
 
     def make_bucket(self, bucket):
         self._send("PUT", f"/{bucket}", {})
@@ -35,32 +35,28 @@ class Client:
             query["continuation-token"] = token
 
     def read(self, bucket, key):
-        return self._send("GET", _path(bucket, key), {})
-
-    def write(self, bucket, key, body):
-        self._send("PUT", _path(bucket, key), {}, body)
+        return self._send("GET", f"/{bucket}/{urllib.parse.quote(key, safe='/-_.~')}", {})
 
     def uploads(self, bucket, prefix=""):
         """The keys of multipart uploads that were begun and neither completed nor aborted: a thousand at most."""
         page = ElementTree.fromstring(self._send("GET", f"/{bucket}", {"uploads": "", "prefix": prefix}))
         return [entry.findtext("{*}Key") for entry in page.iterfind("{*}Upload")]
 
-    def _send(self, method, path, query, body=b""):
+    def _send(self, method, path, query):
         host = urllib.parse.urlsplit(self.endpoint).netloc
         encoded = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote, safe="-_.~")
         time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        headers = {"host": host, "x-amz-content-sha256": hashlib.sha256(body).hexdigest(), "x-amz-date": time}
+        headers = {"host": host, "x-amz-content-sha256": _EMPTY, "x-amz-date": time}
         headers["Authorization"] = self._authorization(method, path, encoded, headers, time)
-        request = urllib.request.Request(f"{self.endpoint}{path}?{encoded}", data=body or None, method=method,
-                                         headers=headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+        request = urllib.request.Request(f"{self.endpoint}{path}?{encoded}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
             return response.read()
 
     def _authorization(self, method, path, query, headers, time):
-        """An AWS Signature Version 4 over all headers."""
+        """An AWS Signature Version 4 over all headers and an empty body."""
         names = ";".join(headers)
         lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-        request = "\n".join([method, path, query, lines, names, headers["x-amz-content-sha256"]])
+        request = "\n".join([method, path, query, lines, names, _EMPTY])
         scope = f"{time[:8]}/{REGION}/s3/aws4_request"
         digest = hashlib.sha256(request.encode()).hexdigest()
         key = f"AWS4{self.secret_key}".encode()
@@ -68,7 +64,3 @@ class Client:
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
         return (f"AWS4-HMAC-SHA256 Credential={self.access_key}/{scope}, "
                 f"SignedHeaders={names}, Signature={key.hex()}")
-
-
-def _path(bucket, key):
-    return f"/{bucket}/{urllib.parse.quote(key, safe='/-_.~')}"
