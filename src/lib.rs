@@ -18,7 +18,7 @@
 //! - [`read`]: the read path.
 //! - [`reclaim`]: keeps space within its limit, and deletes what nobody needs.
 //! - [`engine`]: the daemon without doors: typed calls that return values; checks and rebuilds what a stopped one left.
-//! - [`cluster`]: several daemons on one store, and which of them has it.
+//! - [`cluster`]: several daemons on one store, and which of them has which shard.
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`daemon`]: an engine with doors, started and stopped in order.
 //! - [`load`]: the load generator behind `esker bench`.

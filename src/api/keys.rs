@@ -257,6 +257,11 @@ impl Keys {
         self.unknown.reach == Reach::All
     }
 
+    /// Whether neither door asks who somebody is.
+    pub fn lets_everybody_in(&self) -> bool {
+        self.is_open() && !self.asks_for_tokens()
+    }
+
     /// Whether the native API asks for a token.
     fn asks_for_tokens(&self) -> bool {
         self.asks_for_tokens

@@ -12,6 +12,7 @@
 //! - [`figures`]: the same on space and reclaiming.
 //! - [`status`]: what an error looks like.
 //! - [`body`]: the bytes of a request as they arrive.
+//! - [`shards`]: what is about several shards of a store, for the doors.
 //! - [`native`]: the native API.
 //! - [`s3`]: the S3 API.
 //! - [`admin`]: health and metrics.
@@ -29,6 +30,7 @@ pub mod opening;
 pub mod peers;
 pub mod s3;
 pub mod server;
+pub mod shards;
 pub mod socket;
 pub mod status;
 pub mod tls;

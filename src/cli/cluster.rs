@@ -17,9 +17,9 @@ pub(super) struct ClusterArgs {
 
 #[derive(Debug, Subcommand)]
 enum ClusterAction {
-    /// Shows the members, and which of them has the catalog
+    /// Shows the members, and which of them has which shard
     Status(StatusArgs),
-    /// Has a member give the catalog to another one
+    /// Has a member give its shards to others
     Drain(DrainArgs),
     /// Makes the store of a cluster whose daemons are all stopped one for a daemon by itself
     Dissolve(DissolveArgs),
@@ -73,12 +73,14 @@ pub(super) fn cluster(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
         ClusterAction::Drain(args) => {
             let client = args.api.client()?;
             block_on(async { Ok(client.drain(&args.id).await?) })?;
-            println!("{} was told to give the catalog away: `esker cluster status` says who has it", args.id);
+            println!("{} was told to give its shards away: `esker cluster status` says who has them", args.id);
         }
         ClusterAction::Dissolve(args) => {
             let settings = args.storage.settings()?;
             block_on(async { Ok(upkeep::dissolve(&settings, args.force).await?) })?;
-            println!("a daemon by itself may open the store now");
+            println!(
+                "a daemon by itself may open the store now; one that is divided into shards, commands on its storage"
+            );
         }
         ClusterAction::Repair(args) => {
             let settings = args.storage.settings()?;

@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{NotTried, key_value, load};
 use crate::config::{Config, DirectIo, Settings, StoreUrl};
+use crate::model::{SHARDS_MAX, ShardOf};
 use crate::store::DATA_SIDE;
 
 /// Where the storage is.
@@ -29,6 +30,9 @@ pub(super) struct StorageArgs {
     /// Sets one key over file and environment, e.g. --set store.url=s3://bucket/prefix
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value, conflicts_with = "data_dir")]
     pub set: Vec<(String, String)>,
+    /// One shard of a store that is divided into shards, by its number
+    #[arg(long, value_name = "N", conflicts_with = "data_dir")]
+    pub shard: Option<u32>,
 }
 
 impl StorageArgs {
@@ -64,7 +68,10 @@ impl StorageArgs {
         // A command is no member of a cluster.
         settings.cluster = None;
         settings.store.direct_io = DirectIo::Off;
-        Ok(settings)
+        Ok(match self.shard {
+            Some(shard) => settings.at_shard(ShardOf { shard, of: SHARDS_MAX }),
+            None => settings,
+        })
     }
 }
 

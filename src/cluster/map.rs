@@ -1,7 +1,7 @@
 //! What a cluster has agreed on: its members, and which of them has which shard. Plain values, and no I/O.
 //!
 //! ```text
-//! cluster/map/<20 digits>.map   one line of JSON: {"format":1,"write_id":"<32 hex digits>","by":"<member>","shards":1,
+//! cluster/map/<20 digits>.map   one line of JSON: {"format":1,"write_id":"<32 hex digits>","by":"<member>","shards":16,"routing":1,
 //!   "members":[{"id","incarnation","url","host","since"}], "owners":[{"shard","member","incarnation","host","epoch_before","how","since"}]}
 //! ```
 //!
@@ -12,10 +12,10 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use serde::{Deserialize, Serialize};
 
+use crate::model::{ROUTING, SHARDS_MAX, ShardOf};
+
 /// The format that is written, and the only one that is read.
 const FORMAT: u32 = 1;
-/// The one shard that there is so far.
-pub const SHARD: u32 = 0;
 
 /// A daemon of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,12 +95,19 @@ pub struct ClusterMap {
     pub write_id: String,
     /// The member that has written it.
     pub by: String,
-    /// Into how many shards the name space is divided.
+    /// Into how many shards the name space is divided: the first map decides.
     pub shards: u32,
+    /// How it is divided: see [`crate::model::Routing`]. The first maps did not say.
+    #[serde(default = "first_routing")]
+    pub routing: u32,
     /// The daemons, by their names.
     pub members: Vec<Member>,
     /// The owners.
     pub owners: Vec<Ownership>,
+}
+
+fn first_routing() -> u32 {
+    ROUTING
 }
 
 /// A map that cannot be understood.
@@ -112,9 +119,10 @@ pub struct InvalidMap {
 }
 
 impl ClusterMap {
-    /// Before the first member.
-    pub fn empty() -> Self {
-        Self { format: FORMAT, write_id: String::new(), by: String::new(), shards: 1, members: vec![], owners: vec![] }
+    /// Before the first member, of a store with so many shards.
+    pub fn empty(shards: u32) -> Self {
+        let (write_id, by) = (String::new(), String::new());
+        Self { format: FORMAT, write_id, by, shards, routing: ROUTING, members: vec![], owners: vec![] }
     }
 
     /// Reads what stands under `number`.
@@ -127,8 +135,11 @@ impl ClusterMap {
         if map.format != FORMAT {
             return Err(invalid(format!("its format is {}", map.format)));
         }
-        if map.shards != 1 {
-            return Err(invalid(format!("it has {} shards, and this version knows of one", map.shards)));
+        if !(1..=SHARDS_MAX).contains(&map.shards) {
+            return Err(invalid(format!("it has {} shards", map.shards)));
+        }
+        if map.routing != ROUTING {
+            return Err(invalid(format!("its routing is {}", map.routing)));
         }
         Ok(map)
     }
@@ -155,6 +166,12 @@ impl ClusterMap {
         let ownership = self.ownership(shard).filter(|ownership| ownership.how != Succession::Ended)?;
         let member = self.member(&ownership.member)?;
         (member.incarnation == ownership.incarnation).then_some((ownership, member))
+    }
+
+    /// All shards.
+    pub fn all_shards(&self) -> impl Iterator<Item = ShardOf> + use<> {
+        let of = self.shards;
+        (0..of).map(move |shard| ShardOf { shard, of })
     }
 
     /// Whether this is the only member.
@@ -206,7 +223,7 @@ impl ClusterMap {
 }
 
 /// The weight of a member for a shard (rendezvous hashing): another member's coming or going changes nobody's.
-fn score(id: &str, shard: u32) -> (u64, &str) {
+pub(super) fn score(id: &str, shard: u32) -> (u64, &str) {
     (checksum(CrcAlgorithm::Crc64Nvme, format!("{id}/{shard}").as_bytes()), id)
 }
 
@@ -214,7 +231,7 @@ fn score(id: &str, shard: u32) -> (u64, &str) {
 mod tests {
     use super::*;
 
-    pub(crate) fn member(id: &str, incarnation: &str) -> Member {
+    fn member(id: &str, incarnation: &str) -> Member {
         Member {
             id: id.to_owned(),
             incarnation: incarnation.to_owned(),
@@ -226,7 +243,7 @@ mod tests {
 
     fn ownership(id: &str, incarnation: &str, epoch_before: u64) -> Ownership {
         Ownership {
-            shard: SHARD,
+            shard: 0,
             member: id.to_owned(),
             incarnation: incarnation.to_owned(),
             host: String::new(),
@@ -238,48 +255,51 @@ mod tests {
 
     #[test]
     fn a_map_is_read_as_it_was_written_and_anything_else_is_refused() {
-        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7));
+        let map = ClusterMap::empty(1).joined(member("a", "1")).owned(ownership("a", "1", 7));
 
         assert_eq!(ClusterMap::parse(3, &map.bytes()).unwrap(), map);
 
         let text = String::from_utf8(map.bytes().to_vec()).unwrap();
         let later = text.replace("\"format\":1", "\"format\":2");
-        let sharded = text.replace("\"shards\":1", "\"shards\":16");
-        for wrong in ["", "{}", &later, &sharded, &text[..text.len() / 2]] {
+        let endless = text.replace("\"shards\":1", "\"shards\":257");
+        let other = text.replace("\"routing\":1", "\"routing\":2");
+        for wrong in ["", "{}", &later, &endless, &other, &text[..text.len() / 2]] {
             let error = ClusterMap::parse(3, wrong.as_bytes()).unwrap_err();
             assert!(error.to_string().starts_with("map 3 of the cluster"), "{error}");
         }
+        let of_first_release = text.replace(",\"routing\":1", "");
+        assert_eq!(ClusterMap::parse(3, of_first_release.as_bytes()).unwrap(), map);
     }
 
     #[test]
     fn a_restart_is_another_process_and_owns_nothing() {
-        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7));
-        assert_eq!(map.owner(SHARD).unwrap().1.incarnation, "1");
+        let map = ClusterMap::empty(1).joined(member("a", "1")).owned(ownership("a", "1", 7));
+        assert_eq!(map.owner(0).unwrap().1.incarnation, "1");
 
         let map = map.joined(member("a", "2"));
 
         assert_eq!(map.members.len(), 1);
-        assert!(map.owner(SHARD).is_none());
-        assert_eq!(map.ownership(SHARD).unwrap().incarnation, "1", "a successor knows whom it succeeds");
+        assert!(map.owner(0).is_none());
+        assert_eq!(map.ownership(0).unwrap().incarnation, "1", "a successor knows whom it succeeds");
         assert_eq!(map.clone().left("a", "1"), map, "a process that is gone takes nobody else with it");
         assert!(map.left("a", "2").members.is_empty());
     }
 
     #[test]
     fn what_ended_has_no_owner() {
-        let map = ClusterMap::empty().joined(member("a", "1")).owned(ownership("a", "1", 7)).ended(SHARD);
+        let map = ClusterMap::empty(1).joined(member("a", "1")).owned(ownership("a", "1", 7)).ended(0);
 
-        assert!(map.owner(SHARD).is_none());
-        assert_eq!(map.ownership(SHARD).unwrap().how, Succession::Ended);
+        assert!(map.owner(0).is_none());
+        assert_eq!(map.ownership(0).unwrap().how, Succession::Ended);
     }
 
     #[test]
     fn all_find_the_same_candidates_and_a_member_less_does_not_change_the_order_of_the_others() {
         let ids = ["a", "b", "c", "d"];
-        let map = ids.iter().fold(ClusterMap::empty(), |map, id| map.joined(member(id, "1")));
-        let backwards = ids.iter().rev().fold(ClusterMap::empty(), |map, id| map.joined(member(id, "1")));
+        let map = ids.iter().fold(ClusterMap::empty(1), |map, id| map.joined(member(id, "1")));
+        let backwards = ids.iter().rev().fold(ClusterMap::empty(1), |map, id| map.joined(member(id, "1")));
         let names = |map: &ClusterMap, without| {
-            map.candidates(SHARD, without).into_iter().map(|member| member.id.clone()).collect::<Vec<_>>()
+            map.candidates(0, without).into_iter().map(|member| member.id.clone()).collect::<Vec<_>>()
         };
 
         let all = names(&map, None);

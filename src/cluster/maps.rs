@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::map::{ClusterMap, InvalidMap};
 use crate::metrics::Metrics;
-use crate::runtime::{Clock, Entropy};
+use crate::runtime::{Clock, Entropy, reply};
 use crate::store::{Created, NumberedObjects, StoreError};
 
 /// Between two tries of a create whose outcome nobody knows.
@@ -64,9 +64,28 @@ pub enum Written {
     Other(Arc<NumberedMap>),
 }
 
+/// What came of an edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// It is in this map.
+    Yes(Arc<NumberedMap>),
+    /// The last map is not one that is to be edited so.
+    No,
+}
+
+/// An edit that waits for its turn.
+struct Waiting {
+    edit: Box<dyn Fn(&ClusterMap) -> Option<ClusterMap> + Send + Sync>,
+    done: oneshot::Sender<Changed>,
+}
+
 /// The maps of a cluster, and the last one that this process has seen.
 pub struct ClusterMaps {
     objects: NumberedObjects,
+    /// Edits for the next WRITE of this process.
+    waiting: Mutex<Vec<Waiting>>,
+    /// Held by whoever WRITEs edits.
+    turn: tokio::sync::Mutex<()>,
     known: Mutex<Arc<NumberedMap>>,
     /// The highest number that is known, or that peers have told of.
     told: watch::Sender<u64>,
@@ -79,8 +98,9 @@ crate::runtime::opaque_debug!(ClusterMaps);
 impl ClusterMaps {
     /// Those on storage. None is known yet.
     pub fn new(objects: NumberedObjects, entropy: Entropy, metrics: Metrics) -> Self {
-        let known = Mutex::new(Arc::new(NumberedMap { number: 0, map: ClusterMap::empty() }));
-        Self { objects, known, told: watch::Sender::new(0), entropy, metrics }
+        let known = Mutex::new(Arc::new(NumberedMap { number: 0, map: ClusterMap::empty(1) }));
+        let (waiting, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { objects, waiting, turn, known, told: watch::Sender::new(0), entropy, metrics }
     }
 
     /// The last map that was seen, without a request.
@@ -153,6 +173,62 @@ impl ClusterMaps {
             tokio::time::sleep(PAUSE * tried).await;
         }
         Err(MapError::Unknown(number))
+    }
+
+    /// WRITEs what `edit` makes of the last map, again and again until it is that map, or `edit` makes nothing of it any more. What others
+    /// of this process want to change meanwhile goes into the same map.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    ///
+    /// # Cancel safety
+    /// As [`Self::write`].
+    pub async fn change(
+        &self,
+        by: &str,
+        edit: impl Fn(&ClusterMap) -> Option<ClusterMap> + Send + Sync + 'static,
+    ) -> Result<Changed, MapError> {
+        let (done, mut told) = oneshot::channel();
+        self.waiting.lock().push(Waiting { edit: Box::new(edit), done });
+        // A `tokio` mutex, because the others wait while storage works.
+        let turn = self.turn.lock().await;
+        if let Ok(changed) = told.try_recv() {
+            return Ok(changed);
+        }
+        let all = std::mem::take(&mut *self.waiting.lock());
+        let (number, changed) = self.write_all(by, &all).await?;
+        drop(turn);
+        for (waiting, changed) in all.into_iter().zip(changed) {
+            reply(waiting.done, changed);
+        }
+        // Whoever took this edit has failed with it.
+        told.try_recv().map_err(|_| MapError::Unknown(number))
+    }
+
+    /// Returns the number of the last map, and for each edit whether it is in it.
+    async fn write_all(&self, by: &str, all: &[Waiting]) -> Result<(u64, Vec<Changed>), MapError> {
+        let mut last = self.known();
+        loop {
+            let (mut map, mut edited) = (last.map.clone(), vec![]);
+            for waiting in all {
+                let next = (waiting.edit)(&map);
+                edited.push(next.is_some());
+                map = next.unwrap_or(map);
+            }
+            let wrote = edited.contains(&true);
+            if wrote {
+                last = match self.write(&last, by, map).await? {
+                    Written::Ours(map) => map,
+                    Written::Other(other) => {
+                        last = other;
+                        continue;
+                    }
+                };
+            }
+            let told = |yes: &bool| if *yes { Changed::Yes(Arc::clone(&last)) } else { Changed::No };
+            let changed = edited.iter().map(told).collect();
+            return Ok((last.number, changed));
+        }
     }
 
     fn learn(&self, found: NumberedMap) -> Arc<NumberedMap> {

@@ -1,11 +1,12 @@
 //! Several daemons on one store: what they agree on, and how one of them knows that it may answer.
 //!
-//! The protocol, its reasons and its model are in `docs/cluster.md`. So far there is one shard: one member has the catalog open, the
-//! others pass requests on to it and take over when it is gone. The object store's conditional create, and SlateDB's fence, are the
-//! only consensus.
+//! The protocol, its reasons and its model are in `docs/cluster.md`. The store has one shard or several ([`crate::model::ShardOf`]): of each
+//! one member has the catalog open, the others pass requests on to it and take over when it is gone. The object store's conditional
+//! create, and SlateDB's fence, are the only consensus.
 //!
 //! - [`map`]: members and owners, as plain values.
 //! - [`maps`]: READ and WRITE of the map on storage.
+//! - [`plan`]: which shard should have another owner.
 //! - [`place`]: the store that they share.
 //! - [`proof`]: whether what was read may be answered.
 //! - [`presence`]: whether another process of this machine is gone.
@@ -22,6 +23,7 @@ pub mod map;
 pub mod maps;
 pub mod peer;
 pub mod place;
+pub mod plan;
 pub mod presence;
 pub mod proof;
 pub mod upkeep;

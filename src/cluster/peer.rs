@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::metrics::labels::PeerCall;
 use crate::runtime::Clock;
 
-/// The door at which a request came to the member that passes it on: `s3` or `api`.
+/// The door at which a request came to the member that passes it on: `s3` or `api`; `engine` of a question of that member itself.
 pub const DOOR: HeaderName = HeaderName::from_static("esker-peer-door");
 /// The incarnation that a request is for.
 pub const FOR: HeaderName = HeaderName::from_static("esker-peer-for");
@@ -40,8 +40,10 @@ pub const TOKEN: HeaderName = HeaderName::from_static("esker-peer-token");
 pub const PROTOCOL: HeaderName = HeaderName::from_static("esker-peer");
 /// `name:value` of a header that was about the client's own connection, and that its signature may cover.
 pub const HOP: HeaderName = HeaderName::from_static("esker-peer-hop");
+/// The shard that a request is about; 0 if it is not said.
+pub const SHARD: HeaderName = HeaderName::from_static("esker-peer-shard");
 /// All of them: a client's are taken off.
-pub const HEADERS: [HeaderName; 6] = [DOOR, FOR, MAP, TOKEN, PROTOCOL, HOP];
+pub const HEADERS: [HeaderName; 7] = [DOOR, FOR, MAP, TOKEN, PROTOCOL, HOP, SHARD];
 /// The version that is spoken.
 pub const VERSION: &str = "1";
 /// Where calls of the members themselves go.
@@ -112,10 +114,31 @@ pub struct Pong {
     pub incarnation: String,
     /// The number of the last map that it knows.
     pub map: u64,
-    /// Whether it has the catalog open, and answers.
+    /// Whether it has the catalog of shard 0 open, and answers: the only one, mostly.
     pub serves: bool,
     /// Whether it is about to.
     pub opens: bool,
+    /// Shards whose catalogs it has open.
+    #[serde(default)]
+    pub shards: Vec<u32>,
+    /// Those that it is about to.
+    #[serde(default)]
+    pub opening: Vec<u32>,
+    /// Whether it was told to have none.
+    #[serde(default)]
+    pub drained: bool,
+}
+
+impl Pong {
+    /// Whether it has the catalog of a shard open, and answers.
+    pub fn has(&self, shard: u32) -> bool {
+        self.shards.contains(&shard) || shard == 0 && self.serves
+    }
+
+    /// Whether it is about to.
+    pub fn is_opening(&self, shard: u32) -> bool {
+        self.opening.contains(&shard) || shard == 0 && self.opens
+    }
 }
 
 /// The way to one process of another member.

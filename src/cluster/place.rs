@@ -5,12 +5,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::maps::ClusterMaps;
-use crate::catalog::slate::{Journal, JournalError};
-use crate::config::Settings;
+use crate::catalog::slate::{Journal, JournalError, Present};
+use crate::config::{Settings, StoreSettings};
 use crate::engine::{OpeningError, StartProgress, TriedStore};
 use crate::metrics::Metrics;
+use crate::model::ShardOf;
 use crate::runtime::Entropy;
-use crate::store::{NumberedObjects, OpenError, Placement, place_of_catalog};
+use crate::store::{NumberedObjects, OpenError, OpenedStore, Placement, open, place_of_catalog};
 
 /// The folder of the maps, beside that of the catalog.
 const MAPS: &str = "cluster/map";
@@ -24,6 +25,9 @@ pub struct ClusterPlace {
     settings: Settings,
     metrics: Metrics,
     entropy: Entropy,
+    /// The store that it is a shard of, which was tried; `None` if it is no shard.
+    parent: Option<OpenedStore>,
+    shard: ShardOf,
     /// The store as it was found, once all of it was there.
     whole: Mutex<Option<TriedStore>>,
 }
@@ -36,7 +40,51 @@ impl ClusterPlace {
     pub fn new(settings: &Settings, metrics: &Metrics, entropy: &Entropy) -> Result<Self, OpenError> {
         let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), metrics)?;
         let (settings, metrics, entropy) = (settings.clone(), metrics.clone(), entropy.clone());
-        Ok(Self { catalog, settings, metrics, entropy, whole: Mutex::default() })
+        let (parent, shard) = (None, ShardOf::WHOLE);
+        Ok(Self { catalog, settings, metrics, entropy, parent, shard, whole: Mutex::default() })
+    }
+
+    /// The place of one shard of this store, as it was opened.
+    pub fn of_shard(&self, shard: ShardOf, opened: &OpenedStore) -> Self {
+        let settings = self.settings.of_shard(shard);
+        let (metrics, entropy) = (self.metrics.clone(), self.entropy.clone());
+        let catalog = shard.folder().map_or_else(|| self.catalog.clone(), |folders| self.catalog.below(&folders));
+        let parent = Some(opened.clone());
+        Self { catalog, settings, metrics, entropy, parent, shard, whole: Mutex::default() }
+    }
+
+    /// Opens and tries a store that is divided: there is nothing at its root that could be looked at.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn opened(&self) -> Result<OpenedStore, OpenError> {
+        // Each shard has a local copy of its own.
+        let store = StoreSettings { local_copy: None, ..self.settings.store.clone() };
+        open(&store, self.settings.catalog.url.as_ref(), &self.metrics, &self.entropy).await
+    }
+
+    /// The number of shards of the store, if it is divided.
+    ///
+    /// # Errors
+    /// As [`Journal::shards`].
+    pub async fn shards(&self) -> Result<Option<u32>, JournalError> {
+        Journal::shards(&self.catalog).await
+    }
+
+    /// Divides the store, if it is new, into `shards`. Returns the number that it has then.
+    ///
+    /// # Errors
+    /// As [`Journal::divide`].
+    pub async fn divide(&self, shards: u32) -> Result<u32, JournalError> {
+        match shards {
+            1 => Ok(self.shards().await?.unwrap_or(1)),
+            _ => Ok(Journal::divide(&self.catalog, shards).await?.unwrap_or(1)),
+        }
+    }
+
+    /// The settings of its engine.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Looks at the store, opens and tries it. One that ignores conditions has no maps to agree on.
@@ -47,7 +95,14 @@ impl ClusterPlace {
         if let Some(whole) = self.whole.lock().clone() {
             return Ok(whole);
         }
-        let tried = TriedStore::open(&self.settings, &self.metrics, &self.entropy, progress).await?;
+        let Self { settings, metrics, entropy, .. } = self;
+        let tried = match &self.parent {
+            None => TriedStore::open(settings, metrics, entropy, progress).await?,
+            Some(parent) => {
+                let opened = parent.of_shard(self.shard, &settings.store, metrics).await;
+                TriedStore::of_shard(opened, settings, metrics, progress).await?
+            }
+        };
         // A local copy ends with the engine that has it.
         let stays = tried.is_whole() && self.settings.store.local_copy.is_none();
         *self.whole.lock() = stays.then(|| tried.clone());
@@ -68,12 +123,22 @@ impl ClusterPlace {
         Journal::last_epoch(&self.catalog, EPOCH_PATIENCE).await
     }
 
-    /// Whether maps that were there are gone: the catalog belongs to a cluster, and `maps` are none.
+    /// Whether maps that were there are gone: the catalog belongs to a cluster, and `maps` are none. Of a store that is divided: that of
+    /// a shard does. The mark at its root is older than the first map.
     ///
     /// # Errors
     /// As [`Journal::is_of_cluster`].
     pub async fn misses(&self, maps: &ClusterMaps) -> Result<bool, JournalError> {
-        Ok(maps.known().number == 0 && self.is_of_cluster().await?)
+        if maps.known().number > 0 {
+            return Ok(false);
+        }
+        let Some(of) = self.shards().await? else { return self.is_of_cluster().await };
+        for shard in (0..of).map(|shard| ShardOf { shard, of }) {
+            if Journal::present(&self.catalog.below(&shard.folder().unwrap_or_default())).await? != Present::Nothing {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the catalog belongs to a cluster.
@@ -84,11 +149,15 @@ impl ClusterPlace {
         Journal::is_of_cluster(&self.catalog).await
     }
 
-    /// Makes the catalog one of a daemon by itself.
+    /// Makes the catalog one of a daemon by itself; of a store that is divided, those of all shards.
     ///
     /// # Errors
     /// As [`Journal::leave_cluster`].
     pub async fn leave_cluster(&self) -> Result<(), JournalError> {
-        Journal::leave_cluster(&self.catalog).await
+        let Some(of) = self.shards().await? else { return Journal::leave_cluster(&self.catalog).await };
+        for shard in (0..of).map(|shard| ShardOf { shard, of }) {
+            Journal::leave_cluster(&self.catalog.below(&shard.folder().unwrap_or_default())).await?;
+        }
+        Ok(())
     }
 }

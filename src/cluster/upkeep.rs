@@ -76,10 +76,11 @@ pub async fn repair(settings: &Settings) -> Result<(), UpkeepError> {
         let message = format!("map {} is there, with {} members", last.number, last.map.members.len());
         return Err(UpkeepError::NotNeeded(message));
     }
-    if !place.is_of_cluster().await? {
+    if !place.is_of_cluster().await? && place.shards().await?.is_none() {
         return Err(UpkeepError::NotNeeded("the store is no cluster's: its first member makes the map".to_owned()));
     }
-    match maps.write(&last, "esker cluster repair", ClusterMap::empty()).await? {
+    let empty = ClusterMap::empty(place.shards().await?.unwrap_or(1));
+    match maps.write(&last, "esker cluster repair", empty).await? {
         Written::Ours(_) => Ok(()),
         Written::Other(other) => {
             Err(UpkeepError::NotNeeded(format!("somebody else has made map {} meanwhile", other.number)))

@@ -33,9 +33,9 @@ pub enum OwnerVerdict {
     TooSlow,
 }
 
-/// Looks whether the one behind `link` is there: pings it three times within `lease`, and asks `others` beside the last one. Any
+/// Looks whether the one behind `link` is there, and has `shard`: pings it three times within `lease`, and asks `others` beside the last one. Any
 /// answer until then, however late, shows that it is.
-pub async fn judge(link: &PeerLink, others: &[Arc<PeerLink>], map: u64, lease: Duration) -> OwnerVerdict {
+pub async fn judge(link: &PeerLink, shard: u32, others: &[Arc<PeerLink>], map: u64, lease: Duration) -> OwnerVerdict {
     let interval = lease / PINGS;
     let (begun, begun_at) = (Clock::instant(), Clock::since_boot());
     let (mut sent, mut refused) = (0, 0);
@@ -68,8 +68,8 @@ pub async fn judge(link: &PeerLink, others: &[Arc<PeerLink>], map: u64, lease: D
             }
         };
         match pinged {
-            Ok(pong) if pong.serves => return OwnerVerdict::Alive,
-            Ok(pong) if pong.opens => return OwnerVerdict::Opens,
+            Ok(pong) if pong.has(shard) => return OwnerVerdict::Alive,
+            Ok(pong) if pong.is_opening(shard) => return OwnerVerdict::Opens,
             Ok(_) => return OwnerVerdict::Idle,
             Err(PeerError::Refused(_)) if refused == 1 => return OwnerVerdict::Dead,
             Err(PeerError::Refused(_)) => {

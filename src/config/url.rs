@@ -66,6 +66,17 @@ impl StoreUrl {
         self.is_s3() || self.is_gcs() || self.is_azure()
     }
 
+    /// The place below this one, if it is a part of an object storage service; else the place itself.
+    #[must_use]
+    pub fn below(&self, folders: &[String]) -> Self {
+        let mut below = self.clone();
+        if let Self::S3 { prefix, .. } | Self::Gcs { prefix, .. } | Self::Azure { prefix, .. } = &mut below {
+            let parts = std::iter::once(prefix.as_str()).chain(folders.iter().map(String::as_str));
+            *prefix = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+        }
+        below
+    }
+
     /// The storage account that the URL names.
     pub fn azure_account(&self) -> Option<&str> {
         match self {

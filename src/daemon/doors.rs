@@ -21,7 +21,6 @@ use super::member::Membership;
 use super::reload::ReloadedFiles;
 use crate::api::access_log::AccessLog;
 use crate::api::admin::Admin;
-use crate::api::cluster::dispatch::Dispatcher;
 use crate::api::cluster::door::MemberDoor;
 use crate::api::exchange::Exchanges;
 use crate::api::keys::{self, KeyRing};
@@ -164,12 +163,11 @@ impl Doors {
         self.api.when_full.open(TowerToHyperService::new(admin.clone().router_when_full(self.peers.clone())));
     }
 
-    /// From here on whichever daemon of the cluster has the catalog answers.
+    /// From here on whichever daemon of the cluster has a shard answers for it.
     pub(super) fn lead_to_cluster(&self, member: &Membership, ready: Arc<AtomicBool>) {
-        let Foundation { metrics, entropy, budgets, .. } = member.foundation();
+        let Foundation { metrics, entropy, .. } = member.foundation();
         let (routes, maps) = (member.routes().clone(), Arc::clone(member.maps()));
-        let dispatcher =
-            Dispatcher::new(routes.clone(), Arc::clone(&maps), budgets.writes.total() / 8, metrics.clone());
+        let dispatcher = member.dispatcher().clone();
         let s3 = S3Service::in_place(entropy.clone(), Arc::new(dispatcher.clone()));
         self.s3.when_full.open(s3.full(self.peers.clone()));
         self.s3.usual.open(s3);

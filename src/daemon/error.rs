@@ -54,6 +54,20 @@ pub enum StartError {
          first map with `esker cluster repair`"
     )]
     MapsMissing,
+    /// Peers could not be told from clients.
+    #[error(
+        "the store is divided into {0} shards: members ask each other what clients need a key for, so cluster.token is needed where \
+         auth has keys"
+    )]
+    NoToken(u32),
+    /// The map is another one's.
+    #[error("the cluster's map has {found} shards, and the store has {expected}")]
+    OtherShards {
+        /// Those of the map.
+        found: u32,
+        /// Those of the store.
+        expected: u32,
+    },
     /// Another process has this one's name.
     #[error("another daemon has joined the cluster as {0:?}, at {1}: give each its own cluster.daemon-id")]
     Replaced(String, String),
@@ -67,6 +81,7 @@ impl StartError {
             Self::Map(error) => error.is_refusal(),
             Self::Bind { .. } | Self::AccessLog { .. } | Self::Presence(_) => false,
             Self::Tls(_) | Self::Keys(_) | Self::NoCluster(_) | Self::MapsMissing | Self::Replaced(..) => true,
+            Self::NoToken(_) | Self::OtherShards { .. } => true,
         }
     }
 }

@@ -98,6 +98,14 @@ pub enum EngineError {
     /// A completion ended without a word.
     #[error("the completion did not end, repeat the request")]
     NotEnded,
+    /// The engine of another shard says so.
+    #[error("{message}")]
+    Elsewhere {
+        /// The next step for the caller.
+        kind: ErrorKind,
+        /// Its words.
+        message: String,
+    },
     /// The daemon is going away.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -133,6 +141,7 @@ impl EngineError {
             Self::TooManyUploads | Self::TooManyNames(_) => ErrorKind::Overloaded,
             Self::OtherParts | Self::TooYoung(_) => ErrorKind::Invalid,
             Self::PartsChanged | Self::NotEnded => ErrorKind::Unavailable,
+            Self::Elsewhere { kind, .. } => *kind,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
             Self::Unexpected(_) => ErrorKind::Internal,
         }

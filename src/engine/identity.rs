@@ -41,8 +41,8 @@ use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 use crate::store::{
-    DATA_SIDE, DataStore, IdentitySlot, NotTheStore, OpenError, Placement, StoreError, StoreGuard, StoreIdentity,
-    StoreLock, StoreOwner, credentials_hint, missing_bucket, open_data, place_of_catalog,
+    DATA_SIDE, DataStore, IdentitySlot, NotTheStore, OpenError, OpenedStore, Placement, StoreError, StoreGuard,
+    StoreIdentity, StoreLock, StoreOwner, credentials_hint, missing_bucket, open_data, place_of_catalog,
 };
 
 /// Why a place is not used. Nothing there was made, changed or deleted.
@@ -164,15 +164,19 @@ pub enum StoreStanding {
     Older,
 }
 
-/// Tells what is where `settings` say, and makes nothing there.
+/// Tells what is where `settings` say, which is `opened` if it was opened already, and makes nothing there.
 ///
 /// # Errors
 /// [`IdentityError`] if it is not the right place, or if that cannot be told.
-pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<StoreStanding, IdentityError> {
-    let mut looked = look_once(settings, metrics).await;
+pub async fn look(
+    settings: &Settings,
+    opened: Option<&OpenedStore>,
+    metrics: &Metrics,
+) -> Result<StoreStanding, IdentityError> {
+    let mut looked = look_once(settings, opened, metrics).await;
     if looked.as_ref().is_err_and(IdentityError::is_refusal) {
         // What was read in turn may be of two moments, while another daemon makes its first start there.
-        looked = look_once(settings, metrics).await;
+        looked = look_once(settings, opened, metrics).await;
     }
     let error = match looked {
         Err(error) if !error.is_refusal() => error,
@@ -191,9 +195,18 @@ pub async fn look(settings: &Settings, metrics: &Metrics) -> Result<StoreStandin
     Err(IdentityError::Unknown { url: store.url.to_string(), hint, source })
 }
 
-async fn look_once(settings: &Settings, metrics: &Metrics) -> Result<StoreStanding, IdentityError> {
-    let data = open_data(&settings.store, metrics)?;
-    let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), metrics)?;
+async fn look_once(
+    settings: &Settings,
+    opened: Option<&OpenedStore>,
+    metrics: &Metrics,
+) -> Result<StoreStanding, IdentityError> {
+    let (data, catalog) = match opened {
+        Some(opened) => (opened.data.clone(), opened.catalog.clone()),
+        None => (
+            open_data(&settings.store, metrics)?,
+            place_of_catalog(&settings.store, settings.catalog.url.as_ref(), metrics)?,
+        ),
+    };
     let (data_slot, catalog_slot) = (data.identity_slot(), catalog.identity_slot());
     let expected = read(&catalog_slot).await?;
     let found = read(&data_slot).await?;

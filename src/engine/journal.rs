@@ -22,7 +22,9 @@ pub(super) fn journal_settings(placement: &Placement, settings: &CatalogSettings
         None => {
             let (deletes, lazy) = (settings.delete_linger, settings.lazy_linger);
             let company_wait = CompanyWait { deletes, lazy, ..CompanyWait::default() };
-            JournalSettings { poll_interval: settings.poll_interval, company_wait, ..JournalSettings::default() }
+            let base = JournalSettings::default();
+            let l0_bytes = base.l0_bytes.min(settings.table_bytes_max.unwrap_or(u64::MAX));
+            JournalSettings { poll_interval: settings.poll_interval, company_wait, l0_bytes, ..base }
         }
     };
     JournalSettings {

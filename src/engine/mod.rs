@@ -67,7 +67,7 @@ pub use crate::catalog::state::{
 use crate::config::Settings;
 use crate::merge::Merger;
 use crate::metrics::Metrics;
-use crate::model::Millis;
+use crate::model::{Millis, ShardOf};
 use crate::read::Reader;
 pub use crate::read::{BulkError, BulkPiece, ByteStream, ReadError};
 use crate::reclaim::ReclaimControl;
@@ -96,6 +96,8 @@ pub struct Engine {
     budgets: Budgets,
     writes: WriteHealth,
     settings: Arc<Settings>,
+    /// The part of the store that it has.
+    shard: ShardOf,
     metrics: Metrics,
     entropy: Entropy,
     clock: Clock,

@@ -31,7 +31,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::config::{LimitsSettings, Settings};
 use crate::merge::{Merger, WriteContext};
 use crate::metrics::Metrics;
-use crate::model::Millis;
+use crate::model::{Millis, ShardOf};
 use crate::read::Reader;
 use crate::reclaim::ReclaimControl;
 use crate::runtime::{Budgets, Buffer, Clock, Entropy, Failure, TaskGroup};
@@ -108,6 +108,8 @@ pub enum Background {
 pub struct CatalogClaim {
     /// The epoch that the catalog has now, as [`Journal::last_epoch`] tells: it is opened for the next one exactly.
     pub epoch_before: u64,
+    /// The part of the store that it is the catalog of.
+    pub shard: ShardOf,
     /// Asked once the catalog is open, before anything is changed: whether the map still gives it to this member, and if not, why.
     pub still_mine: BoxFuture<'static, Result<(), String>>,
 }
@@ -134,10 +136,36 @@ impl TriedStore {
     ) -> Result<Self, OpeningError> {
         // Before anything is made there: it may be the mount point of a volume that is not mounted.
         let url = settings.store.url.to_string();
-        let standing = progress.told("looking which store is", &url, identity::look(settings, metrics)).await?;
+        let looking = identity::look(settings, None, metrics);
+        let standing = progress.told("looking which store is", &url, looking).await?;
         let opening = store::open(&settings.store, settings.catalog.url.as_ref(), metrics, entropy);
         let opened = progress.told("opening the store", &url, opening).await?;
         Ok(Self { standing, opened })
+    }
+
+    /// Looks at the place of a shard in a store that is `opened`, and was tried. `settings` are the shard's. Nobody is shut out.
+    ///
+    /// # Errors
+    /// [`OpeningError`].
+    pub async fn of_shard(
+        opened: OpenedStore,
+        settings: &Settings,
+        metrics: &Metrics,
+        progress: &StartProgress,
+    ) -> Result<Self, OpeningError> {
+        let looking = identity::look(settings, Some(&opened), metrics);
+        let standing = progress.told("looking which store is", &settings.store.url.to_string(), looking).await?;
+        Ok(Self { standing, opened })
+    }
+
+    /// Whether there is no store yet.
+    pub fn is_new(&self) -> bool {
+        matches!(self.standing, StoreStanding::New)
+    }
+
+    /// The store.
+    pub fn opened(&self) -> &OpenedStore {
+        &self.opened
     }
 
     /// Whether nothing about the store is still to be made: what was found holds for later, too.
@@ -234,6 +262,7 @@ impl Engine {
         let TriedStore { standing, opened } = tried;
         let opened = OpenedStore { data: data.unwrap_or(opened.data), ..opened };
         let space = opened.space.clone();
+        let shard = claim.as_ref().map_or(ShardOf::WHOLE, |claim| claim.shard);
         let taker =
             Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker, claim).await?;
@@ -243,7 +272,7 @@ impl Engine {
             copy.run(&local_copy_tasks);
         }
         let stopping = CancellationToken::new();
-        let parts = Parts { settings, data, space, catalog, metrics, entropy, budgets, clock, tasks };
+        let parts = Parts { settings, shard, data, space, catalog, metrics, entropy, budgets, clock, tasks };
         let engine = parts.wire(&stopping);
         // Before the task that expires uploads, and before a request can name one.
         engine.adopt_uploads();
@@ -278,6 +307,7 @@ impl Engine {
 /// The parts of an engine.
 struct Parts {
     settings: Arc<Settings>,
+    shard: ShardOf,
     data: DataStore,
     space: DiskSpace,
     catalog: Catalog,
@@ -290,7 +320,7 @@ struct Parts {
 
 impl Parts {
     fn wire(self, stopping: &CancellationToken) -> Engine {
-        let Self { settings, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
+        let Self { settings, shard, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
         let (limits, can) = (&settings.limits, data.capabilities());
         Buffer::keep(usize::try_from(limits.kept_buffer_bytes).unwrap_or(usize::MAX));
         let parts = WriteContext::new(
@@ -324,6 +354,7 @@ impl Parts {
             budgets,
             writes: WriteHealth::new(metrics.clone(), can, &settings),
             settings,
+            shard,
             metrics,
             entropy,
             clock,
@@ -434,10 +465,12 @@ pub(super) async fn take_over(
 ) -> Result<(Journal, Owned), OpeningError> {
     let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
     let slot = catalog.identity_slot();
-    let (epoch_before, still_mine) = claim.map(|claim| (claim.epoch_before, claim.still_mine)).unzip();
+    let of_member =
+        |CatalogClaim { epoch_before, shard, still_mine }| (JournalClaim::Member { epoch_before, shard }, still_mine);
+    let (claim, still_mine) = claim.map(of_member).unzip();
     let settings = JournalSettings {
         clock: clock_of_journal(taker.clock),
-        claim: epoch_before.map_or(JournalClaim::Alone, |epoch_before| JournalClaim::Member { epoch_before }),
+        claim: claim.unwrap_or(JournalClaim::Alone),
         ..journal_settings(&catalog, &taker.settings.catalog)
     };
     let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());

@@ -1,11 +1,13 @@
 //! Reports space by job, lane and checkpoint; reclaims on demand.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{Engine, EngineError, aside};
 use crate::catalog::questions::{CatalogFigures, Detail, OfCheckpoint, Recount, SpaceTaken, ToDelete};
 pub use crate::catalog::state::{CheckpointSpace, LaneSpace};
 use crate::catalog::state::{CheckpointView, FileView, ForgottenFile, SpaceUsage};
+use crate::metrics::Metrics;
 use crate::metrics::labels::{DeleteWait, FileStatus};
 use crate::model::{CheckpointKind, JobId, Lane, LaneOf, StateScope};
 pub use crate::reclaim::Round;
@@ -203,37 +205,14 @@ impl Engine {
 
     /// Brings the gauges that describe the catalog up to date.
     pub fn refresh_metrics(&self) {
-        let CatalogFigures { space, file_counts, forgotten, jobs } = self.catalog.figures();
-        let (_, lag) = self.reclaim.watch.above(&jobs);
-        let DeletionBacklog { readers, grace, rate, refused } =
-            self.reclaim.watch.waiting(&forgotten, self.clock.ages());
-        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        self.writes.refresh();
-        let metrics = &self.metrics;
-        for (status, count) in
-            [FileStatus::Open, FileStatus::Closed, FileStatus::Forgotten].into_iter().zip(file_counts)
-        {
-            metrics.files.of(status).set(gauge(count));
-        }
-        let waits = [
-            (DeleteWait::Readers, readers),
-            (DeleteWait::Grace, grace),
-            (DeleteWait::Rate, rate),
-            (DeleteWait::Refused, refused),
-        ];
-        for (why, bytes) in waits {
-            metrics.forgotten_bytes.of(why).set(gauge(bytes));
-        }
-        let (memory, memory_limit) = self.catalog.memory_bytes();
-        metrics.catalog_memory_bytes.set(gauge(memory));
-        metrics.catalog_memory_limit_bytes.set(gauge(memory_limit));
-        metrics.clock_behind.set(self.clock.behind().as_secs_f64());
-        metrics.delete_queue.set(gauge(file_counts[2]));
-        metrics.physical_bytes.set(gauge(space.physical_bytes));
-        metrics.reclaim_lag.set(lag.as_secs_f64());
-        metrics.live_bytes.set(gauge(space.live_bytes));
-        metrics.inline_bytes.set(gauge(space.inline_bytes));
-        metrics.space_amplification.set(space.amplification());
+        Self::refresh_metrics_of(&self.metrics, std::iter::once(self));
+    }
+
+    /// The same for all `engines` of a daemon that share `metrics`: what they have is added up.
+    pub fn refresh_metrics_of<'a>(metrics: &Metrics, engines: impl Iterator<Item = &'a Self>) {
+        let mut all = GaugeFigures::default();
+        engines.for_each(|engine| all.add(engine));
+        all.show(metrics);
     }
 
     /// All physical files that the catalog knows, by name.
@@ -252,6 +231,62 @@ impl Engine {
     /// Bytes in total.
     pub fn space_usage(&self) -> SpaceUsage {
         self.catalog.space()
+    }
+}
+
+/// What gauges show of the engines of a daemon.
+#[derive(Default)]
+struct GaugeFigures {
+    files: [u64; 3],
+    waiting: DeletionBacklog,
+    space: SpaceUsage,
+    memory: u64,
+    memory_limit: u64,
+    clock_behind: Duration,
+    lag: Duration,
+}
+
+impl GaugeFigures {
+    fn add(&mut self, engine: &Engine) {
+        let CatalogFigures { space, file_counts, forgotten, jobs } = engine.catalog.figures();
+        let (_, lag) = engine.reclaim.watch.above(&jobs);
+        engine.writes.refresh();
+        for (all, count) in self.files.iter_mut().zip(file_counts) {
+            *all += count;
+        }
+        self.waiting = self.waiting.plus(&engine.reclaim.watch.waiting(&forgotten, engine.clock.ages()));
+        self.space = self.space.plus(&space);
+        let (memory, memory_limit) = engine.catalog.memory_bytes();
+        self.memory += memory;
+        self.memory_limit += memory_limit;
+        self.clock_behind = self.clock_behind.max(engine.clock.behind());
+        self.lag = self.lag.max(lag);
+    }
+
+    fn show(&self, metrics: &Metrics) {
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let Self { files, waiting, space, memory, memory_limit, clock_behind, lag } = self;
+        for (status, count) in [FileStatus::Open, FileStatus::Closed, FileStatus::Forgotten].into_iter().zip(files) {
+            metrics.files.of(status).set(gauge(*count));
+        }
+        let waits = [
+            (DeleteWait::Readers, waiting.readers),
+            (DeleteWait::Grace, waiting.grace),
+            (DeleteWait::Rate, waiting.rate),
+            (DeleteWait::Refused, waiting.refused),
+        ];
+        for (why, bytes) in waits {
+            metrics.forgotten_bytes.of(why).set(gauge(bytes));
+        }
+        metrics.catalog_memory_bytes.set(gauge(*memory));
+        metrics.catalog_memory_limit_bytes.set(gauge(*memory_limit));
+        metrics.clock_behind.set(clock_behind.as_secs_f64());
+        metrics.delete_queue.set(gauge(files[2]));
+        metrics.physical_bytes.set(gauge(space.physical_bytes));
+        metrics.reclaim_lag.set(lag.as_secs_f64());
+        metrics.live_bytes.set(gauge(space.live_bytes));
+        metrics.inline_bytes.set(gauge(space.inline_bytes));
+        metrics.space_amplification.set(space.amplification());
     }
 }
 

@@ -71,7 +71,7 @@ impl Stopped {
     /// # Errors
     /// [`StoppedError`].
     pub async fn exists(settings: &Settings) -> Result<(), StoppedError> {
-        match identity::look(settings, &Metrics::new()).await? {
+        match identity::look(settings, None, &Metrics::new()).await? {
             StoreStanding::New => Err(StoppedError::NoCatalog(settings.store.url.to_string())),
             _ => Ok(()),
         }
@@ -91,7 +91,7 @@ impl Stopped {
     async fn recorded(settings: &Settings) -> Result<Self, StoppedError> {
         let metrics = Metrics::new();
         let no_catalog = || StoppedError::NoCatalog(settings.store.url.to_string());
-        if identity::look(settings, &metrics).await? == StoreStanding::New {
+        if identity::look(settings, None, &metrics).await? == StoreStanding::New {
             return Err(no_catalog());
         }
         let mut state = CatalogState::default();
@@ -145,7 +145,7 @@ impl Stopped {
         // Opened and closed first: there must be a catalog, and a new one is not wanted.
         Self::recorded(settings).await?.close().await?;
         let (metrics, clock) = (Metrics::new(), Clock::System.floored());
-        let standing = identity::look(settings, &metrics).await?;
+        let standing = identity::look(settings, None, &metrics).await?;
         let placement = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
         let entropy = Entropy::from_os(clock.clone());
         let progress = StartProgress::default();

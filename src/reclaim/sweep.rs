@@ -96,6 +96,14 @@ pub struct Sweeper {
     aside: HashMap<PhysicalFileId, Instant>,
     last: Option<Instant>,
     forced: bool,
+    /// As many of them as the metric has been told of, beside those of other shards.
+    told: i64,
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.metrics.unnamed_files.sub(self.told);
+    }
 }
 
 crate::runtime::opaque_debug!(Sweeper);
@@ -107,7 +115,7 @@ impl Sweeper {
         let writing = settings.reclaim.delete_grace.max(writing);
         let grace = settings.reclaim.sweep_grace.max(writing);
         let (seen, aside) = (HashMap::new(), HashMap::new());
-        Self { catalog, store, metrics, writing, grace, seen, aside, last: None, forced: false }
+        Self { catalog, store, metrics, writing, grace, seen, aside, last: None, forced: false, told: 0 }
     }
 
     pub(super) fn force(&mut self) {
@@ -239,8 +247,9 @@ impl Sweeper {
         Ok(())
     }
 
-    fn count(&self) {
-        self.metrics.unnamed_files.set((self.seen.len() + self.aside.len()) as i64);
+    fn count(&mut self) {
+        let now = (self.seen.len() + self.aside.len()) as i64;
+        self.metrics.unnamed_files.add(now - std::mem::replace(&mut self.told, now));
     }
 
     /// Lists the files in `lost+found/`, and for how long each stays; it is `now`.

@@ -471,6 +471,14 @@ struct Guarded {
     metrics: Metrics,
 }
 
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        if self.lost.get_mut().is_some() {
+            self.metrics.store_lost.dec();
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Looked {
     at: Instant,
@@ -599,7 +607,8 @@ impl StoreGuard {
     /// Tells once when the store is lost, and once when it is back.
     fn settle(&self, found: Result<(), NotTheStore>) -> Result<(), NotTheStore> {
         let was_lost = std::mem::replace(&mut *self.0.lost.lock(), found.clone().err()).is_some();
-        self.0.metrics.store_lost.set(i64::from(found.is_err()));
+        // Other shards of the daemon count, too.
+        self.0.metrics.store_lost.add(i64::from(found.is_err()) - i64::from(was_lost));
         match (&found, was_lost) {
             (Err(error), false) => {
                 tracing::error!(%error, "the store is not there: nothing is deleted and no file is begun until it is back");

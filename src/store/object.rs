@@ -106,6 +106,12 @@ impl ObjectFiles {
         Self { copy, ..self }
     }
 
+    /// The same below folders of this place, without a local copy.
+    pub(super) fn below(&self, folders: &[String]) -> Self {
+        let prefix = folders.iter().fold(self.prefix.clone(), |path, folder| path.join(folder.as_str()));
+        Self { prefix, copy: None, ..self.clone() }
+    }
+
     pub(super) fn copy(&self) -> Option<&LocalCopy> {
         self.copy.as_ref()
     }

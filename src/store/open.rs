@@ -24,7 +24,7 @@ use super::{
 };
 use crate::config::{StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
-use crate::model::PhysicalFileId;
+use crate::model::{PhysicalFileId, ShardOf};
 use crate::runtime::{Clock, Entropy};
 
 /// A store that was tried, and the catalog's place beside it.
@@ -36,6 +36,17 @@ pub struct OpenedStore {
     pub catalog: Placement,
     /// The room on the local disks of both.
     pub space: DiskSpace,
+}
+
+impl OpenedStore {
+    /// The place of one shard: the same client, and names below the shard's folder. `settings` are the shard's, and say whether it has
+    /// a local copy.
+    pub async fn of_shard(&self, shard: ShardOf, settings: &StoreSettings, metrics: &Metrics) -> Self {
+        let (Some(folders), DataStore::Object(files)) = (shard.folder(), &self.data) else { return self.clone() };
+        let copy = local_copy(settings, metrics).await;
+        let data = DataStore::Object(files.below(&folders).with_copy(copy));
+        Self { data, catalog: self.catalog.below(&folders), space: self.space.clone() }
+    }
 }
 
 /// Why a store cannot be used.

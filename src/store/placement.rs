@@ -44,6 +44,18 @@ impl Placement {
         }
     }
 
+    /// The place of the catalog of a store that is in `folders` of this one's. Only on an object store there are such.
+    #[must_use]
+    pub fn below(&self, folders: &[String]) -> Self {
+        let mut below = self.clone();
+        if let Self::Object { prefix, .. } = &mut below {
+            let mut parts: Vec<_> = prefix.parts().map(|part| part.as_ref().to_owned()).collect();
+            let catalog = parts.pop();
+            *prefix = Path::from_iter(parts.iter().chain(folders).chain(&catalog).map(String::as_str));
+        }
+        below
+    }
+
     /// The disk that it is on; `None` where it is on no disk of this machine.
     pub fn disk(&self) -> Option<&DiskSpace> {
         match self {

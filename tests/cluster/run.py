@@ -54,7 +54,7 @@ def failover(frame, options):
 
 def suite(frame, options):
     versitygw = tools.prepare_versitygw(options.cache, frame.say)
-    cluster = Daemons(frame.processes, frame.folder, options.esker, versitygw, options.delay / 1000)
+    cluster = Daemons(frame.processes, frame.folder, options.esker, versitygw, options.delay / 1000, options.shards)
     frame.say(f"three daemons answer at {cluster.proxy}")
     env = dict(os.environ, ESKER_S3_ENDPOINT=cluster.proxy, ESKER_S3_ACCESS=ACCESS, ESKER_S3_SECRET=SECRET,
                ESKER_S3_BUCKET=BUCKET, ESKER_API=f"http://127.0.0.1:{cluster.daemons[1].api}",
@@ -74,6 +74,7 @@ def main():
     add_program_and_cache(parser, "boto3 and the S3 server are kept")
     parser.add_argument("--rounds", type=int, default=6, help="of failover (default 6)")
     parser.add_argument("--delay", type=float, default=50, help="milliseconds more for each request to the S3 server (default 50)")
+    parser.add_argument("--shards", type=int, default=1, help="of the store of suite (default 1)")
     parser.add_argument("--keep", action="store_true", help="keeps logs and data")
     parser.add_argument("arguments", nargs="*", help="of pytest, or of `esker bench failover`; behind --")
     options = parsed(parser)

@@ -33,6 +33,7 @@ mod reclaim;
 mod requests;
 mod restore;
 mod s3_server;
+mod shards;
 mod start;
 mod support;
 mod takeover;

@@ -38,7 +38,7 @@ const CIRCLES: [(&str, &[&str]); 3] = [
 
 /// The same with `mod.rs`: what the folder is about stands in it together with what drives the folder's files.
 const CIRCLES_THROUGH_MOD: [(&str, &[&str]); 8] = [
-    ("api/s3", &["access", "again", "mod", "objects", "ops"]),
+    ("api/s3", &["access", "again", "copies", "mod", "objects", "ops"]),
     ("catalog/slate", &["disk", "group", "marker", "mod", "scan", "successor", "ticks"]),
     ("catalog/state", &["files", "memory", "mod", "segments", "store", "uploads", "views"]),
     (

@@ -23,14 +23,18 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use s3s::{HttpError, HttpResponse, StdError};
 
-use super::route::{Here, RouteTo, Routes};
+use super::route::{Here, RouteTo, Routes, ShardRoutes};
+use super::target::RequestTarget;
 use crate::api::exchange::Exchange;
-use crate::api::s3::{InPlace, PassedBody};
+use crate::api::s3::{Hosts, InPlace, PassedBody};
+use crate::api::shards::calls::{self, EngineCall};
+use crate::api::shards::siblings::CallEngine;
 use crate::cluster::maps::ClusterMaps;
 use crate::cluster::peer::{self, PeerBody, PeerLink};
 use crate::cluster::proof::NotProven;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{HeldOutcome, RejectReason};
+use crate::model::Routing;
 use crate::runtime::{ByteBudget, Clock, PaidBytes};
 
 /// For so long a request is held that nobody can answer.
@@ -43,6 +47,8 @@ const PING_PATIENCE: Duration = Duration::from_secs(1);
 const KEPT_BYTES_MAX: u64 = 1 << 20;
 /// The same for this daemon's own engine.
 const KEPT_HERE_BYTES_MAX: u64 = 64 << 10;
+/// Names a request that has the same outcome when it is sent again.
+const IDEMPOTENT: &str = "idempotency-key";
 /// Headers that are about one connection.
 const OF_ONE_CONNECTION: [HeaderName; 9] = [
     CONNECTION,
@@ -59,14 +65,38 @@ const OF_ONE_CONNECTION: [HeaderName; 9] = [
 /// Has requests answered. Clones share everything.
 #[derive(Clone)]
 pub struct Dispatcher {
-    routes: Routes,
+    routes: ShardRoutes,
     maps: Arc<ClusterMaps>,
+    hosts: Arc<Hosts>,
     /// For bodies that are kept.
     kept: ByteBudget,
     metrics: Metrics,
 }
 
 crate::runtime::opaque_debug!(Dispatcher);
+
+/// The door of a member at which a request came that a peer has passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerDoor {
+    /// The S3 door.
+    S3,
+    /// The native API.
+    Api,
+    /// None: the member asks for itself.
+    Engine,
+}
+
+impl PeerDoor {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            S3::NAME => Some(Self::S3),
+            Api::NAME => Some(Self::Api),
+            Calls::NAME => Some(Self::Engine),
+            _ => None,
+        }
+    }
+}
 
 /// Why a request was not answered by the engine of any daemon; it may be repeated.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +112,12 @@ pub enum Unanswered {
     /// Its body did not arrive.
     #[error("the body of the request did not arrive")]
     Body,
+    /// The store is divided, and that is not done over several shards. It may not be repeated.
+    #[error("{0} is not implemented where the store is divided into several shards")]
+    NotOverShards(String),
+    /// None of the shards has them.
+    #[error("there are no segments {0}")]
+    NoSegments(String),
 }
 
 /// What becomes of one attempt.
@@ -158,6 +194,28 @@ impl DispatchedDoor for S3 {
     }
 }
 
+/// The engine itself: calls of members.
+struct Calls;
+
+impl DispatchedDoor for Calls {
+    type Answer = Response<AxumBody>;
+
+    const NAME: &'static str = "engine";
+
+    fn here(&self, here: &Here, request: Request<PeerBody>) -> BoxFuture<'static, Self::Answer> {
+        let (engine, body) = (here.engine.clone(), AxumBody::new(request.into_body()));
+        Box::pin(async move { calls::answer(&engine, body).await })
+    }
+
+    fn status(answer: &Self::Answer) -> StatusCode {
+        answer.status()
+    }
+
+    fn there(answer: Response<Incoming>) -> Self::Answer {
+        answer.map(AxumBody::new)
+    }
+}
+
 struct Api;
 
 impl DispatchedDoor for Api {
@@ -191,7 +249,7 @@ impl InPlace for Dispatcher {
     ) -> BoxFuture<'static, Result<Result<HttpResponse, HttpError>, String>> {
         let dispatcher = self.clone();
         Box::pin(async move {
-            let answered = dispatcher.dispatch(&S3, request).await;
+            let answered = dispatcher.s3(request).await;
             answered.map_err(|error| {
                 dispatcher.metrics.rejected.of(RejectReason::Unavailable).inc();
                 error.to_string()
@@ -200,48 +258,109 @@ impl InPlace for Dispatcher {
     }
 }
 
+impl CallEngine for Dispatcher {
+    fn call_engine(&self, shard: u32, call: &EngineCall) -> BoxFuture<'static, Result<Response<AxumBody>, String>> {
+        let (dispatcher, call) = (self.clone(), call.clone());
+        Box::pin(async move { dispatcher.call(shard, &call).await.map_err(|error| error.to_string()) })
+    }
+}
+
 impl Dispatcher {
     /// Leads requests where `routes` say. Bodies that are kept take up to `kept_bytes_max`.
-    pub fn new(routes: Routes, maps: Arc<ClusterMaps>, kept_bytes_max: u64, metrics: Metrics) -> Self {
+    /// Buckets are in host names below `domains`.
+    pub fn new(
+        routes: ShardRoutes,
+        maps: Arc<ClusterMaps>,
+        domains: Vec<String>,
+        kept_bytes_max: u64,
+        metrics: Metrics,
+    ) -> Self {
         let kept = ByteBudget::new(kept_bytes_max, metrics.in_flight_bytes.clone());
-        Self { routes, maps, kept, metrics }
+        Self { routes, maps, hosts: Arc::new(Hosts { domains }), kept, metrics }
     }
 
-    /// Answers a request that came to the native API.
+    /// Where keys and jobs are.
+    ///
+    /// # Errors
+    /// [`Unanswered::Nobody`] if that is not known for long: the daemon has not joined yet.
+    pub(super) async fn routing(&self) -> Result<Routing, Unanswered> {
+        let shards = self.routes.known(HELD).await.len();
+        let shards = u32::try_from(shards).ok().filter(|shards| *shards > 0).ok_or(Unanswered::Nobody)?;
+        Ok(Routing::over(shards))
+    }
+
+    /// Any shard whose owner asks the others: this daemon's first one, or else the first one.
+    fn any_shard(&self) -> u32 {
+        self.routes.here().first().map_or(0, |here| here.shard)
+    }
+
+    async fn s3(&self, request: Request<PeerBody>) -> Result<Result<HttpResponse, HttpError>, Unanswered> {
+        let routing = self.routing().await?;
+        let (head, body) = request.into_parts();
+        let shard = match RequestTarget::of_s3(&head, &self.hosts, routing) {
+            _ if routing.shards() == 1 => 0,
+            RequestTarget::Shard(shard) => shard,
+            _ => self.any_shard(),
+        };
+        self.dispatch(&S3, shard, Request::from_parts(head, body)).await
+    }
+
+    /// Has a request that came to the native API answered by the owner of one shard.
     ///
     /// # Errors
     /// [`Unanswered`].
-    pub async fn api(&self, request: Request<AxumBody>) -> Result<Response<AxumBody>, Unanswered> {
-        self.dispatch(&Api, request.map(boxed)).await
+    pub async fn api(&self, shard: u32, request: Request<AxumBody>) -> Result<Response<AxumBody>, Unanswered> {
+        self.dispatch(&Api, shard, request.map(boxed)).await
+    }
+
+    /// Has the engine of a shard answer a call.
+    ///
+    /// # Errors
+    /// [`Unanswered`].
+    pub(super) async fn call(&self, shard: u32, call: &EngineCall) -> Result<Response<AxumBody>, Unanswered> {
+        let bytes = serde_json::to_vec(call).map_err(|_| Unanswered::Body)?;
+        let body = Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync();
+        let mut request = Request::post("http://peer/").body(body).map_err(|_| Unanswered::Body)?;
+        if call.is_repeatable() {
+            request.headers_mut().insert(IDEMPOTENT, HeaderValue::from_static("call"));
+        }
+        self.dispatch(&Calls, shard, request).await
     }
 
     /// The same for a request that a peer has passed on: by this daemon or not at all.
     ///
     /// None if this daemon may not answer; then it was not carried out, or nobody knows.
-    pub async fn of_peer(&self, s3: bool, request: Request<AxumBody>) -> Option<Response<AxumBody>> {
-        let RouteTo::Here(here) = self.routes.now() else { return None };
+    pub async fn of_peer(&self, door: PeerDoor, shard: u32, request: Request<AxumBody>) -> Option<Response<AxumBody>> {
+        let RouteTo::Here(here) = self.routes.of(shard)?.now() else { return None };
         let request = request.map(boxed);
-        if s3 {
-            return match self.try_here(&S3, &here, request).await? {
+        match door {
+            PeerDoor::S3 => match self.try_here(&S3, &here, request).await? {
                 Ok(answer) => Some(answer.map(AxumBody::new)),
                 Err(error) => {
                     tracing::debug!(?error, "a request that a peer passed on");
                     Some(Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR).body(AxumBody::empty()).ok()?)
                 }
-            };
+            },
+            PeerDoor::Api => self.try_here(&Api, &here, request).await,
+            PeerDoor::Engine => self.try_here(&Calls, &here, request).await,
         }
-        self.try_here(&Api, &here, request).await
     }
 
-    async fn dispatch<D: DispatchedDoor>(&self, door: &D, request: Request<PeerBody>) -> Result<D::Answer, Unanswered> {
+    async fn dispatch<D: DispatchedDoor>(
+        &self,
+        door: &D,
+        shard: u32,
+        request: Request<PeerBody>,
+    ) -> Result<D::Answer, Unanswered> {
+        let routes = self.routes.of(shard).ok_or(Unanswered::Nobody)?;
         let (head, body) = request.into_parts();
         let len = body.size_hint().exact();
         let mut sending = if len == Some(0) { Sending::Nothing } else { Sending::Streamed(body) };
         let mut held = HeldRequest { since: None, outcome: HeldOutcome::GivenUp, metrics: &self.metrics };
-        let mut route = self.routes.now();
+        let mut route = routes.now();
         loop {
             let attempt = match &route {
-                RouteTo::Nobody if self.routes.have_ended() => return Err(Unanswered::Nobody),
+                RouteTo::Nobody if routes.have_ended() => return Err(Unanswered::Nobody),
                 RouteTo::Nobody => Attempt::NotSent(sending),
                 RouteTo::Here(here) => {
                     sending = self.kept_if_there_is_room(sending, len, KEPT_HERE_BYTES_MAX).await?;
@@ -249,7 +368,7 @@ impl Dispatcher {
                 }
                 RouteTo::There(link) => {
                     sending = self.kept_if_there_is_room(sending, len, KEPT_BYTES_MAX).await?;
-                    self.there::<D>(&route, link, &head, sending).await
+                    self.there::<D>(&routes, shard, &route, link, &head, sending).await
                 }
             };
             sending = match attempt {
@@ -266,7 +385,7 @@ impl Dispatcher {
             let left = held.left().ok_or(Unanswered::Nobody)?;
             // The same one may answer again: it was only its connection that ended.
             let pause = if matches!(route, RouteTo::Nobody) { left } else { PAUSE.min(left) };
-            route = self.routes.other_than(&route, pause).await;
+            route = routes.other_than(&route, pause).await;
         }
     }
 
@@ -332,6 +451,8 @@ impl Dispatcher {
 
     async fn there<D: DispatchedDoor>(
         &self,
+        routes: &Routes,
+        shard: u32,
         route: &RouteTo,
         link: &PeerLink,
         head: &Parts,
@@ -340,7 +461,7 @@ impl Dispatcher {
         let number = self.maps.known().number;
         // What cannot be sent twice is sent to who answers for sure.
         let serves = match &sending {
-            Sending::Streamed(_) => link.ping(number, PING_PATIENCE).await.map(|pong| pong.serves),
+            Sending::Streamed(_) => link.ping(number, PING_PATIENCE).await.map(|pong| pong.has(shard)),
             _ => Ok(true),
         };
         let connection = match serves {
@@ -350,24 +471,26 @@ impl Dispatcher {
         };
         let Ok(Some(connection)) = connection else {
             tracing::debug!(?connection, "a request waits for its peer");
-            self.routes.suspect();
+            routes.suspect();
             return Attempt::NotSent(sending);
         };
         let Some((body, again)) = sending.sent() else { return Attempt::Unknown(Sending::Gone) };
-        let Some(request) = passed_on(D::NAME, head, body) else { return Attempt::Unknown(Sending::Gone) };
-        if let Some(exchange) = Exchange::current() {
+        let Some(request) = passed_on(D::NAME, shard, head, body) else { return Attempt::Unknown(Sending::Gone) };
+        if D::NAME != Calls::NAME
+            && let Some(exchange) = Exchange::current()
+        {
             exchange.note(|notes| notes.operation = Some(format!("passed on to {}", link.member().id)));
         }
         let sent = link.pass_on(connection, request, number);
         let answer = tokio::select! {
             answer = sent => answer,
             // Another one answers by now, or this one has been missed for long.
-            () = self.routes.gone(route, HELD) => return Attempt::Unknown(again),
+            () = routes.gone(route, HELD) => return Attempt::Unknown(again),
         };
         match answer {
             // It means another process, or does not take this one for a member: nothing was carried out.
             Ok(answer) if answer.status() == StatusCode::MISDIRECTED_REQUEST || peer::number(&answer).is_none() => {
-                self.routes.suspect();
+                routes.suspect();
                 Attempt::NotSent(again)
             }
             Ok(mut answer) => {
@@ -377,7 +500,7 @@ impl Dispatcher {
             }
             Err(error) => {
                 tracing::debug!(%error, "a peer did not answer");
-                self.routes.suspect();
+                routes.suspect();
                 Attempt::Unknown(again)
             }
         }
@@ -440,13 +563,13 @@ fn is_repeatable(head: &Parts) -> bool {
         Method::GET | Method::HEAD => true,
         Method::PUT => !conditional && head.uri.path().trim_matches('/').contains('/'),
         Method::DELETE => !conditional && !has("uploadId") && head.uri.path().trim_matches('/').contains('/'),
-        Method::POST => has("delete") || head.headers.contains_key("idempotency-key"),
+        Method::POST => has("delete") || head.headers.contains_key(IDEMPOTENT),
         _ => false,
     }
 }
 
 /// A request as a peer gets it. None if its head is none that HTTP/2 can carry.
-fn passed_on(door: &'static str, head: &Parts, body: PeerBody) -> Option<Request<PeerBody>> {
+fn passed_on(door: &'static str, shard: u32, head: &Parts, body: PeerBody) -> Option<Request<PeerBody>> {
     let mut headers = head.headers.clone();
     let mut hops = vec![];
     for name in OF_ONE_CONNECTION {
@@ -460,6 +583,7 @@ fn passed_on(door: &'static str, head: &Parts, body: PeerBody) -> Option<Request
     // `Expect` stays, because it may be signed. The one who waits for `100 Continue` gets it as soon as the body is wanted here.
     headers.remove(HOST);
     headers.insert(peer::DOOR, HeaderValue::from_static(door));
+    headers.insert(peer::SHARD, HeaderValue::from(shard));
     for hop in hops {
         headers.append(peer::HOP, hop);
     }

@@ -1,5 +1,6 @@
 //! What a member of a cluster answers itself: to health checks, about the cluster, and to its peers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,16 +16,18 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
-use super::dispatch::Dispatcher;
-use super::route::{RouteTo, Routes};
+use super::dispatch::{Dispatcher, PeerDoor, Unanswered};
+use super::route::{RouteTo, Routes, ShardRoutes};
+use super::spread;
 use crate::api::admin::{all_taken, exposed, not_ready, readiness};
 use crate::api::keys::KeyRing;
 use crate::api::peers::{Peer, Peers};
 use crate::api::status::ApiError;
 use crate::cluster::links::PeerLinks;
-use crate::cluster::maps::ClusterMaps;
-use crate::cluster::peer::{self, Pong, VERSION};
+use crate::cluster::maps::{ClusterMaps, NumberedMap};
+use crate::cluster::peer::{self, PeerLink, Pong, VERSION};
 use crate::config::Secret;
+use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{PeerCall, RejectReason};
@@ -32,13 +35,38 @@ use crate::metrics::labels::{PeerCall, RejectReason};
 /// A peer that is asked whether it is there has so long for its answer.
 const PATIENCE: Duration = Duration::from_millis(250);
 
+/// Tells a member to give its shards away, and to take none that another one could have.
+#[derive(Debug, Default)]
+pub struct Drain {
+    told: Notify,
+    drained: AtomicBool,
+}
+
+impl Drain {
+    /// Tells it.
+    pub fn tell(&self) {
+        self.drained.store(true, Ordering::Release);
+        self.told.notify_one();
+    }
+
+    /// Resolves when it is told.
+    pub async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    /// Whether it was ever told.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Ordering::Acquire)
+    }
+}
+
 /// The door of a member. Clones share everything.
 #[derive(Clone)]
 pub struct MemberDoor {
     /// Has clients' requests answered.
     pub dispatcher: Dispatcher,
     /// Who answers them.
-    pub routes: Routes,
+    pub routes: ShardRoutes,
     /// What the cluster has agreed on.
     pub maps: Arc<ClusterMaps>,
     /// The ways to its peers.
@@ -48,7 +76,7 @@ pub struct MemberDoor {
     /// Who may ask about the cluster.
     pub keys: KeyRing,
     /// Told to give its shards away.
-    pub drain: Arc<Notify>,
+    pub drain: Arc<Drain>,
     /// Whether requests are wanted.
     pub ready: Arc<AtomicBool>,
     /// Everything that is counted.
@@ -107,8 +135,16 @@ impl MemberDoor {
         if let Some(number) = said(peer::MAP).and_then(|number| number.parse().ok()) {
             self.maps.hint(number);
         }
-        Some(match said(peer::DOOR) {
-            Some(door) => OfPeer::Request { s3: door == "s3" },
+        let shard = said(peer::SHARD).and_then(|shard| shard.parse().ok()).unwrap_or_default();
+        Some(match said(peer::DOOR).map(PeerDoor::named) {
+            Some(None) => OfPeer::Misdirected,
+            // Whoever makes it needs no key: only members may.
+            Some(Some(PeerDoor::Engine)) if self.token.is_none() && !self.keys.current().lets_everybody_in() => {
+                self.metrics.rejected.of(RejectReason::Auth).inc();
+                let error = ApiError::invalid("esker-peer-token", "calls of members need cluster.token");
+                OfPeer::Refused(error.with_status(StatusCode::UNAUTHORIZED))
+            }
+            Some(Some(door)) => OfPeer::Request { door, shard },
             None => OfPeer::Call(request.method().clone(), request.uri().path().to_owned()),
         })
     }
@@ -122,24 +158,25 @@ impl MemberDoor {
 
 async fn ready(State(door): State<MemberDoor>) -> Response {
     let wanted = door.ready.load(Ordering::Acquire);
-    match door.routes.now() {
-        RouteTo::Here(here) => readiness(Some(&here.engine), wanted),
-        RouteTo::Nobody if wanted => not_ready(&"no daemon of the cluster has the catalog yet"),
-        RouteTo::Nobody | RouteTo::There(_) => readiness(None, wanted),
+    let here = door.routes.here();
+    let nobody = |routes: &Routes| matches!(routes.now(), RouteTo::Nobody);
+    let all = door.routes.all();
+    if here.is_empty() && all.iter().all(nobody) && wanted {
+        return not_ready(&"no daemon of the cluster has the catalog yet");
     }
+    let ill = here.iter().find(|here| here.engine.check().is_err() || here.engine.writes_refused().is_some());
+    readiness(ill.or(here.first()).map(|here| &here.engine), wanted)
 }
 
 async fn metrics(State(door): State<MemberDoor>) -> impl IntoResponse {
-    if let RouteTo::Here(here) = door.routes.now() {
-        here.engine.refresh_metrics();
-    }
+    Engine::refresh_metrics_of(&door.metrics, door.routes.here().iter().map(|here| &here.engine));
     exposed(&door.metrics)
 }
 
 /// What a peer wants.
 enum OfPeer {
     /// A request of a client, that came to its S3 door or to its native API.
-    Request { s3: bool },
+    Request { door: PeerDoor, shard: u32 },
     /// A call of its own.
     Call(Method, String),
     /// It means another process.
@@ -160,11 +197,11 @@ async fn peers_first(State(door): State<MemberDoor>, mut request: Request, next:
     let mut answer = match wanted {
         OfPeer::Refused(error) => return error.into_response(),
         OfPeer::Misdirected => misdirected(),
-        OfPeer::Request { s3 } => {
+        OfPeer::Request { door: at, shard } => {
             for (name, value) in hops {
                 request.headers_mut().append(name, value);
             }
-            door.dispatcher.of_peer(s3, request).await.unwrap_or_else(misdirected)
+            door.dispatcher.of_peer(at, shard, request).await.unwrap_or_else(misdirected)
         }
         OfPeer::Call(method, path) => {
             drop(request);
@@ -193,18 +230,23 @@ async fn of_peer(door: &MemberDoor, method: Method, path: String) -> Response {
     match path.strip_prefix(peer::PATH) {
         Some("ping") => {
             let (id, incarnation) = (me.id.clone(), me.incarnation.clone());
-            let (serves, opens) = (matches!(door.routes.now(), RouteTo::Here(_)), door.routes.here_soon());
+            let shards: Vec<u32> = door.routes.here().iter().map(|here| here.shard).collect();
+            let opening = door.routes.here_soon();
+            let (serves, opens, drained) = (shards.contains(&0), opening.contains(&0), door.drain.is_drained());
             // Last: whoever is told of a map is told what was so after it was known.
-            Json(Pong { id, incarnation, serves, opens, map: door.number() }).into_response()
+            let map = door.number();
+            Json(Pong { id, incarnation, serves, opens, shards, opening, drained, map }).into_response()
         }
         Some("drain") if method == Method::POST => {
-            door.drain.notify_one();
+            door.drain.tell();
             StatusCode::ACCEPTED.into_response()
         }
-        Some("segments") => match door.routes.now() {
-            RouteTo::Here(here) => here.engine.segment_count().to_string().into_response(),
-            _ => StatusCode::MISDIRECTED_REQUEST.into_response(),
-        },
+        // Of all its shards: `<shard> <segments>`, line by line.
+        Some("segments") => {
+            let lines = door.routes.here();
+            let lines = lines.iter().map(|here| format!("{} {}\n", here.shard, here.engine.segment_count()));
+            lines.collect::<String>().into_response()
+        }
         Some(path) => match path.strip_prefix("reach/") {
             Some(incarnation) => {
                 let map = door.maps.known();
@@ -224,8 +266,20 @@ async fn of_peer(door: &MemberDoor, method: Method, path: String) -> Response {
 
 /// A request of a client that is about nothing of this member alone.
 async fn of_client(State(door): State<MemberDoor>, request: Request) -> Response {
-    match door.dispatcher.api(request).await {
+    let headers = request.headers().clone();
+    match spread::answer(&door.dispatcher, request).await {
         Ok(answer) => answer,
+        Err(error @ (Unanswered::NotOverShards(_) | Unanswered::NoSegments(_))) => {
+            // Nobody else has looked who asks.
+            if let Err(error) = door.authorized(&headers, false) {
+                return error.into_response();
+            }
+            match error {
+                Unanswered::NoSegments(_) => ApiError::not_found("segments", error.to_string()),
+                _ => ApiError::invalid("path", error.to_string()).with_status(StatusCode::NOT_IMPLEMENTED),
+            }
+            .into_response()
+        }
         Err(error) => {
             door.metrics.rejected.of(RejectReason::Unavailable).inc();
             ApiError::of(ErrorKind::Unavailable, error.to_string()).into_response()
@@ -252,27 +306,40 @@ async fn status(State(door): State<MemberDoor>, headers: HeaderMap) -> Result<Js
         reachable,
     });
     let members = members.collect();
-    let mut shards = vec![];
-    for ownership in &last.map.owners {
-        let owner = last.map.owner(ownership.shard).map(|(_, member)| member.clone());
-        let segments = match (&owner, door.routes.now()) {
-            (Some(owner), _) if owner.incarnation != me.incarnation => {
-                let link = door.links.to(owner);
-                let told = link.call(Method::GET, "segments", number, PeerCall::Ping, PATIENCE).await.ok();
-                told.and_then(|words| std::str::from_utf8(&words).ok()?.parse().ok())
-            }
-            (Some(_), RouteTo::Here(here)) => Some(here.engine.segment_count()),
-            _ => None,
-        };
-        shards.push(ClusterShard {
-            shard: ownership.shard,
-            owner: owner.map(|owner| owner.id),
-            segments,
+    let counted = segments(&door, &last).await;
+    let of_shard = |shard: u32| {
+        let ownership = last.map.ownership(shard)?;
+        Some(ClusterShard {
+            shard,
+            owner: last.map.owner(shard).map(|(_, owner)| owner.id.clone()),
+            segments: last.map.owner(shard).and_then(|_| counted.get(&shard).copied()),
             since: ownership.since.clone(),
             cause: ownership.how.as_str().to_owned(),
-        });
-    }
+        })
+    };
+    let shards = (0..last.map.shards).filter_map(of_shard).collect();
     Ok(Json(ClusterStatus { map: number, members, shards }))
+}
+
+/// The segments of each shard whose owner tells.
+async fn segments(door: &MemberDoor, last: &NumberedMap) -> HashMap<u32, usize> {
+    let mut counted: HashMap<u32, usize> =
+        door.routes.here().iter().map(|here| (here.shard, here.engine.segment_count())).collect();
+    let owns = |link: &Arc<PeerLink>| {
+        let incarnation = &link.member().incarnation;
+        (0..last.map.shards)
+            .any(|shard| last.map.owner(shard).is_some_and(|(_, owner)| owner.incarnation == *incarnation))
+    };
+    let owners: Vec<_> = door.links.others(&last.map, None).into_iter().filter(owns).collect();
+    let asked = owners.iter().map(|link| link.call(Method::GET, "segments", last.number, PeerCall::Ping, PATIENCE));
+    for words in join_all(asked).await.into_iter().flatten() {
+        let lines = String::from_utf8_lossy(&words).into_owned();
+        counted.extend(lines.lines().filter_map(|line| {
+            let (shard, segments) = line.split_once(' ')?;
+            Some((shard.parse::<u32>().ok()?, segments.parse::<usize>().ok()?))
+        }));
+    }
+    counted
 }
 
 /// Has a member give its shards away.
@@ -287,7 +354,7 @@ async fn drain_member(
         return Err(ApiError::not_found("id", format!("the cluster has no member {id}")));
     };
     if member.incarnation == door.links.me().incarnation {
-        door.drain.notify_one();
+        door.drain.tell();
         return Ok(StatusCode::ACCEPTED);
     }
     let link = door.links.to(member);

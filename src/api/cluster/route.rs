@@ -14,8 +14,10 @@ use crate::cluster::peer::PeerLink;
 use crate::cluster::proof::Proofs;
 use crate::engine::Engine;
 
-/// The engine of this daemon, with its doors.
+/// The engine of this daemon for a shard, with its doors.
 pub struct Here {
+    /// The shard.
+    pub shard: u32,
     /// What answers at the S3 door.
     pub s3: S3Service,
     /// What answers at the native API.
@@ -55,7 +57,63 @@ impl RouteTo {
     }
 }
 
-/// Leads requests to whoever answers. Clones share it.
+/// The routes of all shards. Clones share them.
+#[derive(Debug, Clone)]
+pub struct ShardRoutes(watch::Sender<Arc<[Routes]>>);
+
+impl Default for ShardRoutes {
+    fn default() -> Self {
+        Self(watch::Sender::new(Arc::new([])))
+    }
+}
+
+impl ShardRoutes {
+    /// There are so many shards.
+    pub fn begin(&self, shards: u32) {
+        self.0.send_replace((0..shards).map(|_| Routes::default()).collect());
+    }
+
+    /// Those of all shards, by their numbers; none before it is known how many there are.
+    pub fn all(&self) -> Arc<[Routes]> {
+        self.0.borrow().clone()
+    }
+
+    /// The same, once it is known; none if it is not within `patience`.
+    pub async fn known(&self, patience: Duration) -> Arc<[Routes]> {
+        let mut all = self.0.subscribe();
+        match tokio::time::timeout(patience, all.wait_for(|all| !all.is_empty())).await {
+            Ok(Ok(all)) => all.clone(),
+            _ => self.all(),
+        }
+    }
+
+    /// Those of one shard, if there is such a shard.
+    pub fn of(&self, shard: u32) -> Option<Routes> {
+        self.0.borrow().get(usize::try_from(shard).ok()?).cloned()
+    }
+
+    /// The engines of this daemon, by their shards.
+    pub fn here(&self) -> Vec<Arc<Here>> {
+        let here = |routes: &Routes| match routes.now() {
+            RouteTo::Here(here) => Some(here),
+            RouteTo::Nobody | RouteTo::There(_) => None,
+        };
+        self.0.borrow().iter().filter_map(here).collect()
+    }
+
+    /// The shards that this daemon is about to have.
+    pub fn here_soon(&self) -> Vec<u32> {
+        let all = self.0.borrow();
+        (0..).zip(all.iter()).filter(|(_, routes)| routes.here_soon()).map(|(shard, _)| shard).collect()
+    }
+
+    /// Nobody leads to another one any more: this daemon is about to end.
+    pub fn end(&self) {
+        self.0.borrow().iter().for_each(Routes::end);
+    }
+}
+
+/// Leads requests to whoever answers for a shard. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Routes {
     now: watch::Sender<RouteTo>,

@@ -60,6 +60,7 @@ pub(super) async fn restore_job(
         _ => error,
     };
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
+    native.check_shard("from", &from)?;
     let claim = match mode.as_deref() {
         None | Some("claim") => Claim::Claim,
         Some("no-claim") => Claim::NoClaim,

@@ -15,7 +15,7 @@ use crate::api::unread::BodyError;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
-use crate::model::{About, CheckpointId, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
+use crate::model::{About, CheckpointId, IdempotencyKey, JobId, Label, ShardOf, StateScope, SubtaskKey, Writer};
 use crate::runtime::{Clock, Payer};
 use esker_client::wire::PutParams;
 
@@ -27,6 +27,8 @@ pub struct Native {
     /// The limits for bodies.
     pub(super) admission: Admission,
     keys: KeyRing,
+    /// The part of the store that the engine has.
+    shard: ShardOf,
 }
 
 crate::runtime::opaque_debug!(Native);
@@ -36,7 +38,28 @@ impl Native {
     pub fn new(engine: Engine, keys: KeyRing) -> Self {
         let limits = &engine.settings().limits;
         let admission = Admission { silence_max: limits.body_timeout, metrics: engine.metrics().clone() };
-        Self { engine, admission, keys }
+        Self { engine, admission, keys, shard: ShardOf::WHOLE }
+    }
+
+    /// The same, whose engine has one shard of several.
+    #[must_use]
+    pub fn of_shard(self, shard: ShardOf) -> Self {
+        Self { shard, ..self }
+    }
+
+    /// Refuses a job of another shard.
+    ///
+    /// # Errors
+    /// 501.
+    pub(super) fn check_shard(&self, field: &'static str, job: &JobId) -> Result<(), ApiError> {
+        if self.shard.routing().of_job(job.as_str()) == self.shard.shard {
+            return Ok(());
+        }
+        let message = format!(
+            "going on from a checkpoint of {job} is not implemented, because that job is in another shard of the store: jobs are in one \
+             shard if the first two parts of their ids are the same, such as team/app/1 and team/app/2"
+        );
+        Err(ApiError::invalid(field, message).with_status(StatusCode::NOT_IMPLEMENTED))
     }
 
     /// An error of the engine as it is answered. Who is turned away counts.

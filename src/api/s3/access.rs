@@ -12,14 +12,15 @@ use s3s::dto::{
 use s3s::path::S3Path;
 use s3s::{S3ErrorCode, S3Request, S3Result};
 
+use super::copies::bucket_source;
 use super::errors::{OrS3, refuse};
 use super::gate::{OperationCell, XML_BYTES_MAX};
 use super::grants::{denied, grants, signer};
-use super::objects::bucket_source;
 use super::surface;
 use crate::api::keys::KeyRing;
+use crate::api::shards::siblings::Siblings;
 use crate::config::LimitsSettings;
-use crate::engine::EngineError;
+use crate::engine::{Engine, EngineError};
 use crate::runtime::{ByteBudget, PaidBytes, Payer};
 
 /// Operations whose body does not end up in memory as a whole.
@@ -35,6 +36,8 @@ pub(super) struct Guard {
     pub keys: KeyRing,
     pub budget: ByteBudget,
     pub limits: LimitsSettings,
+    /// Where the keys of other shards are, if the engine has one shard of several.
+    pub shard: Option<(Siblings, Engine)>,
 }
 
 #[async_trait::async_trait]
@@ -73,6 +76,15 @@ impl S3Access for Guard {
         })?;
         // Only who may come in learns what is done here.
         surface::check(&operation, cx.headers(), cx.uri())?;
+        if let (Some((siblings, engine)), S3Path::Object { bucket, key }) = (&self.shard, cx.s3_path()) {
+            if siblings.elsewhere(bucket, key).is_some() {
+                // Never stored where nobody looks for it.
+                return Err(refuse(S3ErrorCode::InternalError, "the request was led to the owner of another key"));
+            }
+            if matches!(engine.check_bucket(bucket), Err(EngineError::Refused(_))) {
+                siblings.adopt_bucket(engine, bucket).await.or_s3()?;
+            }
+        }
         self.pay(&operation, cx).await
     }
 

@@ -43,7 +43,11 @@ impl S3Door {
         req: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let bucket = req.input.bucket;
-        match self.engine.create_bucket(&bucket).await {
+        let created = match &self.siblings {
+            None => self.engine.create_bucket(&bucket).await,
+            Some(siblings) => siblings.create_bucket(&self.engine, &bucket).await,
+        };
+        match created {
             // Whoever owns a bucket may create it again in this region, as on S3, and nowhere else.
             Err(EngineError::Refused(Refusal::BucketExists(_)))
                 if self.engine.settings().server.region == REGION_WITHOUT_NAME => {}
@@ -57,7 +61,10 @@ impl S3Door {
         req: S3Request<DeleteBucketInput>,
     ) -> S3Result<S3Response<DeleteBucketOutput>> {
         let bucket = req.input.bucket;
-        self.engine.delete_bucket(&bucket).await.or_s3()?;
+        match &self.siblings {
+            None => self.engine.delete_bucket(&bucket).await.or_s3()?,
+            Some(siblings) => siblings.delete_bucket(&self.engine, &bucket).await.or_s3()?,
+        }
         Ok(S3Response::new(DeleteBucketOutput {}))
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HOST};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,7 +29,7 @@ use s3s::{Body, HttpError, HttpRequest, HttpResponse, S3Error, S3ErrorCode, S3Re
 use super::checksums::{BodyHasher, Claims, EtagNeeds};
 use super::chunked::{Framing, framed};
 use super::errors::{self, BodyFault, not_implemented, payload_hash_mismatch, refuse};
-use super::hosts::Hosts;
+use super::hosts::{Hosts, host_of};
 use super::intake::Unchecked;
 use super::mismatch::{Checker, SentHead};
 use super::request_xml::{self, Document};
@@ -275,24 +275,13 @@ impl Gate {
 
     /// What a head says of itself, true or not: the access log tells of those, too, that are refused.
     fn note_head(&self, uri: &Uri, headers: &HeaderMap, notes: &mut ExchangeNotes) {
-        let (bucket, key) = self.place(uri, headers);
+        let (bucket, key) = self.hosts.place(uri, headers);
         if let (Some(bucket), Some(key)) = (&bucket, &key) {
             let about = KeyLayout::of(bucket, key).about;
             notes.job = Some(about.job.to_string());
         }
         (notes.bucket, notes.key) = (bucket, key);
         notes.key_id = signature::claimed_key(uri, headers);
-    }
-
-    /// Bucket and key of an address, as they are read.
-    fn place(&self, uri: &Uri, headers: &HeaderMap) -> (Option<String>, Option<String>) {
-        let path = percent_decode_str(uri.path().strip_prefix('/').unwrap_or_default()).decode_utf8_lossy();
-        let (bucket, key) = match self.hosts.bucket(host_of(uri, headers)) {
-            Some(bucket) => (bucket, &*path),
-            None => path.split_once('/').unwrap_or((&path, "")),
-        };
-        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        (some(bucket), some(key))
     }
 
     /// Refuses what s3s would do and should not, and prepares the rest for it.
@@ -537,11 +526,6 @@ fn body_hasher(headers: &HeaderMap) -> S3Result<Option<BodyHasher>> {
 }
 
 /// The host that a request is for.
-fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    host.or_else(|| Some(uri.authority()?.as_str())).unwrap_or_default()
-}
-
 fn is_form(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")

@@ -1,16 +1,30 @@
 //! Virtual hosts: buckets in host names.
 
+use http::header::HOST;
+use http::{HeaderMap, Uri};
+use percent_encoding::percent_decode_str;
 use s3s::S3Result;
 use s3s::host::{S3Host, VirtualHost};
 
 /// Host names below which the first label is a bucket. No other host name ever is one.
 #[derive(Debug, Clone)]
-pub(super) struct Hosts {
+pub struct Hosts {
     /// In lower case.
     pub domains: Vec<String>,
 }
 
 impl Hosts {
+    /// Bucket and key of an address, as they are read.
+    pub fn place(&self, uri: &Uri, headers: &HeaderMap) -> (Option<String>, Option<String>) {
+        let path = percent_decode_str(uri.path().strip_prefix('/').unwrap_or_default()).decode_utf8_lossy();
+        let (bucket, key) = match self.bucket(host_of(uri, headers)) {
+            Some(bucket) => (&*bucket.to_ascii_lowercase(), &*path),
+            None => path.split_once('/').unwrap_or((&path, "")),
+        };
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        (some(bucket), some(key))
+    }
+
     /// The bucket in a host name.
     pub(super) fn bucket<'a>(&self, host: &'a str) -> Option<&'a str> {
         let name = match host.rsplit_once(':') {
@@ -24,6 +38,12 @@ impl Hosts {
             (!bucket.is_empty()).then_some(bucket)
         })
     }
+}
+
+/// The host that a request goes to.
+pub(super) fn host_of<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| Some(uri.authority()?.as_str())).unwrap_or_default()
 }
 
 impl S3Host for Hosts {

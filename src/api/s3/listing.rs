@@ -167,11 +167,18 @@ impl ListingPage {
 
 impl S3Door {
     async fn page(&self, bucket: &str, query: ListQuery<'_>, encoding: Encoding) -> S3Result<ListingPage> {
-        self.engine.check_bucket(bucket).or_s3()?;
         if query.max == 0 {
+            self.check_bucket(bucket).await?;
             return Ok(ListingPage::of(ListPage::default(), encoding));
         }
-        Ok(ListingPage::of(self.engine.list(bucket, &query).await.or_s3()?, encoding))
+        let page = match &self.siblings {
+            None => {
+                self.engine.check_bucket(bucket).or_s3()?;
+                self.engine.list(bucket, &query).await.or_s3()?
+            }
+            Some(siblings) => siblings.list(&self.engine, bucket, &query).await.or_s3()?,
+        };
+        Ok(ListingPage::of(page, encoding))
     }
 
     pub(super) async fn list_objects(

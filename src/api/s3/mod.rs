@@ -31,6 +31,7 @@ mod chunked;
 mod combine;
 mod completion;
 mod conditions;
+mod copies;
 mod errors;
 mod gate;
 mod grants;
@@ -53,17 +54,20 @@ mod xml;
 
 use std::sync::Arc;
 
+use s3s::S3Result;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::S3ServiceBuilder;
 
 pub use gate::{InPlace, PassedBody, S3Service};
+pub use hosts::Hosts;
 
 use crate::api::keys::KeyRing;
+use crate::api::shards::siblings::Siblings;
 use crate::engine::Engine;
 use access::Guard;
 use again::Again;
+use errors::OrS3;
 use gate::{Gate, Signatures, XML_BYTES_MAX};
-use hosts::Hosts;
 use mismatch::Checker;
 use ops::Operations;
 
@@ -72,6 +76,8 @@ use ops::Operations;
 pub struct S3Door {
     engine: Engine,
     keys: KeyRing,
+    /// The other shards, if the engine's is one of several.
+    siblings: Option<Siblings>,
 }
 
 crate::runtime::opaque_debug!(S3Door);
@@ -79,7 +85,21 @@ crate::runtime::opaque_debug!(S3Door);
 impl S3Door {
     /// A door to `engine` for holders of `keys`.
     pub fn new(engine: Engine, keys: KeyRing) -> Self {
-        Self { engine, keys }
+        Self { engine, keys, siblings: None }
+    }
+
+    /// The same, whose engine has one shard of several.
+    #[must_use]
+    pub fn of_shard(self, siblings: Siblings) -> Self {
+        Self { siblings: Some(siblings), ..self }
+    }
+
+    /// Whether there is a bucket, for what is about all of its keys.
+    pub(super) async fn check_bucket(&self, bucket: &str) -> S3Result<()> {
+        match &self.siblings {
+            None => self.engine.check_bucket(bucket).or_s3(),
+            Some(siblings) => siblings.check_bucket(&self.engine, bucket).await.or_s3(),
+        }
     }
 }
 
@@ -92,6 +112,7 @@ pub fn service(door: S3Door) -> S3Service {
         keys: door.keys.clone(),
         budget: door.engine.budgets().writes.clone(),
         limits: settings.limits.clone(),
+        shard: door.siblings.clone().map(|siblings| (siblings, door.engine.clone())),
     };
     let hosts = Hosts { domains: settings.server.virtual_host_domains.clone() };
     let mut config = S3Config::default();

@@ -11,10 +11,11 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 use super::S3Door;
 use super::checksums::{self, Algorithm, ChecksumPlan, set_checksum};
 use super::conditions::{etag, timestamp};
+use super::copies::{PartSource, source_conditions};
 use super::errors::{self, OrS3, refuse};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
-use super::objects::{checksum_type, source_conditions};
+use super::objects::checksum_type;
 use super::ranges;
 use super::xml::MoreElements;
 use crate::engine::uploads::{UploadName, UploadedPart};
@@ -74,14 +75,16 @@ impl S3Door {
         let number = part_number(input.part_number)?;
         let name = upload_name(&input.upload_id, &input.bucket, &input.key);
         let upload = self.engine.upload(&name).or_s3()?;
-        let (source, _) = self.copy_source(&input.copy_source, source_conditions!(input)).await?;
+        let source = self.part_source(&input.copy_source, source_conditions!(input)).await?;
         let range = ranges::of_copy(input.copy_source_range.as_deref(), source.head().len)?;
         let len = range.end - range.start;
-        let intake = if len == 0 {
-            Intake::of_stored(futures::stream::empty(), 0)
-        } else {
-            let stream = self.engine.read_object(&source, range).await.or_s3()?;
-            Intake::of_stored(stream.map_err(|error| errors::read(&error)), len)
+        let intake = match &source {
+            _ if len == 0 => Intake::of_stored(futures::stream::empty(), 0),
+            PartSource::Here(object) => {
+                let stream = self.engine.read_object(object, range).await.or_s3()?;
+                Intake::of_stored(stream.map_err(|error| errors::read(&error)), len)
+            }
+            PartSource::There(shard, head) => self.intake_of(*shard, &input.copy_source, head, range).await?,
         };
         let part = self.put_part(&name, &upload, number, intake).await?;
         let mut result = CopyPartResult {

@@ -1,25 +1,22 @@
-//! Writing and deleting objects.
+//! Writing and deleting objects. Copies are [`super::copies`].
 
-use futures::StreamExt;
 use s3s::dto::{
-    ChecksumType, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectInput,
-    DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETagCondition, Error,
-    MetadataDirective, PutObjectInput, PutObjectOutput,
+    ChecksumType, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
+    ETagCondition, Error, PutObjectInput, PutObjectOutput,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use super::S3Door;
-use super::checksums::{self, Algorithm, Claims, EtagNeeds, set_checksum};
-use super::conditions::{self, ReadConditions, etag, timestamp};
+use super::checksums::{self, EtagNeeds, set_checksum};
+use super::conditions::{self, etag};
 use super::errors::{OrS3, not_implemented, refuse};
 use super::grants::{denied, grants};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
-use super::xml::MoreElements;
 use crate::config::EtagKind;
-use crate::engine::objects::{NewCopy, NewObject};
-use crate::engine::{Condition, ObjectToDelete, ObjectView};
-use crate::model::{ObjectChecksum, ObjectHeaders};
+use crate::engine::ObjectToDelete;
+use crate::engine::objects::NewObject;
+use crate::model::ObjectHeaders;
 
 /// The largest object that one PUT may bring, as in S3.
 const SINGLE_PUT_BYTES_MAX: u64 = 5 << 30;
@@ -79,97 +76,6 @@ impl S3Door {
         }
     }
 
-    /// The object that a copy is made of, if the conditions on it hold; and its entity tag if there are any.
-    pub(super) async fn copy_source(
-        &self,
-        source: &CopySource,
-        conditions: ReadConditions,
-    ) -> S3Result<(ObjectView, Option<String>)> {
-        let (bucket, key) = bucket_source(source)?;
-        let found = self.engine.object(bucket, key).await.or_s3()?;
-        conditions.check_source(found.head())?;
-        let etag = conditions.any().then(|| found.head().etag.clone());
-        Ok((found, etag))
-    }
-
-    /// Copies by reference: no byte is read or written, unless a checksum is asked for that the source does not have; then
-    /// its bytes are read.
-    pub(super) async fn copy_object(
-        &self,
-        mut req: S3Request<CopyObjectInput>,
-    ) -> S3Result<S3Response<CopyObjectOutput>> {
-        headers::check_storage_class(&req.headers)?;
-        let replace = match req.input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
-            None | Some("COPY") => false,
-            Some("REPLACE") => true,
-            Some(other) => {
-                let message = format!("x-amz-metadata-directive must be COPY or REPLACE, is {other:?}");
-                return Err(refuse(S3ErrorCode::InvalidArgument, message));
-            }
-        };
-        let headers = if replace { Some(object_headers!(req)) } else { None };
-        let condition = write_condition(&req)?;
-        let storage_class = headers::storage_class(&req.headers);
-        let algorithm =
-            req.input.checksum_algorithm.as_ref().map(|name| Algorithm::parse(name.as_str())).transpose()?;
-        let CopyObjectInput { bucket, key, copy_source, .. } = &req.input;
-        self.check_write(key, headers.as_ref().unwrap_or(&ObjectHeaders::default()))?;
-        let (from_bucket, from_key) = bucket_source(copy_source)?;
-        let changes = replace || algorithm.is_some() || req.headers.contains_key("x-amz-storage-class");
-        if (from_bucket, from_key) == (bucket, key) && !changes {
-            let message = "a copy of an object onto itself has to change something: set x-amz-metadata-directive";
-            return Err(refuse(S3ErrorCode::InvalidRequest, message));
-        }
-        self.engine.check_bucket(bucket).or_s3()?;
-        let (source, mut if_match) = self.copy_source(copy_source, source_conditions!(req.input)).await?;
-        let checksum = match algorithm {
-            Some(algorithm) => self.other_checksum(&source, algorithm).await?,
-            None => None,
-        };
-        if checksum.is_some() {
-            // It is that of the bytes that were read.
-            if_match = Some(source.head().etag.clone());
-        }
-
-        let from = (from_bucket.to_owned(), from_key.to_owned());
-        let (bucket, key) = (bucket.clone(), key.clone());
-        let copy = NewCopy { bucket, key, condition, from, if_match, headers, storage_class, checksum };
-        let put = self.engine.copy_object(copy).await.or_s3()?;
-
-        let mut result = CopyObjectResult {
-            e_tag: Some(etag(&put.etag)),
-            last_modified: Some(timestamp(put.modified)),
-            ..Default::default()
-        };
-        result.checksum_type = put.checksum.as_ref().map(|sum| checksum_type(sum.composite));
-        set_checksum!(result, put.checksum.as_ref().map(|sum| (sum.algorithm.as_str(), sum.value.clone())));
-        let mut response = S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..Default::default() });
-        if let Some(checksum) = &put.checksum {
-            let element = checksums::more_element(&checksum.algorithm, &checksum.value);
-            response.extensions.insert(MoreElements(vec![("CopyObjectResult", element)]));
-        }
-        Ok(response)
-    }
-
-    /// The checksum of an object's bytes, if it is not the one that the object has.
-    async fn other_checksum(&self, source: &ObjectView, algorithm: Algorithm) -> S3Result<Option<ObjectChecksum>> {
-        let record = source.head();
-        let has = record.checksum.as_ref();
-        if has.is_some_and(|checksum| checksum.algorithm == algorithm.name() && !checksum.composite) {
-            return Ok(None);
-        }
-        let mut claims = Claims::default();
-        claims.also(algorithm);
-        let mut hasher = claims.hasher(EtagNeeds::Nothing);
-        if record.len > 0 {
-            let mut bytes = self.engine.read_object(source, 0..record.len).await.or_s3()?;
-            while let Some(chunk) = bytes.next().await {
-                hasher.update(&chunk.or_s3()?);
-            }
-        }
-        Ok(hasher.finish(None)?.checksums.pop())
-    }
-
     pub(super) async fn delete_object(
         &self,
         req: S3Request<DeleteObjectInput>,
@@ -202,7 +108,7 @@ impl S3Door {
             // Of a general purpose bucket, S3 does not know them either.
             return Err(not_implemented(DELETE_CONDITIONS));
         }
-        self.engine.check_bucket(&bucket).or_s3()?;
+        self.check_bucket(&bucket).await?;
         let mut answers: Vec<(String, S3Result<()>)> = Vec::with_capacity(delete.objects.len());
         let (mut doomed, mut places) = (vec![], vec![]);
         for object in delete.objects {
@@ -218,9 +124,18 @@ impl S3Door {
             answers.push((object.key, checked.map(|_| ())));
         }
         if !doomed.is_empty() {
-            let deleted = self.engine.delete_objects(&bucket, doomed).await.or_s3()?;
+            let deleted: Vec<S3Result<()>> = match &self.siblings {
+                None => {
+                    let deleted = self.engine.delete_objects(&bucket, doomed).await.or_s3()?;
+                    deleted.into_iter().map(OrS3::or_s3).collect()
+                }
+                Some(siblings) => {
+                    let deleted = siblings.delete_objects(&self.engine, &bucket, doomed).await.or_s3()?;
+                    deleted.into_iter().map(OrS3::or_s3).collect()
+                }
+            };
             for (place, answer) in places.into_iter().zip(deleted) {
-                answers[place].1 = answer.or_s3();
+                answers[place].1 = answer;
             }
         }
         Ok(S3Response::new(deleted(answers, delete.quiet.unwrap_or(false))))
@@ -254,44 +169,3 @@ pub(super) fn checksum_type(composite: bool) -> ChecksumType {
     let name = if composite { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
     ChecksumType::from_static(name)
 }
-
-/// Conditions on the object that a copy replaces; s3s does not read them for this operation.
-fn write_condition(req: &S3Request<CopyObjectInput>) -> S3Result<Condition> {
-    let condition = |name: &str| {
-        let Some(value) = req.headers.get(name) else { return Ok(None) };
-        ETagCondition::parse_http_header(value.as_bytes())
-            .map(Some)
-            .map_err(|_| refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is not an entity tag")))
-    };
-    conditions::of_put(condition("if-match")?.as_ref(), condition("if-none-match")?.as_ref())
-}
-
-/// Bucket and key that a copy is made of.
-pub(super) fn bucket_source(source: &CopySource) -> S3Result<(&str, &str)> {
-    match source {
-        CopySource::Bucket { bucket, key, version_id } => {
-            headers::check_version(version_id.as_deref())?;
-            if key.is_empty() {
-                return Err(refuse(S3ErrorCode::InvalidArgument, "x-amz-copy-source names no key"));
-            }
-            Ok((bucket, key))
-        }
-        CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => {
-            Err(not_implemented("copying from an access point"))
-        }
-    }
-}
-
-/// The conditions on a copy's source that an input of s3s has.
-macro_rules! source_conditions {
-    ($input:expr) => {
-        $crate::api::s3::conditions::ReadConditions {
-            if_match: $input.copy_source_if_match.clone(),
-            if_none_match: $input.copy_source_if_none_match.clone(),
-            if_modified_since: $input.copy_source_if_modified_since.clone(),
-            if_unmodified_since: $input.copy_source_if_unmodified_since.clone(),
-            lists: Default::default(),
-        }
-    };
-}
-pub(super) use source_conditions;

@@ -58,7 +58,7 @@ operations! {
     looks head_bucket(HeadBucketInput) -> HeadBucketOutput;
     waits head_object(HeadObjectInput) -> HeadObjectOutput;
     looks list_buckets(ListBucketsInput) -> ListBucketsOutput;
-    looks list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput;
+    waits list_multipart_uploads(ListMultipartUploadsInput) -> ListMultipartUploadsOutput;
     waits list_object_versions(ListObjectVersionsInput) -> ListObjectVersionsOutput;
     waits list_objects(ListObjectsInput) -> ListObjectsOutput;
     waits list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output;

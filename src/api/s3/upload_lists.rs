@@ -59,7 +59,7 @@ impl S3Door {
         Ok(response)
     }
 
-    pub(super) fn list_multipart_uploads(
+    pub(super) async fn list_multipart_uploads(
         &self,
         req: S3Request<ListMultipartUploadsInput>,
     ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
@@ -70,7 +70,10 @@ impl S3Door {
         let (delimiter, key_marker) = (given(input.delimiter), input.key_marker.unwrap_or_default());
         let id_marker = given(input.upload_id_marker);
 
-        let uploads = self.engine.uploads_below(&input.bucket, &prefix).or_s3()?;
+        let uploads = match &self.siblings {
+            None => self.engine.uploads_below(&input.bucket, &prefix).or_s3()?,
+            Some(siblings) => siblings.uploads_below(&self.engine, &input.bucket, &prefix).await.or_s3()?,
+        };
         let after = UploadMarker { key: &key_marker, id: id_marker.as_deref() };
         let max = usize::try_from(max_uploads).unwrap_or(0);
         let page = cut(&uploads, &prefix, delimiter.as_deref(), &after, max);

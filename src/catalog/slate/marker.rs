@@ -3,10 +3,13 @@
 //! ```text
 //! esker journal 1, log <log> 1            or, while it is being rebuilt: esker journal being rebuilt, log <log> 1
 //! epochs after <number>                   if it was rebuilt: added to SlateDB's writer epoch
+//! shard <n> of <number>, routing 1        of a catalog that has one shard of a store
+//! shards <number>, routing 1              where there is no database, because each shard has one of its own
 //! cluster 1                               if only members of a cluster may open it, as the cluster's map says
 //! ```
 //!
-//! The last line keeps out daemons that know of no cluster: releases before there were any refuse a line that they do not know.
+//! The last line keeps out daemons that know of no cluster: releases before there were any refuse a line that they do not know. One
+//! that says how many shards there are stays for good, and keeps out everybody who takes the store for one that is not divided.
 //!
 //! # Crash
 //! A database that is being rebuilt has that marker before its first record, and the other one after its last. Until then
@@ -21,9 +24,30 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::JournalError;
 use super::settings::JournalClaim;
+use crate::model::{ROUTING, SHARDS_MAX, ShardOf};
 
 /// The line of a database that belongs to a cluster.
 const OF_CLUSTER: &str = "cluster 1\n";
+
+/// What a marker says beside the log of its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Marked {
+    /// Epochs before those of the database.
+    epochs_before: u64,
+    divided: Divided,
+    of_cluster: bool,
+}
+
+/// Whether a store is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Divided {
+    /// This database has all of it, or does not say.
+    No,
+    /// This database has one shard.
+    Shard(ShardOf),
+    /// So many shards are elsewhere.
+    Into(u32),
+}
 
 /// The thing that stands where a journal could be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,39 +155,84 @@ impl JournalMarker {
         JournalError::WrongFormat { place: self.place(), found, expected }
     }
 
-    /// Number of epochs before those of the database, if the marker is that of a whole one.
-    fn epochs_before(&self, found: &str) -> Result<u64, JournalError> {
+    /// What the marker of a whole database says.
+    fn marked(&self, found: &str) -> Result<Marked, JournalError> {
         if found == self.unfinished() {
             return Err(JournalError::Unfinished);
         }
-        let alone = found.strip_suffix(OF_CLUSTER).unwrap_or(found);
-        let rest = alone.strip_prefix(&self.whole()).ok_or_else(|| self.wrong(found))?;
-        if rest.is_empty() {
-            return Ok(0);
+        let wrong = || self.wrong(found);
+        let (alone, of_cluster) = match found.strip_suffix(OF_CLUSTER) {
+            Some(alone) => (alone, true),
+            None => (found, false),
+        };
+        let mut marked = Marked { epochs_before: 0, divided: Divided::No, of_cluster };
+        let rest = alone.strip_prefix(&self.whole()).ok_or_else(wrong)?;
+        let mut lines = rest.lines().peekable();
+        if let Some(number) = lines.peek().and_then(|line| line.strip_prefix("epochs after ")) {
+            marked.epochs_before = number.parse().map_err(|_| wrong())?;
+            lines.next();
         }
-        let number = rest.trim_end().strip_prefix("epochs after ").and_then(|number| number.parse().ok());
-        number.ok_or_else(|| self.wrong(found))
+        if let Some(line) = lines.next() {
+            marked.divided = divided(line).ok_or_else(wrong)?;
+        }
+        if lines.next().is_some() { Err(wrong()) } else { Ok(marked) }
     }
 
     /// Checks that the database may be opened, or records it if it is new. Returns how many epochs went before its own.
     pub(super) async fn check(&self) -> Result<u64, JournalError> {
         let found = self.found_or_made().await?;
-        self.epochs_before(&found)
+        let marked = self.marked(&found)?;
+        match marked.divided {
+            Divided::Into(shards) => Err(JournalError::Divided { place: self.place(), shards }),
+            Divided::No | Divided::Shard(_) => Ok(marked.epochs_before),
+        }
     }
 
     /// The same for the one who opens it with this claim.
     pub(super) async fn check_claim(&self, claim: JournalClaim) -> Result<u64, JournalError> {
         let found = self.found_or_made().await?;
-        let epochs_before = self.epochs_before(&found)?;
-        match (claim, found.ends_with(OF_CLUSTER)) {
-            (JournalClaim::Alone, true) => Err(JournalError::OfCluster(self.place())),
-            (JournalClaim::Alone, false) | (JournalClaim::Member { .. }, true) => Ok(epochs_before),
-            // From here on nobody opens it who does not know of the map.
-            (JournalClaim::Member { .. }, false) => {
-                self.put_back(found + OF_CLUSTER).await?;
-                Ok(epochs_before)
-            }
+        let marked = self.marked(&found)?;
+        if let Divided::Into(shards) = marked.divided {
+            return Err(JournalError::Divided { place: self.place(), shards });
         }
+        let JournalClaim::Member { shard, .. } = claim else {
+            return match marked.of_cluster {
+                true => Err(JournalError::OfCluster(self.place())),
+                false => Ok(marked.epochs_before),
+            };
+        };
+        let line = match marked.divided {
+            Divided::Shard(found) if found != shard => {
+                return Err(JournalError::WrongShard { place: self.place(), found, expected: shard });
+            }
+            // Of a database that was rebuilt, too.
+            Divided::No if !shard.is_whole() => format!("{shard}, routing {ROUTING}\n"),
+            _ => String::new(),
+        };
+        // From here on nobody opens it who does not know of the map.
+        if !marked.of_cluster || !line.is_empty() {
+            let alone = found.strip_suffix(OF_CLUSTER).unwrap_or(&found);
+            self.put_back(format!("{alone}{line}{OF_CLUSTER}")).await?;
+        }
+        Ok(marked.epochs_before)
+    }
+
+    /// The number of shards that a store is divided into, if the marker at its root says so.
+    pub(super) async fn shards(&self) -> Result<Option<u32>, JournalError> {
+        let Some(found) = self.read().await? else { return Ok(None) };
+        Ok(self.marked(&found).ok().and_then(|marked| match marked.divided {
+            Divided::Into(shards) => Some(shards),
+            Divided::No | Divided::Shard(_) => None,
+        }))
+    }
+
+    /// Says that a store is divided into so many shards, unless something is there. Returns what is so then; `None` if it is not
+    /// divided.
+    pub(super) async fn divide(&self, shards: u32) -> Result<Option<u32>, JournalError> {
+        if !self.has_manifest().await? {
+            self.create(format!("{}shards {shards}, routing {ROUTING}\n{OF_CLUSTER}", self.whole())).await?;
+        }
+        self.shards().await
     }
 
     /// The text of the marker. A new database gets one.
@@ -230,5 +299,105 @@ impl JournalMarker {
         let text = format!("{}epochs after {epochs_before}\n", self.whole());
         self.store.put(&self.path(), text.into()).await?;
         Ok(())
+    }
+}
+
+/// A line about shards.
+fn divided(line: &str) -> Option<Divided> {
+    let (what, routing) = line.split_once(", routing ")?;
+    let number = |text: &str| text.parse::<u32>().ok();
+    let known = |of: &u32| (1..=SHARDS_MAX).contains(of);
+    if number(routing)? != ROUTING {
+        return None;
+    }
+    if let Some(shards) = what.strip_prefix("shards ") {
+        return number(shards).filter(known).map(Divided::Into);
+    }
+    let (shard, of) = what.strip_prefix("shard ")?.split_once(" of ")?;
+    let found = ShardOf { shard: number(shard)?, of: number(of).filter(known)? };
+    (found.shard < found.of).then_some(Divided::Shard(found))
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    const MEMBER: JournalClaim = JournalClaim::Member { epoch_before: 0, shard: ShardOf { shard: 7, of: 16 } };
+
+    fn marker(store: &Arc<InMemory>, prefix: &str) -> JournalMarker {
+        JournalMarker::new(Arc::<InMemory>::clone(store), Path::from(prefix), "objects")
+    }
+
+    #[tokio::test]
+    async fn a_shard_is_opened_as_what_it_is_and_nothing_else() {
+        let store = Arc::new(InMemory::new());
+        let of_shard = marker(&store, "c/shards/7/catalog");
+
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 0);
+        let text = of_shard.read().await.unwrap().unwrap();
+        assert_eq!(text, "esker journal 1, log objects 1\nshard 7 of 16, routing 1\ncluster 1\n");
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 0);
+        assert_eq!(of_shard.read().await.unwrap().unwrap(), text);
+
+        for wrong in [ShardOf { shard: 6, of: 16 }, ShardOf { shard: 7, of: 8 }, ShardOf::WHOLE] {
+            let claim = JournalClaim::Member { epoch_before: 0, shard: wrong };
+            let error = of_shard.check_claim(claim).await.unwrap_err();
+            assert!(error.is_damage() && error.to_string().contains("shard 7 of 16"), "{error}");
+        }
+        assert!(matches!(of_shard.check_claim(JournalClaim::Alone).await, Err(JournalError::OfCluster(_))));
+        of_shard.leave_cluster().await.unwrap();
+        assert_eq!(of_shard.check_claim(JournalClaim::Alone).await.unwrap(), 0);
+        of_shard.finish_rebuild(5).await.unwrap();
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 5);
+        let text = of_shard.read().await.unwrap().unwrap();
+        assert!(text.ends_with("epochs after 5\nshard 7 of 16, routing 1\ncluster 1\n"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_store_is_divided_once_and_nobody_opens_its_root() {
+        let store = Arc::new(InMemory::new());
+        let root = marker(&store, "c/catalog");
+        assert_eq!(root.shards().await.unwrap(), None);
+
+        assert_eq!(root.divide(16).await.unwrap(), Some(16));
+        assert_eq!(root.divide(8).await.unwrap(), Some(16), "it was decided");
+
+        for claim in [JournalClaim::Alone, MEMBER] {
+            let error = root.check_claim(claim).await.unwrap_err();
+            assert!(matches!(error, JournalError::Divided { shards: 16, .. }), "{error}");
+        }
+        assert!(root.check().await.is_err());
+        root.leave_cluster().await.unwrap();
+        assert_eq!(root.shards().await.unwrap(), Some(16), "that stays");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_has_a_catalog_is_not_divided() {
+        let store = Arc::new(InMemory::new());
+        let root = marker(&store, "c/catalog");
+        root.check_claim(JournalClaim::Alone).await.unwrap();
+
+        assert_eq!(root.divide(16).await.unwrap(), None);
+        assert_eq!(root.check_claim(JournalClaim::Alone).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn lines_that_nobody_wrote_are_refused() {
+        let store = Arc::new(InMemory::new());
+        let of_shard = marker(&store, "c");
+        for line in [
+            "shard 16 of 16, routing 1",
+            "shard 7 of 16, routing 2",
+            "shards 0, routing 1",
+            "shards 257, routing 1",
+            "shard 7 of 16, routing 1\nshards 16, routing 1",
+            "epochs after x",
+        ] {
+            of_shard.put_back(format!("esker journal 1, log objects 1\n{line}\n")).await.unwrap();
+            let error = of_shard.check().await.unwrap_err();
+            assert!(matches!(error, JournalError::WrongFormat { .. }), "{line}: {error}");
+        }
     }
 }

@@ -70,6 +70,7 @@ use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
 use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
 use super::mutation::Mutation;
+use crate::model::ShardOf;
 use crate::runtime::Clock;
 use crate::store::append_file::sync_parent;
 use crate::store::{CountedStore, DiskSpace, LogFolder, Placement, Traffic};
@@ -201,6 +202,28 @@ pub enum JournalError {
          takes, and a start with cluster.enabled makes it theirs again"
     )]
     OfCluster(String),
+    /// It has another shard than the one who opens it takes it for.
+    #[error(
+        "{place} says that this catalog has {found}, and not {expected}: it was moved, or the cluster's maps are another's"
+    )]
+    WrongShard {
+        /// The marker.
+        place: String,
+        /// What it says.
+        found: ShardOf,
+        /// What it was taken for.
+        expected: ShardOf,
+    },
+    /// There is no catalog here: each shard has its own.
+    #[error(
+        "{place} says that this store is divided into {shards} shards, each with a catalog of its own. A daemon needs          cluster.enabled = true; a command on the storage needs to know which: --shard 0 to {}", shards - 1
+    )]
+    Divided {
+        /// The marker.
+        place: String,
+        /// Their number.
+        shards: u32,
+    },
     /// There is no journal to be looked at.
     #[error("there is no catalog")]
     Nothing,
@@ -235,7 +258,7 @@ impl JournalError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Corrupt(_) | Self::ManifestsMissing(_) | Self::WrongFormat { .. } | Self::Unfinished => true,
-            Self::OfCluster(_) => true,
+            Self::OfCluster(_) | Self::WrongShard { .. } | Self::Divided { .. } => true,
             Self::Fenced | Self::Moved { .. } | Self::Locked { .. } | Self::Unavailable(_) => false,
             Self::Nothing | Self::Closed => false,
             Self::Invalid(_) | Self::Visit(_) | Self::Internal(_) => false,
@@ -412,6 +435,30 @@ impl Journal {
                 marker_of(store, prefix, log.is_some()).await?.leave_cluster().await
             }
             Placement::Local { .. } => Ok(()),
+        }
+    }
+
+    /// The number of shards that the store with this root is divided into; `None` if it is not.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not tell.
+    pub async fn shards(placement: &Placement) -> Result<Option<u32>, JournalError> {
+        match placement {
+            Placement::Object { store, prefix, log: None, .. } => marker_of(store, prefix, false).await?.shards().await,
+            Placement::Object { .. } | Placement::Local { .. } => Ok(None),
+        }
+    }
+
+    /// Says that the store with this root is divided into `shards`, if it is new. Returns whether it is, and into how many.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not take it.
+    pub async fn divide(placement: &Placement, shards: u32) -> Result<Option<u32>, JournalError> {
+        match placement {
+            Placement::Object { store, prefix, log: None, .. } => {
+                marker_of(store, prefix, false).await?.divide(shards).await
+            }
+            Placement::Object { .. } | Placement::Local { .. } => Ok(None),
         }
     }
 
@@ -679,7 +726,7 @@ async fn build_on_object(
             .with_system_clock(Arc::<Ticks>::clone(&ticks));
         let building = match settings.claim {
             JournalClaim::Alone => building,
-            JournalClaim::Member { epoch_before } => building.with_expected_epoch(epoch_before),
+            JournalClaim::Member { epoch_before, .. } => building.with_expected_epoch(epoch_before),
         };
         let building = match &log {
             None => building,

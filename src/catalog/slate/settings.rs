@@ -10,6 +10,7 @@ use slatedb::config::{
 };
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 
+use crate::model::ShardOf;
 use crate::runtime::Clock;
 use crate::store::Capabilities;
 
@@ -78,6 +79,8 @@ pub enum JournalClaim {
     Member {
         /// The epoch before, of SlateDB's.
         epoch_before: u64,
+        /// The part of the store that it is about.
+        shard: ShardOf,
     },
 }
 

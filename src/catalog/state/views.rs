@@ -244,6 +244,17 @@ impl SpaceUsage {
             stored => stored as f64 / (self.live_bytes - self.inline_bytes) as f64,
         }
     }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            physical_bytes: self.physical_bytes + other.physical_bytes,
+            forgotten_bytes: self.forgotten_bytes + other.forgotten_bytes,
+            live_bytes: self.live_bytes + other.live_bytes,
+            inline_bytes: self.inline_bytes + other.inline_bytes,
+        }
+    }
 }
 
 /// What a checkpoint takes on storage.

@@ -171,9 +171,11 @@ section! {
         advertised_url: Option<String> = None,
         /// What peers show each other. Needed where `server.api` is not a loopback address.
         token: Option<Secret> = None,
-        /// Into how many catalogs the jobs are split, default 1; cannot change once there is data. More shards
-        /// spread over more daemons, and each costs requests of its own.
-        shards: u32 = 1; Later,
+        /// Into how many shards a new store is divided, default 1, at most 256; fixed with the first daemon. Each has one owner: up to
+        /// so many daemons share the work, and each shard costs memory and requests of its own.
+        shards: u32 = 1,
+        /// A shard is moved to a daemon that has two fewer when no daemon came or went for so long, default 60 s.
+        balance_after: Span = Span::millis(60_000),
         /// How long an owner may be silent before another daemon takes over, default 750 ms, at least 300 ms. Shorter takes over
         /// sooner, and more often by mistake.
         lease_timeout: Span = Span::millis(750),

@@ -5,6 +5,7 @@ use super::rules::Rules;
 use crate::config::choices::{Boundary, DeleteDurability, ReclaimMode};
 use crate::config::url::StoreUrl;
 use crate::config::values::{MemorySize, Span};
+use crate::model::SHARDS_MAX;
 
 /// Parts of one multipart upload, by S3's rules.
 const PARTS_MAX: u64 = 10_000;
@@ -90,6 +91,7 @@ fn check_not_zero(rules: &mut Rules) {
     ] {
         rules.require(!span.is_zero(), &[key], "must be more than 0 ms");
     }
+    rules.require(config.cluster.shards <= SHARDS_MAX, &["cluster.shards"], format!("must be at most {SHARDS_MAX}"));
     rules.require(
         config.cluster.lease_timeout >= LEASE_TIMEOUT_MIN,
         &["cluster.lease-timeout"],

@@ -15,6 +15,7 @@ mod checkpointing;
 pub(super) mod doors;
 mod memory;
 mod rules;
+mod shard;
 
 #[cfg(test)]
 mod tests;
@@ -101,6 +102,10 @@ pub struct ClusterSettings {
     pub(crate) token: Option<Secret>,
     /// How long an owner may be silent.
     pub(crate) lease_timeout: Duration,
+    /// Into how many shards a new store is divided.
+    pub(crate) shards: u32,
+    /// Members have been the same for so long before a shard is moved between them.
+    pub(crate) balance_after: Duration,
 }
 
 /// Encryption at the doors.
@@ -292,6 +297,8 @@ pub struct CatalogSettings {
     /// Catalog bytes that are only in memory and the log, at least 8 MiB; at the bound catalog writes wait. Larger is
     /// fewer files and a longer replay at start.
     pub(crate) unflushed_bytes_max: u64,
+    /// Bytes of one of its tables at most; `None`: as many as suit the storage.
+    pub(crate) table_bytes_max: Option<u64>,
     /// Object stores: bytes of inline segments above which groups go into files whatever their size.
     pub(crate) inline_bytes_max: u64,
     /// Interval at which the catalog looks for a successor and for work. Each look costs requests, also when idle.
@@ -603,6 +610,7 @@ fn catalog(config: &Config) -> CatalogSettings {
         url: catalog.url.clone(),
         cache_bytes: catalog.cache.bytes(),
         unflushed_bytes_max: catalog.unflushed_max.bytes(),
+        table_bytes_max: None,
         inline_bytes_max: catalog.inline_max.bytes(),
         poll_interval: catalog.poll_interval.duration(),
         delete_linger: config.merging.delete_linger.duration(),
@@ -670,6 +678,8 @@ fn cluster(config: &Config) -> Option<ClusterSettings> {
         url: cluster.advertised_url.as_ref().map(|url| url.trim_end_matches('/').to_owned()),
         token: cluster.token.clone(),
         lease_timeout: cluster.lease_timeout.duration(),
+        shards: cluster.shards,
+        balance_after: cluster.balance_after.duration(),
     })
 }
 

@@ -1,11 +1,11 @@
-//! A member looks at the map, joins again if it has to, and follows whoever has the catalog.
+//! A member looks at the map, joins again if it has to, and follows whoever has the catalog of a shard.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{MemberShared, Membership, OwnerSeen, PAUSE};
+use super::{MemberShared, Membership, OwnerSeen, PAUSE, ShardMember, ShardState};
 use crate::api::cluster::route::RouteTo;
-use crate::cluster::map::{Member, SHARD, Succession};
+use crate::cluster::map::{Member, Succession};
 use crate::cluster::maps::NumberedMap;
 use crate::cluster::watch::{OwnerVerdict, PINGS, judge};
 use crate::daemon::error::StartError;
@@ -20,6 +20,8 @@ const HOLD_DOWN: Duration = Duration::from_secs(5);
 const HOLD_DOWN_MAX: Duration = Duration::from_secs(60);
 /// An owner that says that it has not got the catalog has so long to come to it.
 const IDLE_MAX: Duration = Duration::from_secs(2);
+/// A catalog that nobody can open is tried again after so long.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// An owner that says that it is about to have the catalog has so long. Whoever takes over needs as long again.
 const OPENS_MAX: Duration = Duration::from_secs(600);
 
@@ -33,13 +35,14 @@ enum NextStep {
     Stop,
 }
 
-impl Membership {
+impl ShardMember {
     /// Follows and takes over in turn until it is told to stop.
     ///
     /// # Errors
     /// [`StartError`] if it cannot go on, and trying again changes nothing.
     pub(super) async fn live(&self) -> Result<(), StartError> {
-        let MemberShared { me, maps, routes, stop, .. } = &*self.0;
+        let MemberShared { me, maps, stop, .. } = &*self.0;
+        let ShardState { shard, routes, .. } = &*self.1;
         let mut silent_storage = false;
         loop {
             if stop.is_cancelled() {
@@ -61,17 +64,17 @@ impl Membership {
                 Some(member) if member.incarnation == me.incarnation => {}
                 Some(member) => return Err(StartError::Replaced(me.id.clone(), member.url.clone())),
                 None => {
-                    if let Err(error) = self.join_map().await {
+                    if let Err(error) = Membership(Arc::clone(&self.0)).join_map(shard.of).await {
                         tracing::warn!(error = chain(&error), "joining the cluster again");
                         self.pause(PAUSE).await;
                     }
                     continue;
                 }
             }
-            let next = match last.map.owner(SHARD) {
+            let next = match last.map.owner(shard.shard) {
                 Some((_, owner)) if owner.incarnation != me.incarnation => self.follow(&last, owner).await,
                 Some(_) => NextStep::TakeOver(Clock::instant(), Succession::Again),
-                None => NextStep::TakeOver(Clock::instant(), Succession::Unowned),
+                None => self.wait_for_rank(&last, None, Succession::Unowned, Clock::instant()).await,
             };
             let (since, how) = match next {
                 NextStep::Look => continue,
@@ -80,22 +83,30 @@ impl Membership {
             };
             if let Err(error) = self.take_over(&last, since, how).await {
                 routes.lead_to(RouteTo::Nobody);
-                if error.is_refusal() {
-                    return Err(error);
+                match error.is_refusal() {
+                    true if shard.is_whole() => return Err(error),
+                    // The others are well.
+                    true => {
+                        tracing::error!(%shard, error = chain(&error), "nobody can have this shard until that is mended");
+                        self.pause(REFUSED_PAUSE).await;
+                    }
+                    false => {
+                        tracing::warn!(%shard, error = chain(&error), "taking the catalog over, trying on");
+                        self.pause(PAUSE).await;
+                    }
                 }
-                tracing::warn!(error = chain(&error), "taking the catalog over, trying on");
-                self.pause(PAUSE).await;
             }
         }
     }
 
     /// Passes requests on to the owner until there is another one, or it is gone.
     async fn follow(&self, last: &NumberedMap, owner: &Member) -> NextStep {
-        let MemberShared { me, maps, links, routes, stop, cluster, .. } = &*self.0;
+        let MemberShared { maps, links, stop, cluster, .. } = &*self.0;
+        let ShardState { shard, routes, .. } = &*self.1;
         let interval = cluster.lease_timeout / PINGS;
         let link = links.to(owner);
         let (owned_since, hold_down) = self.owned_since(last, owner);
-        tracing::info!(owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");
+        tracing::info!(%shard, owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");
         routes.miss(None);
         routes.lead_to(RouteTo::There(Arc::clone(&link)));
         let (mut missed_since, mut idle_since, mut opens_since) = (None, None::<Instant>, None::<Instant>);
@@ -106,7 +117,7 @@ impl Membership {
             }
             let since = Clock::instant();
             let others = links.others(&last.map, Some(owner));
-            let how = match judge(&link, &others, maps.known().number, cluster.lease_timeout).await {
+            let how = match judge(&link, shard.shard, &others, maps.known().number, cluster.lease_timeout).await {
                 verdict @ (OwnerVerdict::Alive | OwnerVerdict::Opens)
                     if verdict == OwnerVerdict::Alive
                         || opens_since.get_or_insert_with(Clock::instant).elapsed() < OPENS_MAX =>
@@ -146,24 +157,54 @@ impl Membership {
             if how == Succession::Silent && owned_since.elapsed() < hold_down {
                 continue;
             }
-            tracing::warn!(owner = owner.id, how = how.as_str(), "the owner of the catalog is missed");
-            let rank = last.map.candidates(SHARD, Some(&owner.id)).iter().position(|member| member.id == me.id);
-            let rank = u32::try_from(rank.unwrap_or_default()).unwrap_or(u32::MAX);
+            tracing::warn!(%shard, owner = owner.id, how = how.as_str(), "the owner of the catalog is missed");
+            return self.wait_for_rank(last, Some(&owner.id), how, since).await;
+        }
+    }
+
+    /// Waits while better candidates than this member may take over: all members but `without` are. Of a store that is not divided,
+    /// whoever comes first takes what nobody has.
+    async fn wait_for_rank(
+        &self,
+        last: &NumberedMap,
+        without: Option<&str>,
+        how: Succession,
+        since: Instant,
+    ) -> NextStep {
+        let MemberShared { me, maps, stop, .. } = &*self.0;
+        let shard = self.1.shard;
+        if without.is_none() && shard.is_whole() {
+            return NextStep::TakeOver(since, how);
+        }
+        let rank = last.map.candidates(shard.shard, without).iter().position(|member| member.id == me.id);
+        let rank = u32::try_from(rank.unwrap_or_default()).unwrap_or(u32::MAX);
+        let mut over = std::pin::pin!(tokio::time::sleep(RANK_WAIT.saturating_mul(rank)));
+        let mut number = last.number;
+        loop {
             tokio::select! {
                 () = stop.cancelled() => return NextStep::Stop,
-                () = maps.later_than(last.number) => return NextStep::Look,
-                () = tokio::time::sleep(RANK_WAIT.saturating_mul(rank)) => {}
+                () = &mut over => return NextStep::TakeOver(since, how),
+                () = maps.later_than(number) => {}
             }
-            return NextStep::TakeOver(since, how);
+            // When a member is gone, there are maps about its other shards.
+            match maps.read().await {
+                Ok(read)
+                    if read.last.map.ownership(shard.shard) == last.map.ownership(shard.shard) && !shard.is_whole() =>
+                {
+                    number = read.last.number;
+                }
+                _ => return NextStep::Look,
+            }
         }
     }
 
     /// Since when this owner has the catalog, as far as this daemon has seen, and for how long it is left alone when it is silent: for
     /// longer each time that the catalog went from one that was only silent.
     fn owned_since(&self, last: &NumberedMap, owner: &Member) -> (Instant, Duration) {
-        let mut seen = self.0.seen.lock();
+        let mut seen = self.1.seen.lock();
         if seen.owner != owner.incarnation {
-            let was_silent = last.map.ownership(SHARD).is_some_and(|ownership| ownership.how == Succession::Silent);
+            let was_silent =
+                last.map.ownership(self.1.shard.shard).is_some_and(|ownership| ownership.how == Succession::Silent);
             let hold_down = match was_silent {
                 true => (seen.hold_down.max(HOLD_DOWN) * 2).min(HOLD_DOWN_MAX),
                 false => HOLD_DOWN,

@@ -1,16 +1,18 @@
-//! The life of a daemon that is one of several: it joins, follows the owner of the catalog, takes over when that is gone, serves,
-//! and gives the catalog away when it is to end.
+//! The life of a daemon that is one of several: it joins; of each shard it follows the owner of the catalog, takes over when that is
+//! gone, serves, and gives the catalog away when it is to end.
 //!
 //! The rules are those of `docs/cluster.md`, and the steps have their numbers from there. What a step leaves behind when the daemon
 //! dies in it, the next one that acts finds in the map: an owner that never opened its catalog is dead, or silent, like any.
 //!
-//! - [`follow`]: what it does while another one has the catalog.
+//! - [`balance`]: how shards are spread over members.
+//! - [`follow`]: what it does while another one has the catalog of a shard.
 //! - [`own`]: how it takes it over, serves, and gives it away.
 
+mod balance;
 mod follow;
 mod own;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,10 +20,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::error::StartError;
-use crate::api::cluster::route::{RouteTo, Routes};
+use crate::api::cluster::dispatch::Dispatcher;
+use crate::api::cluster::door::Drain;
+use crate::api::cluster::route::{RouteTo, Routes, ShardRoutes};
 use crate::api::keys::KeyRing;
 use crate::cluster::links::PeerLinks;
-use crate::cluster::map::{Member, Succession};
+use crate::cluster::map::{ClusterMap, Member, Succession};
 use crate::cluster::maps::{ClusterMaps, MapError, Written};
 use crate::cluster::place::ClusterPlace;
 use crate::cluster::presence::{self, Presence};
@@ -29,6 +33,7 @@ use crate::config::{ClusterSettings, Secret, Settings};
 use crate::engine::open::step;
 use crate::engine::{Foundation, OpeningError, StopError};
 use crate::error::chain;
+use crate::model::ShardOf;
 use crate::runtime::{Clock, Failure, TaskGroup};
 
 /// Between two tries while storage does not answer.
@@ -42,27 +47,46 @@ struct MemberShared {
     me: Member,
     /// Shows other processes of this machine that this one is there.
     _presence: Presence,
-    settings: Settings,
     cluster: ClusterSettings,
     clock: Clock,
     foundation: Foundation,
-    store: ClusterPlace,
+    store: Arc<ClusterPlace>,
     keys: KeyRing,
     maps: Arc<ClusterMaps>,
     links: Arc<PeerLinks>,
-    routes: Routes,
-    drain: Arc<Notify>,
+    routes: ShardRoutes,
+    dispatcher: Dispatcher,
+    /// Shards, once it is known how many there are.
+    shards: OnceLock<Vec<Arc<ShardState>>>,
+    /// Told to give all shards away, and to take none.
+    drain: Arc<Drain>,
     stop: CancellationToken,
     /// Cancelled when it neither follows nor serves any more.
     over: CancellationToken,
     tasks: TaskGroup,
     joined: Mutex<JoinedAt>,
+    /// Held by whoever joins again. A `tokio` mutex, because the others wait while storage works.
+    joining: tokio::sync::Mutex<()>,
+}
+
+crate::runtime::opaque_debug!(Membership);
+
+/// A shard, as a member sees it.
+struct ShardState {
+    shard: ShardOf,
+    store: Arc<ClusterPlace>,
+    routes: Routes,
+    drain: Notify,
+    /// The member that is to have it next, if it is one that was chosen.
+    give_to: Mutex<Option<String>>,
     seen: Mutex<OwnerSeen>,
     /// Resolves when the engine that was there before has ended.
     ending: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
-crate::runtime::opaque_debug!(Membership);
+/// A member's part in a shard. Clones are the same one.
+#[derive(Clone)]
+struct ShardMember(Arc<MemberShared>, Arc<ShardState>);
 
 /// The owner that was seen last.
 #[derive(Debug, Default)]
@@ -103,27 +127,33 @@ impl Membership {
         let id = cluster.id.clone().unwrap_or_else(|| url.trim_start_matches("http://").to_owned());
         let me = Member { id, incarnation: entropy.hex(16), url, host: presence::host(), since: now(&clock) };
         let presence = Presence::show(&me.incarnation).map_err(StartError::Presence)?;
-        let store = ClusterPlace::new(&settings, metrics, entropy).map_err(OpeningError::from)?;
+        let store = Arc::new(ClusterPlace::new(&settings, metrics, entropy).map_err(OpeningError::from)?);
         let maps = store.maps().ok_or_else(|| StartError::NoCluster(settings.store.url.to_string()))?;
+        let maps = Arc::new(maps);
         let links = Arc::new(PeerLinks::new(me.clone(), cluster.token.clone(), metrics.clone()));
+        let routes = ShardRoutes::default();
+        let domains = settings.server.virtual_host_domains.clone();
+        let kept_bytes_max = foundation.budgets.writes.total() / 8;
+        let dispatcher =
+            Dispatcher::new(routes.clone(), Arc::clone(&maps), domains, kept_bytes_max, foundation.metrics.clone());
         Ok(Self(Arc::new(MemberShared {
             me,
             _presence: presence,
             tasks: TaskGroup::new(failed.clone()),
-            settings,
             cluster,
             clock,
             store,
             keys,
-            maps: Arc::new(maps),
+            maps,
             links,
-            routes: Routes::default(),
+            routes,
+            dispatcher,
+            shards: OnceLock::new(),
             drain: Arc::default(),
             stop: CancellationToken::new(),
             over: CancellationToken::new(),
             joined: Mutex::default(),
-            seen: Mutex::default(),
-            ending: Mutex::default(),
+            joining: tokio::sync::Mutex::default(),
             foundation,
         })))
     }
@@ -133,12 +163,61 @@ impl Membership {
     /// # Errors
     /// [`StartError`]; then it has not joined, or is a member that nobody reaches.
     pub(super) async fn join(&self) -> Result<(), StartError> {
-        self.0.store.tried(&self.0.foundation.progress).await?;
-        self.join_map().await
+        let MemberShared { maps, store, cluster, foundation, routes, keys, .. } = &*self.0;
+        let last = maps.read().await?.last;
+        let shards = match last.number {
+            0 => match store.shards().await.map_err(OpeningError::from)? {
+                Some(shards) => shards,
+                // A store that has a catalog stays as it is.
+                None if store.tried(&foundation.progress).await?.is_new() => {
+                    store.divide(cluster.shards).await.map_err(OpeningError::from)?
+                }
+                None => 1,
+            },
+            _ => last.map.shards,
+        };
+        if shards > 1 && cluster.token.is_none() && !keys.current().lets_everybody_in() {
+            return Err(StartError::NoToken(shards));
+        }
+        // It has to do what it should before anybody joins.
+        let opened = match shards {
+            1 => store.tried(&foundation.progress).await.map(|_| None)?,
+            _ => Some(store.opened().await.map_err(OpeningError::from)?),
+        };
+        let store_of = |shard| match &opened {
+            Some(opened) => Arc::new(store.of_shard(shard, opened)),
+            None => Arc::clone(store),
+        };
+        routes.begin(shards);
+        let all = routes.all();
+        let states = (0..shards).zip(all.iter().cloned()).map(|(shard, routes)| {
+            let shard = ShardOf { shard, of: shards };
+            Arc::new(ShardState {
+                shard,
+                store: store_of(shard),
+                routes,
+                drain: Notify::new(),
+                give_to: Mutex::default(),
+                seen: Mutex::default(),
+                ending: Mutex::default(),
+            })
+        });
+        // It joins once.
+        drop(self.0.shards.set(states.collect()));
+        self.join_map(shards).await
     }
 
-    pub(super) fn routes(&self) -> &Routes {
+    fn shards(&self) -> Vec<ShardMember> {
+        let states = self.0.shards.get().map_or(&[][..], Vec::as_slice);
+        states.iter().map(|state| ShardMember(Arc::clone(&self.0), Arc::clone(state))).collect()
+    }
+
+    pub(super) fn routes(&self) -> &ShardRoutes {
         &self.0.routes
+    }
+
+    pub(super) fn dispatcher(&self) -> &Dispatcher {
+        &self.0.dispatcher
     }
 
     pub(super) fn maps(&self) -> &Arc<ClusterMaps> {
@@ -149,7 +228,7 @@ impl Membership {
         &self.0.links
     }
 
-    pub(super) fn drain(&self) -> &Arc<Notify> {
+    pub(super) fn drain(&self) -> &Arc<Drain> {
         &self.0.drain
     }
 
@@ -177,19 +256,28 @@ impl Membership {
     pub(super) async fn begin(&self) -> Result<(), StartError> {
         let broken = Arc::new(Mutex::new(None));
         let over = self.0.over.clone();
-        let living = {
-            let (member, broken, over) = (self.clone(), Arc::clone(&broken), over.clone());
-            async move {
-                if let Err(error) = member.live().await {
-                    *broken.lock() = Some(error);
+        // Dropped by the last of them.
+        let all_end = Arc::new(EndsAll { routes: self.0.routes.clone(), over: over.clone() });
+        for shard in self.shards() {
+            let (broken, all_end, stop) = (Arc::clone(&broken), Arc::clone(&all_end), self.0.stop.clone());
+            let living = async move {
+                if let Err(error) = shard.live().await {
+                    broken.lock().get_or_insert(error);
+                    stop.cancel();
                 }
-                member.0.routes.end();
-                over.cancel();
+                drop(all_end);
+            };
+            self.0.tasks.spawn("member", Failure::StopsTheDaemon, living);
+        }
+        drop(all_end);
+        self.0.tasks.spawn("member-balance", Failure::StopsTheDaemon, self.clone().balance());
+        let begun = async {
+            for routes in self.0.routes.all().iter() {
+                routes.other_than(&RouteTo::Nobody, Duration::MAX).await;
             }
         };
-        self.0.tasks.spawn("member", Failure::StopsTheDaemon, living);
         tokio::select! {
-            _ = self.0.routes.other_than(&RouteTo::Nobody, Duration::MAX) => {}
+            () = begun => {}
             () = over.cancelled() => {}
         }
         if let Some(error) = broken.lock().take() {
@@ -206,7 +294,7 @@ impl Membership {
         Ok(())
     }
 
-    /// Gives the catalog away, or closes it, within `patience`. Requests go on to be passed on.
+    /// Gives the catalogs away, or closes them, within `patience`. Requests go on to be passed on.
     pub(super) async fn stop(&self, patience: Duration) {
         self.0.stop.cancel();
         step("cluster", patience.saturating_mul(3), self.0.over.cancelled()).await;
@@ -237,10 +325,18 @@ impl Membership {
         self.0.tasks.failure().map_or(Ok(()), |reason| Err(StopError::Task(reason)))
     }
 
-    async fn join_map(&self) -> Result<(), StartError> {
-        let MemberShared { me, maps, store, .. } = &*self.0;
+    /// Joins the map of a store with so many shards, unless that says so already.
+    async fn join_map(&self, shards: u32) -> Result<(), StartError> {
+        let MemberShared { me, maps, store, joining, .. } = &*self.0;
+        let _turn = joining.lock().await;
         loop {
             let last = maps.read().await?.last;
+            if last.map.member(&me.id).is_some_and(|member| member.incarnation == me.incarnation) {
+                return Ok(());
+            }
+            if last.number > 0 && last.map.shards != shards {
+                return Err(StartError::OtherShards { found: last.map.shards, expected: shards });
+            }
             // Once more: the first member may just have begun.
             if store.misses(maps).await.map_err(OpeningError::from)? && maps.read().await?.last.number == 0 {
                 return Err(StartError::MapsMissing);
@@ -250,7 +346,8 @@ impl Membership {
             let owners = last.map.owners.iter().filter(|owner| owner.how != Succession::Ended);
             let owners = owners.map(|owner| (owner.incarnation.clone(), owner.host.clone()));
             let found: Vec<_> = members.chain(owners).filter(|(found, _)| *found != me.incarnation).collect();
-            match maps.write(&last, &me.id, last.map.clone().joined(me.clone())).await? {
+            let map = ClusterMap { shards, ..last.map.clone() }.joined(me.clone());
+            match maps.write(&last, &me.id, map).await? {
                 Written::Ours(map) => {
                     *self.0.joined.lock() = JoinedAt { number: map.number, at: Clock::since_boot(), found };
                     tracing::info!(
@@ -267,12 +364,27 @@ impl Membership {
             }
         }
     }
+}
 
+impl ShardMember {
     async fn pause(&self, pause: Duration) {
         tokio::select! {
             () = self.0.stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Ends what leads to others, once nobody follows or serves.
+struct EndsAll {
+    routes: ShardRoutes,
+    over: CancellationToken,
+}
+
+impl Drop for EndsAll {
+    fn drop(&mut self) {
+        self.routes.end();
+        self.over.cancel();
     }
 }
 

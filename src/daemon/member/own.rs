@@ -1,4 +1,4 @@
-//! A member takes the catalog over, serves, and gives it away. The numbers of steps are those of `docs/cluster.md`.
+//! A member takes the catalog of a shard over, serves, and gives it away. The numbers of steps are those of `docs/cluster.md`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use super::{JoinedAt, MemberShared, Membership, PAUSE, now};
+use super::{JoinedAt, MemberShared, PAUSE, ShardMember, ShardState, now};
 use crate::api::cluster::route::{Here, RouteTo, Routes};
 use crate::api::native::Native;
 use crate::api::s3::S3Door;
-use crate::cluster::map::{ClusterMap, Member, Ownership, SHARD, Succession};
-use crate::cluster::maps::{ClusterMaps, NumberedMap, Written};
+use crate::api::shards::siblings::Siblings;
+use crate::cluster::map::{ClusterMap, Member, Ownership, Succession};
+use crate::cluster::maps::{Changed, ClusterMaps, NumberedMap};
 use crate::cluster::peer::PeerLink;
 use crate::cluster::presence::{self, ProcessSeen};
 use crate::cluster::proof::{ALONE_ENDS, Evidence, NotProven, PROOF_COUNTS, Proofs, Standing};
@@ -23,6 +24,7 @@ use crate::daemon::error::StartError;
 use crate::engine::{CatalogClaim, Engine, EngineOptions, OpeningError, Running};
 use crate::error::chain;
 use crate::metrics::labels::TakeOverCause;
+use crate::model::ShardOf;
 use crate::runtime::{Clock, Failure};
 
 /// Beyond [`PROOF_COUNTS`] a new owner waits so much longer: clocks run differently, and milliseconds are cut off.
@@ -44,7 +46,7 @@ enum OwnerEnd {
     Stop,
 }
 
-impl Membership {
+impl ShardMember {
     /// Takes the catalog over, and serves until that ends.
     pub(super) async fn take_over(
         &self,
@@ -52,12 +54,13 @@ impl Membership {
         since: Instant,
         how: Succession,
     ) -> Result<(), StartError> {
-        let MemberShared { me, maps, routes, store, foundation, .. } = &*self.0;
+        let MemberShared { me, maps, foundation, .. } = &*self.0;
+        let ShardState { shard, routes, store, .. } = &*self.1;
         routes.lead_to(RouteTo::Nobody);
         let opening = OpensHere::told(routes);
         // 1
         let epoch_before = store.last_epoch().await.map_err(OpeningError::from)?;
-        let previous = last.map.ownership(SHARD).cloned();
+        let previous = last.map.ownership(shard.shard).cloned();
         let is_given = |ownership: &&Ownership| {
             ownership.incarnation == me.incarnation
                 && ownership.how != Succession::Ended
@@ -68,16 +71,23 @@ impl Membership {
             Some(mine) => (last.number, mine.clone()),
             None => {
                 let mine = self.ownership(me, epoch_before, how);
-                match maps.write(last, &me.id, last.map.clone().owned(mine.clone())).await? {
-                    Written::Ours(map) => (map.number, mine),
-                    Written::Other(_) => return Ok(()),
+                let (decided_on, taken) = (previous.clone(), mine.clone());
+                let take = move |map: &ClusterMap| {
+                    let is_member = map.member(&taken.member).is_some_and(|me| me.incarnation == taken.incarnation);
+                    let as_before = map.ownership(taken.shard) == decided_on.as_ref();
+                    (is_member && as_before).then(|| map.clone().owned(taken.clone()))
+                };
+                match maps.change(&me.id, take).await? {
+                    Changed::Yes(map) => (map.number, mine),
+                    Changed::No => return Ok(()),
                 }
             }
         };
         // 3 to 5
         let fenced = Arc::new(AtomicU64::new(0));
-        let claim = CatalogClaim { epoch_before, still_mine: self.still_mine(epoch_before, Arc::clone(&fenced)) };
-        let before = self.0.ending.lock().take();
+        let still_mine = self.still_mine(epoch_before, Arc::clone(&fenced));
+        let claim = CatalogClaim { epoch_before, shard: *shard, still_mine };
+        let before = self.1.ending.lock().take();
         if let Some(before) = before {
             // It says nothing, it only ends.
             drop(before.await);
@@ -89,14 +99,14 @@ impl Membership {
             claim: Some(claim),
             ..EngineOptions::default()
         };
-        let running = match Engine::open(self.0.settings.clone(), options).boxed().await {
+        let running = match Engine::open(store.settings().clone(), options).boxed().await {
             Ok(running) => running,
             Err(OpeningError::NotMine(why)) => {
-                tracing::info!(why, map = number, "another daemon of the cluster was faster");
+                tracing::info!(%shard, why, map = number, "another daemon of the cluster was faster");
                 return Ok(());
             }
             // What looks wrong may only be another owner's doing.
-            Err(error) if error.is_refusal() && !is_mine(&maps.read().await?.last.map, me, epoch_before) => {
+            Err(error) if error.is_refusal() && !is_mine(&maps.read().await?.last.map, *shard, me, epoch_before) => {
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
@@ -116,14 +126,15 @@ impl Membership {
             return Ok(());
         }
         if let Err(error) = here.proofs.read().await {
-            tracing::warn!(%error, "the catalog was opened in vain");
+            tracing::warn!(%shard, %error, "the catalog was opened in vain");
             self.end(running);
             return Ok(());
         }
         let cause = cause_of(mine.how);
         foundation.metrics.failover_seconds.of(cause).observe(since.elapsed().as_secs_f64());
-        foundation.metrics.shards_owned.set(1);
+        foundation.metrics.shards_owned.inc();
         tracing::info!(
+            %shard,
             how = mine.how.as_str(),
             map = number,
             epoch = epoch_before + 1,
@@ -134,7 +145,7 @@ impl Membership {
         routes.lead_to(RouteTo::Here(Arc::clone(&here)));
         drop(opening);
         let end = self.serve(&here).await;
-        foundation.metrics.shards_owned.set(0);
+        foundation.metrics.shards_owned.dec();
         routes.lead_to(RouteTo::Nobody);
         here.lost.cancel();
         match end {
@@ -149,7 +160,7 @@ impl Membership {
 
     fn ownership(&self, member: &Member, epoch_before: u64, how: Succession) -> Ownership {
         Ownership {
-            shard: SHARD,
+            shard: self.1.shard.shard,
             member: member.id.clone(),
             incarnation: member.incarnation.clone(),
             host: member.host.clone(),
@@ -165,7 +176,7 @@ impl Membership {
         async move {
             fenced.store(u64::try_from(Clock::since_boot().as_millis()).unwrap_or(u64::MAX), Ordering::Release);
             let read = member.0.maps.read().await.map_err(|error| chain(&error))?;
-            match is_mine(&read.last.map, &member.0.me, epoch_before) {
+            match is_mine(&read.last.map, member.1.shard, &member.0.me, epoch_before) {
                 true => Ok(()),
                 false => Err(format!("map {} gives it to another one", read.last.number)),
             }
@@ -214,11 +225,20 @@ impl Membership {
 
     fn serving(&self, running: &Running, epoch_before: u64) -> Arc<Here> {
         let engine = running.engine().clone();
+        let MemberShared { me, maps, keys, dispatcher, .. } = &*self.0;
+        let shard = self.1.shard;
         let evidence =
-            MapEvidence { maps: Arc::clone(&self.0.maps), me: self.0.me.clone(), epoch_before, engine: engine.clone() };
+            MapEvidence { maps: Arc::clone(maps), shard, me: me.clone(), epoch_before, engine: engine.clone() };
+        let mut s3 = S3Door::new(engine.clone(), keys.clone());
+        let mut native = Native::new(engine.clone(), keys.clone());
+        if !shard.is_whole() {
+            s3 = s3.of_shard(Siblings::new(shard, Arc::new(dispatcher.clone())));
+            native = native.of_shard(shard);
+        }
         Arc::new(Here {
-            s3: crate::api::s3::service(S3Door::new(engine.clone(), self.0.keys.clone())),
-            api: Native::new(engine.clone(), self.0.keys.clone()).router(),
+            shard: shard.shard,
+            s3: crate::api::s3::service(s3),
+            api: native.router(),
             proofs: Proofs::new(evidence, self.0.foundation.metrics.clone()),
             lost: running.lost().child_token(),
             requests: TaskTracker::new(),
@@ -228,7 +248,8 @@ impl Membership {
 
     /// Looks after the catalog while requests are answered.
     async fn serve(&self, here: &Here) -> OwnerEnd {
-        let MemberShared { maps, stop, drain, .. } = &*self.0;
+        let MemberShared { maps, stop, .. } = &*self.0;
+        let ShardState { shard, drain, .. } = &*self.1;
         // What was asked for before concerns an owner before.
         drain.notified().now_or_never();
         let mut unreached = HashMap::new();
@@ -242,7 +263,12 @@ impl Membership {
                     None => tracing::warn!("there is no other daemon to give the catalog to"),
                 },
                 () = maps.later_than(number) => {}
-                () = tokio::time::sleep(MAP_READ_EVERY) => self.drop_unreached(&mut unreached).await,
+                () = tokio::time::sleep(MAP_READ_EVERY) => {
+                    // One owner does it for all.
+                    if shard.shard == 0 {
+                        self.drop_unreached(&mut unreached).await;
+                    }
+                }
             }
             match here.proofs.read().await {
                 Ok(()) => {}
@@ -288,19 +314,26 @@ impl Membership {
     async fn successor(&self) -> Option<Arc<PeerLink>> {
         let MemberShared { maps, links, me, .. } = &*self.0;
         let last = maps.read().await.map_or_else(|_| maps.known(), |read| read.last);
-        for member in last.map.candidates(SHARD, Some(&me.id)) {
+        let chosen = self.1.give_to.lock().clone();
+        let mut candidates = last.map.candidates(self.1.shard.shard, Some(&me.id));
+        candidates.sort_by_key(|member| Some(&member.id) != chosen.as_ref());
+        let mut drained = None;
+        for member in candidates {
             let link = links.to(member);
-            if link.ping(last.number, PAUSE).await.is_ok() {
-                return Some(link);
+            match link.ping(last.number, PAUSE).await {
+                Ok(pong) if pong.drained => drained = drained.or(Some(link)),
+                Ok(_) => return Some(link),
+                Err(_) => {}
             }
         }
-        None
+        // Rather than nobody.
+        drained
     }
 
     /// Ends an engine whose catalog is another one's, beside what comes next. Only another engine waits for that.
     fn end(&self, running: Running) {
         let (ended, end) = oneshot::channel();
-        *self.0.ending.lock() = Some(end);
+        *self.1.ending.lock() = Some(end);
         self.0.tasks.spawn("engine-end", Failure::FailsItsWork, async move {
             if let Err(error) = running.stop().await {
                 tracing::debug!(error = chain(&error), "the engine that had the catalog ended");
@@ -311,7 +344,8 @@ impl Membership {
 
     /// Closes the catalog, and gives it to another member, if there is one.
     async fn give_away(&self, running: Running, here: &Here, epoch_before: u64) -> Result<(), StartError> {
-        let MemberShared { maps, me, routes, .. } = &*self.0;
+        let MemberShared { maps, me, .. } = &*self.0;
+        let ShardState { shard, routes, .. } = &*self.1;
         // Peers wait for it meanwhile.
         let _given_away = OpensHere::told(routes);
         here.requests.close();
@@ -326,32 +360,32 @@ impl Membership {
             return Ok(());
         }
         let successor = self.successor().await;
-        loop {
-            let last = maps.read().await?.last;
-            if !is_mine(&last.map, me, epoch_before) {
-                return Ok(());
-            }
-            let map = match &successor {
-                Some(link) => {
-                    last.map.clone().owned(self.ownership(link.member(), epoch_before + 1, Succession::HandedOver))
-                }
-                None => last.map.clone().ended(SHARD),
+        self.1.give_to.lock().take();
+        let next =
+            successor.as_ref().map(|link| self.ownership(link.member(), epoch_before + 1, Succession::HandedOver));
+        let (of, member) = (*shard, me.clone());
+        let give = move |map: &ClusterMap| {
+            let given = match next.clone() {
+                Some(next) => map.clone().owned(next),
+                None => map.clone().ended(of.shard),
             };
-            let Written::Ours(map) = maps.write(&last, &me.id, map).await? else { continue };
-            if let Some(link) = &successor {
-                tracing::info!(to = link.member().id, map = map.number, "the catalog was given away");
-                if let Err(error) = link.ping(map.number, PAUSE).await {
-                    tracing::debug!(error = chain(&error), "the one who has the catalog now was not told");
-                }
-                routes.lead_to(RouteTo::There(Arc::clone(link)));
+            is_mine(map, of, &member, epoch_before).then_some(given)
+        };
+        maps.read().await?;
+        let Changed::Yes(map) = maps.change(&me.id, give).await? else { return Ok(()) };
+        if let Some(link) = &successor {
+            tracing::info!(%shard, to = link.member().id, map = map.number, "the catalog was given away");
+            if let Err(error) = link.ping(map.number, PAUSE).await {
+                tracing::debug!(error = chain(&error), "the one who has the catalog now was not told");
             }
-            return Ok(());
+            routes.lead_to(RouteTo::There(Arc::clone(link)));
         }
+        Ok(())
     }
 }
 
-fn is_mine(map: &ClusterMap, me: &Member, epoch_before: u64) -> bool {
-    map.owner(SHARD).is_some_and(|(ownership, member)| {
+fn is_mine(map: &ClusterMap, shard: ShardOf, me: &Member, epoch_before: u64) -> bool {
+    map.owner(shard.shard).is_some_and(|(ownership, member)| {
         member.incarnation == me.incarnation && ownership.epoch_before == epoch_before
     })
 }
@@ -386,6 +420,7 @@ impl Drop for OpensHere<'_> {
 /// The evidence of an owner.
 struct MapEvidence {
     maps: Arc<ClusterMaps>,
+    shard: ShardOf,
     me: Member,
     epoch_before: u64,
     engine: Engine,
@@ -396,7 +431,7 @@ impl Evidence for MapEvidence {
         async move {
             let read = self.maps.read().await.map_err(|error| chain(&error))?;
             let map = &read.last.map;
-            let standing = match is_mine(map, &self.me, self.epoch_before) {
+            let standing = match is_mine(map, self.shard, &self.me, self.epoch_before) {
                 false => Standing::NotMine,
                 true if map.is_alone(&self.me.id) => Standing::MineAlone,
                 true => Standing::Mine,

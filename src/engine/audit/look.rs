@@ -10,7 +10,7 @@ use crate::catalog::Catalog;
 use crate::engine::{Engine, EngineError, ObjectView, aside};
 use crate::error::ErrorKind;
 use crate::flink::{MetadataError, MetadataSummary, NamedPath, NamedState, Place, decoded, place_of, read_metadata};
-use crate::model::{FlinkKey, FlinkPlace, Millis};
+use crate::model::{FlinkKey, FlinkPlace, Millis, ShardOf};
 use crate::runtime::PaidBytes;
 
 /// Larger ones are not read.
@@ -148,7 +148,7 @@ impl Engine {
             None => return Ok(None),
             Some(Err(why)) => Err(why),
             Some(Ok(bytes)) => {
-                let comparison = Comparison::new(self.catalog.clone(), bucket, key, names);
+                let comparison = Comparison::new(self.catalog.clone(), self.shard, (bucket, key), names);
                 aside("a look at a checkpoint", move || comparison.run(bytes)).await?.map_err(Unreadable::from)
             }
         };
@@ -206,6 +206,8 @@ struct Wanted {
 /// Compares what is named with the catalog, some at a time.
 struct Comparison {
     catalog: Catalog,
+    /// The catalog's. What is in another shard is elsewhere.
+    shard: ShardOf,
     bucket: String,
     key: String,
     names: NameList,
@@ -221,9 +223,10 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn new(catalog: Catalog, bucket: &str, key: &str, names: NameList) -> Self {
+    fn new(catalog: Catalog, shard: ShardOf, (bucket, key): (&str, &str), names: NameList) -> Self {
         Self {
             catalog,
+            shard,
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             names,
@@ -337,7 +340,8 @@ impl Comparison {
             if len.is_some_and(|len| len >= wanted.needed) {
                 continue;
             }
-            if len.is_none() && !self.catalog.has_bucket(&wanted.bucket) {
+            let in_shard = self.shard.routing().of_key(&wanted.bucket, &wanted.key) == self.shard.shard;
+            if len.is_none() && !(in_shard && self.catalog.has_bucket(&wanted.bucket)) {
                 self.is_elsewhere(format!("s3://{}/{}", wanted.bucket, wanted.key));
                 continue;
             }

@@ -122,6 +122,9 @@ secret-key = "{SECRET}"
 [cluster]
 enabled = true
 daemon-id = "{name}"
+shards = {cluster.shards}
+balance-after = "2 s"
+token = "of-all-members"
 """)
 
     def begin(self):
@@ -155,10 +158,10 @@ daemon-id = "{name}"
 
 
 class Daemons:
-    """Three of them on one S3 server, on which each request takes `delay` seconds more, and a proxy before them."""
+    """Three of them on one S3 server, on which each request takes `delay` seconds more, and a proxy before them; with so many shards."""
 
-    def __init__(self, processes, folder, program, versitygw, delay=0):
-        self.processes, self.program, self.folder = processes, program, folder
+    def __init__(self, processes, folder, program, versitygw, delay=0, shards=1):
+        self.processes, self.program, self.folder, self.shards = processes, program, folder, shards
         self.server = Versitygw(processes, versitygw, folder / "versitygw")
         self.server.start()
         self.server.make_bucket("esker")
@@ -167,6 +170,14 @@ class Daemons:
         for daemon in self.daemons:
             daemon.start()
         self.proxy = Balanced([daemon.s3 for daemon in self.daemons]).endpoint
+        if shards > 1:
+            self.processes.until("shards to be spread", READY_SECONDS, self.is_spread)
+
+    def is_spread(self):
+        """Whether each daemon has shards, and none has many more than another one."""
+        owners = [shard["owner"] for shard in (self.daemons[0].status() or {"shards": []})["shards"]]
+        counts = [owners.count(name) for name in NAMES]
+        return len(owners) == self.shards and None not in owners and max(counts) - min(counts) <= 1
 
     def owner(self, besides=None):
         """The daemon that has the catalog, as another one than `besides` knows it."""
@@ -181,10 +192,11 @@ class Daemons:
             daemon.end()
 
     def verify(self):
-        done = subprocess.run([self.program, "verify", "--config", self.daemons[0].config, "--read-data", "100"],
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-        if done.returncode != 0:
-            raise Failed(f"`esker verify` ended with status {done.returncode}:\n{done.stdout}")
+        for shard in [[]] if self.shards == 1 else [["--shard", str(shard)] for shard in range(self.shards)]:
+            done = subprocess.run([self.program, "verify", "--config", self.daemons[0].config, "--read-data", "100", *shard],
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+            if done.returncode != 0:
+                raise Failed(f"`esker verify` ended with status {done.returncode}:\n{done.stdout}")
 
     def close(self):
         self.end()

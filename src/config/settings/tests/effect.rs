@@ -103,7 +103,6 @@ fn who_sets_a_key_without_effect_is_told() {
     assert_eq!(
         loaded.settings().unwrap().warnings,
         [
-            format!("cluster.shards = 3 (file {file}:2): has no effect yet"),
             // Also when it is the default that they wrote.
             format!("execution.checkpointing.incremental = false (file {file}:5): has no effect yet"),
             "execution.checkpointing.interval = \"1 min\" (env ESKER__EXECUTION__CHECKPOINTING__INTERVAL): has no \

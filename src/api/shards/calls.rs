@@ -1,0 +1,349 @@
+//! What the owner of a shard asks the engines of others, and their answers: JSON, but for bytes of an object.
+//!
+//! A call is not checked against anybody's key: whoever makes it has done so. So it comes from members alone, which show each other
+//! `cluster.token`. It goes the way of a client's request that is passed on: it is held, repeated and proven like one.
+
+use axum::body::Body as AxumBody;
+use futures::TryStreamExt;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::api::status::status_of;
+use crate::engine::{
+    ChecksumKind, Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDelete, Refusal, UploadView,
+};
+use crate::error::{ErrorKind, chain};
+use crate::model::{Millis, NewUpload, SegmentId};
+
+/// A call is at most so long, and an answer that is no bytes of an object.
+pub(in crate::api) const CALL_BYTES_MAX: usize = 8 << 20;
+pub(in crate::api) const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A call of an engine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum EngineCall {
+    /// One page of a bucket's keys. Answer: [`ListedPage`].
+    List {
+        /// The bucket.
+        bucket: String,
+        /// As in [`ListQuery`].
+        prefix: String,
+        /// Likewise.
+        delimiter: String,
+        /// Likewise.
+        after: String,
+        /// Likewise.
+        max: usize,
+    },
+    /// Uploads to keys of a bucket. Answer: [`ListedUpload`]s.
+    Uploads {
+        /// The bucket.
+        bucket: String,
+        /// The begin of the keys.
+        prefix: String,
+    },
+    /// Deletes keys. Answer: for each `None`, or why not.
+    Delete {
+        /// Their bucket.
+        bucket: String,
+        /// The keys.
+        objects: Vec<Doomed>,
+    },
+    /// Looks for an object. Answer: [`crate::model::ObjectHead`].
+    Head {
+        /// Its bucket.
+        bucket: String,
+        /// Its key.
+        key: String,
+    },
+    /// Bytes of an object, if it has this entity tag still.
+    Read {
+        /// Its bucket.
+        bucket: String,
+        /// Its key.
+        key: String,
+        /// The entity tag.
+        etag: String,
+        /// The first byte.
+        start: u64,
+        /// The one behind the last.
+        end: u64,
+    },
+    /// Creates a bucket; nothing happens if it is there.
+    CreateBucket(String),
+    /// Deletes a bucket; nothing happens if it is not there.
+    DeleteBucket(String),
+    /// Looks for a bucket. Answer: [`BucketSeen`].
+    LookForBucket(String),
+    /// Asks which of these segments it does not know. Answer: their places in the list.
+    Unknown(Vec<String>),
+}
+
+impl EngineCall {
+    /// Whether it can be made again when nobody knows whether it was carried out.
+    pub(in crate::api) fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Delete { objects, .. } => objects.iter().all(|doomed| doomed.if_match.is_none()),
+            _ => true,
+        }
+    }
+}
+
+/// A key to delete.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Doomed {
+    /// The key.
+    pub key: String,
+    /// The entity tag that it must have.
+    pub if_match: Option<String>,
+}
+
+/// A bucket of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::api) enum BucketSeen {
+    /// It is not there.
+    Missing,
+    /// It has no object.
+    Empty,
+    /// It has some.
+    Filled,
+}
+
+/// One page of keys.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::api) struct ListedPage {
+    entries: Vec<ListedEntry>,
+    truncated: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum ListedEntry {
+    Object {
+        key: String,
+        len: u64,
+        etag: String,
+        modified: Millis,
+        class: Option<String>,
+        checksum: Option<(String, bool)>,
+    },
+    Prefix(String),
+}
+
+impl From<ListPage> for ListedPage {
+    fn from(page: ListPage) -> Self {
+        let entries = page.entries.into_iter().map(|entry| match entry {
+            Listed::Object { key, len, etag, modified, class, checksum } => {
+                let checksum = checksum.map(|kind| (kind.algorithm.into_owned(), kind.composite));
+                ListedEntry::Object { key, len, etag, modified, class, checksum }
+            }
+            Listed::Prefix(prefix) => ListedEntry::Prefix(prefix),
+        });
+        Self { entries: entries.collect(), truncated: page.truncated }
+    }
+}
+
+impl From<ListedPage> for ListPage {
+    fn from(page: ListedPage) -> Self {
+        let entries = page.entries.into_iter().map(|entry| match entry {
+            ListedEntry::Object { key, len, etag, modified, class, checksum } => {
+                let kind =
+                    |(algorithm, composite): (String, bool)| ChecksumKind { algorithm: algorithm.into(), composite };
+                Listed::Object { key, len, etag, modified, class, checksum: checksum.map(kind) }
+            }
+            ListedEntry::Prefix(prefix) => Listed::Prefix(prefix),
+        });
+        Self { entries: entries.collect(), truncated: page.truncated }
+    }
+}
+
+/// A multipart upload.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::api) struct ListedUpload {
+    id: String,
+    upload: NewUpload,
+    created: Millis,
+}
+
+impl From<ListedUpload> for UploadView {
+    fn from(ListedUpload { id, upload, created }: ListedUpload) -> Self {
+        Self { id, upload: upload.into(), created }
+    }
+}
+
+/// Why an engine did not do what it was asked, as far as the one who asked can use it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::api) enum CallFailure {
+    NoSuchBucket(String),
+    BucketExists(String),
+    BucketNotEmpty(String),
+    NoSuchKey(String),
+    ConditionFailed(String),
+    ConditionUndecided(String),
+    CatalogFull { used_bytes: u64, limit_bytes: u64 },
+    Other { kind: ErrorKind, message: String },
+}
+
+impl From<Refusal> for CallFailure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoSuchBucket(bucket) => Self::NoSuchBucket(bucket),
+            Refusal::BucketExists(bucket) => Self::BucketExists(bucket),
+            Refusal::BucketNotEmpty(bucket) => Self::BucketNotEmpty(bucket),
+            Refusal::NoSuchKey(key) => Self::NoSuchKey(key),
+            Refusal::ConditionFailed(key) => Self::ConditionFailed(key),
+            Refusal::ConditionUndecided(key) => Self::ConditionUndecided(key),
+            Refusal::CatalogFull { used_bytes, limit_bytes } => Self::CatalogFull { used_bytes, limit_bytes },
+            other => Self::Other { kind: other.kind(), message: other.to_string() },
+        }
+    }
+}
+
+impl From<EngineError> for CallFailure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Refused(refusal) => refusal.into(),
+            error => Self::Other { kind: error.kind(), message: chain(&error) },
+        }
+    }
+}
+
+impl CallFailure {
+    fn kind(&self) -> ErrorKind {
+        match self.refusal() {
+            Ok(refusal) => refusal.kind(),
+            Err((kind, _)) => kind,
+        }
+    }
+
+    /// The refusal of an engine; else its kind, and what it says.
+    fn refusal(&self) -> Result<Refusal, (ErrorKind, String)> {
+        Ok(match self.clone() {
+            Self::NoSuchBucket(bucket) => Refusal::NoSuchBucket(bucket),
+            Self::BucketExists(bucket) => Refusal::BucketExists(bucket),
+            Self::BucketNotEmpty(bucket) => Refusal::BucketNotEmpty(bucket),
+            Self::NoSuchKey(key) => Refusal::NoSuchKey(key),
+            Self::ConditionFailed(key) => Refusal::ConditionFailed(key),
+            Self::ConditionUndecided(key) => Refusal::ConditionUndecided(key),
+            Self::CatalogFull { used_bytes, limit_bytes } => Refusal::CatalogFull { used_bytes, limit_bytes },
+            Self::Other { kind, message } => return Err((kind, message)),
+        })
+    }
+}
+
+impl From<CallFailure> for EngineError {
+    fn from(failure: CallFailure) -> Self {
+        match failure.refusal() {
+            Ok(refusal) => Self::Refused(refusal),
+            Err((kind, message)) => Self::Elsewhere { kind, message },
+        }
+    }
+}
+
+/// Lets an engine answer the call that a body is.
+pub(in crate::api) async fn answer(engine: &Engine, body: AxumBody) -> Response<AxumBody> {
+    let call = match Limited::new(body, CALL_BYTES_MAX).collect().await {
+        Ok(read) => serde_json::from_slice::<EngineCall>(&read.to_bytes()).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let answered = match call {
+        Ok(call) => carry_out(engine, call).await,
+        Err(why) => Err(CallFailure::Other { kind: ErrorKind::Invalid, message: format!("a call of a peer: {why}") }),
+    };
+    answered.unwrap_or_else(|failure| json(status_of(failure.kind()), &failure))
+}
+
+async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBody>, CallFailure> {
+    Ok(match call {
+        EngineCall::List { bucket, prefix, delimiter, after, max } => {
+            let query = ListQuery { prefix: &prefix, delimiter: &delimiter, after: &after, max };
+            done(&ListedPage::from(engine.list(&bucket, &query).await?))
+        }
+        EngineCall::Uploads { bucket, prefix } => {
+            let uploads = engine.uploads_below(&bucket, &prefix)?.into_iter();
+            let uploads = uploads.map(|UploadView { id, upload, created }| ListedUpload {
+                id,
+                upload: (*upload).clone(),
+                created,
+            });
+            done(&uploads.collect::<Vec<_>>())
+        }
+        EngineCall::Delete { bucket, objects } => {
+            let objects = objects.into_iter();
+            let objects = objects.map(|Doomed { key, if_match }| ObjectToDelete { key, if_match, if_put_at: None });
+            let answers = engine.delete_objects(&bucket, objects.collect()).await?.into_iter();
+            done(&answers.map(|answer| answer.err().map(CallFailure::from)).collect::<Vec<_>>())
+        }
+        EngineCall::Head { bucket, key } => done(engine.object(&bucket, &key).await?.head()),
+        EngineCall::Read { bucket, key, etag, start, end } => {
+            let object = engine.object(&bucket, &key).await?;
+            if object.head().etag != etag || object.head().len < end {
+                let message = format!("the key {key:?} was put again meanwhile, repeat the request");
+                return Err(CallFailure::Other { kind: ErrorKind::Unavailable, message });
+            }
+            let bytes = engine.read_object(&object, start..end).await?;
+            let mut answer =
+                Response::new(AxumBody::from_stream(bytes.map_err(|error| std::io::Error::other(chain(&error)))));
+            answer.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(end - start));
+            answer
+        }
+        EngineCall::CreateBucket(bucket) => match engine.create_bucket(&bucket).await {
+            Ok(()) | Err(EngineError::Refused(Refusal::BucketExists(_))) => done(&()),
+            Err(error) => return Err(error.into()),
+        },
+        EngineCall::DeleteBucket(bucket) => match engine.delete_bucket(&bucket).await {
+            Ok(()) | Err(EngineError::Refused(Refusal::NoSuchBucket(_))) => done(&()),
+            Err(error) => return Err(error.into()),
+        },
+        EngineCall::LookForBucket(bucket) => done(&look_for_bucket(engine, &bucket).await?),
+        EngineCall::Unknown(segments) => {
+            let is_known = |id: &String| id.parse::<SegmentId>().is_ok_and(|id| engine.segment(id).is_ok());
+            let unknown = |(place, id): (usize, &String)| (!is_known(id)).then_some(place);
+            engine.check()?;
+            done(&segments.iter().enumerate().filter_map(unknown).collect::<Vec<_>>())
+        }
+    })
+}
+
+/// Whether a bucket is there, and has objects.
+pub(in crate::api) async fn look_for_bucket(engine: &Engine, bucket: &str) -> Result<BucketSeen, EngineError> {
+    let any = ListQuery { max: 1, ..ListQuery::default() };
+    match engine.list(bucket, &any).await {
+        Ok(page) if page.entries.is_empty() => Ok(BucketSeen::Empty),
+        Ok(_) => Ok(BucketSeen::Filled),
+        Err(EngineError::Refused(Refusal::NoSuchBucket(_))) => Ok(BucketSeen::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+fn done(answer: &impl Serialize) -> Response<AxumBody> {
+    json(StatusCode::OK, answer)
+}
+
+fn json(status: StatusCode, answer: &impl Serialize) -> Response<AxumBody> {
+    let bytes = serde_json::to_vec(answer).unwrap_or_default();
+    let mut response = Response::new(AxumBody::from(bytes));
+    *response.status_mut() = status;
+    response
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// What the engine says, or that its answer cannot be understood.
+pub(in crate::api) async fn read<T: DeserializeOwned>(answer: Response<AxumBody>) -> Result<T, EngineError> {
+    let status = answer.status();
+    let read = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let bytes = read.map_err(|error| broken(&error.to_string()))?.to_bytes();
+    if status.is_success() {
+        return serde_json::from_slice(&bytes).map_err(|error| broken(&error.to_string()));
+    }
+    let failure = serde_json::from_slice::<CallFailure>(&bytes);
+    Err(failure.map_or_else(|_| broken(&format!("it answers {status}")), EngineError::from))
+}
+
+fn broken(why: &str) -> EngineError {
+    let message = format!("another daemon of the cluster did not answer: {why}");
+    EngineError::Elsewhere { kind: ErrorKind::Unavailable, message }
+}

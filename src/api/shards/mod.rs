@@ -1,0 +1,7 @@
+//! A store of several shards, for the doors of the owner of one: what is about several of them is asked of the engines of all.
+//!
+//! - [`calls`]: what owners ask each other's engines.
+//! - [`siblings`]: asks the engines of all shards.
+
+pub mod calls;
+pub mod siblings;
