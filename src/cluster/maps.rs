@@ -73,9 +73,12 @@ pub enum Changed {
     No,
 }
 
+/// Makes the next map of the last one, or nothing.
+type MapEdit = dyn Fn(&ClusterMap) -> Option<ClusterMap> + Send + Sync;
+
 /// An edit that waits for its turn.
 struct Waiting {
-    edit: Box<dyn Fn(&ClusterMap) -> Option<ClusterMap> + Send + Sync>,
+    edit: Box<MapEdit>,
     done: oneshot::Sender<Changed>,
 }
 
@@ -197,10 +200,11 @@ impl ClusterMaps {
         }
         let all = std::mem::take(&mut *self.waiting.lock());
         let (number, changed) = self.write_all(by, &all).await?;
-        drop(turn);
         for (waiting, changed) in all.into_iter().zip(changed) {
             reply(waiting.done, changed);
         }
+        // After that: whoever has the turn next has been told, if its edit was among these.
+        drop(turn);
         // Whoever took this edit has failed with it.
         told.try_recv().map_err(|_| MapError::Unknown(number))
     }
@@ -240,5 +244,65 @@ impl ClusterMaps {
             self.hint(found.number);
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+
+    use super::super::map::Member;
+    use super::*;
+    use crate::store::{Capabilities, Placement};
+
+    fn maps(store: &Arc<InMemory>, seed: u64) -> ClusterMaps {
+        let store = Arc::<InMemory>::clone(store);
+        let catalog =
+            Placement::Object { store, prefix: Path::from("c/catalog"), can: Capabilities::OBJECT, log: None };
+        let objects = NumberedObjects::beside(&catalog, "cluster/map", ".map").unwrap();
+        ClusterMaps::new(objects, Entropy::from_seed(seed, Clock::System), Metrics::new())
+    }
+
+    /// Joins a member, unless it is one.
+    fn joins(id: String) -> impl Fn(&ClusterMap) -> Option<ClusterMap> + Send + Sync + 'static {
+        move |map| {
+            let text = || id.clone();
+            let member = Member { id: text(), incarnation: text(), url: text(), host: text(), since: text() };
+            map.member(&id).is_none().then(|| map.clone().joined(member))
+        }
+    }
+
+    #[tokio::test]
+    async fn edits_that_come_together_share_a_map_and_none_is_lost() {
+        let store = Arc::new(InMemory::new());
+        let processes = [maps(&store, 1), maps(&store, 2)];
+
+        let edits = processes
+            .iter()
+            .zip(["a", "b"])
+            .flat_map(|(maps, by)| (0..8).map(move |n| maps.change(by, joins(format!("{by}{n}")))));
+        let changed = join_all(edits).await;
+
+        let last = processes[0].read().await.unwrap().last;
+        assert_eq!(last.map.members.len(), 16);
+        assert!(last.number < 16, "{}", last.number);
+        for told in changed {
+            let Changed::Yes(map) = told.unwrap() else { panic!("an edit was refused") };
+            assert!(map.number <= last.number);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_edit_that_makes_nothing_of_the_last_map_writes_none() {
+        let store = Arc::new(InMemory::new());
+        let (first, second) = (maps(&store, 1), maps(&store, 2));
+        first.change("a", joins("x".to_owned())).await.unwrap();
+
+        // It has not seen that map: its own is refused, and it looks again.
+        assert_eq!(second.change("b", joins("x".to_owned())).await.unwrap(), Changed::No);
+
+        assert_eq!(second.read().await.unwrap().last.number, 1);
     }
 }

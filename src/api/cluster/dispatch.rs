@@ -17,7 +17,7 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -115,6 +115,9 @@ pub enum Unanswered {
     /// The store is divided, and that is not done over several shards. It may not be repeated.
     #[error("{0} is not implemented where the store is divided into several shards")]
     NotOverShards(String),
+    /// Its body is longer than such a body is.
+    #[error("the body is longer than {0} bytes")]
+    TooLong(usize),
     /// None of the shards has them.
     #[error("there are no segments {0}")]
     NoSegments(String),
@@ -287,6 +290,25 @@ impl Dispatcher {
         let shards = self.routes.known(HELD).await.len();
         let shards = u32::try_from(shards).ok().filter(|shards| *shards > 0).ok_or(Unanswered::Nobody)?;
         Ok(Routing::over(shards))
+    }
+
+    /// Reads the body of a request that may be sent to several owners.
+    ///
+    /// # Errors
+    /// [`Unanswered::TooLong`]; [`Unanswered::Nobody`] if there is no room.
+    pub(super) async fn read(&self, body: AxumBody, most: usize) -> Result<(Bytes, Option<PaidBytes>), Unanswered> {
+        let len = body.size_hint().upper().unwrap_or(u64::MAX).min(most as u64);
+        // Nobody has looked yet whose it is.
+        let paid = match len {
+            0 => None,
+            len => Some(self.kept.try_pay(len).ok_or(Unanswered::Nobody)?),
+        };
+        let read = Limited::new(body, most).collect().await;
+        let read = read.map_err(|error| match error.is::<LengthLimitError>() {
+            true => Unanswered::TooLong(most),
+            false => Unanswered::Body,
+        })?;
+        Ok((read.to_bytes(), paid))
     }
 
     /// Any shard whose owner asks the others: this daemon's first one, or else the first one.
@@ -583,7 +605,9 @@ fn passed_on(door: &'static str, shard: u32, head: &Parts, body: PeerBody) -> Op
     // `Expect` stays, because it may be signed. The one who waits for `100 Continue` gets it as soon as the body is wanted here.
     headers.remove(HOST);
     headers.insert(peer::DOOR, HeaderValue::from_static(door));
-    headers.insert(peer::SHARD, HeaderValue::from(shard));
+    if shard > 0 {
+        headers.insert(peer::SHARD, HeaderValue::from(shard));
+    }
     for hop in hops {
         headers.append(peer::HOP, hop);
     }

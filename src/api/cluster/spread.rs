@@ -20,6 +20,8 @@ use crate::api::shards::calls::{ANSWER_BYTES_MAX, CALL_BYTES_MAX, EngineCall, re
 use crate::api::shards::siblings::OF_BUCKETS;
 use crate::model::Routing;
 
+/// A body is at most so long, but for one that lists segments.
+const BODY_BYTES_MAX: usize = 64 << 10;
 /// Objects of a page, if it is not said.
 const PAGE_OBJECTS: usize = 1000;
 /// Segments that an error names.
@@ -50,8 +52,9 @@ async fn answer_by_target(
     if let RequestTarget::Refused(what) = target {
         return Err(Unanswered::NotOverShards(what.to_owned()));
     }
-    let read = Limited::new(body, CALL_BYTES_MAX).collect().await.map_err(|_| Unanswered::Body)?;
-    let asked = SpreadRequest { dispatcher, routing, head, body: read.to_bytes() };
+    let most = if target == RequestTarget::Restore { CALL_BYTES_MAX } else { BODY_BYTES_MAX };
+    let (body, _paid) = dispatcher.read(body, most).await?;
+    let asked = SpreadRequest { dispatcher, routing, head, body };
     match target {
         RequestTarget::All(joined) => asked.all(joined).await,
         RequestTarget::WhoKnows => asked.who_knows().await,

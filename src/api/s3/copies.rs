@@ -37,7 +37,7 @@ struct CopyAcross {
 /// The object that a part is copied of.
 pub(super) enum PartSource {
     Here(ObjectView),
-    There(u32, ObjectHead),
+    There(u32, Box<ObjectHead>),
 }
 
 impl PartSource {
@@ -158,7 +158,7 @@ impl S3Door {
     pub(super) async fn part_source(&self, source: &CopySource, conditions: ReadConditions) -> S3Result<PartSource> {
         let (bucket, key) = bucket_source(source)?;
         match self.siblings.as_ref().and_then(|siblings| siblings.elsewhere(bucket, key)) {
-            Some(shard) => Ok(PartSource::There(shard, self.head_elsewhere(shard, source, conditions).await?)),
+            Some(shard) => Ok(PartSource::There(shard, self.head_elsewhere(shard, source, conditions).await?.into())),
             None => Ok(PartSource::Here(self.copy_source(source, conditions).await?.0)),
         }
     }

@@ -74,7 +74,9 @@ impl Journal {
                         }
                         hold.owner = Some(journal);
                     }
-                    Err(error @ (JournalError::Fenced | JournalError::OfCluster(_))) => return Err(error),
+                    Err(error @ (JournalError::Fenced | JournalError::OfCluster(_) | JournalError::Divided { .. })) => {
+                        return Err(error);
+                    }
                     Err(error) => hold.unread = Some(error),
                 }
                 if let Some(error) = &hold.unread {

@@ -42,7 +42,7 @@ impl ShardMember {
     /// [`StartError`] if it cannot go on, and trying again changes nothing.
     pub(super) async fn live(&self) -> Result<(), StartError> {
         let MemberShared { me, maps, stop, .. } = &*self.0;
-        let ShardState { shard, routes, .. } = &*self.1;
+        let ShardState { shard, routes, refused, .. } = &*self.1;
         let mut silent_storage = false;
         loop {
             if stop.is_cancelled() {
@@ -88,6 +88,7 @@ impl ShardMember {
                     // The others are well.
                     true => {
                         tracing::error!(%shard, error = chain(&error), "nobody can have this shard until that is mended");
+                        refused.cancel();
                         self.pause(REFUSED_PAUSE).await;
                     }
                     false => {

@@ -80,6 +80,8 @@ struct ShardState {
     /// The member that is to have it next, if it is one that was chosen.
     give_to: Mutex<Option<String>>,
     seen: Mutex<OwnerSeen>,
+    /// Cancelled when it is found that nobody can have it: the others are served all the same.
+    refused: CancellationToken,
     /// Resolves when the engine that was there before has ended.
     ending: Mutex<Option<oneshot::Receiver<()>>>,
 }
@@ -199,6 +201,7 @@ impl Membership {
                 drain: Notify::new(),
                 give_to: Mutex::default(),
                 seen: Mutex::default(),
+                refused: CancellationToken::new(),
                 ending: Mutex::default(),
             })
         });
@@ -272,8 +275,11 @@ impl Membership {
         drop(all_end);
         self.0.tasks.spawn("member-balance", Failure::StopsTheDaemon, self.clone().balance());
         let begun = async {
-            for routes in self.0.routes.all().iter() {
-                routes.other_than(&RouteTo::Nobody, Duration::MAX).await;
+            for ShardMember(_, state) in self.shards() {
+                tokio::select! {
+                    _ = state.routes.other_than(&RouteTo::Nobody, Duration::MAX) => {}
+                    () = state.refused.cancelled() => {}
+                }
             }
         };
         tokio::select! {
