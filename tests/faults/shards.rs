@@ -93,8 +93,8 @@ fn keys() -> Vec<String> {
 fn two_shards() -> (String, String) {
     let routing = Routing::over(SHARDS);
     let first = "one/x".to_owned();
-    let other = (0..).map(|n| format!("other{n}/x"));
-    let other = other.filter(|key| routing.of_key(BUCKET, key) != routing.of_key(BUCKET, &first)).next().unwrap();
+    let mut others = (0..).map(|n| format!("other{n}/x"));
+    let other = others.find(|key| routing.of_key(BUCKET, key) != routing.of_key(BUCKET, &first)).unwrap();
     (first, other)
 }
 
