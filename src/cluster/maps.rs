@@ -279,15 +279,18 @@ mod tests {
         let store = Arc::new(InMemory::new());
         let processes = [maps(&store, 1), maps(&store, 2)];
 
+        let turns = processes.each_ref().map(|maps| maps.turn.try_lock().unwrap());
         let edits = processes
             .iter()
             .zip(["a", "b"])
             .flat_map(|(maps, by)| (0..8).map(move |n| maps.change(by, joins(format!("{by}{n}")))));
-        let changed = join_all(edits).await;
+        // All of them wait when the turns begin.
+        let begin = async { drop(turns) };
+        let (changed, ()) = tokio::join!(biased; join_all(edits), begin);
 
         let last = processes[0].read().await.unwrap().last;
         assert_eq!(last.map.members.len(), 16);
-        assert!(last.number < 16, "{}", last.number);
+        assert_eq!(last.number, 2, "one of each process");
         for told in changed {
             let Changed::Yes(map) = told.unwrap() else { panic!("an edit was refused") };
             assert!(map.number <= last.number);
