@@ -18,6 +18,7 @@
 //! - [`read`]: the read path.
 //! - [`reclaim`]: keeps space within its limit, and deletes what nobody needs.
 //! - [`engine`]: the daemon without doors: typed calls that return values; checks and rebuilds what a stopped one left.
+//! - [`coordinator`]: the life cycle of checkpoints for workers without a coordinator of their own.
 //! - [`cluster`]: several daemons on one store, and which of them has which shard.
 //! - [`api`]: the doors: native HTTP, S3, health and metrics.
 //! - [`daemon`]: an engine with doors, started and stopped in order.
@@ -37,6 +38,7 @@ pub mod catalog;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod coordinator;
 pub mod daemon;
 pub mod engine;
 pub mod error;

@@ -8,6 +8,8 @@ use esker_client::wire::ErrorBody;
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 
 use super::exchange::Exchange;
+use crate::coordinator::error::CoordinatorError;
+use crate::coordinator::storage::MetadataFault;
 use crate::engine::{EngineError, NoAnswer, Refusal};
 use crate::error::ErrorKind;
 use crate::model::{InvalidHandle, InvalidId};
@@ -129,6 +131,15 @@ impl From<Refusal> for ApiError {
             _ => None,
         };
         Self { field, ..Self::of(refusal.kind(), refusal.to_string()) }
+    }
+}
+
+impl From<CoordinatorError> for ApiError {
+    fn from(error: CoordinatorError) -> Self {
+        match error {
+            CoordinatorError::Engine(error) | CoordinatorError::Metadata(MetadataFault::Engine(error)) => error.into(),
+            other => Self { field: other.field(), ..Self::of(other.kind(), crate::error::chain(&other)) },
+        }
     }
 }
 

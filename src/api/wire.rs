@@ -15,6 +15,7 @@ impl From<JobView> for JobInfo {
             subsumed: job.subsumed.map(|checkpoint| checkpoint.0),
             ended: job.ended.map(Into::into),
             segments: job.segments as u64,
+            coordinator: None,
         }
     }
 }

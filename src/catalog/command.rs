@@ -31,8 +31,10 @@ pub enum Command {
     Reuse(JobId, CheckpointId, Vec<SegmentId>),
     /// A job goes on from a checkpoint, of its own or of another job.
     Restore(RestorePoint),
-    /// A job has ended: what it leaves is kept or deleted.
+    /// A job has ended: what it leaves is kept or deleted. It has no coordinator any more.
     EndJob(JobId, JobEnd, Leavings),
+    /// Makes a job known, as [`Self::CreateJob`] does, and keeps what its coordinator remembers.
+    Coordinate(JobId, Arc<str>),
     /// Segments that are on their way to storage, and what they mean.
     Store(Store),
     /// An open file takes no more. Without a length it was given up.
@@ -64,7 +66,7 @@ impl Command {
     /// The job that it lets go on, if that had ended.
     pub fn job_that_goes_on(&self) -> Option<&JobId> {
         match self {
-            Self::CreateJob(job) | Self::Restore(RestorePoint { job, .. }) => Some(job),
+            Self::CreateJob(job) | Self::Coordinate(job, _) | Self::Restore(RestorePoint { job, .. }) => Some(job),
             _ => None,
         }
     }
@@ -96,6 +98,7 @@ impl Command {
             Self::Reuse(_, _, segments) => RECORD * (1 + segments.len()),
             Self::FilesPunched(files) => RECORD * (1 + files.len()),
             Self::Move(moved) => RECORD * (1 + moved.segments.len()),
+            Self::Coordinate(_, text) => RECORD + text.len(),
             _ => RECORD,
         }
     }

@@ -12,6 +12,7 @@
 //! | `u` upload id | [`UploadRecord`] |
 //! | `u` upload id `0x00` part number (2 bytes, big endian) | [`PartSlot`] |
 //! | `w` | [`OwnerRecord`] |
+//! | `k` job | [`CoordinatorRecord`]; only of jobs that have a coordinator: a daemon that knows of none refuses the catalog |
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Older versions are still
@@ -243,6 +244,13 @@ pub(super) struct OwnerRecord {
     pub(super) owner: StoreOwner,
 }
 
+/// What the coordinator of a job has to remember besides checkpoints. The catalog keeps it, and knows no more of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CoordinatorRecord {
+    /// As the coordinator wrote it: JSON with a version of its own.
+    pub(super) text: String,
+}
+
 /// A key of the database, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RecordKey {
@@ -266,6 +274,8 @@ pub(super) enum RecordKey {
     Owner,
     /// A part of a multipart upload, by number.
     Part(String, u16),
+    /// What the coordinator of a job remembers.
+    Coordinator(JobId),
 }
 
 impl RecordKey {
@@ -282,6 +292,7 @@ impl RecordKey {
             Self::Object(bucket, key) => join(&mut out, b'o', &[bucket.as_bytes(), b"\0", key.as_bytes()]),
             Self::Upload(id) => join(&mut out, b'u', &[id.as_bytes()]),
             Self::Owner => join(&mut out, b'w', &[]),
+            Self::Coordinator(job) => join(&mut out, b'k', &[job.as_str().as_bytes()]),
             Self::Part(id, number) => join(&mut out, b'u', &[id.as_bytes(), b"\0", &number.to_be_bytes()]),
         }
         out.into()
@@ -318,6 +329,7 @@ impl RecordKey {
                 None => Self::Upload(text(rest)?),
                 Some(at) => Self::Part(text(&rest[..at])?, u16::from_be_bytes(rest[at + 1..].try_into().ok()?)),
             },
+            b'k' => Self::Coordinator(text(rest)?.parse().ok()?),
             b'w' if rest.is_empty() => Self::Owner,
             _ => return None,
         })
@@ -383,6 +395,7 @@ impl RecordValue for CheckpointRecord {
 
 impl RecordValue for BucketRecord {}
 impl RecordValue for OwnerRecord {}
+impl RecordValue for CoordinatorRecord {}
 impl RecordValue for PartSlot {}
 
 impl RecordValue for ObjectSlot {
@@ -439,6 +452,7 @@ pub(super) trait Record: DeserializeOwned {
 impl Record for SegmentRecord {}
 impl Record for BucketRecord {}
 impl Record for OwnerRecord {}
+impl Record for CoordinatorRecord {}
 impl Record for PartSlot {}
 
 impl Record for ObjectSlot {
@@ -554,6 +568,7 @@ mod tests {
             RecordKey::Upload("u".into()),
             RecordKey::Owner,
             RecordKey::Part("u".into(), 10_000),
+            RecordKey::Coordinator("bucket/dir/job".parse().unwrap()),
         ] {
             assert_eq!(RecordKey::decode(&key.encode()).unwrap(), key);
         }
@@ -764,6 +779,15 @@ mod tests {
 
         assert_eq!(sample::<OwnerRecord>("020173050169"), owner);
         assert_eq!(bytes_of(&RecordKey::Owner.put(&owner))[2..], *"0173050169");
+    }
+
+    /// A stored sample: since version 3 there is one form of it.
+    #[test]
+    fn a_coordinator_record_reads_as_it_did() {
+        let record = CoordinatorRecord { text: "{}".into() };
+
+        assert_eq!(sample::<CoordinatorRecord>("03027b7d"), record);
+        assert_eq!(bytes_of(&RecordKey::Coordinator("j".parse().unwrap()).put(&record)), "03027b7d");
     }
 
     /// The stored samples of all versions, which are alike.

@@ -6,6 +6,7 @@
 mod audit;
 mod bench;
 mod cluster;
+mod coordinator;
 mod destination;
 mod inspect;
 mod rebuild;
@@ -117,6 +118,18 @@ enum CliCommand {
     /// Finds objects of Flink's jobs that no checkpoint and no savepoint names, and deletes them if told to
     #[command(after_help = CODES)]
     Orphans(audit::OrphansArgs),
+    /// Lists jobs whose checkpoints the daemon coordinates, and how they stand
+    #[command(after_help = CODES)]
+    Jobs(coordinator::JobsArgs),
+    /// Shows the last checkpoints of such a job: how long, how large, who was late
+    #[command(after_help = CODES)]
+    Checkpoints(coordinator::CheckpointsArgs),
+    /// Takes a savepoint of such a job, and prints where it is
+    #[command(after_help = CODES)]
+    Savepoint(coordinator::SavepointArgs),
+    /// Stops such a job with a savepoint, and prints where that is
+    #[command(after_help = CODES)]
+    Stop(coordinator::StopArgs),
     /// Several daemons as one: shows them, moves the catalog from one to another
     #[command(after_help = CODES)]
     Cluster(cluster::ClusterArgs),
@@ -249,6 +262,10 @@ fn run(command: CliCommand) -> anyhow::Result<ExitCode> {
         CliCommand::Gc(args) => space::gc(&args),
         CliCommand::Audit(args) => Ok(audit::audit(&args)),
         CliCommand::Orphans(args) => audit::orphans(&args),
+        CliCommand::Jobs(args) => coordinator::jobs(&args),
+        CliCommand::Checkpoints(args) => coordinator::checkpoints(&args),
+        CliCommand::Savepoint(args) => coordinator::savepoint(&args),
+        CliCommand::Stop(args) => coordinator::stop(&args),
         CliCommand::Cluster(args) => cluster::cluster(&args),
         CliCommand::Config(args) => config(&args),
         CliCommand::Bench(args) => bench::bench(&args),

@@ -14,6 +14,11 @@ impl ConfigKeys {
         Self { names: Config::default().entries().into_iter().map(|entry| entry.key).collect() }
     }
 
+    /// Some of them.
+    pub(super) fn of(names: impl Iterator<Item = String>) -> Self {
+        Self { names: names.collect() }
+    }
+
     /// Every key, sorted.
     pub(super) fn names(&self) -> &[String] {
         &self.names

@@ -175,7 +175,7 @@ impl Loader {
     }
 
     fn add_text(&mut self, key: &str, text: &str, origin: Origin) {
-        self.add(key, &readings(text), origin);
+        self.add(key, &Literal::readings(text), origin);
     }
 
     /// Sets `key` to the first of `readings` that it takes.
@@ -272,21 +272,4 @@ fn read_file(path: &Path) -> Result<Vec<(String, Placed)>, ConfigError> {
 /// `literal` for a message: nothing of it where it may hold a secret.
 fn masked(key: &str, literal: &Literal) -> String {
     if keys::is_secret(key) { "********".to_owned() } else { literal.to_string() }
-}
-
-/// The meanings that a text from the environment or a flag may have; the key's type decides: the value that TOML would
-/// read, the text as it is, a list without brackets, or nothing.
-///
-/// The text as it is comes first, as `123` may be a password.
-fn readings(text: &str) -> Vec<Literal> {
-    let mut readings = Vec::new();
-    if text.is_empty() {
-        readings.push(Literal::Unset);
-    }
-    readings.push(Literal::Text(text.to_owned()));
-    readings.extend(Literal::parse(text));
-    let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
-    let items = inner.split([',', ';']).map(str::trim).filter(|item| !item.is_empty());
-    readings.push(Literal::list(items.map(|item| Literal::Text(item.to_owned()))));
-    readings
 }

@@ -158,7 +158,8 @@ impl Doors {
         let s3 = crate::api::s3::service(S3Door::new(engine.clone(), self.keys.clone()));
         self.s3.when_full.open(s3.full(self.peers.clone()));
         self.s3.usual.open(s3);
-        let api = Native::new(engine.clone(), self.keys.clone()).router().merge(admin.clone().router());
+        let native = Native::new(engine.clone(), self.keys.clone()).ending_with(self.drain.clone());
+        let api = native.router().merge(admin.clone().router());
         self.api.usual.open(TowerToHyperService::new(api));
         self.api.when_full.open(TowerToHyperService::new(admin.clone().router_when_full(self.peers.clone())));
     }

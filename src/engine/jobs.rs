@@ -1,13 +1,14 @@
 //! Jobs and their checkpoints: their lives, reuse, restore, savepoints, the end of a job.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::{Engine, EngineError, aside};
 use crate::catalog::command::{Command, Outcome, RestorePoint};
 use crate::catalog::state::{CheckpointView, JobView, SegmentView};
 use crate::config::Retention;
 use crate::metrics::labels::ReuseOutcome;
-use crate::model::{CheckpointId, CheckpointKind, Claim, JobEnd, JobId, Leavings, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Claim, JobEnd, JobId, Leavings, SegmentId};
 
 /// A step in the life of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,42 @@ impl Engine {
         self.admit_write().await?;
         self.catalog.execute(Command::CreateJob(job.clone())).await?;
         Ok(())
+    }
+
+    /// Creates a job that has a coordinator, or goes on with it, and keeps what that remembers.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub async fn coordinate(&self, job: &JobId, remembered: Arc<str>) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        self.catalog.execute(Command::Coordinate(job.clone(), remembered)).await?;
+        Ok(())
+    }
+
+    /// Jobs that have a coordinator, with what it remembers.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub fn coordinated(&self) -> Result<Vec<(JobId, Arc<str>)>, EngineError> {
+        self.check()?;
+        Ok(self.catalog.coordinators())
+    }
+
+    /// Whether a segment that was written for `checkpoint` may be relied on: that one has completed.
+    pub fn is_confirmed(&self, job: &JobId, checkpoint: CheckpointId) -> bool {
+        match self.catalog.checkpoint(job, checkpoint) {
+            Some(known) => known.state == CheckpointState::Completed,
+            None => self.catalog.job(job).is_ok_and(|job| job.subsumed >= Some(checkpoint)),
+        }
+    }
+
+    /// The segments of a completed checkpoint, in the order in which a job restores them.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAnswer`].
+    pub async fn checkpoint_segments(&self, job: &JobId, id: CheckpointId) -> Result<Vec<SegmentView>, EngineError> {
+        let (catalog, job) = (self.catalog.clone(), job.clone());
+        Ok(aside("the segments of a checkpoint", move || catalog.checkpoint_segments(&job, id)).await??)
     }
 
     /// Returns a job.
@@ -209,7 +246,7 @@ impl Engine {
 ///
 /// # Source
 /// `CheckpointRetentionPolicy` and `CheckpointProperties` of Flink.
-fn leavings(end: JobEnd, retention: Retention) -> Leavings {
+pub fn leavings(end: JobEnd, retention: Retention) -> Leavings {
     match (retention, end) {
         (_, JobEnd::Suspended) => Leavings::Keep,
         (Retention::NoExternalizedCheckpoints, _) | (_, JobEnd::Finished) => Leavings::Delete,

@@ -58,6 +58,8 @@ pub mod writes;
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::catalog::Catalog;
 pub use crate::catalog::command::{Condition, ObjectToDelete, Refusal};
 pub use crate::catalog::questions::{NoAnswer, ObjectListed, ObjectsPage, Recount};
@@ -139,6 +141,16 @@ impl Engine {
     /// When the last commit began that is durable, in milliseconds since the machine's boot: see [`Catalog::last_commit`].
     pub fn last_commit(&self) -> u64 {
         self.catalog.last_commit()
+    }
+
+    /// Cancelled when the engine stops: work of its own should end.
+    pub fn stopping(&self) -> CancellationToken {
+        self.reclaim.stop.clone()
+    }
+
+    /// Cancelled when the catalog is lost: nothing is answered any more.
+    pub fn lost(&self) -> CancellationToken {
+        self.catalog.lost()
     }
 
     /// The tasks for work that outlives a request. A stop waits for them.

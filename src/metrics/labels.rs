@@ -73,6 +73,14 @@ labels! {
         Unix = "unix",
     }
 
+    /// What a coordinator has taken.
+    TakenKind = "kind" {
+        /// A checkpoint.
+        Checkpoint = "checkpoint",
+        /// A savepoint.
+        Savepoint = "savepoint",
+    }
+
     /// The proof with which an owner in a cluster answered what it had read from its memory.
     ProofKind = "how" {
         /// There is no other member.

@@ -19,7 +19,7 @@ use prometheus::{
 use labels::{
     AccessLogLoss, AuditOutcome, DeleteWait, DoorLabel, FileStatus, GroupWrite, HandshakeFailure, HeldOutcome,
     MetricLabels, Operation, PeerCall, ProofKind, Purpose, ReadAheadOutcome, ReclaimedBytes, ReclaimedFiles,
-    RejectReason, ReloadOutcome, Reloadable, ReuseOutcome, SegmentOutcome, StoreOperation, TakeOverCause,
+    RejectReason, ReloadOutcome, Reloadable, ReuseOutcome, SegmentOutcome, StoreOperation, TakeOverCause, TakenKind,
     UploadDropReason,
 };
 use writes::WritesSeen;
@@ -217,6 +217,24 @@ families! {
     read_proofs: Counters<ProofKind> = "esker_read_proofs_total", "Answers by the proof that this daemon of a cluster was still the owner";
     /// Times that this daemon of a cluster found that another one had taken its shard.
     fenced: IntCounter = "esker_fenced_total", "Times that another daemon of the cluster had taken this one's shard";
+    /// Checkpoints and savepoints that coordinators began.
+    checkpoints_begun: IntCounter = "esker_total_number_of_checkpoints_total", "Checkpoints and savepoints that coordinators began";
+    /// Those in progress.
+    checkpoints_in_progress: IntGauge = "esker_number_of_in_progress_checkpoints", "Checkpoints and savepoints of coordinators in progress";
+    /// Those that completed.
+    checkpoints_completed: IntCounter = "esker_number_of_completed_checkpoints_total", "Checkpoints and savepoints of coordinators that completed";
+    /// Those that failed.
+    checkpoints_failed: IntCounter = "esker_number_of_failed_checkpoints_total", "Checkpoints and savepoints of coordinators that were given up";
+    /// Seconds from trigger to complete, by kind (`checkpoint`, `savepoint`).
+    checkpoint_seconds: Histograms<TakenKind> = "esker_checkpoint_duration_seconds" in SECONDS, "Seconds from the trigger of a checkpoint to its completion";
+    /// The same of the last one.
+    last_checkpoint_seconds: Gauge = "esker_last_checkpoint_duration_seconds", "Seconds that the last completed checkpoint took";
+    /// Bytes that were stored for the last one.
+    last_checkpoint_bytes: IntGauge = "esker_last_checkpoint_size_bytes", "Bytes that were stored for the last completed checkpoint";
+    /// The same with what it uses of earlier ones.
+    last_checkpoint_full_bytes: IntGauge = "esker_last_checkpoint_full_size_bytes", "Bytes of the state of the last completed checkpoint, those of earlier ones among them";
+    /// Times that a job began anew.
+    job_restarts: IntCounter = "esker_number_of_restarts_total", "Times that coordinators had a job begin anew";
     /// Multipart uploads that were given up for their clients, by reason (`expired`, `gave_way`).
     uploads_dropped: Counters<UploadDropReason> = "esker_multipart_uploads_dropped_total", "Multipart uploads without requests that were aborted, by reason";
 }
@@ -394,6 +412,7 @@ mod tests {
         HeldOutcome::ALL.iter().for_each(|outcome| metrics.held_seconds.of(*outcome).observe(0.000_5));
         ProofKind::ALL.iter().for_each(|how| metrics.read_proofs.of(*how).inc());
         TakeOverCause::ALL.iter().for_each(|cause| metrics.failover_seconds.of(*cause).observe(0.000_5));
+        TakenKind::ALL.iter().for_each(|kind| metrics.checkpoint_seconds.of(*kind).observe(0.000_5));
         PeerCall::ALL.iter().for_each(|call| metrics.peer_seconds.of(*call).observe(0.000_5));
         AccessLogLoss::ALL.iter().for_each(|reason| metrics.access_log_dropped.of(*reason).inc());
         HandshakeFailure::ALL.iter().for_each(|reason| metrics.handshake_failures.of(*reason).inc());

@@ -247,7 +247,7 @@ impl Job {
 
     /// The job goes on from its newest completed checkpoint. What had not completed is aborted.
     async fn restore(&mut self, n: u64, client: &Client) -> Result<RestoredJob, ClientError> {
-        let answer = client.restore_job(&self.id, &RestoreJob { from: None, checkpoint: None, mode: None }).await;
+        let answer = client.restore_job(&self.id, &RestoreJob::default()).await;
         if !matches!(answer, Err(ClientError::Refused { .. })) {
             self.restored = self.restored.max(n + 1);
         }

@@ -19,6 +19,7 @@ mod big;
 mod clocks;
 mod cluster;
 mod conflicts;
+mod coordinator;
 mod crashes;
 mod door;
 mod faults;

@@ -8,6 +8,7 @@ mod bad_input;
 mod catalog;
 mod clocks;
 mod command_line;
+mod coordinator;
 mod engine;
 mod flink;
 mod format;

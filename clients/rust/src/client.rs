@@ -77,7 +77,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn create_job(&self, job: &str) -> Result<JobInfo, ClientError> {
-        self.post_json("/v1/jobs", &NewJob { job: job.to_owned() }).await
+        self.post_json("/v1/jobs", &NewJob { job: job.to_owned(), ..NewJob::default() }).await
     }
 
     /// All jobs.
@@ -351,11 +351,11 @@ impl Client {
     }
 }
 
-fn json_of<T: Serialize>(value: &T) -> Result<Bytes, ClientError> {
+pub(crate) fn json_of<T: Serialize>(value: &T) -> Result<Bytes, ClientError> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| ClientError::Request(error.to_string()))
 }
 
-fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(CRC32C, bytes) as u32
 }
 

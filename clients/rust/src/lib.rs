@@ -22,6 +22,7 @@
 //!
 //! - [`Client`]: the requests.
 //! - [`ClientOptions`]: token, timeouts, whom to trust.
+//! - [`Worker`]: a task of a job whose checkpoints the daemon coordinates.
 //! - [`Restore`]: many segments in one answer, as they arrive.
 //! - [`OrphanLines`]: objects of Flink's jobs that no checkpoint names, as they are found.
 //! - [`wire`]: what the API's JSON looks like.
@@ -42,12 +43,14 @@
 mod audit;
 mod client;
 mod connect;
+mod coordinator;
 mod ended;
 mod error;
 mod lifecycle;
 mod restore;
 mod tls;
 pub mod wire;
+mod worker;
 
 pub use audit::OrphanLines;
 pub use client::{Client, ClientOptions};
@@ -55,3 +58,4 @@ pub use connect::Timeouts;
 pub use error::ClientError;
 pub use restore::Restore;
 pub use tls::TlsOptions;
+pub use worker::{Worker, WorkerEvent};

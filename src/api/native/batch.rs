@@ -127,6 +127,20 @@ where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: std::error::Error + Send + 'static,
 {
+    let Some(head) = next_head(native, source).await? else { return Ok(None) };
+    let head: BatchHead =
+        serde_json::from_slice(&head).map_err(|error| ApiError::invalid("head", error.to_string()))?;
+    let whole = next_bytes(native, source, head.len).await?;
+    let result = check(native, job, &head, whole.crc.whole).map(|(about, key)| (about, key, whole));
+    Ok(Some(BatchSegment { result }))
+}
+
+/// Reads the head of the next frame; `None` at the end.
+pub(super) async fn next_head<S, E>(native: &Native, source: &mut BodySource<S>) -> Result<Option<Bytes>, ApiError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: std::error::Error + Send + 'static,
+{
     let Some(first) = source.next(&native.admission, 4).await? else { return Ok(None) };
     let mut length = first.to_vec();
     while length.len() < 4 {
@@ -140,16 +154,23 @@ where
     }
     let received = native.engine.receive(Framed::new(source, &native.admission, head_len)).await;
     let (head, _) = received.map_err(|rejected| native.rejected(rejected))?;
-    let head: BatchHead =
-        serde_json::from_slice(&head.data).map_err(|error| ApiError::invalid("head", error.to_string()))?;
-    check_len("len", head.len, native.engine.settings().store.part_bytes)?;
-    let received = native.engine.receive(Framed::new(source, &native.admission, head.len)).await;
-    let (whole, _) = received.map_err(|rejected| native.rejected(rejected))?;
-    let result = check(native, job, &head, whole.crc.whole).map(|(about, key)| (about, key, whole));
-    Ok(Some(BatchSegment { result }))
+    Ok(Some(head.data))
 }
 
-fn check(
+/// Reads the bytes of a segment.
+pub(super) async fn next_bytes<S, E>(native: &Native, source: &mut BodySource<S>, len: u64) -> Result<Whole, ApiError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: std::error::Error + Send + 'static,
+{
+    check_len("len", len, native.engine.settings().store.part_bytes)?;
+    let received = native.engine.receive(Framed::new(source, &native.admission, len)).await;
+    let (whole, _) = received.map_err(|rejected| native.rejected(rejected))?;
+    Ok(whole)
+}
+
+/// What a segment is, by its head.
+pub(super) fn check(
     native: &Native,
     job: &JobId,
     head: &BatchHead,

@@ -9,6 +9,7 @@ use super::parts::{Native, in_field, job_of, json, nothing, query};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
 use crate::engine::jobs::CheckpointStep;
+use crate::error::ErrorKind;
 use crate::model::{CheckpointId, Handle, JobId, SegmentId};
 use esker_client::wire::{BeginParams, CheckpointInfo, ErrorBody, ReuseAnswer, ReuseRequest};
 
@@ -73,6 +74,10 @@ async fn take_step(
     step: CheckpointStep,
 ) -> Result<Response, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
+    if native.coordinators.find(&job).is_some() {
+        let message = format!("job {job} has a coordinator, which begins and ends its checkpoints");
+        return Err(ApiError { field: Some("job"), ..ApiError::of(ErrorKind::Conflict, message) });
+    }
     nothing(&native, request).await?;
     Ok(match native.engine.step(&job, id, step).await? {
         Some(checkpoint) => Json(checkpoint_info(&job, &checkpoint)).into_response(),

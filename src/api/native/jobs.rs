@@ -5,33 +5,50 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 
-use super::parts::{Native, in_field, job_of, json};
+use super::coordinated;
+use super::parts::{Native, claim_of, in_field, job_of, json};
 use crate::api::status::ApiError;
 use crate::engine::jobs::{GoOn, Restored};
 use crate::model::{CheckpointId, Claim, InvalidId, Leavings};
 use esker_client::wire::{EndAnswer, EndRequest, ErrorBody, JobInfo, ListedSegment, NewJob, RestoreJob, RestoredJob};
 
-/// Creates a job; nothing happens if it exists.
+/// Bytes of a description of a job.
+const JOB_BYTES_MAX: usize = 1 << 20;
+
+/// Creates a job, with a coordinator or without; nothing happens if it exists.
 #[utoipa::path(post, tag = "Jobs", path = "/v1/jobs", request_body = NewJob, responses(
     (status = 201, body = JobInfo), (status = 400, body = ErrorBody)))]
 pub(super) async fn create_job(State(native): State<Native>, request: Request) -> Result<Response, ApiError> {
-    let new: NewJob = json(&native, request, 64 << 10).await?;
+    let new: NewJob = json(&native, request, JOB_BYTES_MAX).await?;
     let job = job_of(&new.job)?;
-    native.engine.create_job(&job).await?;
-    Ok((StatusCode::CREATED, Json(JobInfo::from(native.engine.job(&job)?))).into_response())
+    match new.coordinated {
+        true => native.coordinators.create(coordinated::new_job(job.clone(), new)?).await?,
+        false if new.settings.is_some() || new.operators.is_some() || new.iterative.is_some() => {
+            return Err(ApiError::invalid(
+                "coordinated",
+                "settings, operators and iterative are of a job with a coordinator",
+            ));
+        }
+        false => native.engine.create_job(&job).await?,
+    }
+    Ok((StatusCode::CREATED, Json(coordinated::job_info(&native, native.engine.job(&job)?).await?)).into_response())
 }
 
 /// Lists all jobs.
 #[utoipa::path(get, tag = "Jobs", path = "/v1/jobs", responses((status = 200, body = Vec<JobInfo>)))]
 pub(super) async fn list_jobs(State(native): State<Native>) -> Result<Json<Vec<JobInfo>>, ApiError> {
-    Ok(Json(native.engine.jobs().await?.into_iter().map(JobInfo::from).collect()))
+    let mut jobs = vec![];
+    for job in native.engine.jobs().await? {
+        jobs.push(coordinated::job_info(&native, job).await?);
+    }
+    Ok(Json(jobs))
 }
 
 /// Shows a job.
 #[utoipa::path(get, tag = "Jobs", path = "/v1/jobs/{job}", params(("job" = String, Path)), responses(
     (status = 200, body = JobInfo), (status = 404, body = ErrorBody)))]
 pub(super) async fn show_job(State(native): State<Native>, Path(job): Path<String>) -> Result<Json<JobInfo>, ApiError> {
-    Ok(Json(native.engine.job(&job_of(&job)?)?.into()))
+    Ok(Json(coordinated::job_info(&native, native.engine.job(&job_of(&job)?)?).await?))
 }
 
 /// Says that the job's workers have sent their last segment for now: its open files are closed.
@@ -50,9 +67,19 @@ pub(super) async fn restore_job(
     State(native): State<Native>,
     Path(job): Path<String>,
     request: Request,
-) -> Result<Json<RestoredJob>, ApiError> {
+) -> Result<Response, ApiError> {
     let job = job_of(&job)?;
-    let RestoreJob { from, checkpoint, mode } = json(&native, request, 64 << 10).await?;
+    let wanted: RestoreJob = json(&native, request, JOB_BYTES_MAX).await?;
+    if let Some(coordinator) = native.coordinators.find(&job) {
+        return Ok(Json(coordinated::restore(&native, &job, &coordinator, wanted).await?).into_response());
+    }
+    let RestoreJob { from, checkpoint, mode, savepoint, operators, allow_non_restored_state } = wanted;
+    if savepoint.is_some() || operators.is_some() || allow_non_restored_state.is_some() {
+        return Err(ApiError::invalid(
+            "savepoint",
+            "savepoint, operators and allow_non_restored_state are for a job with a coordinator",
+        ));
+    }
     // The job that goes on is made where there is none: what is not known is where it should go on from.
     let of_from = from.is_some();
     let unknown = |error: ApiError| match error.field {
@@ -61,18 +88,12 @@ pub(super) async fn restore_job(
     };
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     native.check_shard("from", &from)?;
-    let claim = match mode.as_deref() {
-        None | Some("claim") => Claim::Claim,
-        Some("no-claim") => Claim::NoClaim,
-        Some(other) => {
-            return Err(ApiError::invalid("mode", format!("must be 'claim' or 'no-claim', is {other:?}")));
-        }
-    };
+    let claim = claim_of(mode.as_deref())?.unwrap_or(Claim::Claim);
     let go_on = GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim };
     let restored = native.engine.go_on(go_on).await.map_err(|error| unknown(error.into()))?;
     let Restored { owner, checkpoint, segments } = restored;
     let segments = segments.iter().map(ListedSegment::from).collect();
-    Ok(Json(RestoredJob { job: owner.to_string(), checkpoint: checkpoint.0, segments }))
+    Ok(Json(RestoredJob { job: owner.to_string(), checkpoint: checkpoint.0, segments }).into_response())
 }
 
 /// Says that a job has ended. Its retention mode says whether its completed checkpoints are kept; savepoints are, always.
@@ -86,6 +107,9 @@ pub(super) async fn end_job(
     let job = job_of(&job)?;
     let EndRequest { state, retention } = json(&native, request, 64 << 10).await?;
     let retention = retention.map(|text| text.parse().map_err(|error| in_field("retention", &error))).transpose()?;
+    if let Some(coordinator) = native.coordinators.find(&job) {
+        return Ok(Json(EndAnswer { kept: coordinator.end(state.into(), retention).await? }));
+    }
     let leavings = native.engine.end_job(&job, state.into(), retention).await?;
     Ok(Json(EndAnswer { kept: leavings == Leavings::Keep }))
 }

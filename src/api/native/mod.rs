@@ -11,12 +11,16 @@
 //! - [`checkpoints`]: the life of a checkpoint, reuse, savepoints.
 //! - [`batch`]: many segments in one request.
 //! - [`restore`]: many segments in one answer.
+//! - [`coordinated`]: jobs with a coordinator. [`acks`]: what their tasks acknowledge. [`events`]: what they are told.
 //! - [`audit`]: what the checkpoints of Flink name.
 //! - [`space`]: what takes space, and getting it back now.
 
+mod acks;
 mod audit;
 mod batch;
 mod checkpoints;
+mod coordinated;
+mod events;
 mod jobs;
 mod parts;
 mod restore;
@@ -33,7 +37,7 @@ use utoipa_axum::routes;
 pub use parts::Native;
 
 use super::status::ApiError;
-use esker_client::wire::{BatchAnswer, BatchHead, ErrorBody, ErrorDetail, RestoreHead};
+use esker_client::wire::{BatchAnswer, BatchHead, ErrorBody, ErrorDetail, JobEvent, RestoreHead};
 
 /// Describes the API, but for its routes.
 #[derive(Debug, OpenApi)]
@@ -43,11 +47,12 @@ use esker_client::wire::{BatchAnswer, BatchHead, ErrorBody, ErrorDetail, Restore
         (name = "Jobs", description = "Jobs, and their ends"),
         (name = "Segments", description = "State files in, and one out"),
         (name = "Checkpoints", description = "The life of a checkpoint, reuse, savepoints"),
+        (name = "Coordinator", description = "Jobs whose checkpoints the daemon triggers and completes: docs/coordinator.md"),
         (name = "Restore", description = "Many segments in one answer, and the objects of the S3 door"),
         (name = "Space", description = "Bytes on storage, and getting them back"),
         (name = "Audit", description = "What the checkpoints of Apache Flink name, and objects that none names")
     ),
-    components(schemas(ErrorBody, ErrorDetail, BatchHead, BatchAnswer, RestoreHead))
+    components(schemas(ErrorBody, ErrorDetail, BatchHead, BatchAnswer, RestoreHead, JobEvent))
 )]
 struct Described;
 
@@ -74,6 +79,18 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(checkpoints::complete_checkpoint))
         .routes(routes!(checkpoints::abort_checkpoint))
         .routes(routes!(checkpoints::subsume_checkpoint))
+        .routes(routes!(coordinated::change_settings))
+        .routes(routes!(coordinated::report_tasks))
+        .routes(routes!(events::events))
+        .routes(routes!(acks::acknowledge))
+        .routes(routes!(acks::decline))
+        .routes(routes!(coordinated::report_backlog))
+        .routes(routes!(coordinated::trigger_checkpoint))
+        .routes(routes!(coordinated::trigger_savepoint))
+        .routes(routes!(coordinated::stop))
+        .routes(routes!(coordinated::state))
+        .routes(routes!(coordinated::history))
+        .routes(routes!(coordinated::metadata))
         .routes(routes!(segments::get_segment))
         .routes(routes!(segments::get_handle))
         .routes(routes!(restore::restore))

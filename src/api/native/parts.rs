@@ -6,16 +6,18 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::body::{Admission, too_slow};
 use crate::api::exchange::{Exchange, ExchangeNotes};
 use crate::api::keys::KeyRing;
 use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
+use crate::coordinator::registry::Coordinators;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
-use crate::model::{About, CheckpointId, IdempotencyKey, JobId, Label, ShardOf, StateScope, SubtaskKey, Writer};
+use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, ShardOf, StateScope, SubtaskKey, Writer};
 use crate::runtime::{Clock, Payer};
 use esker_client::wire::PutParams;
 
@@ -26,6 +28,10 @@ pub struct Native {
     pub(super) engine: Engine,
     /// The limits for bodies.
     pub(super) admission: Admission,
+    /// The coordinators of jobs that have one.
+    pub(super) coordinators: Coordinators,
+    /// Cancelled when answers without an end have to end.
+    pub(super) ending: CancellationToken,
     keys: KeyRing,
     /// The part of the store that the engine has.
     shard: ShardOf,
@@ -34,11 +40,12 @@ pub struct Native {
 crate::runtime::opaque_debug!(Native);
 
 impl Native {
-    /// A door to `engine` for holders of tokens of `keys`.
+    /// A door to `engine` for holders of tokens of `keys`. Starts the coordinators of the jobs of the engine, which end with it.
     pub fn new(engine: Engine, keys: KeyRing) -> Self {
         let limits = &engine.settings().limits;
         let admission = Admission { silence_max: limits.body_timeout, metrics: engine.metrics().clone() };
-        Self { engine, admission, keys, shard: ShardOf::WHOLE }
+        let (coordinators, ending) = (Coordinators::start(&engine), engine.stopping());
+        Self { engine, admission, coordinators, ending, keys, shard: ShardOf::WHOLE }
     }
 
     /// The same, whose engine has one shard of several.
@@ -60,6 +67,11 @@ impl Native {
              shard if the first two parts of their ids are the same, such as team/app/1 and team/app/2"
         );
         Err(ApiError::invalid(field, message).with_status(StatusCode::NOT_IMPLEMENTED))
+    }
+
+    /// The same, whose answers without an end last until `ending` is cancelled.
+    pub fn ending_with(self, ending: CancellationToken) -> Self {
+        Self { ending, ..self }
     }
 
     /// An error of the engine as it is answered. Who is turned away counts.
@@ -194,6 +206,16 @@ pub(super) fn about_of(job: JobId, params: &PutParams) -> Result<About, ApiError
     };
     let writer = Writer { subtask, task_manager: label("task_manager", &params.task_manager)? };
     Ok(About { job, scope, writer, checkpoint: Some(checkpoint), name: label("name", &params.name)? })
+}
+
+/// Reads `mode` of a restore.
+pub(super) fn claim_of(mode: Option<&str>) -> Result<Option<Claim>, ApiError> {
+    match mode {
+        None => Ok(None),
+        Some("claim") => Ok(Some(Claim::Claim)),
+        Some("no-claim") => Ok(Some(Claim::NoClaim)),
+        Some(other) => Err(ApiError::invalid("mode", format!("must be 'claim' or 'no-claim', is {other:?}"))),
+    }
 }
 
 pub(super) fn idempotency_key(text: Option<&str>) -> Result<Option<IdempotencyKey>, ApiError> {

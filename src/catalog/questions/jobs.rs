@@ -1,5 +1,7 @@
 //! Jobs, their checkpoints, and what a job is restored from.
 
+use std::sync::Arc;
+
 use crate::catalog::Catalog;
 use crate::catalog::command::Refusal;
 use crate::catalog::state::{CatalogState, CheckpointSegment, CheckpointView, JobView, SegmentView};
@@ -48,6 +50,11 @@ impl Catalog {
     /// [`NoAnswer::UnknownJob`].
     pub fn job(&self, job: &JobId) -> Result<JobView, NoAnswer> {
         known_job(&self.view(), job)
+    }
+
+    /// Jobs that have a coordinator, with what it remembers.
+    pub fn coordinators(&self) -> Vec<(JobId, Arc<str>)> {
+        self.view().coordinators()
     }
 
     /// All jobs in the order of their ids.

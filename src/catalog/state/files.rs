@@ -53,6 +53,7 @@ impl JobLife {
     const fn new() -> Self {
         Self {
             record: None,
+            coordinator: None,
             checkpoints: BTreeMap::new(),
             by_last_used: BTreeMap::new(),
             by_savepoint: BTreeMap::new(),

@@ -12,10 +12,13 @@
 //! Every request may be sent again when its answer was lost. A claim that was carried out is told by the claimed
 //! checkpoint, which remembers whose it was.
 
-use super::CatalogState;
+use std::sync::Arc;
+
+use super::memory::weight_of_coordinator;
 use super::work::being_claimed;
+use super::{CatalogState, JobEntry};
 use crate::catalog::command::{Refusal, RestorePoint};
-use crate::catalog::record::{CheckpointRecord, RecordKey, SegmentRecord};
+use crate::catalog::record::{CheckpointRecord, CoordinatorRecord, RecordKey, SegmentRecord};
 use crate::model::{
     CheckpointId, CheckpointKind, CheckpointState, Claim, Holder, JobEnd, JobId, Leavings, Millis, SegmentId,
 };
@@ -155,6 +158,7 @@ impl CatalogState {
             known => known.map(|_| ())?,
         }
         self.abort_pending(job, at);
+        self.set_coordinator(job, None);
         if let Some(record) = self.life_mut(job).and_then(|life| life.record.as_mut()) {
             record.ended = Some((end, at));
             let put = RecordKey::Job(job.clone()).put(record);
@@ -169,6 +173,39 @@ impl CatalogState {
         self.clear(job, CheckpointId(0), CheckpointId(u64::MAX));
         self.forget_ended_job(job);
         Ok(())
+    }
+
+    /// A job has a coordinator, which remembers this.
+    pub(super) fn coordinate(&mut self, job: &JobId, text: Arc<str>, at: Millis) {
+        self.create_job(job, at);
+        self.mutations.push(RecordKey::Coordinator(job.clone()).put(&CoordinatorRecord { text: text.to_string() }));
+        self.keep_coordinator(job, Some(text));
+    }
+
+    /// The same for what is known to be written, or for nothing any more.
+    pub(super) fn set_coordinator(&mut self, job: &JobId, text: Option<Arc<str>>) {
+        let had = self.life(job).is_some_and(|life| life.coordinator.is_some());
+        if had && text.is_none() {
+            self.mutations.push(RecordKey::Coordinator(job.clone()).delete());
+        }
+        if had || text.is_some() {
+            self.keep_coordinator(job, text);
+        }
+    }
+
+    fn keep_coordinator(&mut self, job: &JobId, text: Option<Arc<str>>) {
+        let weight = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| weight_of_coordinator(text));
+        let (after, life) = (weight(&text), self.job_entry(job).1.life_mut());
+        let before = weight(&std::mem::replace(&mut life.coordinator, text));
+        self.memory.others = self.memory.others + after - before;
+    }
+
+    /// Jobs that have a coordinator, with what it remembers, in the order of their ids.
+    pub fn coordinators(&self) -> Vec<(JobId, Arc<str>)> {
+        let of = |(job, entry): (&JobId, &JobEntry)| Some((job.clone(), entry.life.as_ref()?.coordinator.clone()?));
+        let mut found: Vec<(JobId, Arc<str>)> = self.jobs.iter().filter_map(of).collect();
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        found
     }
 
     /// A job that ended and of which nothing is left is not remembered.

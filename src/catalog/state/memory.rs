@@ -34,6 +34,11 @@ pub(super) fn weight_of_file(file: &PhysicalFileId) -> u64 {
     FILE_BYTES + 2 * file.as_str().len() as u64
 }
 
+/// What a coordinator remembers.
+pub(super) fn weight_of_coordinator(text: &str) -> u64 {
+    JOB_BYTES + text.len() as u64
+}
+
 /// Without its objects.
 pub(super) fn weight_of_bucket(bucket: &str) -> u64 {
     BUCKET_BYTES + bucket.len() as u64
@@ -74,7 +79,7 @@ impl CatalogState {
 
     pub(super) fn has_room_for(&self, command: &Command) -> Result<(), Refusal> {
         let more = match command {
-            Command::CreateJob(job) => !self.jobs.contains(job),
+            Command::CreateJob(job) | Command::Coordinate(job, _) => !self.jobs.contains(job),
             Command::BeginCheckpoint(job, id, _) => {
                 !self.life(job).is_some_and(|life| life.checkpoints.contains_key(id))
             }
@@ -100,12 +105,20 @@ impl CatalogState {
         let jobs: u64 = self.jobs.iter().map(|(job, _)| weight_of_job(job)).sum();
         let lives = self.jobs.values().filter_map(|entry| entry.life.as_deref());
         let checkpoints = lives.map(|life: &JobLife| life.checkpoints.len() as u64 * CHECKPOINT_BYTES).sum::<u64>();
+        let texts = self.jobs.values().filter_map(|entry| entry.life.as_deref()?.coordinator.as_deref());
+        let coordinators: u64 = texts.map(weight_of_coordinator).sum();
         let files: u64 = self.files.iter().map(|(file, _): (_, &FileEntry)| weight_of_file(file)).sum();
         let buckets: u64 = self.buckets.keys().map(|bucket| weight_of_bucket(bucket)).sum();
         let objects = self.buckets.values().flat_map(|bucket| bucket.objects.iter());
         let objects: u64 = objects.map(|(key, slot)| slot.weight(key)).sum();
         let uploads: u64 = self.uploads.iter().map(|(id, entry)| weight_of_upload(id, entry)).sum();
-        jobs + checkpoints + files + buckets + objects + uploads + self.part_versions().count() as u64 * PART_BYTES
+        jobs + checkpoints
+            + coordinators
+            + files
+            + buckets
+            + objects
+            + uploads
+            + self.part_versions().count() as u64 * PART_BYTES
     }
 }
 

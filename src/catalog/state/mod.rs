@@ -40,6 +40,7 @@ mod walks;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 pub use files::Changes;
 pub use invariants::{Count, LargeFile, Often, SecondLook};
@@ -111,6 +112,8 @@ struct JobEntry {
 #[derive(Debug, Default)]
 struct JobLife {
     record: Option<JobRecord>,
+    /// What its coordinator remembers, if it has one.
+    coordinator: Option<Arc<str>>,
     checkpoints: BTreeMap<CheckpointId, CheckpointRecord>,
     /// Segments held by checkpoints, by the last one that uses them.
     by_last_used: BTreeMap<CheckpointId, Ids>,
@@ -195,6 +198,7 @@ impl CatalogState {
             }
             Command::Restore(restore) => self.restore(&restore, at)?,
             Command::EndJob(job, end, leavings) => self.end_job(&job, end, leavings, at)?,
+            Command::Coordinate(job, text) => self.coordinate(&job, text, at),
             Command::Store(store) => {
                 let (token, answers) = self.store(store, at);
                 return Ok(Outcome::Stored(token, answers));

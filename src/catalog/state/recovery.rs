@@ -8,8 +8,8 @@ use super::memory::PART_BYTES;
 use super::slot::{Slot, Version};
 use super::{CatalogState, FileEntry, PartVersion, UploadEntry};
 use crate::catalog::record::{
-    self, BucketRecord, CheckpointRecord, FileRecord, JobRecord, ObjectSlot, OwnerRecord, PartRecord, PartSlot,
-    RecordError, RecordKey, SegmentRecord, StoredUpload,
+    self, BucketRecord, CheckpointRecord, CoordinatorRecord, FileRecord, JobRecord, ObjectSlot, OwnerRecord,
+    PartRecord, PartSlot, RecordError, RecordKey, SegmentRecord, StoredUpload,
 };
 use crate::model::{FileState, Forgotten, Holder, Millis, PhysicalFileId, SegmentId};
 use crate::store::StoreOwner;
@@ -85,6 +85,10 @@ impl CatalogState {
                     }
                     None => self.mutations.push(RecordKey::Part(id, number).delete()),
                 }
+            }
+            RecordKey::Coordinator(job) => {
+                let CoordinatorRecord { text } = record::decode(key, value)?;
+                self.set_coordinator(&job, Some(text.into()));
             }
             RecordKey::Owner => self.owner = Some(record::decode(key, value)?),
         }

@@ -12,53 +12,53 @@ section! {
 }
 
 section! {
-    /// `[execution.checkpointing]`: defaults of jobs that the daemon coordinates; a job may bring its own. What is marked
-    /// `Later` waits for the coordinator.
+    /// `[execution.checkpointing]`: defaults of jobs that the daemon coordinates; a job may bring its own.
     ///
     /// # Source
     /// `CheckpointingOptions` of Flink 2.
     CheckpointingConfig {
         /// Time between two periodic checkpoints, at least 10 ms. Not set: none are triggered.
-        interval: Option<Span> = None; Later,
+        interval: Option<Span> = None,
         /// The same while a source reports a backlog: 0 stops them, else not below `interval`. Not set: `interval`.
-        interval_during_backlog: Option<Span> = None; Later,
+        interval_during_backlog: Option<Span> = None,
         /// Least time between the end of one checkpoint and the next periodic one, default 0, at most 365 days.
-        min_pause: Span = Span::millis(0); Later,
+        min_pause: Span = Span::millis(0),
         /// Checkpoints in progress at once, default 1; more needs aligned checkpoints.
-        max_concurrent_checkpoints: u32 = 1; Later,
+        max_concurrent_checkpoints: u32 = 1,
         /// A checkpoint that takes longer is aborted, default 10 min, at least 10 ms.
-        timeout: Span = Span::minutes(10); Later,
+        timeout: Span = Span::minutes(10),
         /// Consecutive failures a job survives, default 0; 2147483647 is without limit.
-        tolerable_failed_checkpoints: u32 = 0; Later,
+        tolerable_failed_checkpoints: u32 = 0,
         /// `EXACTLY_ONCE` (default) or `AT_LEAST_ONCE`.
-        mode: CheckpointMode = CheckpointMode::ExactlyOnce; Later,
+        mode: CheckpointMode = CheckpointMode::ExactlyOnce,
         /// Completed checkpoints kept per job, default 1. Each more keeps its state alive on storage.
-        num_retained: u32 = 1; Later,
+        num_retained: u32 = 1,
         /// What happens to checkpoints when the job ends, default `NO_EXTERNALIZED_CHECKPOINTS` (deleted).
         externalized_checkpoint_retention: Retention = Retention::NoExternalizedCheckpoints,
         /// `cleaner.*`.
-        cleaner: CleanerConfig = CleanerConfig::default(); Later,
+        cleaner: CleanerConfig = CleanerConfig::default(),
         /// Whether checkpoints go on after some tasks finished, default true.
-        checkpoints_after_tasks_finish: bool = true; Later,
+        checkpoints_after_tasks_finish: bool = true,
         /// Whether a checkpoint may refer to state of earlier ones, default false.
-        incremental: bool = false; Later,
+        incremental: bool = false,
         /// Time a checkpoint starts aligned before it turns unaligned, default 0 (unaligned at once).
-        aligned_checkpoint_timeout: Span = Span::millis(0); Later,
+        aligned_checkpoint_timeout: Span = Span::millis(0),
         /// `unaligned.*`.
-        unaligned: UnalignedConfig = UnalignedConfig::default(); Later,
+        unaligned: UnalignedConfig = UnalignedConfig::default(),
         /// States up to this size are stored inside the catalog record, default 20 kb, at most 1 mb, 0 is never.
         /// Larger saves requests and grows the catalog.
         data_inline_threshold: MemorySize = MemorySize::kib(20),
         /// First size of a worker's own write buffer, default 4 kb, at least `data-inline-threshold`. No effect here.
         write_buffer_size: MemorySize = MemorySize::kib(4); Elsewhere,
         /// Directory of the checkpoints' metadata. Not set: beside the data.
-        dir: Option<String> = None; Later,
+        dir: Option<String> = None,
         /// Default directory of savepoints. Not set: a savepoint names its own.
-        savepoint_dir: Option<String> = None; Later,
+        savepoint_dir: Option<String> = None,
         /// Whether each job gets a directory of its own below `dir`, default true.
-        create_subdir: bool = true; Later,
-        /// Flink's `jobmanager` or `filesystem` (needs `dir`). No effect here: state is kept in `store.url` either way.
-        storage: Option<CheckpointStorage> = None; Elsewhere,
+        create_subdir: bool = true,
+        /// Flink's `filesystem` (needs `dir`), or `jobmanager`: the metadata is not published in `dir`. State is kept in
+        /// `store.url` either way.
+        storage: Option<CheckpointStorage> = None,
         /// `local-backup.*`.
         local_backup: LocalBackupConfig = LocalBackupConfig::default(),
         /// `file-merging.*`.

@@ -1,8 +1,8 @@
-//! Flink's rules about checkpoints. Most of their keys have no effect yet; they are checked all the same, so that a
-//! configuration which is good now is good then.
+//! Flink's rules about checkpoints. They hold for the defaults of the configuration and for what a job brings itself.
 
+use super::jobs::{ChangedSettings, JobCheckpointing, JobSettingError, PublishDir};
 use super::rules::Rules;
-use crate::config::choices::{CheckpointStorage, Retention};
+use crate::config::choices::{CheckpointMode, CheckpointStorage, Retention};
 use crate::config::schema::CheckpointingConfig;
 use crate::config::values::{MemorySize, Span};
 
@@ -11,12 +11,14 @@ pub(super) const INLINE_BYTES_MAX: MemorySize = MemorySize::mib(1);
 /// Flink's `Integer.MAX_VALUE`, which stands for "without limit".
 const INT_MAX: u32 = i32::MAX.unsigned_abs();
 
-/// The settings of `[execution.checkpointing]` that are in effect.
+/// The settings of `[execution.checkpointing]`.
 #[derive(Debug, Clone)]
 #[cfg_attr(test, derive(PartialEq))]
 pub struct CheckpointingSettings {
     /// The fate of a job's checkpoints when it ends.
     pub(crate) retention: Retention,
+    /// Of jobs with a coordinator, what they do not say themselves.
+    pub(crate) jobs: JobCheckpointing,
     /// States up to this size are stored inside the catalog record; 0 is never.
     pub(crate) inline_bytes_max: u64,
 }
@@ -26,8 +28,25 @@ impl CheckpointingSettings {
     pub(super) fn from_checked(config: &CheckpointingConfig) -> Self {
         Self {
             retention: config.externalized_checkpoint_retention,
+            jobs: JobCheckpointing::from_checked(config),
             inline_bytes_max: config.data_inline_threshold.bytes(),
         }
+    }
+}
+
+impl JobCheckpointing {
+    /// The same with other values for some keys, as texts.
+    ///
+    /// # Errors
+    /// [`JobSettingError`] for the first key that is wrong, or for rules between them.
+    pub fn with<'a>(&self, texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, JobSettingError> {
+        let ChangedSettings { config, heartbeat_interval, heartbeat_timeout } = self.changed(texts)?;
+        let mut rules = Rules::about(&config);
+        check(&mut rules);
+        rules.finish().map_err(JobSettingError::Rules)?;
+        let mut checked = Self::from_checked(&config.execution.checkpointing);
+        (checked.heartbeat_interval, checked.heartbeat_timeout) = (heartbeat_interval, heartbeat_timeout);
+        Ok(checked)
     }
 }
 
@@ -68,6 +87,11 @@ pub(super) fn check(rules: &mut Rules) {
         &["execution.checkpointing.unaligned.enabled", "execution.checkpointing.max-concurrent-checkpoints"],
         "unaligned checkpoints allow one checkpoint at a time",
     );
+    rules.warn_if(
+        config.unaligned.enabled && config.mode == CheckpointMode::AtLeastOnce,
+        &["execution.checkpointing.unaligned.enabled", "execution.checkpointing.mode"],
+        "checkpoints are aligned: unaligned ones need EXACTLY_ONCE",
+    );
     check_directories(rules, config);
 }
 
@@ -101,7 +125,8 @@ fn check_directories(rules: &mut Rules, config: &CheckpointingConfig) {
     for (key, dir) in
         [("execution.checkpointing.dir", &config.dir), ("execution.checkpointing.savepoint-dir", &config.savepoint_dir)]
     {
-        rules.require(dir.as_deref() != Some(""), &[key], "must not be empty");
+        let of_the_door = |dir: &String| PublishDir::parse(dir).is_some();
+        rules.require(dir.as_ref().is_none_or(of_the_door), &[key], PublishDir::EXPECTED);
     }
     rules.require(
         config.storage != Some(CheckpointStorage::FileSystem) || config.dir.is_some(),

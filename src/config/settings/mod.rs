@@ -13,6 +13,7 @@
 mod bounds;
 mod checkpointing;
 pub(super) mod doors;
+mod jobs;
 mod memory;
 mod rules;
 mod shard;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use checkpointing::CheckpointingSettings;
+pub use jobs::{JobCheckpointing, JobSettingError, PublishDir};
 
 use self::rules::Rules;
 use super::choices::{

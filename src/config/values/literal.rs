@@ -39,6 +39,23 @@ impl Literal {
         number.or_else(toml).ok()
     }
 
+    /// The meanings that a text from the environment or a flag may have; the key's type decides: the value that TOML would
+    /// read, the text as it is, a list without brackets, or nothing.
+    ///
+    /// The text as it is comes first, as `123` may be a password.
+    pub(in crate::config) fn readings(text: &str) -> Vec<Self> {
+        let mut readings = Vec::new();
+        if text.is_empty() {
+            readings.push(Self::Unset);
+        }
+        readings.push(Self::Text(text.to_owned()));
+        readings.extend(Self::parse(text));
+        let inner = text.trim().trim_start_matches('[').trim_end_matches(']');
+        let items = inner.split([',', ';']).map(str::trim).filter(|item| !item.is_empty());
+        readings.push(Self::list(items.map(|item| Self::Text(item.to_owned()))));
+        readings
+    }
+
     /// A list outside of files.
     pub(crate) fn list(items: impl IntoIterator<Item = Self>) -> Self {
         Self::List(items.into_iter().map(|literal| Placed { literal, line: 1 }).collect())

@@ -204,7 +204,8 @@ pub async fn restore(
     checkpoint: u64,
     mode: &str,
 ) -> Result<RestoredJob, ClientError> {
-    let from = RestoreJob { from: Some(from.to_owned()), checkpoint: Some(checkpoint), mode: Some(mode.to_owned()) };
+    let (checkpoint, mode) = (Some(checkpoint), Some(mode.to_owned()));
+    let from = RestoreJob { from: Some(from.to_owned()), checkpoint, mode, ..RestoreJob::default() };
     client.restore_job(job, &from).await
 }
 

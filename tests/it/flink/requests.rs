@@ -86,7 +86,8 @@ async fn a_claim_whose_answer_was_lost_is_answered_again() {
         if ended {
             client.end_job(JOB, &ends(JobEnd::Failed, "RETAIN_ON_CANCELLATION")).await.unwrap();
         }
-        let from = RestoreJob { from: Some(JOB.to_owned()), checkpoint: names_it.then_some(2), mode: None };
+        let from =
+            RestoreJob { from: Some(JOB.to_owned()), checkpoint: names_it.then_some(2), ..RestoreJob::default() };
         let first = client.restore_job("next", &from).await.unwrap();
 
         daemon = daemon.restart().await;

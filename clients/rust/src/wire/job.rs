@@ -1,17 +1,32 @@
 //! Jobs and their checkpoints.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::ListedSegment;
+use super::{CoordinatorInfo, JobOperator, ListedSegment};
 
 /// A job to create.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NewJob {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "wordcount"))]
     pub job: String,
+    /// It has a coordinator; the fields below are for those that have one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub coordinated: bool,
+    /// Flink's keys, with texts, numbers or booleans.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub settings: Option<BTreeMap<String, serde_json::Value>>,
+    /// The operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operators: Option<Vec<JobOperator>>,
+    /// It has cycles.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iterative: Option<bool>,
 }
 
 /// A job.
@@ -29,6 +44,9 @@ pub struct JobInfo {
     pub ended: Option<JobEnd>,
     /// Its segments, whoever keeps them alive.
     pub segments: u64,
+    /// How it stands, if it has a coordinator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorInfo>,
 }
 
 /// A checkpoint that is not subsumed.
@@ -83,7 +101,7 @@ pub struct ReuseAnswer {
 }
 
 /// From where a job goes on.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RestoreJob {
@@ -93,6 +111,15 @@ pub struct RestoreJob {
     pub checkpoint: Option<u64>,
     /// `claim` (default): its segments become the job's, which may reuse and free them. `no-claim`: the job only reads.
     pub mode: Option<String>,
+    /// Of a job with a coordinator: the folder of a savepoint, in place of both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub savepoint: Option<String>,
+    /// Of a job with a coordinator: other operators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operators: Option<Vec<JobOperator>>,
+    /// Of a job with a coordinator: state of operators that it has not may be left behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_non_restored_state: Option<bool>,
 }
 
 /// A checkpoint that a job goes on from.

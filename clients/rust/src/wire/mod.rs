@@ -4,6 +4,7 @@
 
 mod audit;
 mod cluster;
+mod coordinator;
 mod error;
 mod job;
 mod restore;
@@ -15,6 +16,13 @@ pub use audit::{
     OrphanObject, OrphansEnd, OrphansOfJob, OrphansParams, UnreadableMetadata,
 };
 pub use cluster::{ClusterMember, ClusterShard, ClusterStatus};
+pub use coordinator::{
+    AbortData, AckAnswer, AckRequest, AckState, AssignedStateInfo, BacklogReport, CheckpointFiguresInfo, CompleteData,
+    CoordinatorInfo, DeclineRequest, EndData, EventInfo, EventPage, EventsParams, HelloData, JobEvent, JobOperator,
+    JobOperatorInput, JobSettings, JobStateInfo, KeyGroups, LastTask, RequestAnswer, RestoreData, SavepointRequest,
+    StateParams, StopData, StopRequest, SubsumeData, TaskName, TaskReport, TaskStateInfo, TasksAnswer, TasksReport,
+    TriggerData, TriggerRequest,
+};
 pub use error::{ErrorBody, ErrorDetail, ErrorKind};
 pub use job::{
     BeginParams, CheckpointInfo, CheckpointKind, CheckpointState, EndAnswer, EndRequest, JobEnd, JobInfo, NewJob,

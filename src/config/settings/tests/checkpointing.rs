@@ -22,7 +22,9 @@ fn intervals_follow_flinks_rules() {
 #[test]
 fn unaligned_checkpoints_follow_flinks_rules() {
     refused(&[(UNALIGNED, "true"), (CONCURRENT, "2")], &[UNALIGNED, CONCURRENT], "one checkpoint at a time");
-    warned(&[(UNALIGNED, "true")], "has no effect yet");
+    assert!(settings(&[(UNALIGNED, "true")]).checkpointing.jobs.unaligned);
+    let mode = ("execution.checkpointing.mode", "AT_LEAST_ONCE");
+    assert!(!warned(&[(UNALIGNED, "true"), mode], "checkpoints are aligned").checkpointing.jobs.unaligned);
 }
 
 #[test]
@@ -37,7 +39,8 @@ fn bounds_of_flinks_numbers_hold() {
     }
     let tolerable = "execution.checkpointing.tolerable-failed-checkpoints";
     refused(&[(tolerable, "2147483648")], &[tolerable], "at most 2147483647");
-    warned(&[(tolerable, "2147483647")], "has no effect yet");
+    assert_eq!(settings(&[(tolerable, "2147483647")]).checkpointing.jobs.failures_tolerated, None);
+    assert_eq!(settings(&[(tolerable, "7")]).checkpointing.jobs.failures_tolerated, Some(7));
     refused(&[(INLINE, "1048577")], &[INLINE], "at most 1 mb");
     assert_eq!(settings(&[(INLINE, "1mb")]).checkpointing.inline_bytes_max, 1 << 20);
     refused(&[(AMPLIFICATION, "-1")], &[AMPLIFICATION], "must be a number");
@@ -49,7 +52,8 @@ fn bounds_of_flinks_numbers_hold() {
 fn flinks_directories_are_checked() {
     let (storage, dir) = ("execution.checkpointing.storage", "execution.checkpointing.dir");
     refused(&[(storage, "filesystem")], &[storage, dir], "needs a directory");
-    assert_eq!(settings(&[(storage, "filesystem"), (dir, "s3://b/c")]).warnings.len(), 2);
+    assert_eq!(settings(&[(storage, "filesystem"), (dir, "s3://b/c")]).warnings.len(), 0);
+    refused(&[(dir, "hdfs://namenode/c")], &[dir], "s3://bucket/prefix");
 }
 
 #[test]

@@ -90,27 +90,34 @@ fn a_key_changes_settings_unless_it_is_marked_as_without_effect() {
 
 #[test]
 fn who_sets_a_key_without_effect_is_told() {
-    let text = "[cluster]\nshards = 3\n[execution.checkpointing]\nstorage = 'jobmanager'\nincremental = false\n";
+    let text = "[cluster]\nshards = 3\n[execution.checkpointing]\nwrite-buffer-size = '4 kb'\nincremental = false\n";
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
     std::fs::write(&file, text).unwrap();
-    let env = vec![("ESKER__EXECUTION__CHECKPOINTING__INTERVAL".into(), "1 min".into())];
     let unset = ("ESKER__CLUSTER__DAEMON_ID".into(), "".into());
 
-    let loaded = Config::load_with(Some(&file), env.into_iter().chain([unset]), &[]).unwrap();
+    let loaded = Config::load_with(Some(&file), [unset], &[]).unwrap();
 
     let file = file.display();
     assert_eq!(
         loaded.settings().unwrap().warnings,
         [
             // Also when it is the default that they wrote.
-            format!("execution.checkpointing.incremental = false (file {file}:5): has no effect yet"),
-            "execution.checkpointing.interval = \"1 min\" (env ESKER__EXECUTION__CHECKPOINTING__INTERVAL): has no \
-             effect yet"
-                .to_owned(),
             format!(
-                "execution.checkpointing.storage = \"jobmanager\" (file {file}:4): has no effect here, it is for workers"
+                "execution.checkpointing.write-buffer-size = \"4 kb\" (file {file}:4): has no effect here, it is for workers"
             ),
         ]
     );
+}
+
+/// The coordinator has given each of them an effect; what has none is the worker's.
+#[test]
+fn no_key_of_checkpointing_waits_for_its_effect() {
+    let of_checkpointing = |entry: &ConfigEntry| entry.key.starts_with("execution.checkpointing.");
+    let entries = Config::default().entries().into_iter().filter(of_checkpointing);
+    let without: Vec<(String, Effect)> =
+        entries.filter(|entry| entry.effect != Effect::Now).map(|entry| (entry.key, entry.effect)).collect();
+
+    let elsewhere = ["unaligned.interruptible-timers.enabled", "write-buffer-size"];
+    assert_eq!(without, elsewhere.map(|key| (format!("execution.checkpointing.{key}"), Effect::Elsewhere)));
 }

@@ -1,0 +1,133 @@
+//! Why a coordinator did not do what it was asked.
+
+use super::ack::InvalidState;
+use super::assign::Misfit;
+use super::reason::FailureReason;
+use super::storage::MetadataFault;
+use crate::config::JobSettingError;
+use crate::engine::EngineError;
+use crate::error::ErrorKind;
+use crate::model::{CheckpointId, JobId, SegmentId};
+
+/// Why a coordinator did not do what it was asked. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The job drives its checkpoints itself, or there is none.
+    #[error("job {0} has no coordinator: create it with coordinated = true")]
+    NotCoordinated(JobId),
+    /// The job is there, with other operators or settings.
+    #[error("job {0} exists with other {1}: {2}")]
+    Exists(JobId, &'static str, &'static str),
+    /// A setting is wrong.
+    #[error(transparent)]
+    Setting(#[from] JobSettingError),
+    /// A setting stays as it is.
+    #[error("{0} cannot change while the job exists")]
+    FixedSetting(String),
+    /// Unaligned checkpoints of a job with cycles.
+    #[error(
+        "the job is iterative: unaligned checkpoints of it count records in flight twice. Set execution.checkpointing.unaligned.forced to take them all the same"
+    )]
+    Iterative,
+    /// An operator is wrong.
+    #[error("{0}")]
+    Operators(String),
+    /// No such task.
+    #[error("the job has no task {0:?} {1}")]
+    NoSuchTask(String, u32),
+    /// The job has restarted since.
+    #[error("the job is at attempt {0} by now: get the state of that")]
+    OtherAttempt(u64),
+    /// The checkpoint is over.
+    #[error("checkpoint {0} is over: {1}, {message}", message = .1.message())]
+    Aborted(CheckpointId, FailureReason),
+    /// The checkpoint is over, or never was.
+    #[error("checkpoint {0} is over, or was never triggered")]
+    Unknown(CheckpointId),
+    /// What a task acknowledges makes no sense.
+    #[error(transparent)]
+    State(#[from] InvalidState),
+    /// A segment is of another job.
+    #[error("segment {0} is of another job")]
+    OtherJob(SegmentId),
+    /// Segments cannot be used again.
+    #[error("{why}: store again, then acknowledge again: {}", names(.segments))]
+    NotReusable {
+        /// Why.
+        why: &'static str,
+        /// The segments.
+        segments: Vec<SegmentId>,
+    },
+    /// A savepoint has to go somewhere.
+    #[error("give the directory of the savepoint, or set execution.checkpointing.savepoint-dir")]
+    NoSavepointDir,
+    /// A checkpoint does not fit the job.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// A number of the job that is not its newest.
+    #[error(
+        "checkpoint {0} is not the newest of the job, and later ones have used and freed what it had: go on from it in another job, with mode no-claim"
+    )]
+    NotNewest(CheckpointId),
+    /// Another restore, or the end of the job, is on its way; or storage does not get on.
+    #[error("the coordinator of the job is busy, or its job is being restored or ended: repeat the request")]
+    Busy,
+    /// Metadata was not read.
+    #[error(transparent)]
+    Metadata(#[from] MetadataFault),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The daemon goes away, or the job has ended.
+    #[error("the coordinator of the job has ended")]
+    Ended,
+}
+
+fn names(segments: &[SegmentId]) -> String {
+    segments.iter().take(16).map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl CoordinatorError {
+    /// Returns what the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotCoordinated(_) => ErrorKind::NotFound,
+            Self::Exists(..)
+            | Self::OtherAttempt(_)
+            | Self::Aborted(..)
+            | Self::Unknown(_)
+            | Self::NotReusable { .. }
+            | Self::Misfit(_)
+            | Self::NotNewest(_) => ErrorKind::Conflict,
+            Self::Setting(_)
+            | Self::FixedSetting(_)
+            | Self::Iterative
+            | Self::Operators(_)
+            | Self::NoSuchTask(..)
+            | Self::State(_)
+            | Self::OtherJob(_)
+            | Self::NoSavepointDir => ErrorKind::Invalid,
+            Self::Busy => ErrorKind::Unavailable,
+            Self::Metadata(fault) => fault.kind(),
+            Self::Engine(error) => error.kind(),
+            Self::Ended => ErrorKind::ShuttingDown,
+        }
+    }
+
+    /// The field of a request that is wrong.
+    pub fn field(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NotCoordinated(_) | Self::Exists(..) => "job",
+            Self::Setting(_) | Self::FixedSetting(_) => "settings",
+            Self::Iterative => "iterative",
+            Self::Operators(_) | Self::Misfit(_) => "operators",
+            Self::NoSuchTask(..) => "subtask",
+            Self::OtherAttempt(_) => "attempt",
+            Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
+            Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } => "state",
+            Self::NoSavepointDir => "dir",
+            Self::Metadata(MetadataFault::None(..)) => "checkpoint",
+            Self::Busy | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
+        })
+    }
+}

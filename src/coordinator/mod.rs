@@ -1,0 +1,34 @@
+//! The checkpoint coordinator, for workers that have none of their own: triggers, collects, completes, aborts, subsumes, restores,
+//! by Flink's rules.
+//!
+//! - [`topology`]: operators, tasks, key groups.
+//! - [`reason`]: why checkpoints fail.
+//! - [`ack`]: what a task says of its part.
+//! - [`state`]: decides; a plain state machine.
+//! - [`assign`]: what each task starts from, at any parallelism.
+//! - [`metadata`], [`record`]: what is durable: of a checkpoint, of a job.
+//! - [`events`]: what workers are told. [`history`]: how checkpoints went.
+//! - [`storage`]: records, completes, frees.
+//! - `job`: the one task that drives all that for a job.
+//! - [`handle`]: what may be asked of it. `checks`: whether that makes sense.
+//! - [`registry`]: the coordinators of all jobs.
+//!
+//! `docs/coordinator.md` is the contract with workers.
+
+pub mod ack;
+pub mod assign;
+mod checks;
+pub mod error;
+pub mod events;
+pub mod handle;
+pub mod history;
+mod job;
+pub mod metadata;
+pub mod reason;
+pub mod record;
+pub mod registry;
+pub mod state;
+pub mod storage;
+pub mod topology;
+
+pub use job::RequestView;

@@ -1,0 +1,162 @@
+//! What a coordinator has to remember beside checkpoints, version 1: JSON in the catalog, one record a job.
+//!
+//! Checkpoints, what they use and which of them completed are the catalog's. Acknowledgements of one in progress are in
+//! memory alone: with another owner it is given up, as in Flink.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::topology::{OperatorSpec, TaskId, Topology};
+use crate::config::{JobCheckpointing, JobSettingError};
+
+const VERSION: u32 = 1;
+
+/// The state that somebody chose for the job to go on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChosenStart {
+    /// The job whose checkpoint it is.
+    pub job: String,
+    /// The checkpoint.
+    pub checkpoint: u64,
+    /// Whether the job has taken it over.
+    pub claimed: bool,
+    /// It holds until a checkpoint from this number on has completed.
+    pub until: u64,
+}
+
+/// A checkpoint, by the job that has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointOfJob {
+    /// The job.
+    pub job: String,
+    /// The checkpoint.
+    pub checkpoint: u64,
+}
+
+/// What is remembered of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedJob {
+    /// The version of this record.
+    pub version: u32,
+    /// The settings, all of them.
+    pub settings: BTreeMap<String, String>,
+    /// The operators.
+    pub operators: Vec<OperatorSpec>,
+    /// Whether it has cycles.
+    pub iterative: bool,
+    /// The attempt.
+    pub attempt: u64,
+    /// What its tasks begin from; `None`: from nothing.
+    pub from: Option<CheckpointOfJob>,
+    /// Whether all tasks have run in it.
+    pub ran: bool,
+    /// Tasks that are over in it, by operator.
+    pub finished: BTreeMap<usize, BTreeSet<u32>>,
+    /// Numbers of checkpoints below this may have been used.
+    pub ids_before: u64,
+    /// The state that somebody chose.
+    pub start: Option<ChosenStart>,
+}
+
+/// Why a record was not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreadableJob {
+    /// It is not what it should be.
+    #[error("what its coordinator remembers is damaged")]
+    Damaged(#[from] serde_json::Error),
+    /// A later version wrote it.
+    #[error("its coordinator wrote version {0}, this daemon reads up to {VERSION}")]
+    Version(u32),
+    /// Its settings are not taken any more.
+    #[error("its settings are not understood")]
+    Settings(#[from] JobSettingError),
+}
+
+impl RememberedJob {
+    /// Of a job that is new.
+    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool) -> Self {
+        Self {
+            version: VERSION,
+            settings: rules.texts(),
+            operators: topology.operators().to_vec(),
+            iterative,
+            attempt: 1,
+            from: None,
+            ran: false,
+            finished: BTreeMap::new(),
+            ids_before: 1,
+            start: None,
+        }
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`UnreadableJob`].
+    pub fn read(text: &str) -> Result<Self, UnreadableJob> {
+        #[derive(Deserialize)]
+        struct RecordVersion {
+            version: u32,
+        }
+        let RecordVersion { version } = serde_json::from_str(text)?;
+        if version > VERSION {
+            return Err(UnreadableJob::Version(version));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+
+    /// As it is kept.
+    pub fn write(&self) -> String {
+        serde_json::to_string(self).expect("plain values always encode")
+    }
+
+    /// Its settings, by the names that `defaults` have.
+    ///
+    /// # Errors
+    /// [`UnreadableJob::Settings`].
+    pub fn rules(&self, defaults: &JobCheckpointing) -> Result<JobCheckpointing, UnreadableJob> {
+        Ok(defaults.with(self.settings.iter().map(|(key, text)| (&**key, &**text)))?)
+    }
+
+    /// Tasks that are over.
+    pub fn finished_tasks(&self) -> BTreeSet<TaskId> {
+        let of = |(operator, subtasks): (&usize, &BTreeSet<u32>)| {
+            let operator = *operator;
+            subtasks.iter().map(move |subtask| TaskId { operator, subtask: *subtask }).collect::<Vec<_>>()
+        };
+        self.finished.iter().flat_map(of).collect()
+    }
+
+    /// Takes note of the tasks that are over.
+    pub fn set_finished(&mut self, tasks: &BTreeSet<TaskId>) {
+        self.finished.clear();
+        for task in tasks {
+            self.finished.entry(task.operator).or_default().insert(task.subtask);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Settings};
+
+    /// A stored sample: a change here is a change of the format.
+    #[test]
+    fn version_1_of_the_record_reads_as_it_did() {
+        let text = concat!(
+            r#"{"version":1,"settings":{"execution.checkpointing.interval":"1 s"},"operators":[{"id":"a","parallelism":2,"#,
+            r#""max_parallelism":128,"max_parallelism_given":true,"inputs":[{"from":"b","pattern":"pointwise"}],"#,
+            r#""union_list_state":true,"two_phase_commit":false,"unaligned":true}],"iterative":false,"attempt":3,"from":{"job":"j","checkpoint":7},"ran":true,"#,
+            r#""finished":{"0":[1]},"ids_before":65,"start":{"job":"j","checkpoint":7,"claimed":false,"until":9}}"#
+        );
+        let read = RememberedJob::read(text).unwrap();
+
+        assert_eq!(read.write(), text);
+        assert_eq!(read.finished_tasks(), [TaskId { operator: 0, subtask: 1 }].into());
+        let defaults = Settings::try_from(&Config::default()).unwrap().checkpointing.jobs;
+        assert_eq!(read.rules(&defaults).unwrap().interval, Some(std::time::Duration::from_secs(1)));
+        assert!(matches!(RememberedJob::read(r#"{"version":2}"#), Err(UnreadableJob::Version(2))));
+    }
+}

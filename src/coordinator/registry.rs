@@ -1,0 +1,230 @@
+//! [`Coordinators`]: the coordinators of all jobs of this daemon.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::checks::{check_operators, check_rules};
+use super::error::CoordinatorError;
+use super::events::EventLog;
+use super::handle::JobHandle;
+use super::job::{JobActor, published_in};
+use super::record::{RememberedJob, UnreadableJob};
+use super::state::machine::{Beginning, Coordinator};
+use super::state::retained::{RetainedCheckpoint, RetainedKind};
+use super::storage::{JobStorage, published_key};
+use super::topology::{OperatorSpec, Topology};
+use crate::config::JobCheckpointing;
+use crate::engine::{CheckpointView, Engine};
+use crate::error::chain;
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, JobId};
+use crate::runtime::Failure;
+
+/// Jobs that have ended and whose last events can be heard.
+const ENDED_MAX: usize = 64;
+/// Messages that wait for the coordinator of a job.
+const INBOX_MAX: usize = 1024;
+
+/// A job to create with a coordinator.
+#[derive(Debug, Clone)]
+pub struct NewCoordinatedJob {
+    /// Its id.
+    pub job: JobId,
+    /// What it wants other than the daemon's configuration, as texts.
+    pub settings: BTreeMap<String, String>,
+    /// Its operators.
+    pub operators: Vec<OperatorSpec>,
+    /// Whether it has cycles.
+    pub iterative: bool,
+}
+
+/// The coordinators of all jobs. Clones share them.
+#[derive(Clone)]
+pub struct Coordinators(Arc<CoordinatorsShared>);
+
+crate::runtime::opaque_debug!(Coordinators);
+
+struct CoordinatorsShared {
+    engine: Engine,
+    jobs: Mutex<BTreeMap<JobId, JobHandle>>,
+    /// Those that ended last: their workers may not have heard of it.
+    ended: Mutex<VecDeque<(JobId, JobHandle)>>,
+    /// Held by whoever creates one. A `tokio` mutex, because the others wait while storage works.
+    creating: tokio::sync::Mutex<()>,
+}
+
+impl Coordinators {
+    /// Starts the coordinators of all jobs that have one. They end with the engine, or when it loses its catalog.
+    pub fn start(engine: &Engine) -> Self {
+        let shared = CoordinatorsShared {
+            engine: engine.clone(),
+            jobs: Mutex::default(),
+            ended: Mutex::default(),
+            creating: tokio::sync::Mutex::default(),
+        };
+        let coordinators = Self(Arc::new(shared));
+        for (job, text) in engine.coordinated().unwrap_or_default() {
+            match coordinators.load(&job, &text) {
+                Ok(()) => {}
+                Err(error) => tracing::error!(%job, error = chain(&error), "a job has no coordinator"),
+            }
+        }
+        coordinators
+    }
+
+    fn load(&self, job: &JobId, text: &str) -> Result<(), UnreadableJob> {
+        let remembered = RememberedJob::read(text)?;
+        let rules = remembered.rules(&self.0.engine.settings().checkpointing.jobs)?;
+        self.spawn(job, remembered, rules);
+        Ok(())
+    }
+
+    fn spawn(&self, job: &JobId, mut remembered: RememberedJob, rules: JobCheckpointing) -> JobHandle {
+        let engine = &self.0.engine;
+        let known = engine.checkpoints(job).unwrap_or_default();
+        let retained = retained_of(&known, &remembered);
+        let subsumed = engine.job(job).ok().and_then(|job| job.subsumed).map_or(0, |id| id.0 + 1);
+        let above = known.iter().map(|known| known.id.0 + 1).max().unwrap_or(1);
+        let chosen = remembered.start.as_ref().map_or(0, |start| start.checkpoint + 1);
+        let next_id = CheckpointId(remembered.ids_before.max(above).max(subsumed).max(chosen));
+        remembered.ids_before = next_id.0;
+        let newest = retained.iter().rev().find(|one| one.kind == RetainedKind::Checkpoint).map(|one| one.id.0);
+        let full = remembered
+            .start
+            .as_ref()
+            .is_some_and(|start| !start.claimed && newest.is_none_or(|newest| newest < start.until));
+        let published = published_in(&rules).cloned().map(|dir| (dir, rules.create_subdir));
+        let beginning = Beginning {
+            rules,
+            topology: Topology::new(remembered.operators.clone()),
+            attempt: remembered.attempt,
+            ran: remembered.ran.then(|| remembered.finished_tasks()),
+            next_id,
+            retained,
+            full,
+            draw: draw(engine),
+        };
+        let storage = JobStorage::new(engine.clone(), job.clone());
+        let events = Arc::new(EventLog::new(engine.entropy().hex(6)));
+        let actor = JobActor::new(
+            storage.clone(),
+            Coordinator::new(beginning, Duration::ZERO),
+            remembered,
+            Arc::clone(&events),
+        );
+        let (inbox, messages) = mpsc::channel(INBOX_MAX);
+        let handle = JobHandle { inbox, events, storage: storage.clone(), start: Arc::default() };
+        let pending = known.into_iter().filter(|known| known.state == CheckpointState::Pending).map(|known| known.id);
+        let pending: Vec<CheckpointId> = pending.collect();
+        let published = published
+            .map(|(dir, subdir)| pending.iter().map(|id| published_key(&dir, job, subdir, *id)).collect::<Vec<_>>());
+        let (coordinators, job, own) = (Arc::downgrade(&self.0), job.clone(), handle.inbox.clone());
+        let (stopping, lost) = (engine.stopping(), engine.lost());
+        self.0.jobs.lock().insert(job.clone(), handle.clone());
+        engine.tasks().spawn("coordinator", Failure::FailsItsWork, async move {
+            // What an owner before had begun: nobody has its acknowledgements any more.
+            storage.unpublish_all(published.unwrap_or_default()).await;
+            for id in pending {
+                storage.clean_aborted(id).await;
+            }
+            actor.run(messages, stopping, lost).await;
+            if let Some(shared) = coordinators.upgrade() {
+                let mut jobs = shared.jobs.lock();
+                // It may have been created anew meanwhile.
+                let gone = jobs.get(&job).is_some_and(|known| known.inbox.same_channel(&own));
+                if let Some(handle) = gone.then(|| jobs.remove(&job)).flatten() {
+                    drop(jobs);
+                    let mut ended = shared.ended.lock();
+                    ended.push_front((job, handle));
+                    ended.truncate(ENDED_MAX);
+                }
+            }
+        });
+        handle
+    }
+
+    /// The coordinator of a job, if it has one.
+    pub fn find(&self, job: &JobId) -> Option<JobHandle> {
+        self.0.jobs.lock().get(job).cloned()
+    }
+
+    /// The same, also of a job that has ended a short time ago: what its workers were told last is still there.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn last_of(&self, job: &JobId) -> Result<JobHandle, CoordinatorError> {
+        let ended = || self.0.ended.lock().iter().find(|(known, _)| known == job).map(|(_, handle)| handle.clone());
+        self.find(job).or_else(ended).map_or_else(|| self.get(job), Ok)
+    }
+
+    /// The coordinator of a job.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::NotCoordinated`]; [`CoordinatorError::Engine`] if there is no such job.
+    pub fn get(&self, job: &JobId) -> Result<JobHandle, CoordinatorError> {
+        match self.find(job) {
+            Some(handle) => Ok(handle),
+            None => {
+                self.0.engine.job(job)?;
+                Err(CoordinatorError::NotCoordinated(job.clone()))
+            }
+        }
+    }
+
+    /// Creates a job with a coordinator; nothing happens if there is the same one.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`].
+    pub async fn create(&self, new: NewCoordinatedJob) -> Result<(), CoordinatorError> {
+        let NewCoordinatedJob { job, settings, operators, iterative } = new;
+        let defaults = &self.0.engine.settings().checkpointing.jobs;
+        let rules = defaults.with(settings.iter().map(|(key, text)| (&**key, &**text)))?;
+        check_rules(&rules, iterative)?;
+        check_operators(&operators)?;
+        for dir in rules.dir.iter().chain(&rules.savepoint_dir) {
+            self.0.engine.check_bucket(&dir.bucket)?;
+        }
+        let _creating = self.0.creating.lock().await;
+        let topology = Topology::new(operators);
+        if let Some(handle) = self.find(&job) {
+            let same = handle.ask(move |actor| {
+                let known = actor.coordinator.topology() == &topology;
+                (known, actor.coordinator.rules() == &rules)
+            });
+            return match same.await? {
+                (true, true) => Ok(()),
+                (false, _) => Err(CoordinatorError::Exists(job, "operators", "change them by a restore")),
+                (_, false) => Err(CoordinatorError::Exists(job, "settings", "change them at its settings")),
+            };
+        }
+        let remembered = RememberedJob::new(&rules, &topology, iterative);
+        self.0.engine.coordinate(&job, Arc::from(remembered.write())).await?;
+        self.spawn(&job, remembered, rules);
+        Ok(())
+    }
+}
+
+/// Completed checkpoints that count, the oldest first.
+fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
+    let completed = known.iter().filter(|known| known.state == CheckpointState::Completed);
+    let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint).map(|known| known.id);
+    let mut retained: Vec<RetainedCheckpoint> =
+        own.map(|id| RetainedCheckpoint { id, kind: RetainedKind::Checkpoint }).collect();
+    if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {
+        let id = CheckpointId(start.checkpoint);
+        if retained.iter().all(|one| one.id != id) {
+            retained.push(RetainedCheckpoint { id, kind: RetainedKind::Foreign });
+        }
+    }
+    retained.sort_unstable_by_key(|one| one.id);
+    retained
+}
+
+/// A number between 0 and 1.
+fn draw(engine: &Engine) -> f64 {
+    let drawn = u32::from_str_radix(&engine.entropy().hex(4), 16).unwrap_or_default();
+    f64::from(drawn) / f64::from(u32::MAX)
+}

@@ -1,0 +1,148 @@
+//! What tasks report of themselves, changes of backlog and settings, restores, the end.
+
+use std::time::Duration;
+
+use super::decision::{Decision, RestartCause};
+use super::failures::Blame;
+use super::machine::Coordinator;
+use super::queue::WantedCheckpoint;
+use super::retained::RetainedCheckpoint;
+use super::tasks::TaskState;
+use crate::config::JobCheckpointing;
+use crate::coordinator::reason::FailureReason;
+use crate::coordinator::topology::{TaskId, Topology};
+use crate::model::CheckpointId;
+
+impl Coordinator {
+    /// Tasks report how they are. Returns whether they are of this attempt; if not, nothing happens.
+    pub fn report(
+        &mut self,
+        attempt: u64,
+        tasks: &[(TaskId, TaskState)],
+        message: Option<&str>,
+        now: Duration,
+    ) -> bool {
+        if attempt != self.attempt || self.ended {
+            return attempt == self.attempt;
+        }
+        let (ran, settled) = (self.tasks.all_run(), self.tasks.is_settled());
+        let mut over = vec![];
+        for (task, state) in tasks {
+            if self.tasks.report(*task, *state, now) {
+                over.push(*task);
+            }
+        }
+        if let Some((task, _)) = tasks.iter().find(|(_, state)| *state == TaskState::Failed) {
+            let mut why = format!("task {} has failed", self.topology.name(*task));
+            message.into_iter().for_each(|message| why = format!("{why}: {message}"));
+            self.restart(RestartCause::TaskFailure, FailureReason::TaskFailure, why, now);
+            return true;
+        }
+        if !over.is_empty() || settled != self.tasks.is_settled() {
+            // Before anything that follows from it: another owner has to know.
+            self.out.push(Decision::Note);
+        }
+        for task in over {
+            self.abort_without(task, now);
+        }
+        if !ran && self.tasks.all_run() && self.stopping.is_none() {
+            self.start_schedule(now);
+        }
+        if self.tasks.all_at_end() && !self.final_asked && self.stopping.is_none() {
+            self.final_asked = true;
+            self.ask(WantedCheckpoint::Checkpoint, now);
+        }
+        self.finish_if_over();
+        self.begin_next(now);
+        true
+    }
+
+    /// Checkpoints that a task has not acknowledged and that it never will.
+    fn abort_without(&mut self, task: TaskId, now: Duration) {
+        let without = self.pending.iter().filter(|(_, pending)| pending.missing.contains(&task));
+        let without: Vec<CheckpointId> = without.map(|(id, _)| *id).collect();
+        for id in without {
+            let message = format!("task {} has finished without it", self.topology.name(task));
+            self.abort(id, FailureReason::DeclinedClosing, Blame::Task, message, now);
+        }
+    }
+
+    /// The job ends with its last task, once nothing is being stored any more.
+    pub(super) fn finish_if_over(&mut self) {
+        if self.tasks.all_finished() && !self.is_storing() && !self.ended {
+            self.ended = true;
+            self.schedule.stop();
+            self.out.push(Decision::Finished);
+        }
+    }
+
+    /// Something was heard of tasks.
+    pub fn heard_of(&mut self, tasks: impl IntoIterator<Item = TaskId>, now: Duration) {
+        tasks.into_iter().for_each(|task| self.tasks.heard_of(task, now));
+    }
+
+    /// A source reports whether it has a backlog.
+    pub fn report_backlog(&mut self, operator: usize, backlog: bool, now: Duration) {
+        if backlog {
+            self.backlog.insert(operator);
+        } else {
+            self.backlog.remove(&operator);
+        }
+        let interval = self.interval();
+        self.schedule.interval_changed(now, interval);
+    }
+
+    /// The settings are others from here on.
+    pub fn reconfigure(&mut self, rules: JobCheckpointing, now: Duration) {
+        let had_none = self.rules.interval.is_none();
+        self.rules = rules;
+        if had_none && self.tasks.all_run() && self.stopping.is_none() {
+            self.start_schedule(now);
+        }
+        match self.interval() {
+            None if self.rules.interval.is_none() => self.schedule.stop(),
+            interval => self.schedule.interval_changed(now, interval),
+        }
+        self.subsume_surplus();
+        self.begin_next(now);
+    }
+
+    /// The job begins anew from a state that somebody chose: with these operators, and `from` among those that count if it is
+    /// not there yet. `next_id` is above every number that is known by now.
+    pub fn restore(
+        &mut self,
+        topology: Topology,
+        from: Option<RetainedCheckpoint>,
+        next_id: CheckpointId,
+        full: bool,
+        now: Duration,
+    ) {
+        self.topology = topology;
+        self.next_id = self.next_id.max(next_id);
+        self.full = full;
+        self.restart(
+            RestartCause::Restore,
+            FailureReason::CoordinatorSuspend,
+            "the job goes on from a state that was chosen".to_owned(),
+            now,
+        );
+        if let Some(from) = from.filter(|from| self.retained.iter().all(|one| one.id != from.id)) {
+            self.retained.add(from, usize::MAX);
+            self.subsume_surplus();
+        }
+    }
+
+    /// A restore that was begun with [`halt`](Self::halt) did not happen: periodic checkpoints go on.
+    pub fn resume(&mut self, now: Duration) {
+        if self.tasks.all_run() && !self.ended && self.stopping.is_none() {
+            self.start_schedule(now);
+        }
+        self.begin_next(now);
+    }
+
+    /// The job has ended: what is in progress is given up, and nothing follows.
+    pub fn end(&mut self, now: Duration) {
+        self.ended = true;
+        self.suspend(now, FailureReason::CoordinatorShutdown);
+    }
+}

@@ -1,0 +1,217 @@
+//! Section 5.12 and what goes with it: tasks that finish, fail or fall silent.
+
+use super::*;
+use crate::coordinator::state::decision::RestartCause;
+use crate::coordinator::state::machine::JobPhase;
+
+fn finished() -> TaskSnapshot {
+    TaskSnapshot { finished: true, ..TaskSnapshot::default() }
+}
+
+fn with_union() -> Scene {
+    let union = OperatorSpec { union_list_state: true, ..operator("union", 2) };
+    let mut scene = Scene::created(&[("tolerable-failed-checkpoints", "0")], vec![operator("source", 2), union]);
+    scene.all_run();
+    scene
+}
+
+#[test]
+fn s5_3_nothing_is_triggered_before_all_tasks_run() {
+    let mut scene = Scene::created(&[("interval", "100 ms")], vec![operator("a", 2)]);
+    scene.report(&[task(0, 0)], TaskState::Running);
+
+    let number = scene.ask(WantedCheckpoint::Checkpoint);
+    assert_eq!(scene.failed_with(number), Some(FailureReason::NotAllTasksRunning));
+    scene.pass(10_000);
+    assert_eq!((scene.triggered(), scene.coordinator.phase()), (vec![], JobPhase::Created));
+    scene.report(&[task(0, 1)], TaskState::Running);
+    scene.pass(100);
+
+    assert_eq!((scene.triggered(), scene.coordinator.phase()), (vec![1], JobPhase::Running));
+}
+
+#[test]
+fn s5_12_checkpoints_go_on_without_tasks_that_have_finished() {
+    let mut scene = Scene::new(&[]);
+    scene.report(&[task(0, 0)], TaskState::Finished);
+    scene.ask(WantedCheckpoint::Checkpoint);
+
+    let pending = &scene.coordinator.pending()[&chk(1)];
+    assert_eq!((pending.missing.len(), &pending.finished), (3, &[task(0, 0)].into()));
+    scene.ack_all(1);
+
+    assert_eq!(scene.completed(), [1]);
+}
+
+#[test]
+fn s5_12_checkpoints_end_with_the_first_finished_task_if_so_configured() {
+    let mut scene = Scene::new(&[("checkpoints-after-tasks-finish", "false")]);
+    scene.report(&[task(0, 0)], TaskState::Finished);
+
+    let number = scene.ask(WantedCheckpoint::Checkpoint);
+
+    assert_eq!(scene.failed_with(number), Some(FailureReason::NotAllTasksRunning));
+}
+
+#[test]
+fn s5_12_union_list_state_wants_none_or_all_of_its_tasks_finished() {
+    let mut scene = with_union();
+    scene.report(&[task(1, 0)], TaskState::Finished);
+    scene.ask(WantedCheckpoint::Checkpoint);
+    scene.ack_all(1);
+    assert_eq!(scene.aborted(), [(1, FailureReason::DeclinedClosing)]);
+    assert_eq!(scene.restarts(), 0, "that does not count");
+
+    scene.report(&[task(1, 1)], TaskState::Finished);
+    scene.ask(WantedCheckpoint::Checkpoint);
+    scene.ack_all(2);
+
+    assert_eq!(scene.completed(), [2]);
+}
+
+#[test]
+fn s5_12_union_list_state_wants_none_or_all_of_its_running_tasks_to_have_finished_operators() {
+    for (first, second, completes) in [(true, false, false), (true, true, true), (false, false, true)] {
+        let mut scene = with_union();
+        scene.ask(WantedCheckpoint::Checkpoint);
+        for (subtask, done) in [(0, first), (1, second)] {
+            let snapshot = if done { finished() } else { TaskSnapshot::default() };
+            scene.ack_with(1, task(1, subtask), snapshot);
+        }
+        scene.ack_all(1);
+        assert_eq!(scene.completed() == [1], completes, "{first} {second}");
+    }
+}
+
+#[test]
+fn s5_12_a_task_that_finishes_without_acknowledging_ends_the_checkpoint() {
+    let mut scene = Scene::new(&[]);
+    scene.ask(WantedCheckpoint::Checkpoint);
+
+    scene.report(&[task(0, 0)], TaskState::Finished);
+
+    assert_eq!((scene.aborted(), scene.restarts()), (vec![(1, FailureReason::DeclinedClosing)], 0));
+}
+
+#[test]
+fn s5_12_at_the_end_of_data_a_last_checkpoint_is_triggered_at_once() {
+    let mut scene = Scene::new(&[("interval", "1 h")]);
+    let tasks: Vec<TaskId> = scene.coordinator.topology().tasks().collect();
+
+    scene.report(&tasks[..3], TaskState::EndOfData);
+    assert_eq!(scene.triggered(), [0; 0]);
+    scene.report(&tasks[3..], TaskState::EndOfData);
+    assert_eq!(scene.triggered(), [1]);
+    scene.report(&tasks, TaskState::EndOfData);
+    assert_eq!(scene.triggered(), [1], "once");
+    scene.ack_all(1);
+    scene.report(&tasks, TaskState::Finished);
+
+    assert_eq!(scene.log.last(), Some(&Decision::Finished));
+    assert_eq!(scene.coordinator.phase(), JobPhase::Ended);
+}
+
+#[test]
+fn s5_12_a_job_ends_after_the_checkpoint_that_is_being_stored() {
+    let mut scene = Scene::new(&[]);
+    scene.holds_store = true;
+    scene.ask(WantedCheckpoint::Checkpoint);
+    scene.ack_all(1);
+    let tasks: Vec<TaskId> = scene.coordinator.topology().tasks().collect();
+
+    scene.report(&tasks, TaskState::Finished);
+    assert!(!scene.log.contains(&Decision::Finished));
+    scene.act(|coordinator, now| coordinator.stored(chk(1), Ok(()), now));
+
+    assert_eq!((scene.completed(), scene.log.last()), (vec![1], Some(&Decision::Finished)));
+}
+
+#[test]
+fn a_task_that_fails_restarts_the_job_and_gives_up_what_is_pending() {
+    let mut scene = Scene::new(&[("interval", "100 ms")]);
+    scene.pass(100);
+
+    scene.report(&[task(1, 1)], TaskState::Failed);
+
+    assert_eq!(scene.aborted(), [(1, FailureReason::TaskFailure)]);
+    assert_eq!((scene.coordinator.attempt(), scene.coordinator.phase()), (2, JobPhase::Restarting));
+    scene.pass(1000);
+    assert_eq!(scene.triggered(), [1]);
+    scene.all_run();
+    scene.pass(100);
+    assert_eq!(scene.triggered(), [1, 2]);
+}
+
+#[test]
+fn a_task_that_falls_silent_is_lost_once_all_have_run() {
+    let mut scene = Scene::created(&[("heartbeat.timeout", "20 s")], vec![operator("a", 2)]);
+    scene.report(&[task(0, 0)], TaskState::Running);
+    scene.pass_silently(100_000, false);
+    assert_eq!(scene.restarts(), 0, "not all have begun");
+
+    scene.all_run();
+    scene.pass_silently(19_000, false);
+    scene.report(&[task(0, 0)], TaskState::Running);
+    assert_eq!(scene.restarts(), 0);
+    scene.pass_silently(4_000, false);
+
+    let restart = scene.log.iter().find(|decision| matches!(decision, Decision::Restart { .. }));
+    let Some(Decision::Restart { cause: RestartCause::TaskLost, message }) = restart else { panic!("{restart:?}") };
+    assert!(message.contains("task a/1"), "{message}");
+}
+
+#[test]
+fn another_owner_notices_a_task_that_was_lost_before_it_came() {
+    let mut scene = Scene::begun(Beginning {
+        rules: rules(&[]),
+        topology: Topology::new(vec![operator("a", 2)]),
+        attempt: 3,
+        ran: Some([task(0, 1)].into()),
+        next_id: chk(9),
+        retained: vec![],
+        full: false,
+        draw: 1.0,
+    });
+
+    scene.pass_silently(60_000, false);
+
+    assert_eq!((scene.restarts(), scene.coordinator.attempt()), (1, 4), "the one that had finished is not missed");
+}
+
+#[test]
+fn a_restart_waits_for_what_is_being_stored() {
+    let mut scene = Scene::new(&[]);
+    scene.holds_store = true;
+    scene.ask(WantedCheckpoint::Checkpoint);
+    scene.ack_all(1);
+
+    scene.report(&[task(0, 0)], TaskState::Failed);
+    assert_eq!(scene.restarts(), 0);
+    scene.act(|coordinator, now| coordinator.stored(chk(1), Ok(()), now));
+
+    assert_eq!((scene.completed(), scene.aborted(), scene.restarts()), (vec![1], vec![], 1));
+}
+
+#[test]
+fn reports_of_an_earlier_attempt_change_nothing() {
+    let mut scene = Scene::new(&[]);
+    scene.report(&[task(0, 0)], TaskState::Failed);
+
+    let taken = scene.act(|coordinator, now| coordinator.report(1, &[(task(0, 0), TaskState::Failed)], None, now));
+
+    assert!(!taken);
+    assert_eq!(scene.restarts(), 1);
+}
+
+#[test]
+fn the_end_of_a_job_gives_up_what_is_pending() {
+    let mut scene = Scene::new(&[("interval", "100 ms")]);
+    scene.pass(100);
+
+    scene.act(Coordinator::end);
+    let number = scene.ask(WantedCheckpoint::Savepoint);
+
+    assert_eq!(scene.aborted(), [(1, FailureReason::CoordinatorShutdown)]);
+    assert_eq!(scene.failed_with(number), Some(FailureReason::CoordinatorShutdown));
+    assert_eq!(scene.coordinator.next_wake(), None);
+}

@@ -1,0 +1,390 @@
+//! What a coordinator asks of storage: to record, to complete, to free, to read metadata.
+//!
+//! The metadata of a checkpoint is a segment of the job, written for that checkpoint: it becomes free with the checkpoint, in
+//! the same commit, and no crash leaves one without the other. In a directory (`dir`, that of a savepoint) stands a copy of it as
+//! an object, for people and for other jobs. It is put before the checkpoint completes, and deleted before that is freed: what
+//! it names is there.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+
+use super::ack::StateEntry;
+use super::metadata::{self, CheckpointMetadata, StoredState, UnreadableCheckpoint};
+use super::reason::FailureReason;
+use super::topology::{TaskId, Topology};
+use crate::config::PublishDir;
+use crate::engine::intake::{Body, Digests, Rejected};
+use crate::engine::jobs::CheckpointStep;
+use crate::engine::objects::NewObject;
+use crate::engine::{Condition, Engine, EngineError, ObjectToDelete, SegmentView};
+use crate::error::{ErrorKind, chain};
+use crate::model::{
+    About, CheckpointId, CheckpointKind, CheckpointState, JobId, ObjectHeaders, SegmentId, StateScope, Writer,
+};
+
+/// The name of the copy of a savepoint's metadata in its folder.
+pub const PUBLISHED_NAME: &str = "metadata.json";
+/// Names that are tried for the folder of a savepoint, as in Flink.
+const NAMES_TRIED: usize = 10;
+/// Bytes of states that are in no file, which go into the metadata; beyond that it says where they are and no more.
+const EMBEDDED_BYTES_MAX: u64 = 8 << 20;
+
+/// Where a copy of the metadata goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Publish {
+    /// Nowhere.
+    Nowhere,
+    /// Under this key of this bucket.
+    At(String, String),
+    /// In a new folder of this directory, named after the savepoint.
+    NewFolder(PublishDir),
+}
+
+/// A checkpoint that all tasks have acknowledged.
+#[derive(Debug)]
+pub struct AcknowledgedCheckpoint {
+    /// Its number.
+    pub id: CheckpointId,
+    /// What it is.
+    pub kind: CheckpointKind,
+    /// The attempt that took it.
+    pub attempt: u64,
+    /// When it was triggered.
+    pub triggered_ms: u64,
+    /// Whether barriers might overtake records.
+    pub unaligned: bool,
+    /// The operators.
+    pub topology: Topology,
+    /// What the tasks have acknowledged: whether each was finished, and its states.
+    pub snapshots: BTreeMap<TaskId, (bool, Vec<StateEntry>)>,
+    /// Where a copy goes.
+    pub publish: Publish,
+}
+
+/// A checkpoint that is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DurableCheckpoint {
+    /// The handle of its metadata.
+    pub metadata: String,
+    /// Bucket and key of the copy.
+    pub published: Option<(String, String)>,
+}
+
+/// Why metadata was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataFault {
+    /// The engine did not give it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No coordinator has completed it.
+    #[error("checkpoint {1} of job {0} was not completed by a coordinator: it has no metadata")]
+    None(JobId, CheckpointId),
+    /// It is not understood.
+    #[error(transparent)]
+    Unreadable(#[from] UnreadableCheckpoint),
+    /// Its bytes are wrong.
+    #[error("the metadata cannot be read: {0}")]
+    Bytes(String),
+}
+
+impl MetadataFault {
+    /// Returns what the caller should do next.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Engine(error) => error.kind(),
+            Self::None(..) => ErrorKind::NotFound,
+            Self::Unreadable(_) => ErrorKind::Corrupt,
+            Self::Bytes(_) => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// Bytes in memory, as a body.
+struct WholeBody {
+    bytes: Option<Bytes>,
+    len: u64,
+}
+
+impl WholeBody {
+    fn of(bytes: Bytes) -> Self {
+        Self { len: bytes.len() as u64, bytes: Some(bytes) }
+    }
+}
+
+impl Body for WholeBody {
+    type Fault = Infallible;
+
+    fn announced(&self) -> u64 {
+        self.len
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Infallible> {
+        Ok(self.bytes.take())
+    }
+
+    fn check(self, _: u32) -> Result<Digests, Infallible> {
+        Ok(Digests::default())
+    }
+
+    fn is_of_client(_: &Infallible) -> bool {
+        false
+    }
+}
+
+fn of_engine(rejected: Rejected<Infallible>) -> EngineError {
+    match rejected {
+        Rejected::Engine(error) => error,
+        Rejected::Body(never) => match never {},
+    }
+}
+
+/// The storage of one job. Clones share it.
+#[derive(Clone)]
+pub struct JobStorage {
+    engine: Engine,
+    job: JobId,
+}
+
+crate::runtime::opaque_debug!(JobStorage);
+
+impl JobStorage {
+    /// That of `job`.
+    pub fn new(engine: Engine, job: JobId) -> Self {
+        Self { engine, job }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The job.
+    pub fn job(&self) -> &JobId {
+        &self.job
+    }
+
+    /// Keeps what the coordinator remembers. Resolves once that is durable.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn remember(&self, text: String) -> Result<(), EngineError> {
+        self.engine.coordinate(&self.job, Arc::from(text)).await
+    }
+
+    /// Records that a savepoint begins. A checkpoint begins with its first segment; its number is reserved.
+    ///
+    /// # Errors
+    /// The reason that counts, and the same for people.
+    pub async fn begin_savepoint(&self, id: CheckpointId) -> Result<(), (FailureReason, String)> {
+        let begin = CheckpointStep::Begin(CheckpointKind::Savepoint);
+        let begun = self.engine.step(&self.job, id, begin).await;
+        begun.map(|_| ()).map_err(|error| (reason_of(&error), chain(&error)))
+    }
+
+    /// Stores the metadata, and completes the checkpoint. Resolves once both are durable.
+    ///
+    /// # Errors
+    /// Why it is not complete, for people. Then it is not; but if the catalog was lost meanwhile, only its next owner knows.
+    pub async fn complete(&self, completion: AcknowledgedCheckpoint) -> Result<DurableCheckpoint, String> {
+        let id = completion.id;
+        let mut published = None;
+        let done = self.try_complete(completion, &mut published).await;
+        match done {
+            Ok(metadata) => Ok(DurableCheckpoint { metadata, published }),
+            // The answer may be lost, and the checkpoint complete.
+            Err(_) if self.is_complete(id) => Ok(DurableCheckpoint { metadata: String::new(), published }),
+            Err(error) => {
+                if let Some((bucket, key)) = published {
+                    self.unpublish(&bucket, &key).await;
+                }
+                Err(chain(&error))
+            }
+        }
+    }
+
+    async fn try_complete(
+        &self,
+        completion: AcknowledgedCheckpoint,
+        published: &mut Option<(String, String)>,
+    ) -> Result<String, EngineError> {
+        let (id, publish) = (completion.id, completion.publish.clone());
+        let bytes = Bytes::from(self.metadata_of(completion).await?.write());
+        let about = About {
+            job: self.job.clone(),
+            scope: StateScope::Exclusive,
+            writer: Writer::default(),
+            checkpoint: Some(id),
+            name: metadata::segment_name(),
+        };
+        let stored = self.engine.put_segment(about, None, WholeBody::of(bytes.clone())).await;
+        let handle = stored.map_err(of_engine)?;
+        *published = self.publish(publish, bytes).await?;
+        self.engine.step(&self.job, id, CheckpointStep::Complete).await?;
+        Ok(handle.to_string())
+    }
+
+    fn is_complete(&self, id: CheckpointId) -> bool {
+        let known = self.engine.checkpoints(&self.job).unwrap_or_default();
+        known.iter().any(|known| known.id == id && known.state == CheckpointState::Completed)
+    }
+
+    async fn metadata_of(&self, completion: AcknowledgedCheckpoint) -> Result<CheckpointMetadata, EngineError> {
+        let AcknowledgedCheckpoint { id, kind, attempt, triggered_ms, unaligned, topology, snapshots, .. } = completion;
+        let named = snapshots.values().flat_map(|(_, state)| state).map(|entry| entry.segment);
+        let mut segments: BTreeMap<SegmentId, StoredState> = BTreeMap::new();
+        let mut embedded = 0;
+        for segment in named {
+            if segments.contains_key(&segment) {
+                continue;
+            }
+            let view = self.engine.segment(segment)?;
+            let handle = view.handle();
+            let len = handle.location.len();
+            let inside = handle.location.file().is_none() && embedded + len <= EMBEDDED_BYTES_MAX;
+            let data = if inside { Some(self.bytes_of(&view).await?) } else { None };
+            embedded += data.as_ref().map_or(0, |data| data.len() as u64);
+            segments.insert(segment, StoredState { handle, scope: view.about.scope.to_string(), data });
+        }
+        Ok(CheckpointMetadata {
+            esker_checkpoint: metadata::version(),
+            job: self.job.to_string(),
+            checkpoint: id.0,
+            kind: if kind == CheckpointKind::Savepoint { "savepoint" } else { "checkpoint" }.to_owned(),
+            attempt,
+            triggered_ms,
+            completed_ms: self.engine.now().0,
+            unaligned,
+            operators: metadata::operators(&topology, &snapshots, &segments),
+        })
+    }
+
+    async fn bytes_of(&self, view: &SegmentView) -> Result<Vec<u8>, EngineError> {
+        let stream = self.engine.read_segment(view.id, 0..view.location.len()).await?;
+        let read = stream.try_fold(Vec::new(), |mut all, piece| async move {
+            all.extend_from_slice(&piece);
+            Ok(all)
+        });
+        Ok(read.await?)
+    }
+
+    /// Puts a copy of the metadata where it should be. Returns bucket and key.
+    async fn publish(&self, publish: Publish, bytes: Bytes) -> Result<Option<(String, String)>, EngineError> {
+        let put = async |bucket: &str, key: &str, condition: Condition| {
+            let content_type = Some("application/json".to_owned());
+            let headers = ObjectHeaders { content_type, ..ObjectHeaders::default() };
+            let object = NewObject { bucket: bucket.to_owned(), key: key.to_owned(), condition, headers };
+            self.engine.put_object(object, WholeBody::of(bytes.clone())).await.map(|_| ()).map_err(of_engine)
+        };
+        match publish {
+            Publish::Nowhere => Ok(None),
+            Publish::At(bucket, key) => {
+                put(&bucket, &key, Condition::None).await?;
+                Ok(Some((bucket, key)))
+            }
+            Publish::NewFolder(PublishDir { bucket, prefix }) => {
+                for tried in 1.. {
+                    let folder = savepoint_folder(&self.job, &self.engine.entropy().hex(6));
+                    let key = format!("{prefix}{folder}/{PUBLISHED_NAME}");
+                    match put(&bucket, &key, Condition::Absent).await {
+                        Ok(()) => return Ok(Some((bucket, key))),
+                        Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Deletes a copy. What is not there counts as deleted; a failure is logged: the copy then names what is not there.
+    async fn unpublish(&self, bucket: &str, key: &str) {
+        let object = ObjectToDelete { key: key.to_owned(), if_match: None, if_put_at: None };
+        if let Err(error) = self.engine.delete_objects(bucket, vec![object]).await {
+            let error = chain(&error);
+            tracing::warn!(job = %self.job, bucket, key, error, "a published copy of metadata was not deleted");
+        }
+    }
+
+    /// Frees what a checkpoint that was given up has stored. A failure is logged: the catalog frees it with what subsumes it.
+    pub async fn clean_aborted(&self, id: CheckpointId) {
+        if let Err(error) = self.engine.step(&self.job, id, CheckpointStep::Abort).await
+            && error.kind() != ErrorKind::Conflict
+        {
+            tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not aborted");
+        }
+    }
+
+    /// Frees what completed checkpoints up to this one have alone: first the copy of its metadata.
+    pub async fn clean_subsumed(&self, id: CheckpointId, published: Option<(String, String)>) {
+        if let Some((bucket, key)) = published {
+            self.unpublish(&bucket, &key).await;
+        }
+        if let Err(error) = self.engine.step(&self.job, id, CheckpointStep::Subsume).await {
+            tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
+        }
+    }
+
+    /// Deletes copies of metadata.
+    pub async fn unpublish_all(&self, published: Vec<(String, String)>) {
+        for (bucket, key) in published {
+            self.unpublish(&bucket, &key).await;
+        }
+    }
+
+    /// The metadata of a completed checkpoint of `job`.
+    ///
+    /// # Errors
+    /// [`MetadataFault`].
+    pub async fn metadata(&self, job: &JobId, id: CheckpointId) -> Result<CheckpointMetadata, MetadataFault> {
+        let name = metadata::segment_name();
+        let segments = self.engine.checkpoint_segments(job, id).await?;
+        let own = segments.into_iter().filter(|view| view.about.name == name && view.about.writer == Writer::default());
+        // The coordinator's is the last one that was stored.
+        let newest = own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id);
+        let view = newest.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
+        Ok(CheckpointMetadata::read(&self.bytes_of(&view).await?)?)
+    }
+
+    /// The metadata that was published as an object, by bucket and key.
+    ///
+    /// # Errors
+    /// [`MetadataFault`].
+    pub async fn published(&self, bucket: &str, key: &str) -> Result<CheckpointMetadata, MetadataFault> {
+        let object = self.engine.object(bucket, key).await?;
+        let stream = self.engine.read_object(&object, 0..object.head().len).await?;
+        let bytes = stream.try_fold(Vec::new(), |mut all, piece| async move {
+            all.extend_from_slice(&piece);
+            Ok(all)
+        });
+        let bytes = bytes.await.map_err(|error| MetadataFault::Bytes(chain(&error)))?;
+        Ok(CheckpointMetadata::read(&bytes)?)
+    }
+}
+
+fn reason_of(error: &EngineError) -> FailureReason {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Overloaded => FailureReason::IoException,
+        _ => FailureReason::Trigger,
+    }
+}
+
+/// The folder of a savepoint: `savepoint-<six characters of the job>-<random>`, as Flink names it.
+fn savepoint_folder(job: &JobId, random: &str) -> String {
+    let last = job.as_str().rsplit('/').next().unwrap_or_default();
+    let short: String = last.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
+    format!("savepoint-{}-{random}", short.to_lowercase())
+}
+
+/// Where the metadata of a checkpoint is published in a directory.
+pub fn published_key(dir: &PublishDir, job: &JobId, subdir: bool, id: CheckpointId) -> (String, String) {
+    let folder = if subdir { format!("{job}/") } else { String::new() };
+    (dir.bucket.clone(), format!("{}{folder}metadata-{id}.json", dir.prefix))
+}

@@ -1,0 +1,168 @@
+//! A coordinator that dies at each of its requests to storage, and another one in its place. What was told is so; nothing else is
+//! asked of it.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use esker_client::wire::{
+    AckRequest, AckState, BatchHead, CheckpointState, EventsParams, JobEvent, JobOperator, NewJob, TaskReport,
+    TasksReport, TriggerRequest,
+};
+use esker_client::{Client, ClientError};
+
+use crate::faults::{Fault, Gate, Op, Rule, any, eventually};
+use crate::support::{INLINE, Running, SOON, server_and_daemon, settings};
+
+const COORDINATED: &str = "coordinated";
+/// More than a checkpoint takes.
+const REQUESTS: u64 = 9;
+
+/// What workers were told.
+#[derive(Debug, Default)]
+struct Told {
+    triggered: BTreeSet<u64>,
+    completed: BTreeSet<u64>,
+}
+
+async fn create(client: &Client) -> Result<(), ClientError> {
+    let settings = [
+        ("execution.checkpointing.num-retained".to_owned(), 2.into()),
+        ("execution.checkpointing.dir".to_owned(), "s3://checkpoints/meta".into()),
+    ];
+    let job = NewJob {
+        job: COORDINATED.to_owned(),
+        coordinated: true,
+        settings: Some(settings.into()),
+        operators: Some(vec![JobOperator { id: "a".into(), parallelism: 1, ..JobOperator::default() }]),
+        iterative: None,
+    };
+    client.create(&job).await.map(drop)
+}
+
+async fn runs(client: &Client) -> Result<(), ClientError> {
+    let task = TaskReport { operator: "a".into(), subtask: 0, state: "running".into() };
+    let report = TasksReport { attempt: 1, worker: None, tasks: vec![task], message: None };
+    client.report_tasks(COORDINATED, &report).await.map(drop)
+}
+
+/// One checkpoint, as far as it gets. What is told goes into `told`.
+async fn checkpoint(client: &Client, told: &mut Told) -> Result<(), ClientError> {
+    let hello = client.events(COORDINATED, &EventsParams::default()).await?;
+    let mut after = hello.next;
+    client.trigger_checkpoint(COORDINATED, &TriggerRequest::default(), None).await?;
+    loop {
+        let params = EventsParams { worker: None, after: Some(after), wait: Some("20 s".into()) };
+        let page = client.events(COORDINATED, &params).await?;
+        after = page.next;
+        for info in page.events {
+            match info.event {
+                JobEvent::Trigger(trigger) => {
+                    assert!(told.triggered.insert(trigger.checkpoint), "{} is told twice", trigger.checkpoint);
+                    let state = AckState { part: Some(0), ..AckState::default() };
+                    let (operator, state) = ("a".to_owned(), vec![state]);
+                    let ack = AckRequest { operator, attempt: 1, state, ..AckRequest::default() };
+                    let parts = [(BatchHead::default(), Bytes::from(trigger.checkpoint.to_string()))];
+                    client.acknowledge(COORDINATED, trigger.checkpoint, &ack, &parts).await?;
+                }
+                JobEvent::Complete(complete) => {
+                    told.completed.insert(complete.checkpoint);
+                    return Ok(());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What was told to be complete can be restored, unless newer ones have taken its place; nothing is in progress.
+async fn assert_as_told(client: &Client, told: &Told) {
+    let known = client.checkpoints(COORDINATED).await.unwrap();
+    let completed: BTreeSet<u64> =
+        known.iter().filter(|known| known.state == CheckpointState::Completed).map(|known| known.checkpoint).collect();
+    let newest = completed.last().copied();
+    assert!(told.completed.last() <= newest.as_ref(), "told {:?}, there are {completed:?}", told.completed);
+    assert!(completed.iter().all(|id| told.triggered.contains(id)), "{completed:?} of {:?}", told.triggered);
+    for id in &completed {
+        let metadata = client.checkpoint_metadata(COORDINATED, *id).await.unwrap();
+        let segment = metadata["operators"][0]["tasks"][0]["state"][0]["segment"].as_str().unwrap();
+        assert_eq!(client.get(segment).await.unwrap(), id.to_string(), "checkpoint {id}");
+    }
+}
+
+/// Dies at the request `number`, which arrives late or whose answer is lost, and goes on as another one.
+async fn dies_at(number: u64, fault: fn(Gate) -> Fault, inline: &'static str) {
+    let changed = [(INLINE, inline)];
+    let (server, old) = server_and_daemon(&changed).await;
+    create(&old.client).await.unwrap();
+    runs(&old.client).await.unwrap();
+    let mut told = Told::default();
+    for _ in 0..2 {
+        checkpoint(&old.client, &mut told).await.unwrap();
+    }
+
+    let gate = Gate::closed();
+    let rule = server.faults().add(Rule::on(Op::Put, any).after(number), fault(gate.clone()));
+    let client = old.new_client();
+    let mut last = tokio::spawn(async move {
+        let mut told = Told::default();
+        let ended = checkpoint(&client, &mut told).await;
+        (told, ended)
+    });
+    tokio::select! {
+        () = gate.arrived(1) => {}
+        _ = &mut last => panic!("a checkpoint takes fewer than {number} requests: nothing would be tried"),
+        () = tokio::time::sleep(SOON) => panic!("request {number} does not come"),
+    }
+    rule.lift();
+    old.kill().await;
+    let (more, ended) = last.await.unwrap();
+    assert!(ended.is_err() || !more.completed.is_empty());
+    told.triggered.extend(more.triggered);
+    told.completed.extend(more.completed);
+
+    let new = Running::start(settings(&server, &changed)).await;
+    gate.open();
+    // Whoever was cut off hears how things stand.
+    runs(&new.client).await.unwrap();
+    eventually("what was in progress is given up", SOON, || async {
+        let known = new.client.checkpoints(COORDINATED).await.unwrap();
+        known.iter().all(|known| known.state != CheckpointState::Pending)
+    })
+    .await;
+    assert_as_told(&new.client, &told).await;
+    checkpoint(&new.client, &mut told).await.unwrap();
+    checkpoint(&new.client, &mut told).await.unwrap();
+    assert_as_told(&new.client, &told).await;
+    new.kill().await;
+}
+
+/// How many puts a checkpoint takes, so that none of them is left out.
+async fn puts_of_a_checkpoint(inline: &'static str) -> u64 {
+    let (server, daemon) = server_and_daemon(&[(INLINE, inline)]).await;
+    create(&daemon.client).await.unwrap();
+    runs(&daemon.client).await.unwrap();
+    let mut told = Told::default();
+    for _ in 0..2 {
+        checkpoint(&daemon.client, &mut told).await.unwrap();
+    }
+    let puts = || server.faults().count(|logged| logged.op == Op::Put) as u64;
+    let before = puts();
+    checkpoint(&daemon.client, &mut told).await.unwrap();
+    let taken = puts() - before;
+    daemon.kill().await;
+    taken.min(REQUESTS)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_dies_at_any_request_whose_answer_is_lost_leaves_what_it_told() {
+    for number in 0..puts_of_a_checkpoint("0").await {
+        dies_at(number, Fault::AnswerHeld, "0").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_dies_at_any_request_that_arrives_late_leaves_what_it_told() {
+    for number in 0..puts_of_a_checkpoint("0").await {
+        dies_at(number, Fault::Held, "0").await;
+    }
+}
