@@ -22,7 +22,7 @@ use super::events::{CoordinatorEvent, EventLog, TriggerNotice};
 use super::history::{CheckpointFigures, History};
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, RememberedJob};
-use super::state::decision::{Decision, RequestEnd, RestartCause};
+use super::state::decision::{Decision, RequestOutcome, RestartCause};
 use super::state::machine::Coordinator;
 use super::state::pending::PendingCheckpoint;
 use super::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
@@ -360,16 +360,16 @@ impl JobActor {
         }
     }
 
-    fn answer(&self, number: RequestNumber, end: RequestEnd) {
+    fn answer(&self, number: RequestNumber, end: RequestOutcome) {
         let wanted = self.requests.iter().find(|known| known.number == number).map(|known| known.wanted);
         self.show_request(number, |view| match end {
-            RequestEnd::Completed(id) => {
+            RequestOutcome::Completed(id) => {
                 let published = self.durable.get(&id).and_then(|durable| durable.published.as_ref());
                 view.path = published.zip(wanted).map(|((bucket, key), wanted)| path_of(wanted, bucket, key));
                 view.checkpoint = Some(id);
                 view.ended = Some(Ok(()));
             }
-            RequestEnd::Failed(id, reason, message) => {
+            RequestOutcome::Failed(id, reason, message) => {
                 view.checkpoint = id;
                 view.ended = Some(Err((reason, message)));
             }

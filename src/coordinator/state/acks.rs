@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::decision::{Decision, RequestEnd, RestartCause};
+use super::decision::{Decision, RequestOutcome, RestartCause};
 use super::failures::Blame;
 use super::machine::{CheckpointFate, Coordinator};
 use super::pending::CheckpointPhase;
@@ -160,7 +160,7 @@ impl Coordinator {
         self.failures.succeeded(id);
         let gone = self.retain(id, wanted);
         let last_subsumed = gone.iter().filter(|one| one.kind == RetainedKind::Checkpoint).map(|one| one.id).max();
-        self.out.push(Decision::Answer(pending.request.number, RequestEnd::Completed(id)));
+        self.out.push(Decision::Answer(pending.request.number, RequestOutcome::Completed(id)));
         if wanted != WantedCheckpoint::Savepoint {
             self.drop_older(id, now);
         }

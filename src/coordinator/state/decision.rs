@@ -31,7 +31,7 @@ impl RestartCause {
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RequestEnd {
+pub enum RequestOutcome {
     /// By this checkpoint.
     Completed(CheckpointId),
     /// There is none; or the one that there was failed.
@@ -82,7 +82,7 @@ pub enum Decision {
     /// Free what only this completed checkpoint and those before it use, then say so.
     CleanSubsumed(CheckpointId),
     /// Tell whoever asked.
-    Answer(RequestNumber, RequestEnd),
+    Answer(RequestNumber, RequestOutcome),
     /// Record the next attempt, then tell the tasks to begin anew.
     Restart {
         /// Why.

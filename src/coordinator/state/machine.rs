@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use super::decision::{Decision, RequestEnd, RestartCause};
+use super::decision::{Decision, RequestOutcome, RestartCause};
 use super::failures::{Blame, FailureCount};
 use super::pending::{CheckpointPhase, PendingCheckpoint};
 use super::queue::{CheckpointRequest, RequestNumber, RequestQueue, WantedCheckpoint};
@@ -260,7 +260,7 @@ impl Coordinator {
     ) {
         if request.wanted != WantedCheckpoint::Periodic {
             let message = if message.is_empty() { reason.message().to_owned() } else { message };
-            self.out.push(Decision::Answer(request.number, RequestEnd::Failed(id, reason, message)));
+            self.out.push(Decision::Answer(request.number, RequestOutcome::Failed(id, reason, message)));
         }
     }
 

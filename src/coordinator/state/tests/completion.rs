@@ -21,13 +21,13 @@ fn s5_6_a_checkpoint_completes_in_flinks_order() {
 
     let message = FailureReason::Subsumed.message().to_owned();
     let (wanted, reason) = (WantedCheckpoint::Checkpoint, FailureReason::Subsumed);
-    let RequestEnd::Failed(..) = scene.end_of(RequestNumber(1)).unwrap() else { panic!("the second one failed") };
+    let RequestOutcome::Failed(..) = scene.end_of(RequestNumber(1)).unwrap() else { panic!("the second one failed") };
     let expected = [
         Decision::Store(chk(3)),
-        Decision::Answer(number, RequestEnd::Completed(chk(3))),
+        Decision::Answer(number, RequestOutcome::Completed(chk(3))),
         Decision::Aborted { id: chk(2), wanted, reason, message: message.clone() },
         Decision::CleanAborted(chk(2)),
-        Decision::Answer(RequestNumber(1), RequestEnd::Failed(Some(chk(2)), reason, message)),
+        Decision::Answer(RequestNumber(1), RequestOutcome::Failed(Some(chk(2)), reason, message)),
         Decision::Completed { id: chk(3), wanted, last_subsumed: Some(chk(1)) },
         Decision::Subsumed(chk(1)),
         Decision::CleanSubsumed(chk(1)),
@@ -74,7 +74,7 @@ fn s5_6_the_savepoint_of_a_stop_subsumes_and_gives_up_older_ones() {
     let number = scene.act(|coordinator, now| coordinator.stop(StopMode::Drain, now));
     scene.ack_all(2);
 
-    assert_eq!(scene.end_of(number), Some(RequestEnd::Completed(chk(2))));
+    assert_eq!(scene.end_of(number), Some(RequestOutcome::Completed(chk(2))));
     assert_eq!(scene.subsumed(), [1]);
     let wanted = WantedCheckpoint::Stop(StopMode::Drain);
     let completed = Decision::Completed { id: chk(2), wanted, last_subsumed: Some(chk(1)) };

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::acks::AckOutcome;
-use super::decision::{Decision, RequestEnd};
+use super::decision::{Decision, RequestOutcome};
 use super::machine::{Beginning, Coordinator};
 use super::queue::{RequestNumber, WantedCheckpoint};
 use super::tasks::TaskState;
@@ -220,7 +220,7 @@ impl Scene {
         self.log.iter().filter(|decision| matches!(decision, Decision::Restart { .. })).count()
     }
 
-    fn end_of(&self, number: RequestNumber) -> Option<RequestEnd> {
+    fn end_of(&self, number: RequestNumber) -> Option<RequestOutcome> {
         self.log.iter().find_map(|decision| match decision {
             Decision::Answer(of, end) if *of == number => Some(end.clone()),
             _ => None,
@@ -229,8 +229,8 @@ impl Scene {
 
     fn failed_with(&self, number: RequestNumber) -> Option<FailureReason> {
         match self.end_of(number)? {
-            RequestEnd::Failed(_, reason, _) => Some(reason),
-            RequestEnd::Completed(_) => None,
+            RequestOutcome::Failed(_, reason, _) => Some(reason),
+            RequestOutcome::Completed(_) => None,
         }
     }
 
