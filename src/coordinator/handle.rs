@@ -137,6 +137,9 @@ pub struct RestoreWanted {
     pub allow_non_restored: bool,
 }
 
+/// The metadata of a checkpoint that was read last.
+pub(super) type KnownStart = Option<(CheckpointOfJob, Arc<CheckpointMetadata>)>;
+
 /// The coordinator of one job. Clones share it.
 #[derive(Clone)]
 pub struct JobHandle {
@@ -145,7 +148,7 @@ pub struct JobHandle {
     pub events: Arc<EventLog>,
     pub(super) storage: JobStorage,
     /// The metadata that tasks start from now: all of them ask.
-    pub(super) start: Arc<Mutex<Option<(CheckpointOfJob, Arc<CheckpointMetadata>)>>>,
+    pub(super) start: Arc<Mutex<KnownStart>>,
 }
 
 crate::runtime::opaque_debug!(JobHandle);

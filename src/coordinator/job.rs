@@ -102,6 +102,9 @@ enum StorageEnd {
 /// What is done once a record is durable.
 type AfterRecord = Box<dyn FnOnce(&mut JobActor) + Send>;
 
+/// What is done once the job has ended, and whether its checkpoints are kept; or could not be ended.
+type AfterEnd = Box<dyn FnOnce(&mut JobActor, Result<bool, CoordinatorError>) + Send>;
+
 /// Something that waits until nothing is in progress any more.
 type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
 
@@ -629,12 +632,7 @@ impl JobActor {
     }
 
     /// Ends the job, once nothing is being stored any more. `then` is told whether its checkpoints are kept.
-    pub(super) fn end(
-        &mut self,
-        state: JobEnd,
-        retention: Option<crate::config::Retention>,
-        then: Box<dyn FnOnce(&mut JobActor, Result<bool, CoordinatorError>) + Send>,
-    ) {
+    pub(super) fn end(&mut self, state: JobEnd, retention: Option<crate::config::Retention>, then: AfterEnd) {
         let now = self.now();
         self.coordinator.halt(now);
         self.when_quiet = Some(Box::new(move |actor| {
