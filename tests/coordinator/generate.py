@@ -9,6 +9,8 @@ import json
 import random
 
 TASKS = ["source.0", "source.1", "count.0", "count.1"]
+LONG = 50_001
+UNLIMITED = 2147483647
 REASONS = ["CHECKPOINT_DECLINED", "CHECKPOINT_DECLINED", "CHECKPOINT_ASYNC_EXCEPTION", "IO_EXCEPTION",
            "CHECKPOINT_DECLINED_TASK_NOT_READY", "CHECKPOINT_DECLINED_TASK_CLOSING",
            "CHECKPOINT_DECLINED_INPUT_END_OF_STREAM"]
@@ -28,29 +30,32 @@ def schedule(seed):
     settings = any_settings(chance)
     operators = [["source", 2], ["count", 2, "union"]] if chance.random() < 0.2 else [["source", 2], ["count", 2]]
     return {"name": f"seed_{seed}", "settings": settings, "operators": operators,
-            "events": list(Story(chance, settings).events())}
+            "events": list(Story(chance, settings, len(operators[1]) == 3).events())}
 
 
 def any_settings(chance):
-    settings = {"one-periodic-request": True}
+    settings = {"one-periodic-request": True, "incremental": True}
+    settings["tolerable-failed-checkpoints"] = chance.choice([0, 1, 2, 5, UNLIMITED])
     if chance.random() < 0.85:
         settings["interval"] = chance.choice([40, 60, 100, 200])
-        settings["draw"] = chance.choice([0, 0.25, 0.5, 1])
+        settings["draw"] = chance.choice([0, 0.5, 1])
         # Below the interval it is refused, and 0 is off.
         if chance.random() < 0.4:
             settings["interval-during-backlog"] = chance.choice([0, settings["interval"] * chance.choice([1, 2, 3])])
+    else:
+        # Flink's reasons are others then when a job restarts: it does not.
+        settings["tolerable-failed-checkpoints"] = UNLIMITED
     if chance.random() < 0.4:
         settings["min-pause"] = chance.choice([20, 40, 120])
     if chance.random() < 0.25:
         settings["unaligned.enabled"] = True
     elif chance.random() < 0.6:
         settings["max-concurrent-checkpoints"] = chance.choice([2, 3])
-    settings["timeout"] = chance.choice([45, 90, 170, 600, 5000])
-    settings["tolerable-failed-checkpoints"] = chance.choice([0, 1, 2, 5, 2147483647])
+    # All else happens at full ten milliseconds: no two timers have the same time, of which either may be the first.
+    settings["timeout"] = chance.choice([41, 91, 171, 601, LONG])
     settings["num-retained"] = chance.choice([1, 1, 2, 3])
     if chance.random() < 0.15:
         settings["retained"] = [[7, chance.choice(["own", "foreign"])]]
-        settings["incremental"] = True
     if chance.random() < 0.1:
         settings["checkpoints-after-tasks-finish"] = False
     return settings
@@ -59,24 +64,27 @@ def any_settings(chance):
 class Story:
     """What happens, by chance. It knows as little of what comes of it as workers do."""
 
-    def __init__(self, chance, settings):
+    def __init__(self, chance, settings, union):
         self.chance = chance
         self.settings = settings
+        self.union = union
         self.labels = 0
         self.held = set()
         self.running = list(TASKS)
+        self.over = False
 
     def events(self):
         at = 0
         if self.chance.random() < 0.2:
             yield [at, "run", self.chance.choice(TASKS)]
-            at += self.chance.randint(1, 30)
+            at += self.chance.randrange(10, 40, 10)
         yield [at, "run"]
-        for _ in range(self.chance.randint(20, 70)):
-            at += self.chance.choice([0, 1, 3, 7, 12, 25, 50])
+        for _ in range(self.chance.randint(15, 50)):
+            if self.over:
+                break
+            at += self.chance.choice([0, 10, 10, 20, 30, 50])
             yield from ([at, *event] for event in self.any_event())
-        for what in sorted(self.held):
-            yield [at + 1, "release", what]
+        yield from ([at + 10, *event] for event in self.release_all())
         if self.chance.random() < 0.5:
             yield [at + 300, "end", self.chance.choice(["FINISHED", "CANCELED", "FAILED"])]
         yield [at + 600, "pass"]
@@ -115,7 +123,8 @@ class Story:
         return [["backlog", self.chance.choice(["source", "count"]), self.chance.choice(["true", "false"])]]
 
     def hold(self):
-        what = self.chance.choice(["begin", "clean"])
+        # One that expires while it begins is reported twice by Flink.
+        what = self.chance.choice(["begin", "clean"] if self.settings["timeout"] == LONG else ["clean"])
         self.held.add(what)
         return [["hold", what]]
 
@@ -129,22 +138,27 @@ class Story:
         return [["release", what]]
 
     def fail_storage(self):
-        return [self.chance.choice([["fail-begin", "io"], ["fail-begin", "other"], ["fail-store"]])]
+        # When it fails the job, Flink begins the next one meanwhile.
+        counts = self.settings["tolerable-failed-checkpoints"] != UNLIMITED
+        return [self.chance.choice([["fail-begin", "other" if counts else "io"], ["fail-begin", "other"], ["fail-store"]])]
 
     def run(self):
         return [["run"]]
 
     def fail(self):
+        if "interval" not in self.settings:
+            return []
         task = self.chance.choice(self.running)
         self.running = list(TASKS)
-        return [["fail", task], ["run"]] if self.chance.random() < 0.7 else [["fail", task]]
+        # All tasks run before: else Flink keeps the queue.
+        return [["run"], ["fail", task], ["run"]] if self.chance.random() < 0.7 else [["run"], ["fail", task]]
 
     def finish(self):
         """A task ends behind the checkpoints that it has to do with."""
         if len(self.running) < 3:
             return []
         task = self.running.pop(self.chance.randrange(len(self.running)))
-        return [["ack", "oldest", "*"], ["ack", "oldest", "*"], ["ack", "oldest", "*"], ["finish", task]]
+        return [["end-of-data", task], *self.release_all(), *[["ack", "oldest", "*"]] * 10, ["finish", task]]
 
     def end_of_data(self):
         return [["end-of-data", task] for task in self.running[:self.chance.randint(1, 4)]]
@@ -156,9 +170,17 @@ class Story:
         return [["halt"]]
 
     def stop(self):
-        """Nothing else is asked for before it is over."""
-        ending = self.chance.choice([["ack", "oldest", "*"], ["decline", "oldest", self.running[0], "CHECKPOINT_DECLINED"]])
-        return [*(["release", what] for what in sorted(self.held)), ["stop", self.label(), "suspend"], ending, ["run"]]
+        """Nothing else is asked for before it is over. If all goes well, that is the end."""
+        if "interval" not in self.settings or self.union:
+            return []
+        self.over = self.chance.random() < 0.5
+        ending = (["ack", "oldest", "*"], ["finish"]) if self.over else (
+            ["decline", "oldest", self.running[0], self.chance.choice(REASONS)], ["run"])
+        return [["heal"], *self.release_all(), ["stop", self.label(), self.chance.choice(["drain", "suspend"])], *ending]
+
+    def release_all(self):
+        held, self.held = sorted(self.held), set()
+        return [["release", what] for what in held]
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ final class FlinkJob {
     private final Set<ExecutionAttemptID> atEndOfData = new HashSet<>();
     private VertexEndOfDataListener endsOfData;
     private boolean schedulerRuns;
+    private boolean restored = true;
+    private long failedAt = -1;
 
     FlinkJob(Schedule schedule) throws Exception {
         graph = graph(schedule);
@@ -228,9 +230,14 @@ final class FlinkJob {
         task.getCurrentExecutionAttempt().transitionState(ExecutionState.DEPLOYING);
     }
 
-    /** A task runs. */
+    /** A task runs. Before the first one does after a restart, state is restored, and what is left in progress given up. */
     void run(Execution task) {
         if (task.getState() == ExecutionState.DEPLOYING) {
+            if (!restored) {
+                restored = true;
+                coordinator.abortPendingCheckpoints(
+                        new CheckpointException(CheckpointFailureReason.JOB_FAILOVER_REGION));
+            }
             task.transitionState(ExecutionState.RUNNING);
             startOrStopPeriodicCheckpoints();
         }
@@ -280,7 +287,7 @@ final class FlinkJob {
         for (Execution task : tasks()) {
             task.getVertex().resetForNewExecution();
         }
-        coordinator.abortPendingCheckpoints(new CheckpointException(CheckpointFailureReason.JOB_FAILOVER_REGION));
+        restored = false;
         endsOfData = new VertexEndOfDataListener(graph);
         graph.getAllExecutionVertices().forEach(this::assignSlot);
     }
@@ -309,32 +316,41 @@ final class FlinkJob {
         coordinator.stopCheckpointScheduler();
         CompletableFuture<CompletedCheckpoint> savepoint =
                 coordinator.triggerSynchronousSavepoint(drain, "dir", SavepointFormatType.CANONICAL);
-        return savepoint.whenCompleteAsync(
+        savepoint.whenCompleteAsync(
                 (completed, failure) -> {
                     if (failure != null && coordinator.isPeriodicCheckpointingConfigured() && !coordinator.isShutdown()) {
                         coordinator.startCheckpointScheduler();
                     }
                 },
-                time);
+                time::executeFirst);
+        return savepoint;
     }
 
     /** What a failed checkpoint that is not tolerated does: the scheduler's thread restarts the job. */
     private final class FailJob implements CheckpointFailureManager.FailJobCallback {
         @Override
         public void failJob(Throwable cause) {
-            trace.told("job-failed");
+            failed();
             time.executeFirst(this::restartNow);
         }
 
         @Override
         public void failJobDueToTaskFailure(Throwable cause, ExecutionAttemptID failingTask) {
-            trace.told("job-failed");
+            failed();
             time.executeFirst(() -> {
                 Execution task = graph.getRegisteredExecutions().get(failingTask);
                 if (task != null && task.getState() == ExecutionState.RUNNING) {
                     restartNow();
                 }
             });
+        }
+
+        /** A checkpoint that expires while it begins is reported twice, and may fail the job twice: that is once. */
+        private void failed() {
+            if (failedAt != time.now()) {
+                trace.other("job-failed");
+            }
+            failedAt = time.now();
         }
 
         private void restartNow() {

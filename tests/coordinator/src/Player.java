@@ -3,8 +3,8 @@ package org.apache.flink.runtime.checkpoint;
 import java.util.Collection;
 import java.util.Collections;
 import java.util.List;
-import java.util.Optional;
 import java.util.concurrent.CompletableFuture;
+import java.util.function.Consumer;
 import org.apache.flink.api.common.JobStatus;
 import org.apache.flink.core.execution.CheckpointType;
 import org.apache.flink.core.execution.SavepointFormatType;
@@ -65,6 +65,10 @@ final class Player {
             case "clean-one" -> job.storage.cleanOne();
             case "fail-begin" -> job.storage.failsNextBegin = first;
             case "fail-store" -> job.storage.failsNextStore = true;
+            case "heal" -> {
+                job.storage.failsNextBegin = null;
+                job.storage.failsNextStore = false;
+            }
             case "halt" -> job.coordinator.stopCheckpointScheduler();
             case "end" -> end(JobStatus.valueOf(first));
             case "pass" -> {}
@@ -92,10 +96,11 @@ final class Player {
                 job.trace.other("answer " + label + " completed " + completed.getCheckpointID());
                 return;
             }
-            Optional<CheckpointException> why = ExceptionUtils.findThrowable(failure, CheckpointException.class);
-            // What a failed metadata throws comes before its reason is known.
-            String reason = why.map(known -> known.getCheckpointFailureReason().name()).orElse("without a reason");
-            job.trace.other("answer " + label + " failed " + reason);
+            Consumer<CheckpointFailureReason> failed =
+                    reason -> job.trace.other("answer " + label + " failed " + reason);
+            // When metadata cannot be stored, it is told first, and then the reason is found.
+            ExceptionUtils.findThrowable(failure, CheckpointException.class).ifPresentOrElse(
+                    known -> failed.accept(known.getCheckpointFailureReason()), () -> job.watched.onNextAbort(failed));
         });
     }
 
@@ -125,6 +130,9 @@ final class Player {
         snapshot.putSubtaskStateByOperatorID(
                 OperatorID.fromJobVertexID(task.getVertex().getJobvertexId()), state);
         PendingCheckpoint pending = job.coordinator.getPendingCheckpoints().get(id);
+        if (pending != null && !job.watched.running().contains(id)) {
+            return; // No task knows of it yet.
+        }
         boolean known = pending != null && attempt.equals(task.getAttemptId());
         try {
             job.coordinator.receiveAcknowledgeMessage(

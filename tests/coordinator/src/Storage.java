@@ -2,9 +2,8 @@ package org.apache.flink.runtime.checkpoint;
 
 import java.io.IOException;
 import java.util.ArrayDeque;
-import java.util.ArrayList;
-import java.util.List;
 import java.util.Queue;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import org.apache.flink.api.common.JobID;
 import org.apache.flink.runtime.state.CheckpointMetadataOutputStream;
@@ -81,42 +80,62 @@ final class Storage implements CheckpointStorage {
 
     /** Flink's cleaner, which is watched, and whose work waits when it shall. */
     CheckpointsCleaner cleaner() {
-        return new CheckpointsCleaner() {
-            @Override
-            public void cleanCheckpoint(
-                    Checkpoint checkpoint, boolean shouldDiscard, Runnable postCleanAction, Executor executor) {
-                if (!shouldDiscard) {
-                    super.cleanCheckpoint(checkpoint, false, postCleanAction, executor);
-                    return;
-                }
-                trace.other("discard " + checkpoint.getCheckpointID());
-                HeldClean held = new HeldClean();
-                super.cleanCheckpoint(checkpoint, true, postCleanAction, held);
-                if (holdsClean) {
-                    heldCleans.add(held);
-                } else {
-                    held.release();
-                }
-            }
-        };
+        return new WatchedCleaner();
     }
 
-    private final class HeldClean implements Executor {
-        private final List<Runnable> waiting = new ArrayList<>();
-        private boolean released;
+    private final class WatchedCleaner extends CheckpointsCleaner {
+        private static final long serialVersionUID = 1;
 
         @Override
-        public void execute(Runnable work) {
-            if (released) {
-                time.execute(work);
-            } else {
-                waiting.add(work);
+        public void cleanCheckpoint(
+                Checkpoint checkpoint, boolean shouldDiscard, Runnable postCleanAction, Executor executor) {
+            if (!shouldDiscard) {
+                super.cleanCheckpoint(checkpoint, false, postCleanAction, executor);
+                return;
             }
+            trace.other("discard " + checkpoint.getCheckpointID());
+            HeldClean held = new HeldClean(checkpoint);
+            super.cleanCheckpoint(held, true, postCleanAction, executor);
+            if (holdsClean) {
+                heldCleans.add(held);
+            } else {
+                held.release();
+            }
+        }
+    }
+
+    /** A checkpoint that is discarded when it may be. */
+    private static final class HeldClean implements Checkpoint {
+        private final Checkpoint checkpoint;
+        private final CompletableFuture<Void> released = new CompletableFuture<>();
+
+        HeldClean(Checkpoint checkpoint) {
+            this.checkpoint = checkpoint;
         }
 
         void release() {
-            released = true;
-            waiting.forEach(time::execute);
+            released.complete(null);
+        }
+
+        @Override
+        public long getCheckpointID() {
+            return checkpoint.getCheckpointID();
+        }
+
+        @Override
+        public DiscardObject markAsDiscarded() {
+            DiscardObject discarded = checkpoint.markAsDiscarded();
+            return new DiscardObject() {
+                @Override
+                public void discard() throws Exception {
+                    discarded.discard();
+                }
+
+                @Override
+                public CompletableFuture<Void> discardAsync(Executor executor) {
+                    return released.thenComposeAsync(now -> discarded.discardAsync(executor), executor);
+                }
+            };
         }
     }
 

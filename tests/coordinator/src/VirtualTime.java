@@ -15,10 +15,12 @@ import org.apache.flink.util.concurrent.ScheduledExecutor;
  * same time in the order in which it came. Flink's own executor for tests knows no times.
  */
 final class VirtualTime implements ScheduledExecutor {
-    final ManualClock clock = new ManualClock();
+    /** A machine that was started a while ago: to the coordinator 0 is the time of a checkpoint that never was. */
+    private static final long BEGINNING_MILLIS = 1_000_000_000;
+
+    final ManualClock clock = new ManualClock(TimeUnit.MILLISECONDS.toNanos(BEGINNING_MILLIS));
     private final PriorityQueue<Task<?>> tasks = new PriorityQueue<>();
     private long numbers;
-    private long numbersOfFirst;
     private long wallClockMillis;
     /** Called when the coordinator has made a checkpoint, which it does by setting the timer of its expiry. */
     Runnable onCheckpointMade = () -> {};
@@ -26,7 +28,7 @@ final class VirtualTime implements ScheduledExecutor {
     Runnable onPeriodicRequest = () -> {};
 
     long now() {
-        return clock.relativeTimeMillis();
+        return clock.relativeTimeMillis() - BEGINNING_MILLIS;
     }
 
     /** Runs what is due, and then it is this time. */
@@ -75,17 +77,17 @@ final class VirtualTime implements ScheduledExecutor {
         }, delay, unit);
     }
 
-    /** Runs it before everything else: what another thread does, which is faster. */
+    /** Runs it before everything else: on the thread of the scheduler, which is faster here. */
     void executeFirst(Runnable command) {
         tasks.add(new Task<>(() -> {
             command.run();
             return null;
-        }, now(), --numbersOfFirst));
+        }, now(), true, numbers++));
     }
 
     @Override
     public <V> ScheduledFuture<V> schedule(Callable<V> callable, long delay, TimeUnit unit) {
-        Task<V> task = new Task<>(callable, now() + unit.toMillis(delay), numbers++);
+        Task<V> task = new Task<>(callable, now() + unit.toMillis(delay), false, numbers++);
         tasks.add(task);
         return task;
     }
@@ -102,11 +104,13 @@ final class VirtualTime implements ScheduledExecutor {
 
     private final class Task<V> extends FutureTask<V> implements ScheduledFuture<V> {
         private final long at;
+        private final boolean first;
         private final long number;
 
-        Task(Callable<V> callable, long at, long number) {
+        Task(Callable<V> callable, long at, boolean first, long number) {
             super(callable);
             this.at = at;
+            this.first = first;
             this.number = number;
         }
 
@@ -132,7 +136,10 @@ final class VirtualTime implements ScheduledExecutor {
         @Override
         public int compareTo(Delayed other) {
             Task<?> that = (Task<?>) other;
-            return at != that.at ? Long.compare(at, that.at) : Long.compare(number, that.number);
+            if (at != that.at) {
+                return Long.compare(at, that.at);
+            }
+            return first != that.first ? Boolean.compare(that.first, first) : Long.compare(number, that.number);
         }
     }
 }

@@ -1,14 +1,13 @@
 package org.apache.flink.runtime.checkpoint;
 
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.HashSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
+import java.util.function.Consumer;
 import java.util.function.Function;
 import org.apache.flink.api.common.JobID;
 import org.apache.flink.core.execution.RecoveryClaimMode;
@@ -20,11 +19,11 @@ import org.apache.flink.runtime.state.SharedStateRegistry;
 /** The coordinator's surroundings as Flink has them, each of which also says what it was asked to do. */
 final class Watched {
     private final Trace trace;
-    /** The job's checkpoints that tasks were told of and that are not over, and those of which it was said how they ended. */
     private final TreeSet<Long> running = new TreeSet<>();
-    private final Map<Long, CheckpointFailureReason> aborted = new HashMap<>();
+    private final Set<Long> aborted = new HashSet<>();
     private final Set<Long> toBeTold = new HashSet<>();
     private final Set<Long> triggered = new HashSet<>();
+    private Consumer<CheckpointFailureReason> onNextAbort = nobody -> {};
 
     Watched(Trace trace) {
         this.trace = trace;
@@ -35,9 +34,9 @@ final class Watched {
         return running;
     }
 
-    /** Why a checkpoint was aborted, or {@code null}. */
-    CheckpointFailureReason reason(long id) {
-        return aborted.get(id);
+    /** Somebody wants to know why the next one is aborted. */
+    void onNextAbort(Consumer<CheckpointFailureReason> tell) {
+        onNextAbort = tell;
     }
 
     /** The way to the tasks. Of all tasks, the first one that is told counts. */
@@ -76,10 +75,12 @@ final class Watched {
                 PendingCheckpoint checkpoint, CheckpointProperties properties, CheckpointException exception,
                 ExecutionAttemptID task, JobID job, PendingCheckpointStats stats, CheckpointStatsTracker tracker) {
             // One that is aborted while it begins is reported once more by whoever began it.
-            if (checkpoint != null && aborted.putIfAbsent(
-                    checkpoint.getCheckpointID(), exception.getCheckpointFailureReason()) == null) {
+            if (checkpoint != null && aborted.add(checkpoint.getCheckpointID())) {
+                CheckpointFailureReason reason = exception.getCheckpointFailureReason();
                 running.remove(checkpoint.getCheckpointID());
-                trace.told("abort " + checkpoint.getCheckpointID() + " " + exception.getCheckpointFailureReason());
+                trace.told("abort " + checkpoint.getCheckpointID() + " " + reason);
+                onNextAbort.accept(reason);
+                onNextAbort = nobody -> {};
             }
             super.handleCheckpointException(checkpoint, properties, exception, task, job, stats, tracker);
         }
