@@ -84,7 +84,7 @@ impl FailureReason {
     /// # Source
     /// `CheckpointFailureManager.checkFailureCounter` of Flink.
     pub fn counts(self) -> bool {
-        matches!(self, Self::IoException | Self::AsyncException | Self::Declined | Self::Expired)
+        matches!(self, Self::IoException | Self::AsyncException | Self::Declined | Self::Expired | Self::Finalize)
     }
 
     /// Whether the coordinator's side failed, whoever told of it.

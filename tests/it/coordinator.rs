@@ -533,7 +533,7 @@ async fn a_task_that_fails_or_falls_silent_begins_a_new_attempt_from_the_newest_
 
     client.report_tasks("j", &tasks_of(1, &[("count", 1)], "failed")).await.unwrap();
     let abort = events.find(|event| if let JobEvent::Abort(abort) = event { Some(abort.reason.clone()) } else { None });
-    assert_eq!(abort.await, "TASK_FAILURE");
+    assert_eq!(abort.await, "CHECKPOINT_COORDINATOR_SUSPEND");
     let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
     assert_eq!((restore.attempt, &*restore.cause, restore.checkpoint), (2, "TASK_FAILURE", Some(id)));
     let old = client.report_tasks("j", &tasks_of(1, &[("count", 0)], "running")).await;

@@ -86,7 +86,8 @@ impl Coordinator {
     fn all_acknowledged(&mut self, id: CheckpointId, now: Duration) {
         if let Some(operator) = self.partly_finished(id) {
             let message = format!("operator {operator} has union list state, and some of its tasks have finished");
-            return self.abort(id, FailureReason::DeclinedClosing, Blame::Coordinator, message, now);
+            self.abort(id, FailureReason::DeclinedClosing, Blame::Coordinator, message, now);
+            return self.begin_next(now);
         }
         if let Some(pending) = self.pending.get_mut(&id) {
             pending.phase = CheckpointPhase::Storing;
@@ -97,6 +98,9 @@ impl Coordinator {
     /// An operator with union list state, some of whose tasks are over, or have finished their operators, and others not. A
     /// restored task could not tell whether an element that it gets is of a task that is done.
     fn partly_finished(&self, id: CheckpointId) -> Option<&str> {
+        if !self.rules.after_tasks_finish {
+            return None;
+        }
         let pending = self.pending.get(&id)?;
         let partly =
             |operator: usize| {
@@ -182,7 +186,10 @@ impl Coordinator {
     fn retain(&mut self, id: CheckpointId, wanted: WantedCheckpoint) -> Vec<RetainedCheckpoint> {
         let kind = match wanted {
             WantedCheckpoint::Savepoint => return vec![],
-            WantedCheckpoint::Stop(_) => RetainedKind::StopSavepoint,
+            // Nothing goes for it: an owner that comes after this one begins from the checkpoint before it, should tasks fail now.
+            WantedCheckpoint::Stop(_) => {
+                return self.retained.add(RetainedCheckpoint { id, kind: RetainedKind::StopSavepoint }, usize::MAX);
+            }
             WantedCheckpoint::Periodic | WantedCheckpoint::Checkpoint => {
                 self.full = false;
                 RetainedKind::Checkpoint

@@ -176,9 +176,9 @@ impl Coordinator {
             return usual;
         }
         match self.rules.interval_during_backlog {
-            None => usual,
+            None => self.rules.interval,
             Some(interval) if interval.is_zero() => None,
-            Some(interval) => Some(interval.max(self.rules.min_pause)),
+            Some(interval) => Some(interval),
         }
     }
 
@@ -186,7 +186,9 @@ impl Coordinator {
     pub(super) fn start_schedule(&mut self, now: Duration) {
         let Some(usual) = self.rules.interval.map(|interval| interval.max(self.rules.min_pause)) else { return };
         let least = self.rules.min_pause;
-        self.schedule.start(now, least + (usual - least).mul_f64(self.draw.clamp(0.0, 1.0)));
+        // Only the first start is spread: later ones have waited long enough.
+        let draw = std::mem::take(&mut self.draw);
+        self.schedule.start(now, least + (usual - least).mul_f64(draw.clamp(0.0, 1.0)));
     }
 
     /// No periodic checkpoints any more; what is queued and pending is given up. What all tasks have acknowledged is as good as
@@ -211,7 +213,7 @@ impl Coordinator {
         self.looked_for_lost = now;
         if let Some(task) = self.tasks.lost(now, self.rules.heartbeat_timeout) {
             let message = format!("nothing was heard of task {} for heartbeat.timeout", self.topology.name(task));
-            self.restart(RestartCause::TaskLost, FailureReason::TaskFailure, message, now);
+            self.restart(RestartCause::TaskLost, FailureReason::CoordinatorSuspend, message, now);
         }
     }
 
@@ -223,7 +225,6 @@ impl Coordinator {
         // First the attempt: what fails meanwhile does not fail the job once more.
         self.attempt += 1;
         self.tasks = TaskTable::new(&self.topology, now);
-        self.backlog.clear();
         self.final_asked = false;
         self.suspend(now, reason);
         self.stopping = None;

@@ -1,5 +1,6 @@
 //! What tasks report of themselves, changes of backlog and settings, restores, the end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::decision::{Decision, RestartCause};
@@ -35,7 +36,7 @@ impl Coordinator {
         if let Some((task, _)) = tasks.iter().find(|(_, state)| *state == TaskState::Failed) {
             let mut why = format!("task {} has failed", self.topology.name(*task));
             message.into_iter().for_each(|message| why = format!("{why}: {message}"));
-            self.restart(RestartCause::TaskFailure, FailureReason::TaskFailure, why, now);
+            self.restart(RestartCause::TaskFailure, FailureReason::CoordinatorSuspend, why, now);
             return true;
         }
         if !over.is_empty() || settled != self.tasks.is_settled() {
@@ -48,7 +49,13 @@ impl Coordinator {
         if !ran && self.tasks.all_run() && self.stopping.is_none() {
             self.start_schedule(now);
         }
-        if self.tasks.all_at_end() && !self.final_asked && self.stopping.is_none() {
+        let at_end = tasks.iter().filter(|(_, state)| *state == TaskState::EndOfData).map(|(task, _)| task.operator);
+        for operator in at_end.filter(|_| self.rules.after_tasks_finish).collect::<BTreeSet<usize>>() {
+            if self.tasks.is_at_end(operator) {
+                self.report_backlog(operator, false, now);
+            }
+        }
+        if self.rules.after_tasks_finish && self.tasks.all_at_end() && !self.final_asked && self.stopping.is_none() {
             self.final_asked = true;
             self.ask(WantedCheckpoint::Checkpoint, now);
         }
@@ -118,6 +125,7 @@ impl Coordinator {
         now: Duration,
     ) {
         self.topology = topology;
+        self.backlog.clear();
         self.next_id = self.next_id.max(next_id);
         self.full = full;
         self.restart(

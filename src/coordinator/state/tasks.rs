@@ -145,6 +145,12 @@ impl TaskTable {
         self.all_run() && self.ended == self.running
     }
 
+    /// Whether all tasks of an operator have read all input, or are over.
+    pub fn is_at_end(&self, operator: usize) -> bool {
+        let at_end = |known| matches!(known, KnownTask::Finished | KnownTask::Runs { end_of_data: true });
+        self.tasks.get(operator).is_some_and(|tasks| tasks.iter().all(|(known, _)| at_end(*known)))
+    }
+
     /// Whether all are over.
     pub fn all_finished(&self) -> bool {
         self.finished == self.all

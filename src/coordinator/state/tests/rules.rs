@@ -40,9 +40,14 @@ fn s5_5_the_largest_number_is_without_limit() {
 }
 
 #[test]
-fn s5_5_four_reasons_count_and_no_other() {
-    let counted =
-        [FailureReason::IoException, FailureReason::AsyncException, FailureReason::Declined, FailureReason::Expired];
+fn s5_5_five_reasons_count_and_no_other() {
+    let counted = [
+        FailureReason::IoException,
+        FailureReason::AsyncException,
+        FailureReason::Declined,
+        FailureReason::Expired,
+        FailureReason::Finalize,
+    ];
     for reason in FailureReason::ALL {
         let mut count = FailureCount::default();
         let fails = count.failed(Some(chk(1)), WantedCheckpoint::Periodic, *reason, Blame::Coordinator, Some(0));
@@ -57,8 +62,8 @@ fn s5_5_a_reason_that_nobody_knows_is_an_error() {
 }
 
 #[test]
-fn s5_5_a_trigger_that_storage_fails_counts_and_metadata_that_cannot_be_stored_does_not() {
-    let mut scene = Scene::new(&[]);
+fn s5_5_a_trigger_that_storage_fails_counts_and_metadata_that_cannot_be_stored_does_too() {
+    let mut scene = Scene::new(&[("tolerable-failed-checkpoints", "1")]);
     scene.holds_store = true;
     scene.ask(WantedCheckpoint::Checkpoint);
     scene.ack_all(1);

@@ -133,7 +133,7 @@ fn a_task_that_fails_restarts_the_job_and_gives_up_what_is_pending() {
 
     scene.report(&[task(1, 1)], TaskState::Failed);
 
-    assert_eq!(scene.aborted(), [(1, FailureReason::TaskFailure)]);
+    assert_eq!(scene.aborted(), [(1, FailureReason::CoordinatorSuspend)]);
     assert_eq!((scene.coordinator.attempt(), scene.coordinator.phase()), (2, JobPhase::Restarting));
     scene.pass(1000);
     assert_eq!(scene.triggered(), [1]);
