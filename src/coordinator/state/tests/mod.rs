@@ -3,6 +3,7 @@
 mod completion;
 mod model;
 mod rules;
+mod side_by_side;
 mod tasks;
 mod triggering;
 
