@@ -331,7 +331,10 @@ class Fake:
                 "subsumed": None, "pending": [p.trigger for p in job.pending.values()],
                 "heartbeat_ms": self.heartbeat_ms, "heartbeat_timeout_ms": self.heartbeat_timeout_ms,
             }
-            return [{"id": newest, "event": "hello", "data": hello}], newest
+            told = [{"id": newest, "event": "hello", "data": hello}]
+            if job.ended:
+                told.append({"id": newest, "event": "end", "data": {"state": job.ended, "kept": False}})
+            return told, newest
         return job.log[int(after.split("-")[1]) :], newest
 
     # Requests
@@ -450,7 +453,9 @@ class Fake:
         self._attempt(job, asked)
         task = (asked["operator"], asked["subtask"])
         if number in job.completed and task in job.completed[number]:
-            return dict(job.completed[number][task]["answer"], state="completed", missing=0)
+            answer = dict(job.completed[number][task]["answer"], state="completed", missing=0)
+            del answer["segments"]
+            return answer
         pending = job.pending.get(number)
         if pending is None:
             raise Refused(409, "conflict", f"checkpoint {number} is over: CHECKPOINT_EXPIRED", "checkpoint")
@@ -459,7 +464,7 @@ class Fake:
         stored = []
         for part, (head, data) in enumerate(frames[1:]):
             key = head.get("idempotency_key") or f"{job.name}/{number}/{job.attempt}/{task}/{part}"
-            stored.append(self._store(data, key, head.get("crc32c"), head))
+            stored.append(self._store(data, key, head.get("crc32c"), None))
         state = []
         for entry in asked.get("state", []):
             segment = stored[entry["part"]]["segment"] if "part" in entry else entry["segment"].removeprefix("esker1:")
@@ -501,6 +506,8 @@ class Fake:
                                   "message": "told by the test"})
 
     def _restart_job(self, job: Job, cause: str, message: str, asked: Optional[dict[str, Any]] = None) -> None:
+        if job.ended:
+            return
         for number in list(job.pending):
             self._abort(job, number, "JOB_FAILURE")
         if asked and asked.get("operators"):
@@ -581,7 +588,9 @@ class Fake:
 
     # Segments
 
-    def _store(self, data: bytes, key: Optional[str], crc: Optional[str], _: Any) -> dict[str, Any]:
+    def _store(self, data: bytes, key: Optional[str], crc: Optional[str], about: Any) -> dict[str, Any]:
+        if about is not None and "checkpoint" not in about:
+            raise Refused(400, "invalid", "a segment must name its checkpoint", "checkpoint")
         if not data:
             raise Refused(400, "invalid", "a segment must not be empty", "body")
         actual = crc_text(crc32c(data))

@@ -28,7 +28,7 @@ def test_a_client_has_all_methods_of_the_other_one():
 def test_put_and_get(fake):
     with Client(fake.address) as client:
         client.create_job("job")
-        segment = client.put("job", b"state", name="a")
+        segment = client.put("job", b"state", name="a", checkpoint=1)
         assert client.get(segment.segment) == b"state"
         assert list(client.read([segment.segment] * 2)) == [(segment.segment, b"state")] * 2
         with pytest.raises(NotFound):
@@ -38,7 +38,7 @@ def test_put_and_get(fake):
 def test_a_reading_that_is_given_up_leaves_nothing_open(fake):
     with Client(fake.address) as client:
         client.create_job("job")
-        segments = [client.put("job", bytes([n]) * 10).segment for n in range(3)]
+        segments = [client.put("job", bytes([n]) * 10, checkpoint=1).segment for n in range(3)]
         for _, data in client.read(segments):
             assert data == bytes(10)
             break
@@ -51,7 +51,7 @@ def test_a_client_from_many_threads(fake):
     def work(client, n):
         try:
             for _ in range(20):
-                segment = client.put("job", b"%d" % n)
+                segment = client.put("job", b"%d" % n, checkpoint=1)
                 assert client.get(segment.segment) == b"%d" % n
         except BaseException as error:
             failures.append(error)

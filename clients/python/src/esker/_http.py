@@ -406,6 +406,8 @@ async def at_most(waiting: Coroutine[Any, Any, T], seconds: Optional[float]) -> 
             return task.result()
         raise asyncio.TimeoutError
     finally:
+        # What goes wrong with it after somebody has lost interest is of no interest either.
+        task.add_done_callback(lambda over: over.cancelled() or over.exception())
         if not task.done():
             task.cancel()
             await asyncio.wait({task})

@@ -203,8 +203,9 @@ class Client:
         if not frames:
             return await self._json("POST", path, head)
         answer = await self._json("POST", path, body=_framed([(head, ()), *frames]))
+        # A repeat after the checkpoint has completed is not told of its segments.
         stored = [Segment.of(segment) for segment in answer.get("segments") or ()]
-        if [(segment.len, segment.crc32c) for segment in stored] != announced:
+        if stored and [(segment.len, segment.crc32c) for segment in stored] != announced:
             raise BadAnswer(f"{path}: the daemon tells of other segments than were sent")
         return answer
 
@@ -365,7 +366,7 @@ class Client:
         job: str,
         data: Buffer,
         *,
-        checkpoint: Optional[int] = None,
+        checkpoint: int,
         operator: Optional[str] = None,
         subtask: Optional[int] = None,
         parallelism: Optional[int] = None,
@@ -374,7 +375,8 @@ class Client:
         task_manager: Optional[str] = None,
         idempotency_key: Optional[str] = None,
     ) -> Segment:
-        """Stores a segment. Returns once it is durable. Without a key of its own a put gets one, for its repeats.
+        """Stores a segment for a checkpoint. Returns once it is durable. Without a key of its own a put gets one, for its
+        repeats.
 
         Raises:
             Conflict: the checkpoint is over. NotFound: there is no such job.

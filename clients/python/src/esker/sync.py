@@ -334,13 +334,14 @@ class Worker:
         self._loop.run(self.asynchronous.__aexit__(kind, error, trace))
 
     def run(self, work: Callable[["Worker"], T]) -> T:
-        """Enters the worker, and does ``work`` again for each attempt of the job, until it returns. The work of an attempt
-        that is over gets :class:`Restart` when it asks the worker."""
+        """Enters the worker, and does ``work`` for each attempt of the job until the job has ended; returns what the last one
+        returned. The work of an attempt that is over gets :class:`Restart` when it asks the worker."""
         with self:
             while True:
                 try:
                     result = work(self)
                     self.finish()
+                    self.end()
                     return result
                 except Exception as error:
                     # Peers of a task that has failed fail, too, and perhaps before they were told that the job restarts.
@@ -369,6 +370,10 @@ class Worker:
     def finish(self) -> None:
         """Says that the task has finished."""
         self._loop.run(self.asynchronous.finish())
+
+    def end(self) -> None:
+        """Waits until the job has ended."""
+        self._loop.run(self.asynchronous.end())
 
     def fail(self, message: str) -> None:
         """Says that the task has failed, so that the job restarts."""

@@ -40,6 +40,7 @@ from .errors import (
     Conflict,
     EskerError,
     JobEnded,
+    NotFound,
     Restart,
 )
 from .events import Aborted, Completed, Ended, Raw, Stopped, Subsumed, Trigger
@@ -69,7 +70,8 @@ class Acknowledged:
 
     #: ``False``: the checkpoint was over before; forget what was made for it.
     counts: bool
-    #: What was given to the checkpoint, as it is stored. Give those of scope ``shared`` to a later checkpoint, if this one completes.
+    #: What was given to the checkpoint, in that order, as it is stored. Give those of scope ``shared`` to a later checkpoint once
+    #: this one has completed. After a lost answer it may be that one is told without its segment: it is stored again then.
     states: tuple[State, ...] = ()
     #: Why it does not count.
     reason: Optional[str] = None
@@ -289,7 +291,8 @@ class Worker:
             await self._close()
 
     async def run(self, work: Callable[["Worker"], Awaitable[T]]) -> T:
-        """Enters the worker, and does ``work`` again for each attempt of the job, until it returns.
+        """Enters the worker, and does ``work`` for each attempt of the job until the job has ended; returns what the last one
+        returned. A task that has finished is there until then, because it has to run again if the job restarts.
 
         The work of an attempt that is over is cancelled when it next waits, or raises :class:`Restart` when it asks the worker.
 
@@ -301,6 +304,7 @@ class Worker:
                 try:
                     result = await self._attempt(work)
                     await self.finish()
+                    await self.end()
                     return result
                 except Exception as error:
                     # Peers of a task that has failed fail, too, and perhaps before they were told that the job restarts.
@@ -373,6 +377,19 @@ class Worker:
         self._raise_trouble()
         if self._reported != "finished" and not isinstance(self._over, Ended):
             await self._report("finished")
+
+    async def end(self) -> None:
+        """Waits until the job has ended.
+
+        Raises:
+            Restart: the job has restarted.
+        """
+        try:
+            await self._until(lambda: isinstance(self._over, Ended))
+        except NotFound:
+            # A job of which nothing is kept is forgotten once it has ended.
+            if self._reported != "finished":
+                raise
 
     async def fail(self, message: str) -> None:
         """Says that the task has failed, so that the job restarts. What goes wrong with that is logged: silence tells the
@@ -461,7 +478,7 @@ class Worker:
             if task.attempt > past and task.attempt >= self._newest_attempt:
                 break
             if time.monotonic() > deadline:
-                raise BadAnswer(f"job {self.job}: attempt {past} is over, and no other one begins")
+                raise BadAnswer(f"job {self.job}: attempt {task.attempt} is over, and no other one begins")
             await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
         self._task = task
         self._reported, self._trouble, self._over = None, None, None
@@ -476,24 +493,21 @@ class Worker:
     async def _replace_task_before(self) -> None:
         """A job that runs has a task in our place, which is gone, and with it what it did since the last checkpoint. To go
         on from there by ourselves would be wrong: all tasks have to."""
-        coordinator = (await self.client.job(self.job)).get("coordinator")
+        job = await self.client.job(self.job)
+        if isinstance(ended := job.get("ended"), str):
+            raise JobEnded(self.job, ended)
+        coordinator = job.get("coordinator")
         if not isinstance(coordinator, dict):
             raise BadAnswer(f"job {self.job}: has no coordinator; create it with operators")
-        if coordinator.get("status") != "running":
+        if coordinator.get("status") not in ("running", "stopping"):
             return
-        task = await self.client.state(self.job, self.operator, self.subtask)
         attempt = int(coordinator["attempt"])
-        if task.finished or task.attempt != attempt:
-            return
         try:
             await self._send_report("failed", attempt, f"process {self.name} takes the place of the one before")
         except AttemptOver:
-            return
-        deadline = time.monotonic() + self.client.patience
-        while (await self.client.state(self.job, self.operator, self.subtask)).attempt <= attempt:
-            if time.monotonic() > deadline:
-                raise BadAnswer(f"job {self.job}: a task has failed, and no other attempt begins")
-            await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
+            pass
+        # The attempt after that one is the first that this process may be part of.
+        self._newest_attempt = attempt + 1
 
     async def _send_report(
         self, state: str, attempt: int, message: Optional[str] = None, patience: Optional[float] = None
@@ -694,7 +708,10 @@ class Worker:
             self._raise_trouble()
             return Acknowledged(False, reason=error.message)
         arrived = iter(answer.get("segments") or ())
-        stored = (state if state.segment else state.stored_as(next(arrived)["segment"]) for state in states)
+        stored = []
+        for state in states:
+            segment = next(arrived, None) if state.segment is None else None
+            stored.append(state if segment is None else state.stored_as(segment["segment"]))
         return Acknowledged(True, tuple(stored))
 
     async def _store_large(self, checkpoint: Checkpoint, states: list[State]) -> list[State]:
