@@ -414,11 +414,13 @@ class Fake:
     def _report(self, job: Job, asked: dict[str, Any]) -> Any:
         self._attempt(job, asked)
         for task in asked["tasks"]:
+            if unknown := set(task) - {"operator", "subtask", "state"}:
+                raise Refused(400, "invalid", f"unknown field {unknown}", "body")
             key = (task["operator"], task["subtask"])
             job.reports.append((*key, task["state"]))
             if task["state"] == "failed":
-                job.failures.append(task.get("message", ""))
-                self._restart_job(job, "TASK_FAILURE", task.get("message", ""))
+                job.failures.append(asked.get("message", ""))
+                self._restart_job(job, "TASK_FAILURE", asked.get("message", ""))
                 break
             job.tasks[key], job.heard[key] = task["state"], time.monotonic()
         states = [job.tasks.get(task) for task in job.all_tasks()]

@@ -24,6 +24,7 @@ from esker import (
     Completed,
     Conflict,
     InvalidRequest,
+    JobEnded,
     KeyGroups,
     NotFound,
     Restart,
@@ -230,7 +231,7 @@ def test_checkpoints_complete_and_come_back(daemon, job, go, mode):
 def test_large_states_and_shared_ones(daemon, job, go):
     async def run():
         async with Client(daemon.address) as client:
-            await create(client, job, 1)
+            await create(client, job, 1, **{"execution.checkpointing.incremental": True})
             large = os.urandom(9 << 20)
 
             async with Worker(job, "count", 0, client=client) as worker:
@@ -260,7 +261,7 @@ def test_large_states_and_shared_ones(daemon, job, go):
 def test_late_acknowledgements_are_refused_by_field(daemon, job, go):
     async def run():
         async with Client(daemon.address) as client:
-            await create(client, job, 1)
+            await create(client, job, 1, **{"execution.checkpointing.tolerable-failed-checkpoints": 10})
             async with Worker(job, "count", 0, client=client) as worker:
                 await worker.start()
                 triggering = asyncio.create_task(client.trigger_checkpoint(job))
@@ -275,6 +276,66 @@ def test_late_acknowledgements_are_refused_by_field(daemon, job, go):
                     await client.acknowledge(job, checkpoint.number, "count", 0, worker.attempt + 1)
                 with pytest.raises(InvalidRequest):
                     await client.acknowledge(job, checkpoint.number, "count", 7, worker.attempt)
+
+    go(run())
+
+
+@coordinated
+def test_a_new_process_takes_the_place_of_one_that_is_gone(daemon, job, go):
+    async def run():
+        async with Client(daemon.address) as client:
+            await create(client, job, 1)
+            gone = Worker(job, "count", 0, client=client)
+            await gone.__aenter__()
+            await gone.start()
+            triggering = asyncio.create_task(client.trigger_checkpoint(job))
+            await (await gone.next(20)).put(b"one")
+            await triggering
+            await gone._close()
+
+            async with Worker(job, "count", 0, client=client) as worker:
+                assert (worker.attempt, worker.restored) == (2, 1)
+                assert [part.elements for part in await worker.restore()] == [(b"one",)]
+
+    go(run())
+
+
+@coordinated
+def test_a_silent_worker_is_lost_and_the_job_restarts(daemon, job, go):
+    async def run():
+        async with Client(daemon.address) as client:
+            await create(client, job, 2, **{"heartbeat.timeout": "1 s"})
+            silent = Worker(job, "count", 1, client=client)
+            await silent.__aenter__()
+            await silent.start()
+            with pytest.raises(Restart) as caught:
+                async with Worker(job, "count", 0, client=client) as worker:
+                    await worker.start()
+                    await silent._close()
+                    await worker.next(20)
+            # The event may be told after a heartbeat was refused.
+            assert (caught.value.attempt, caught.value.cause) in ((2, "TASK_LOST"), (None, "ATTEMPT"))
+            assert (await client.state(job, "count", 0)).attempt == 2
+
+    go(run())
+
+
+@coordinated
+def test_an_end_that_was_not_heard_is_told_to_who_comes_back(daemon, job, go):
+    async def run():
+        async with Client(daemon.address) as client:
+            await create(client, job, 1)
+
+            async def work(worker):
+                await worker.start()
+                await client.end_job(job, "CANCELED")
+                await asyncio.to_thread(daemon.end)
+                await asyncio.to_thread(daemon.start)
+
+            try:
+                await Worker(job, "count", 0, client=client).run(work)
+            except JobEnded as ended:
+                assert ended.state == "CANCELED"
 
     go(run())
 

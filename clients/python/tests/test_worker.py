@@ -679,7 +679,7 @@ def test_a_checkpoint_that_was_aborted_before_anybody_looked_is_left_out(fake, g
             await w.start()
             await until(lambda: fake.count("GET", "/events$"))
             fake.abort("job", fake.trigger("job"))
-            await until(lambda: len(w._waiting) == 2)
+            await until(lambda: len(w._told.waiting) == 2)
             assert isinstance(await w.next(1), Aborted)
 
     go(run())

@@ -9,6 +9,7 @@
 The names that are exported here and in ``esker.sync`` are the interface; modules and names that begin with ``_`` are not.
 """
 
+from .checkpoint import Acknowledged, Checkpoint, Event
 from .client import Client
 from .errors import (
     AddressError,
@@ -31,7 +32,7 @@ from .errors import (
 )
 from .events import Aborted, Completed, Ended, Stopped, Subsumed, Trigger
 from .state import KeyGroups, Restored, Segment, State, StateEntry, TaskState
-from .worker import Acknowledged, Checkpoint, Event, Worker
+from .worker import Worker
 
 __version__ = "0.1.0"
 

@@ -139,16 +139,16 @@ class Client:
         tasks: Iterable[Mapping[str, Any]],
         worker: Optional[str] = None,
         *,
+        message: Optional[str] = None,
         patience: Optional[float] = None,
     ) -> Json:
-        """Says how tasks are: ``{"operator", "subtask", "state", "message"?}``. It is the heartbeat, too.
+        """Says how tasks are: ``{"operator", "subtask", "state"}``; ``message``: why one failed. It is the heartbeat, too.
 
         Raises:
             AttemptOver: the job has restarted.
         """
         question: Json = {"attempt": attempt, "tasks": [dict(task) for task in tasks]}
-        if worker is not None:
-            question["worker"] = worker
+        question.update(_without_none({"worker": worker, "message": message}))
         return await self._json("POST", _of(job, "/tasks"), question, patience=patience)
 
     def events(self, job: str, worker: Optional[str] = None, mode: str = "auto") -> Subscription:

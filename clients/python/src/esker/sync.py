@@ -37,12 +37,13 @@ from typing import (
     Union,
 )
 
+from . import checkpoint as _checkpoint
 from . import client as _client
 from . import worker as _worker
+from .checkpoint import Acknowledged
 from .errors import Restart
 from .events import Aborted, Completed, Ended, Stopped, Subsumed, Trigger
 from .state import KeyGroups, Restored, Snapshot, TaskState
-from .worker import Acknowledged
 
 log = logging.getLogger("esker")
 P = ParamSpec("P")
@@ -187,7 +188,7 @@ class Client:
 class Checkpoint:
     """:class:`esker.Checkpoint` for threads."""
 
-    def __init__(self, loop: _Loop, asynchronous: _worker.Checkpoint) -> None:
+    def __init__(self, loop: _Loop, asynchronous: _checkpoint.Checkpoint) -> None:
         self._loop = loop
         #: The one that does the work.
         self.asynchronous = asynchronous
@@ -399,5 +400,5 @@ class Worker:
         for checkpoint in self._loop.iterate(self.asynchronous.checkpoints()):
             yield Checkpoint(self._loop, checkpoint)
 
-    def _of(self, event: _worker.Event) -> Event:
-        return Checkpoint(self._loop, event) if isinstance(event, _worker.Checkpoint) else event
+    def _of(self, event: _checkpoint.Event) -> Event:
+        return Checkpoint(self._loop, event) if isinstance(event, _checkpoint.Checkpoint) else event

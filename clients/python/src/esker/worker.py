@@ -18,145 +18,33 @@ and begin again. :meth:`Worker.run` does that.
 from __future__ import annotations
 
 import asyncio
-import collections
-import hashlib
 import logging
 import os
 import random
 import socket
 import time
 import uuid
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, AsyncGenerator, Awaitable, Callable, Optional, TypeVar, Union
 
+from ._acknowledge import acknowledge
 from ._http import at_most
+from ._told import Told
+from .checkpoint import Acknowledged, Checkpoint, Event
 from .client import Client
-from .errors import (
-    ApiError,
-    AttemptOver,
-    BadAnswer,
-    CheckpointOver,
-    Conflict,
-    EskerError,
-    JobEnded,
-    NotFound,
-    Restart,
-)
-from .events import Aborted, Completed, Ended, Raw, Stopped, Subsumed, Trigger
+from .errors import ApiError, AttemptOver, BadAnswer, CheckpointOver, EskerError, JobEnded, NotFound, Restart
+from .events import Aborted, Ended, Stopped
 from .restore import read_entries
-from .state import KeyGroups, Restored, Snapshot, State, TaskState, states_of
+from .state import KeyGroups, Restored, State, TaskState
 
 log = logging.getLogger("esker")
 T = TypeVar("T")
 
-#: Bytes that go with an acknowledgement, all together; larger states are stored before it.
-_WITH_ACKNOWLEDGEMENT_BYTES = 4 << 20
-#: Offsets that go with an acknowledgement that has bytes: its head is bounded.
-_WITH_ACKNOWLEDGEMENT_OFFSETS = 4000
-#: States that are stored at once.
-_PUTS_AT_ONCE = 4
 #: Events that wait to be asked for. A worker that asks for none is not told of more.
 _WAITING_EVENTS_MAX = 10_000
-_HEARTBEAT_SECONDS = 10.0
 #: How long the last word of a task that has failed is tried to be said, in seconds.
 _LAST_WORD_SECONDS = 5.0
 _ATTEMPT_PAUSE_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Acknowledged:
-    """What became of an acknowledgement."""
-
-    #: ``False``: the checkpoint was over before; forget what was made for it.
-    counts: bool
-    #: What was given to the checkpoint, in that order, as it is stored. Give those of scope ``shared`` to a later checkpoint once
-    #: this one has completed. After a lost answer it may be that one is told without its segment: it is stored again then.
-    states: tuple[State, ...] = ()
-    #: Why it does not count.
-    reason: Optional[str] = None
-
-    def __bool__(self) -> bool:
-        return self.counts
-
-
-class Checkpoint:
-    """A checkpoint, or savepoint, that this task takes part in: :meth:`put` its state, or :meth:`decline`."""
-
-    def __init__(self, worker: "Worker", trigger: Trigger) -> None:
-        self._worker = worker
-        self.trigger = trigger
-        #: When it arrived, on the monotonic clock.
-        self.arrived = time.monotonic()
-        self.outcome: Union[None, Completed, Aborted] = None
-
-    def __repr__(self) -> str:
-        return f"<{self.trigger.kind} {self.number} of {self._worker.job}>"
-
-    @property
-    def number(self) -> int:
-        """Its number."""
-        return self.trigger.checkpoint
-
-    @property
-    def is_savepoint(self) -> bool:
-        """Whether it is a savepoint."""
-        return self.trigger.kind == "savepoint"
-
-    @property
-    def stop(self) -> Optional[str]:
-        """``drain`` or ``suspend`` if the job stops with it: after the snapshot no records are sent; wait for
-        :meth:`wait`, and go on only if it was aborted."""
-        return self.trigger.stop
-
-    @property
-    def aborted(self) -> bool:
-        """Whether it was aborted: a snapshot that is still being taken is of no use."""
-        return isinstance(self.outcome, Aborted)
-
-    async def put(self, state: Snapshot = (), *, finished: bool = False, **figures: int) -> Acknowledged:
-        """Stores the state of the task, and acknowledges. Returns once the bytes are durable.
-
-        A checkpoint that is over meanwhile is no error: the answer does not count then, and what was stored is freed.
-
-        Args:
-            state: bytes, or states.
-            finished: the operators of the task have finished; it has no state then.
-            figures: ``bytes_in_flight``, ``alignment_ms``, ``sync_ms``, ``async_ms``, ``start_delay_ms``.
-
-        Raises:
-            Restart: the job has restarted.
-            StateRefused: stored states may not be used again; store them again, and call this again.
-        """
-        return await self._worker._acknowledge(self, states_of(state), finished, figures)
-
-    async def decline(self, reason: Optional[str] = None, message: Optional[str] = None) -> None:
-        """Aborts the checkpoint, for one of Flink's reasons.
-
-        Raises:
-            Restart: the job has restarted.
-        """
-        worker = self._worker
-        try:
-            await worker.client.decline(
-                worker.job, self.number, worker.operator, worker.subtask, self.trigger.attempt, reason, message
-            )
-        except AttemptOver as error:
-            raise worker._attempt_is_over(error) from None
-
-    async def wait(self) -> Union[Completed, Aborted]:
-        """Waits until it is completed or aborted.
-
-        Raises:
-            Restart: the job has restarted.
-        """
-        await self._worker._until(lambda: self.outcome is not None or self._worker._over is not None)
-        # The end of the job is told after all that completed.
-        return self.outcome or Aborted(self.number, self.trigger.kind, "", "the job has ended")
-
-
-#: What a worker is told.
-Event = Union[Checkpoint, Completed, Aborted, Subsumed, Stopped, Ended]
 
 
 class Worker:
@@ -193,16 +81,7 @@ class Worker:
         self._task: Optional[TaskState] = None
         #: What was reported last; ``None``: nothing in this attempt.
         self._reported: Optional[str] = None
-        self._heartbeat = _HEARTBEAT_SECONDS
-        #: The newest attempt that was told of.
-        self._newest_attempt = 0
-        self._waiting: "collections.deque[Event]" = collections.deque()
-        self._open: dict[int, Checkpoint] = {}
-        self._seen: set[int] = set()
-        #: The newest completed checkpoint that was told of.
-        self.completed: Optional[int] = None
-        self._over: Union[None, Stopped, Ended] = None
-        self._trouble: Optional[BaseException] = None
+        self._told = Told(job, lambda trigger: Checkpoint(self, trigger))
         self._changed = asyncio.Condition()
         self._background: list["asyncio.Task[None]"] = []
 
@@ -241,9 +120,14 @@ class Worker:
         return self.task.finished
 
     @property
+    def completed(self) -> Optional[int]:
+        """The newest completed checkpoint that was told of."""
+        return self._told.completed
+
+    @property
     def running(self) -> bool:
         """Whether there is more to do: ``False`` once the job has ended, or stopped with a savepoint."""
-        return self._over is None and not self.task.finished
+        return self._told.over is None and not self.task.finished
 
     async def restore(self) -> list[Restored]:
         """What the task starts from, with its bytes, checked.
@@ -255,15 +139,15 @@ class Worker:
 
     async def restoring(self) -> AsyncGenerator[Restored, None]:
         """The same part by part, for a state that is larger than memory is."""
-        self._raise_trouble()
+        self._told.raise_trouble()
         parts = read_entries(self.client, self.task.state)
         try:
             async for part in parts:
-                self._raise_trouble()
+                self._told.raise_trouble()
                 yield part
         except ApiError:
             # What is read from may be freed once the job has restarted from something else.
-            self._raise_trouble()
+            self._told.raise_trouble()
             raise
         finally:
             await parts.aclose()
@@ -285,7 +169,7 @@ class Worker:
         try:
             if error is None:
                 await self.finish()
-            elif not isinstance(error, Restart) and self._trouble is None:
+            elif not isinstance(error, Restart) and self._told.trouble is None:
                 await self.fail(f"{kind.__name__ if kind else 'error'}: {error}")
         finally:
             await self._close()
@@ -336,7 +220,7 @@ class Worker:
     @property
     def restart(self) -> Optional[Restart]:
         """The job has restarted: :meth:`begin_attempt` comes next."""
-        return self._trouble if isinstance(self._trouble, Restart) else None
+        return self._told.trouble if isinstance(self._told.trouble, Restart) else None
 
     async def begin_attempt(self) -> None:
         """Gets the state of the attempt after the one that is over. What else there is to the worker stays.
@@ -353,7 +237,7 @@ class Worker:
         Raises:
             Restart: the job has restarted.
         """
-        self._raise_trouble()
+        self._told.raise_trouble()
         if self._reported is None and not self.task.finished:
             await self._report("running")
 
@@ -364,7 +248,7 @@ class Worker:
         Raises:
             Restart: the job has restarted.
         """
-        self._raise_trouble()
+        self._told.raise_trouble()
         if self._reported != "end-of-data":
             await self._report("end-of-data")
 
@@ -374,8 +258,8 @@ class Worker:
         Raises:
             Restart: the job has restarted.
         """
-        self._raise_trouble()
-        if self._reported != "finished" and not isinstance(self._over, Ended):
+        self._told.raise_trouble()
+        if self._reported != "finished" and not isinstance(self._told.over, Ended):
             await self._report("finished")
 
     async def end(self) -> None:
@@ -385,7 +269,7 @@ class Worker:
             Restart: the job has restarted.
         """
         try:
-            await self._until(lambda: isinstance(self._over, Ended))
+            await self._until(lambda: isinstance(self._told.over, Ended))
         except NotFound:
             # A job of which nothing is kept is forgotten once it has ended.
             if self._reported != "finished":
@@ -394,7 +278,7 @@ class Worker:
     async def fail(self, message: str) -> None:
         """Says that the task has failed, so that the job restarts. What goes wrong with that is logged: silence tells the
         same, later."""
-        if self._task is None or isinstance(self._over, Ended) or self._reported in ("finished", "failed"):
+        if self._task is None or isinstance(self._told.over, Ended) or self._reported in ("finished", "failed"):
             return
         self._reported = "failed"
         try:
@@ -410,18 +294,10 @@ class Worker:
         Raises:
             Restart: the job has restarted.
         """
-        self._raise_trouble()
+        self._told.raise_trouble()
         if self._reported is None and not self.task.finished:
             raise RuntimeError("the task has not been started: `await worker.start()`")
-        while self._waiting:
-            try:
-                event = self._waiting.popleft()
-            except IndexError:
-                return None
-            # One that was aborted before anybody looked at it needs no snapshot.
-            if not (isinstance(event, Checkpoint) and event.outcome is not None):
-                return event
-        return None
+        return self._told.next()
 
     async def next(self, timeout: Optional[float] = None) -> Optional[Event]:
         """The next event; ``None`` after ``timeout`` seconds, and when the job has ended.
@@ -436,7 +312,7 @@ class Worker:
             if left is not None and left <= 0:
                 return None
             try:
-                await at_most(self._until(lambda: bool(self._waiting) or not self.running), left)
+                await at_most(self._until(lambda: bool(self._told.waiting) or not self.running), left)
             except (asyncio.TimeoutError, TimeoutError):
                 return self.poll()
         return event
@@ -475,20 +351,18 @@ class Worker:
             task = await self.client.state(self.job, self.operator, self.subtask)
             self._raise_end()
             # A daemon that is behind tells of the attempt before; and the next one may have begun since it was asked.
-            if task.attempt > past and task.attempt >= self._newest_attempt:
+            if task.attempt > past and task.attempt >= self._told.newest_attempt:
                 break
             if time.monotonic() > deadline:
                 raise BadAnswer(f"job {self.job}: attempt {task.attempt} is over, and no other one begins")
             await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
         self._task = task
-        self._reported, self._trouble, self._over = None, None, None
-        self._waiting.clear()
-        self._open.clear()
-        self._seen.clear()
+        self._reported = None
+        self._told.begin(task.attempt)
 
     def _raise_end(self) -> None:
-        if isinstance(self._over, Ended):
-            raise JobEnded(self.job, self._over.state)
+        if isinstance(self._told.over, Ended):
+            raise JobEnded(self.job, self._told.over.state)
 
     async def _replace_task_before(self) -> None:
         """A job that runs has a task in our place, which is gone, and with it what it did since the last checkpoint. To go
@@ -507,42 +381,35 @@ class Worker:
         except AttemptOver:
             pass
         # The attempt after that one is the first that this process may be part of.
-        self._newest_attempt = attempt + 1
+        self._told.newest_attempt = attempt + 1
 
     async def _send_report(
         self, state: str, attempt: int, message: Optional[str] = None, patience: Optional[float] = None
     ) -> dict[str, Any]:
-        task: dict[str, Any] = {"operator": self.operator, "subtask": self.subtask, "state": state}
-        if message is not None:
-            task["message"] = message
-        return await self.client.report(self.job, attempt, [task], self.name, patience=patience)
+        task = {"operator": self.operator, "subtask": self.subtask, "state": state}
+        return await self.client.report(self.job, attempt, [task], self.name, message=message, patience=patience)
 
     async def _report(self, state: str) -> None:
         try:
             answer = await self._send_report(state, self.attempt)
         except AttemptOver as error:
             raise self._attempt_is_over(error) from None
-        self._note_heartbeat(answer)
+        self._told.note_heartbeat(answer)
         if self._reported is None and len(self._background) == 1:
             # The answer has said how often; with a guess the first beat might come too late.
             self._background.append(asyncio.create_task(self._beat()))
         self._reported = state
 
-    def _note_heartbeat(self, answer: Any) -> None:
-        told = answer.get("heartbeat_ms")
-        if isinstance(told, (int, float)) and told > 0:
-            self._heartbeat = told / 1000
-
     async def _beat(self) -> None:
         """Reports again and again what was reported last."""
         while True:
             # Not all workers of a job beat at the same moment.
-            await asyncio.sleep(self._heartbeat * random.uniform(0.7, 1.0))
+            await asyncio.sleep(self._told.heartbeat * random.uniform(0.7, 1.0))
             state, task = self._reported, self._task
-            if state not in ("running", "end-of-data") or self._trouble is not None:
+            if state not in ("running", "end-of-data") or self._told.trouble is not None:
                 continue
             try:
-                self._note_heartbeat(await self._send_report(state, self.attempt, patience=self._heartbeat))
+                self._told.note_heartbeat(await self._send_report(state, self.attempt, patience=self._told.heartbeat))
             except EskerError as error:
                 if self._task is not task or self._reported != state:
                     continue  # It was about what is over.
@@ -550,7 +417,7 @@ class Worker:
                     log.warning("heartbeat of task %s %d of job %s: %s", self.operator, self.subtask, self.job, error)
                 elif isinstance(error, AttemptOver):
                     await self._in_trouble(self._attempt_is_over(error))
-                elif self._over is None:
+                elif self._told.over is None:
                     await self._in_trouble(error)
 
     async def _listen(self) -> None:
@@ -559,11 +426,11 @@ class Worker:
             subscription = self.client.events(self.job, self.name, self._events_mode)
             async for raw in subscription:
                 try:
-                    self._take_in(raw)
+                    self._told.take_in(raw)
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadAnswer(f"event {raw.name} {raw.id} cannot be read: {error!r}") from None
                 await self._notify()
-                while len(self._waiting) >= _WAITING_EVENTS_MAX:
+                while len(self._told.waiting) >= _WAITING_EVENTS_MAX:
                     await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
         except EskerError as error:
             await self._in_trouble(error)
@@ -572,104 +439,13 @@ class Worker:
             log.exception("the events of job %s cannot be read", self.job)
             await self._in_trouble(BadAnswer(f"the events of job {self.job} cannot be read: {error!r}"))
 
-    def _take_in(self, raw: Raw) -> None:
-        data = raw.data
-        if raw.name == "hello":
-            self._take_in_hello(data)
-        elif raw.name == "trigger":
-            self._take_in_trigger(Trigger.of(data))
-        elif raw.name == "complete":
-            if data.get("attempt", self.attempt) == self.attempt:
-                self._settle(
-                    Completed(
-                        data["checkpoint"],
-                        data.get("kind", "checkpoint"),
-                        data.get("metadata"),
-                        data.get("path"),
-                        data.get("last_subsumed"),
-                    )
-                )
-        elif raw.name == "abort":
-            if data.get("attempt", self.attempt) == self.attempt:
-                self._settle(
-                    Aborted(
-                        data["checkpoint"], data.get("kind", "checkpoint"), data.get("reason", ""), data.get("message") or ""
-                    )
-                )
-        elif raw.name == "subsume":
-            self._waiting.append(Subsumed(data["checkpoint"]))
-        elif raw.name == "restore":
-            if data["attempt"] > self.attempt:
-                self._restart(data["attempt"], data.get("checkpoint"), data.get("cause", "RESTORE"), data.get("message"))
-        elif raw.name == "stop":
-            if self._over is None:
-                self._over = Stopped(data["checkpoint"], data.get("path"), bool(data.get("drain")))
-                self._waiting.append(self._over)
-        elif raw.name == "end":
-            self._over = Ended(data["state"], bool(data.get("kept")))
-            self._waiting.append(self._over)
-        # Others are of a later version, and mean nothing to this one.
-
-    def _take_in_hello(self, data: Any) -> None:
-        """How things stand, in place of events that were missed."""
-        self._note_heartbeat(data)
-        if data["attempt"] > self.attempt:
-            self._restart(data["attempt"], None, "ATTEMPT", None)
-            return
-        pending = [Trigger.of(trigger) for trigger in data.get("pending") or ()]
-        numbers = {trigger.checkpoint for trigger in pending}
-        completed = data.get("completed")
-        for number in sorted(self._open):
-            if number in numbers:
-                continue
-            kind = self._open[number].trigger.kind
-            # Savepoints are not among what is told as completed; one that was missed is looked at as aborted, but for the
-            # event `stop`, which comes for the one that the job stops with.
-            if completed is not None and number <= completed and kind == "checkpoint":
-                self._settle(Completed(number))
-            else:
-                self._settle(Aborted(number, kind))
-        if completed is not None and (self.completed is None or completed > self.completed):
-            self.completed = completed
-        for trigger in pending:
-            self._take_in_trigger(trigger)
-
-    def _take_in_trigger(self, trigger: Trigger) -> None:
-        if trigger.attempt > self.attempt:
-            self._restart(trigger.attempt, None, "ATTEMPT", None)
-        elif trigger.attempt == self.attempt and trigger.checkpoint not in self._seen:
-            self._seen.add(trigger.checkpoint)
-            checkpoint = Checkpoint(self, trigger)
-            self._open[trigger.checkpoint] = checkpoint
-            self._waiting.append(checkpoint)
-
-    def _settle(self, outcome: Union[Completed, Aborted]) -> None:
-        """Notes the end of a checkpoint. The second time nothing happens."""
-        checkpoint = self._open.pop(outcome.checkpoint, None)
-        if checkpoint is None:
-            return
-        checkpoint.outcome = outcome
-        if isinstance(outcome, Completed) and outcome.kind == "checkpoint":
-            self.completed = max(outcome.checkpoint, self.completed or 0)
-        self._waiting.append(outcome)
-
-    def _restart(self, attempt: Optional[int], checkpoint: Optional[int], cause: str, message: Optional[str]) -> Restart:
-        self._newest_attempt = max(self._newest_attempt, attempt or 0)
-        if not isinstance(self._trouble, Restart):
-            self._trouble = Restart(self.job, attempt, checkpoint, cause, message)
-        return self._trouble
-
-    def _attempt_is_over(self, error: AttemptOver) -> Restart:
-        return self._restart(None, None, "ATTEMPT", error.message)
+    def _attempt_is_over(self, error: AttemptOver) -> EskerError:
+        return self._told.restart(None, None, "ATTEMPT", error.message)
 
     async def _in_trouble(self, trouble: EskerError) -> None:
-        if self._trouble is None:
-            self._trouble = trouble
+        if self._told.trouble is None:
+            self._told.trouble = trouble
         await self._notify()
-
-    def _raise_trouble(self) -> None:
-        if self._trouble is not None:
-            raise self._trouble
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -678,90 +454,34 @@ class Worker:
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Waits for a condition, or for trouble, which it raises."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._trouble is not None or condition())
-        self._raise_trouble()
+            await self._changed.wait_for(lambda: self._told.trouble is not None or condition())
+        self._told.raise_trouble()
 
     async def _acknowledge(
         self, checkpoint: Checkpoint, states: list[State], finished: bool, figures: dict[str, int]
     ) -> Acknowledged:
-        self._raise_trouble()
+        self._told.raise_trouble()
         if isinstance(checkpoint.outcome, Aborted):
             return Acknowledged(False, reason=checkpoint.outcome.reason or checkpoint.outcome.message)
         if finished and states:
             raise ValueError("state: a task that has finished has none")
         try:
-            states = await self._store_large(checkpoint, states)
-            answer = await self.client.acknowledge(
-                self.job,
-                checkpoint.number,
-                self.operator,
-                self.subtask,
-                checkpoint.trigger.attempt,
-                states,
-                finished=finished,
-                task_manager=self.name,
-                figures=figures,
+            stored = await acknowledge(
+                self.client, self.task, self.name, checkpoint.trigger, states, finished, figures
             )
         except AttemptOver as error:
             raise self._attempt_is_over(error) from None
         except CheckpointOver as error:
-            self._raise_trouble()
+            self._told.raise_trouble()
             return Acknowledged(False, reason=error.message)
-        arrived = iter(answer.get("segments") or ())
-        stored = []
-        for state in states:
-            segment = next(arrived, None) if state.segment is None else None
-            stored.append(state if segment is None else state.stored_as(segment["segment"]))
-        return Acknowledged(True, tuple(stored))
+        return Acknowledged(True, stored)
 
-    async def _store_large(self, checkpoint: Checkpoint, states: list[State]) -> list[State]:
-        """Stores what does not go with the acknowledgement. The smallest ones do."""
-        left_bytes, left_offsets = _WITH_ACKNOWLEDGEMENT_BYTES, _WITH_ACKNOWLEDGEMENT_OFFSETS
-        large = []
-        offsets = sum(len(state.offsets) for state in states)
-        for n, state in sorted(enumerate(states), key=lambda pair: pair[1].len):
-            if state.segment is not None:
-                continue
-            left_bytes -= state.len
-            if left_bytes < 0 or offsets > left_offsets:
-                large.append(n)
-        if not large:
-            return states
-        stored = list(states)
-        slots = asyncio.Semaphore(_PUTS_AT_ONCE)
-
-        async def store(n: int) -> None:
-            async with slots:
-                stored[n] = states[n].stored_as(await self._put(checkpoint, n, states[n]))
-
+    async def _decline(self, checkpoint: Checkpoint, reason: Optional[str], message: Optional[str]) -> None:
+        of = (self.operator, self.subtask, checkpoint.trigger.attempt)
         try:
-            await _all_or_none([store(n) for n in large])
-        except CheckpointOver:
-            raise
-        except Conflict as error:
-            # A put tells of a checkpoint that is over without the field.
-            over = CheckpointOver(error.request, 409, error.kind, error.message, "checkpoint", error.request_id)
-            raise over from None
-        return stored
-
-    async def _put(self, checkpoint: Checkpoint, n: int, state: State) -> str:
-        data = state.data[0] if len(state.data) == 1 else b"".join(bytes(part) for part in state.data)
-        # The same for a repeat, also by another call; another one for other bytes.
-        of = (self.job, checkpoint.number, checkpoint.trigger.attempt, self.operator, self.subtask, n, state.name, len(data))
-        key = hashlib.sha256(repr((*of, hashlib.sha256(data).hexdigest())).encode()).hexdigest()
-        segment = await self.client.put(
-            self.job,
-            data,
-            checkpoint=checkpoint.number,
-            operator=self.operator,
-            subtask=self.subtask,
-            parallelism=self.parallelism,
-            scope=state.scope,
-            name=state.name or None,
-            task_manager=self.name,
-            idempotency_key=key,
-        )
-        return segment.segment
+            await self.client.decline(self.job, checkpoint.number, *of, reason, message)
+        except AttemptOver as error:
+            raise self._attempt_is_over(error) from None
 
     async def _close(self) -> None:
         background, self._background = self._background, []
@@ -770,14 +490,3 @@ class Worker:
         await asyncio.gather(*background, return_exceptions=True)
         if self._owns_client:
             await self.client.aclose()
-
-
-async def _all_or_none(works: "list[Awaitable[None]]") -> None:
-    """Does all of it at once. The first that fails ends the others."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
