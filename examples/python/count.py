@@ -174,7 +174,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         client.create_job(job, operators=[{"id": OPERATOR, "parallelism": TASKS}], settings=SETTINGS)
         workers = Workers(args, api, job, folder)
         try:
-            disturb(workers, daemon, chance, args)
+            disturb(client, job, workers, daemon, chance, args)
             wait_for_end(workers, args)
         finally:
             workers.end()
@@ -184,12 +184,34 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     return compare(folder, args.words)
 
 
-def disturb(workers: Workers, daemon: Daemon | None, chance: random.Random, args: argparse.Namespace) -> None:
-    """Kills workers, and the daemon twice in between."""
+def wait_until_it_runs(client: esker.sync.Client, job: str, workers: Workers) -> bool:
+    """Waits until all tasks run and something was completed. ``False``: the job has ended, or takes too long."""
+    for _ in range(200):
+        workers.restart_those_that_failed()
+        try:
+            coordinator = client.job(job).get("coordinator") or {}
+        except esker.NotFound:
+            return False
+        if coordinator.get("status") == "running" and coordinator.get("completed") is not None:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def disturb(
+    client: esker.sync.Client,
+    job: str,
+    workers: Workers,
+    daemon: Daemon | None,
+    chance: random.Random,
+    args: argparse.Namespace,
+) -> None:
+    """Kills workers, and the daemon twice in between, while the job runs."""
     daemon_kills = {args.kills // 3, 2 * args.kills // 3} if daemon else set()
     for n in range(args.kills):
-        time.sleep(chance.uniform(0.5, 1.5))
-        workers.restart_those_that_failed()
+        if not wait_until_it_runs(client, job, workers):
+            return
+        time.sleep(chance.uniform(0.3, 1.0))
         if n in daemon_kills:
             daemon.kill()
             time.sleep(chance.uniform(0.0, 1.0))
@@ -232,7 +254,7 @@ def main() -> int:
     default = Path(os.environ.get("ESKER_BIN", REPOSITORY / "target" / "debug" / "esker"))
     parser.add_argument("--esker", type=Path, default=default, help="the daemon to start")
     parser.add_argument("--api", default=os.environ.get("ESKER_API"), help="a daemon that runs, instead")
-    parser.add_argument("--words", type=int, default=5000, help="in each partition")
+    parser.add_argument("--words", type=int, default=8000, help="in each partition")
     parser.add_argument("--kills", type=int, default=9, help="of workers; the daemon is killed twice in between")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
     parser.add_argument("--patience", type=float, default=240, help="seconds after the last kill")

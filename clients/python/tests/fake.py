@@ -110,6 +110,8 @@ class Fake:
         self.by_hand: dict[str, dict[str, Any]] = {}
         self.epoch = uuid.uuid4().hex[:6]
         self.hold_streams = False
+        #: Whether jobs are known after their end, as those are of which something is kept.
+        self.keeps_ended = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._changed: Optional[asyncio.Condition] = None
@@ -237,9 +239,9 @@ class Fake:
             more = f"retry-after: {fault.retry_after}\r\n" if fault.retry_after is not None else ""
             await self._answer(writer, fault.status, b"<html>a proxy's words</html>", None, more)
             return True
-        if url.path.endswith("/events"):
-            return await self._events(request, writer)
         try:
+            if url.path.endswith("/events"):
+                return await self._events(request, writer)
             status, answer, more = await self._route(request)
         except Refused as error:
             detail = {"kind": error.kind, "message": error.message, "field": error.field, "request_id": "r-1"}
@@ -340,8 +342,8 @@ class Fake:
     # Requests
 
     def _job(self, name: str) -> Job:
-        if name not in self.jobs:
-            raise Refused(404, "not_found", f"job {name} is not known")
+        if name not in self.jobs or (self.jobs[name].ended and not self.keeps_ended):
+            raise Refused(404, "not_found", f"job {name} is not known", "job")
         return self.jobs[name]
 
     async def _route(self, request: Request) -> tuple[int, bytes, str]:

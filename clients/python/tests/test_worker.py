@@ -626,6 +626,7 @@ def test_a_small_part_of_a_large_segment_is_read_as_a_range(fake, go):
 def test_a_worker_of_a_job_that_has_ended_is_told(fake, go):
     async def run():
         await job(fake)
+        fake.keeps_ended = True
         async with Client(fake.address) as client:
             await client.end_job("job", "CANCELED")
         async with Worker("job", "count", 0, address=fake.address):
@@ -633,6 +634,29 @@ def test_a_worker_of_a_job_that_has_ended_is_told(fake, go):
 
     with pytest.raises(JobEnded, match="CANCELED"):
         go(run())
+
+
+@pytest.mark.parametrize("mode", ["stream", "poll"])
+def test_an_end_that_was_missed_ends_all_that_a_worker_does(fake, go, mode):
+    async def run():
+        await job(fake)
+        async with Worker("job", "count", 0, address=fake.address, events=mode) as w:
+            await w.start()
+            fake.trigger("job")
+            cp = await w.next(5)
+
+            def forget():
+                for writer in list(fake._writers):
+                    writer.transport.abort()
+                fake.jobs["job"].ended = "CANCELED"
+
+            fake.on_loop(forget)
+            assert not await cp.put(b"late")
+            assert [event async for event in w.events()] == [Ended(None, False)]
+            assert isinstance(await cp.wait(), Aborted)
+            await w.end()
+
+    go(run())
 
 
 def test_a_worker_of_a_job_that_is_not_there_is_told(fake, go):
@@ -650,10 +674,12 @@ def test_a_job_that_is_forgotten_while_its_worker_runs_is_told(fake, go):
         async with Worker("job", "count", 0, address=fake.address) as w:
             await w.start()
             fake.jobs.clear()
-            await w.next(10)
+            # Its end is not told to who was not there.
+            fake.cut_streams()
+            assert await w.next(10) == Ended(None, False)
+            assert not w.running
 
-    with pytest.raises(NotFound):
-        go(run())
+    go(run())
 
 
 def test_poll_does_not_wait_and_wants_a_start(fake, go):

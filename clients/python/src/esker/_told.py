@@ -72,6 +72,12 @@ class Told:
             self.trouble = Restart(self.job, attempt, checkpoint, cause, message)
         return self.trouble
 
+    def end(self, over: Union[Stopped, Ended]) -> None:
+        """Notes the end of the job, or its stop; the second time nothing happens."""
+        if self.over is None or isinstance(over, Ended) and not isinstance(self.over, Ended):
+            self.over = over
+            self.waiting.append(over)
+
     def note_heartbeat(self, answer: Any) -> None:
         """Notes how often heartbeats are wanted."""
         told = answer.get("heartbeat_ms")
@@ -109,12 +115,9 @@ class Told:
             if data["attempt"] > self.attempt:
                 self.restart(data["attempt"], data.get("checkpoint"), data.get("cause", "RESTORE"), data.get("message"))
         elif raw.name == "stop":
-            if self.over is None:
-                self.over = Stopped(data["checkpoint"], data.get("path"), bool(data.get("drain")))
-                self.waiting.append(self.over)
+            self.end(Stopped(data["checkpoint"], data.get("path"), bool(data.get("drain"))))
         elif raw.name == "end":
-            self.over = Ended(data["state"], bool(data.get("kept")))
-            self.waiting.append(self.over)
+            self.end(Ended(data["state"], bool(data.get("kept"))))
         # Others are of a later version, and mean nothing to this one.
 
     def _take_in_hello(self, data: Any) -> None:

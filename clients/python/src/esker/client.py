@@ -141,6 +141,7 @@ class Client:
         *,
         message: Optional[str] = None,
         patience: Optional[float] = None,
+        timeout: Optional[float] = None,
     ) -> Json:
         """Says how tasks are: ``{"operator", "subtask", "state"}``; ``message``: why one failed. It is the heartbeat, too.
 
@@ -149,7 +150,7 @@ class Client:
         """
         question: Json = {"attempt": attempt, "tasks": [dict(task) for task in tasks]}
         question.update(_without_none({"worker": worker, "message": message}))
-        return await self._json("POST", _of(job, "/tasks"), question, patience=patience)
+        return await self._json("POST", _of(job, "/tasks"), question, patience=patience, timeout=timeout)
 
     def events(self, job: str, worker: Optional[str] = None, mode: str = "auto") -> Subscription:
         """The events of a job. ``mode``: ``stream``, ``poll``, or ``auto``: a stream if one gets through."""

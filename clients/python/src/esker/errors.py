@@ -141,10 +141,10 @@ class Restart(EskerError):
 class JobEnded(EskerError):
     """The job has ended, and no attempt of it follows."""
 
-    def __init__(self, job: str, state: str) -> None:
-        super().__init__(f"job {job} has ended: {state}")
+    def __init__(self, job: str, state: Optional[str]) -> None:
+        super().__init__(f"job {job} has ended: {state or 'nothing is known of it any more'}")
         self.job = job
-        #: ``FINISHED``, ``CANCELED``, ``FAILED`` or ``SUSPENDED``.
+        #: ``FINISHED``, ``CANCELED``, ``FAILED`` or ``SUSPENDED``; ``None`` if that was missed.
         self.state = state
 
 

@@ -123,7 +123,8 @@ class Stopped:
 class Ended:
     """The job has ended."""
 
-    state: str
+    #: ``FINISHED``, ``CANCELED``, ``FAILED`` or ``SUSPENDED``; ``None`` if that was missed, and nothing is known of the job now.
+    state: Optional[str]
     kept: bool
 
 

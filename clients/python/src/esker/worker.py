@@ -82,7 +82,8 @@ class Worker:
         #: What was reported last; ``None``: nothing in this attempt.
         self._reported: Optional[str] = None
         self._told = Told(job, lambda trigger: Checkpoint(self, trigger))
-        self._changed = asyncio.Condition()
+        #: Set, and replaced, when something was told.
+        self._changed = asyncio.Event()
         self._background: list["asyncio.Task[None]"] = []
 
     # What the task starts from
@@ -259,8 +260,13 @@ class Worker:
             Restart: the job has restarted.
         """
         self._told.raise_trouble()
-        if self._reported != "finished" and not isinstance(self._told.over, Ended):
+        if self._reported == "finished" or isinstance(self._told.over, Ended):
+            return
+        try:
             await self._report("finished")
+        except NotFound as error:
+            if not self._has_ended(error):
+                raise
 
     async def end(self) -> None:
         """Waits until the job has ended.
@@ -268,12 +274,7 @@ class Worker:
         Raises:
             Restart: the job has restarted.
         """
-        try:
-            await self._until(lambda: isinstance(self._told.over, Ended))
-        except NotFound:
-            # A job of which nothing is kept is forgotten once it has ended.
-            if self._reported != "finished":
-                raise
+        await self._until(lambda: isinstance(self._told.over, Ended))
 
     async def fail(self, message: str) -> None:
         """Says that the task has failed, so that the job restarts. What goes wrong with that is logged: silence tells the
@@ -282,7 +283,7 @@ class Worker:
             return
         self._reported = "failed"
         try:
-            await at_most(self._send_report("failed", self.attempt, message[:1000]), _LAST_WORD_SECONDS)
+            await at_most(self._send_report("failed", self.attempt, message=message[:1000]), _LAST_WORD_SECONDS)
         except (EskerError, asyncio.TimeoutError, TimeoutError) as error:
             log.warning("task %s %d of job %s could not say that it has failed: %s", self.operator, self.subtask, self.job, error)
 
@@ -348,7 +349,12 @@ class Worker:
         past = self._task.attempt if self._task is not None and not new_process else 0
         while True:
             self._raise_end()
-            task = await self.client.state(self.job, self.operator, self.subtask)
+            try:
+                task = await self.client.state(self.job, self.operator, self.subtask)
+            except NotFound as error:
+                if new_process or not self._has_ended(error):
+                    raise
+                continue
             self._raise_end()
             # A daemon that is behind tells of the attempt before; and the next one may have begun since it was asked.
             if task.attempt > past and task.attempt >= self._told.newest_attempt:
@@ -377,23 +383,32 @@ class Worker:
             return
         attempt = int(coordinator["attempt"])
         try:
-            await self._send_report("failed", attempt, f"process {self.name} takes the place of the one before")
+            await self._send_report("failed", attempt, message=f"process {self.name} takes the place of the one before")
         except AttemptOver:
             pass
         # The attempt after that one is the first that this process may be part of.
         self._told.newest_attempt = attempt + 1
 
     async def _send_report(
-        self, state: str, attempt: int, message: Optional[str] = None, patience: Optional[float] = None
+        self,
+        state: str,
+        attempt: int,
+        *,
+        message: Optional[str] = None,
+        patience: Optional[float] = None,
+        timeout: Optional[float] = None,
     ) -> dict[str, Any]:
         task = {"operator": self.operator, "subtask": self.subtask, "state": state}
-        return await self.client.report(self.job, attempt, [task], self.name, message=message, patience=patience)
+        return await self.client.report(
+            self.job, attempt, [task], self.name, message=message, patience=patience, timeout=timeout
+        )
 
     async def _report(self, state: str) -> None:
+        attempt = self.attempt
         try:
-            answer = await self._send_report(state, self.attempt)
+            answer = await self._send_report(state, attempt)
         except AttemptOver as error:
-            raise self._attempt_is_over(error) from None
+            raise self._attempt_is_over(error, attempt) from None
         self._told.note_heartbeat(answer)
         if self._reported is None and len(self._background) == 1:
             # The answer has said how often; with a guess the first beat might come too late.
@@ -403,22 +418,23 @@ class Worker:
     async def _beat(self) -> None:
         """Reports again and again what was reported last."""
         while True:
+            heartbeat = self._told.heartbeat
             # Not all workers of a job beat at the same moment.
-            await asyncio.sleep(self._told.heartbeat * random.uniform(0.7, 1.0))
-            state, task = self._reported, self._task
+            await asyncio.sleep(heartbeat * random.uniform(0.7, 1.0))
+            state, attempt = self._reported, self.attempt
             if state not in ("running", "end-of-data") or self._told.trouble is not None:
                 continue
             try:
-                self._told.note_heartbeat(await self._send_report(state, self.attempt, patience=self._told.heartbeat))
+                # A beat that takes longer is worth less than the next one.
+                self._told.note_heartbeat(await self._send_report(state, attempt, patience=heartbeat, timeout=heartbeat))
+            except AttemptOver as error:
+                self._attempt_is_over(error, attempt)
             except EskerError as error:
-                if self._task is not task or self._reported != state:
-                    continue  # It was about what is over.
-                if error.transient:
-                    log.warning("heartbeat of task %s %d of job %s: %s", self.operator, self.subtask, self.job, error)
-                elif isinstance(error, AttemptOver):
-                    await self._in_trouble(self._attempt_is_over(error))
-                elif self._told.over is None:
-                    await self._in_trouble(error)
+                if self._has_ended(error):
+                    continue
+                if not error.transient:
+                    self._in_trouble(error)
+                log.warning("heartbeat of task %s %d of job %s: %s", self.operator, self.subtask, self.job, error)
 
     async def _listen(self) -> None:
         """Takes in events until the job ends."""
@@ -429,32 +445,47 @@ class Worker:
                     self._told.take_in(raw)
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadAnswer(f"event {raw.name} {raw.id} cannot be read: {error!r}") from None
-                await self._notify()
+                self._notify()
                 while len(self._told.waiting) >= _WAITING_EVENTS_MAX:
                     await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
         except EskerError as error:
-            await self._in_trouble(error)
+            if not self._has_ended(error):
+                self._in_trouble(error)
         except Exception as error:
             # A worker that hears nothing and does not know it would wait for ever.
             log.exception("the events of job %s cannot be read", self.job)
-            await self._in_trouble(BadAnswer(f"the events of job {self.job} cannot be read: {error!r}"))
+            self._in_trouble(BadAnswer(f"the events of job {self.job} cannot be read: {error!r}"))
 
-    def _attempt_is_over(self, error: AttemptOver) -> EskerError:
-        return self._told.restart(None, None, "ATTEMPT", error.message)
+    def _attempt_is_over(self, error: AttemptOver, attempt: int) -> EskerError:
+        """What there is to raise. What belongs to an attempt before this one is no trouble of this one."""
+        if attempt != self.attempt:
+            return Restart(self.job, None, None, "ATTEMPT", error.message)
+        restart = self._told.restart(None, None, "ATTEMPT", error.message)
+        self._notify()
+        return restart
 
-    async def _in_trouble(self, trouble: EskerError) -> None:
+    def _has_ended(self, error: EskerError) -> bool:
+        """Whether an error says that the job has ended: there was one, and if nothing of it is kept it is forgotten at once.
+        Who was not listening at that moment hears no more of it than that."""
+        if not isinstance(error, NotFound) or error.field != "job":
+            return False
+        self._told.end(Ended(None, False))
+        self._notify()
+        return True
+
+    def _in_trouble(self, trouble: EskerError) -> None:
         if self._told.trouble is None:
             self._told.trouble = trouble
-        await self._notify()
+        self._notify()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Waits for a condition, or for trouble, which it raises."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._told.trouble is not None or condition())
+        while self._told.trouble is None and not condition():
+            await self._changed.wait()
         self._told.raise_trouble()
 
     async def _acknowledge(
@@ -470,10 +501,14 @@ class Worker:
                 self.client, self.task, self.name, checkpoint.trigger, states, finished, figures
             )
         except AttemptOver as error:
-            raise self._attempt_is_over(error) from None
+            raise self._attempt_is_over(error, checkpoint.trigger.attempt) from None
         except CheckpointOver as error:
             self._told.raise_trouble()
             return Acknowledged(False, reason=error.message)
+        except NotFound as error:
+            if not self._has_ended(error):
+                raise
+            return Acknowledged(False, reason="the job has ended")
         return Acknowledged(True, stored)
 
     async def _decline(self, checkpoint: Checkpoint, reason: Optional[str], message: Optional[str]) -> None:
@@ -481,7 +516,7 @@ class Worker:
         try:
             await self.client.decline(self.job, checkpoint.number, *of, reason, message)
         except AttemptOver as error:
-            raise self._attempt_is_over(error) from None
+            raise self._attempt_is_over(error, checkpoint.trigger.attempt) from None
 
     async def _close(self) -> None:
         background, self._background = self._background, []
