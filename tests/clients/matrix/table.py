@@ -4,6 +4,26 @@ from .steps import MEANING, STEPS
 
 OK, NOT_OFFERED, FAILED = "ok", "-", "**failed**"
 
+#: What stands below the table.
+NATIVE = """## Clients of the native API
+
+A worker that uses the native API says itself what it stores and for which checkpoint, and may leave its checkpoints to
+[the coordinator](coordinator.md).
+
+| | where | what it has |
+| --- | --- | --- |
+| Rust | [clients/rust](../clients/rust/README.md) | the native API, async (tokio) |
+| Python | [clients/python](../clients/python/README.md) | the native API and coordinated jobs, async (asyncio) and for threads; Python 3.10 and nothing else |
+| all others | [clients/openapi.json](../clients/openapi.json) | each endpoint and field; [examples/native-http](../examples/native-http/) does without a client |
+
+The client for Python repeats requests by itself: each is made so that a repeat does no harm. Its worker helper beats, takes in events as
+a stream or, if none gets through, by long poll, and gives a task its state back at any parallelism. [examples/python](../examples/python/) is a
+job of five processes that counts exactly once while they and the daemon are killed.
+
+`tests/python/run` installs the package, checks its types and runs its tests: against a daemon made for them that loses answers, cuts streams,
+is slow, restarts and tells wrong bytes, and against the real one, which is killed.
+"""
+
 HEAD = """\
 # Clients of the S3 door
 
@@ -60,4 +80,5 @@ class Table:
             lines += [f"- {name}, {', '.join(steps)}: {note}." for note, steps in notes.items()]
         for name, _, registry, why in (row for row in self.rows if not row[1]):
             lines.append(f"- {name} was skipped, {registry} did not give it: {why}.")
-        return "\n".join(lines) + "\n"
+        lines += ["", NATIVE]
+        return "\n".join(lines)
