@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import struct
 import threading
 import time
@@ -110,6 +111,8 @@ class Fake:
         self.by_hand: dict[str, dict[str, Any]] = {}
         self.epoch = uuid.uuid4().hex[:6]
         self.hold_streams = False
+        self.unix: Optional[str] = None
+        self.tls: Optional[ssl.SSLContext] = None
         #: Whether jobs are known after their end, as those are of which something is kept.
         self.keeps_ended = False
         self._writers: set[asyncio.StreamWriter] = set()
@@ -120,7 +123,9 @@ class Fake:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        if self.unix is not None:
+            return f"unix:{self.unix}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Fake":
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -144,7 +149,10 @@ class Fake:
 
     async def _listen(self) -> None:
         self._changed = self._changed or asyncio.Condition()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+        if self.unix is not None:
+            self._server = await asyncio.start_unix_server(self._serve, self.unix, limit=1 << 20)
+            return
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _end_all(self) -> None:
@@ -169,15 +177,16 @@ class Fake:
     def count(self, method: str, path: str) -> int:
         return sum(1 for r in list(self.requests) if r.method == method and re.search(path, r.path))
 
-    def restart(self, down_s: float = 0.0) -> None:
-        """The daemon ends without a word, and is back on the same port, another process."""
+    def restart(self, down_s: float = 0.0, forget: bool = True) -> None:
+        """The daemon ends without a word, and is back on the same port, another process. ``forget`` is false if another door
+        tells the same events."""
 
         async def run() -> None:
             await self._hang_up()
             await asyncio.sleep(down_s)
             self.epoch = uuid.uuid4().hex[:6]
             self.by_hand.clear()
-            for job in self.jobs.values():
+            for job in self.jobs.values() if forget else ():
                 job.log.clear()
             await self._listen()
 

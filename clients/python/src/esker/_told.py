@@ -36,7 +36,8 @@ class Told:
         self.trouble: Optional[EskerError] = None
         self.waiting: "collections.deque[Event]" = collections.deque()
         self._open: dict[int, Checkpoint] = {}
-        self._seen: set[int] = set()
+        #: The newest checkpoint that was triggered. Numbers grow, so that one up to this was told before.
+        self._triggered = -1
 
     def begin(self, attempt: int) -> None:
         """Forgets what concerned the attempt before."""
@@ -44,7 +45,7 @@ class Told:
         self.over, self.trouble = None, None
         self.waiting.clear()
         self._open.clear()
-        self._seen.clear()
+        self._triggered = -1
 
     def next(self) -> Optional[Event]:
         """The next event, if there is one. May be asked from any thread."""
@@ -141,14 +142,14 @@ class Told:
                 self._settle(Aborted(number, kind))
         if completed is not None and (self.completed is None or completed > self.completed):
             self.completed = completed
-        for trigger in pending:
+        for trigger in sorted(pending, key=lambda trigger: trigger.checkpoint):
             self._take_in_trigger(trigger)
 
     def _take_in_trigger(self, trigger: Trigger) -> None:
         if trigger.attempt > self.attempt:
             self.restart(trigger.attempt, None, "ATTEMPT", None)
-        elif trigger.attempt == self.attempt and trigger.checkpoint not in self._seen:
-            self._seen.add(trigger.checkpoint)
+        elif trigger.attempt == self.attempt and trigger.checkpoint > self._triggered:
+            self._triggered = trigger.checkpoint
             checkpoint = self._checkpoint_of(trigger)
             self._open[trigger.checkpoint] = checkpoint
             self.waiting.append(checkpoint)
