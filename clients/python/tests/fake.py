@@ -381,6 +381,9 @@ class Fake:
             return self._report(job, request.json())
         if rest == "state":
             return self._state(job, request.query)
+        if rest == "checkpoints":
+            states = {**{n: "pending" for n in job.pending}, **{n: "completed" for n in job.completed}, **{n: "aborted" for n in job.aborted}}
+            return [{"job": job.name, "checkpoint": n, "state": state} for n, state in sorted(states.items())]
         if rest == "restore":
             self._restart_job(job, "RESTORE", "by hand", request.json())
             return self._state(job, {})

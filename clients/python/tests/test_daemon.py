@@ -408,6 +408,24 @@ def test_stop_with_a_savepoint_from_which_another_job_starts(daemon, job, go):
 
 
 @coordinated
+def test_a_savepoint_that_completes_is_waited_for_though_nothing_is_told(daemon, job, go):
+    async def run():
+        async with Client(daemon.address) as client:
+            await create(client, job, 1)
+            async with Worker(job, "count", 0, client=client) as worker:
+                await worker.start()
+                bucket = daemon.told["bucket"]
+                triggering = asyncio.create_task(client.trigger_savepoint(job, f"s3://{bucket}/savepoints"))
+                savepoint = await worker.next(20)
+                assert savepoint.is_savepoint and await savepoint.put(b"x")
+                assert isinstance(await asyncio.wait_for(savepoint.wait(), 20), Completed)
+                assert (await triggering)["checkpoint"] == savepoint.number
+                assert worker.running
+
+    go(run())
+
+
+@coordinated
 def test_a_killed_daemon_loses_nothing_that_was_told_as_complete(daemon, job, go):
     async def run():
         async with Client(daemon.address) as client:

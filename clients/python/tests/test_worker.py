@@ -262,6 +262,22 @@ def test_heartbeats_come_as_often_as_they_are_wanted(fake, go):
     assert {r["worker"] for r in asked} == {"host:1"}
 
 
+def test_a_heartbeat_on_its_way_does_not_take_back_what_is_said_after_it(fake, go):
+    async def run():
+        await job(fake, TWO)
+        async with Worker("job", "count", 0, address=fake.address) as w:
+            await w.start()
+            # The next heartbeat is answered late, and sent again.
+            fake.fault("POST", "/tasks$", "lose answer", times=2)
+            sent = fake.count("POST", "/tasks$")
+            await until(lambda: fake.count("POST", "/tasks$") > sent)
+            await w.end_of_data()
+            states = [state for _, _, state in fake.jobs["job"].reports]
+            assert states == sorted(states, key=["running", "end-of-data"].index)
+
+    go(run())
+
+
 def test_a_heartbeat_that_is_answered_with_another_attempt_restarts_the_worker(fake, go):
     fake.hold_streams = True
 
@@ -416,6 +432,47 @@ def test_stop_with_a_savepoint(fake, go):
     told = go(run())
     assert told[-1] == Stopped(1, "s3://b/savepoint", True)
     assert fake.jobs["job"].reports[-1] == ("count", 0, "finished")
+
+
+@pytest.mark.parametrize("completes", [True, False])
+@pytest.mark.parametrize("stop", [None, "suspend"])
+def test_what_became_of_a_savepoint_is_looked_up_if_it_was_missed(fake, go, stop, completes):
+    async def run():
+        await job(fake)
+        async with Worker("job", "count", 0, address=fake.address) as w:
+            await w.start()
+            number = fake.trigger("job", "savepoint", stop=stop)
+            cp = await w.next(5)
+
+            def miss():
+                fake.epoch = "other"
+                for writer in list(fake._writers):
+                    writer.transport.abort()
+                if completes:
+                    fake.jobs["job"].completed[number] = fake.jobs["job"].pending.pop(number).acks
+                else:
+                    fake.jobs["job"].pending.pop(number)
+                    fake.jobs["job"].aborted.add(number)
+
+            fake.on_loop(miss)
+            outcome = await asyncio.wait_for(cp.wait(), 10)
+            assert isinstance(outcome, Completed if completes else Aborted) and outcome.kind == "savepoint"
+            assert w.running == (stop is None or not completes)
+
+    go(run())
+
+
+def test_a_savepoint_that_completes_is_waited_for_though_nothing_is_told(fake, go):
+    async def run():
+        await job(fake)
+        async with Worker("job", "count", 0, address=fake.address) as w:
+            await w.start()
+            fake.trigger("job", "savepoint")
+            cp = await w.next(5)
+            await cp.put(b"x")
+            assert isinstance(await asyncio.wait_for(cp.wait(), 10), Completed)
+
+    go(run())
 
 
 def test_end_of_data_waits_for_the_last_checkpoint(fake, go):

@@ -36,6 +36,8 @@ class Told:
         self.trouble: Optional[EskerError] = None
         self.waiting: "collections.deque[Event]" = collections.deque()
         self._open: dict[int, Checkpoint] = {}
+        #: Savepoints of which it was missed what became of them.
+        self.unknown: set[int] = set()
         #: The newest checkpoint that was triggered. Numbers grow, so that one up to this was told before.
         self._triggered = -1
 
@@ -45,6 +47,7 @@ class Told:
         self.over, self.trouble = None, None
         self.waiting.clear()
         self._open.clear()
+        self.unknown.clear()
         self._triggered = -1
 
     def next(self) -> Optional[Event]:
@@ -78,6 +81,22 @@ class Told:
         if self.over is None or isinstance(over, Ended) and not isinstance(self.over, Ended):
             self.over = over
             self.waiting.append(over)
+
+    def settle_savepoint(self, number: int, completed: bool) -> None:
+        """Notes what became of a savepoint, by who has looked: of one that completes nothing is told unless the job stops
+        with it."""
+        self.unknown.discard(number)
+        savepoint = self._open.get(number)
+        if savepoint is None:
+            return
+        if not completed:
+            self._settle(Aborted(number, "savepoint"))
+        elif savepoint.stop is None:
+            savepoint.outcome = Completed(number, "savepoint")
+            del self._open[number]
+        else:
+            self._settle(Completed(number, "savepoint"))
+            self.end(Stopped(number, None, savepoint.stop == "drain"))
 
     def note_heartbeat(self, answer: Any) -> None:
         """Notes how often heartbeats are wanted."""
@@ -134,12 +153,13 @@ class Told:
             if number in numbers:
                 continue
             kind = self._open[number].trigger.kind
-            # Savepoints are not among what is told as completed; one that was missed is looked at as aborted, but for the
-            # event `stop`, which comes for the one that the job stops with.
-            if completed is not None and number <= completed and kind == "checkpoint":
+            if kind != "checkpoint":
+                # Savepoints are not among what is told as completed: somebody has to look.
+                self.unknown.add(number)
+            elif completed is not None and number <= completed:
                 self._settle(Completed(number))
             else:
-                self._settle(Aborted(number, kind))
+                self._settle(Aborted(number))
         if completed is not None and (self.completed is None or completed > self.completed):
             self.completed = completed
         for trigger in sorted(pending, key=lambda trigger: trigger.checkpoint):

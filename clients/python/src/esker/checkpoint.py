@@ -93,7 +93,7 @@ class Checkpoint:
         Raises:
             Restart: the job has restarted.
         """
-        await self._worker._until(lambda: self.outcome is not None or not self._worker.running)
+        await self._worker._until_over(self)
         # The end of the job is told after all that completed.
         return self.outcome or Aborted(self.number, self.trigger.kind, "", "the job has ended")
 

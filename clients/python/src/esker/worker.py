@@ -25,7 +25,7 @@ import socket
 import time
 import uuid
 from types import TracebackType
-from typing import Any, AsyncGenerator, Awaitable, Callable, Optional, TypeVar, Union
+from typing import Any, AsyncGenerator, Awaitable, Callable, Iterable, Optional, TypeVar, Union
 
 from ._acknowledge import acknowledge
 from ._http import at_most
@@ -45,6 +45,8 @@ _WAITING_EVENTS_MAX = 10_000
 #: How long the last word of a task that has failed is tried to be said, in seconds.
 _LAST_WORD_SECONDS = 5.0
 _ATTEMPT_PAUSE_SECONDS = 0.1
+#: Seconds after which it is looked again what became of a savepoint.
+_LOOK_SECONDS = 0.5
 
 
 class Worker:
@@ -82,6 +84,8 @@ class Worker:
         #: What was reported last; ``None``: nothing in this attempt.
         self._reported: Optional[str] = None
         self._told = Told(job, lambda trigger: Checkpoint(self, trigger))
+        #: Held while it is said how the task is.
+        self._reporting = asyncio.Lock()
         #: Set, and replaced, when something was told.
         self._changed = asyncio.Event()
         self._background: list["asyncio.Task[None]"] = []
@@ -405,15 +409,17 @@ class Worker:
 
     async def _report(self, state: str) -> None:
         attempt = self.attempt
-        try:
-            answer = await self._send_report(state, attempt)
-        except AttemptOver as error:
-            raise self._attempt_is_over(error, attempt) from None
-        self._told.note_heartbeat(answer)
-        if self._reported is None and len(self._background) == 1:
-            # The answer has said how often; with a guess the first beat might come too late.
-            self._background.append(asyncio.create_task(self._beat()))
-        self._reported = state
+        # A heartbeat that is on its way must not arrive behind this, and take it back.
+        async with self._reporting:
+            try:
+                answer = await self._send_report(state, attempt)
+            except AttemptOver as error:
+                raise self._attempt_is_over(error, attempt) from None
+            self._told.note_heartbeat(answer)
+            if self._reported is None and len(self._background) == 1:
+                # The answer has said how often; with a guess the first beat might come too late.
+                self._background.append(asyncio.create_task(self._beat()))
+            self._reported = state
 
     async def _beat(self) -> None:
         """Reports again and again what was reported last."""
@@ -421,12 +427,15 @@ class Worker:
             heartbeat = self._told.heartbeat
             # Not all workers of a job beat at the same moment.
             await asyncio.sleep(heartbeat * random.uniform(0.7, 1.0))
-            state, attempt = self._reported, self.attempt
-            if state not in ("running", "end-of-data") or self._told.trouble is not None:
-                continue
+            attempt = self.attempt
             try:
-                # A beat that takes longer is worth less than the next one.
-                self._told.note_heartbeat(await self._send_report(state, attempt, patience=heartbeat, timeout=heartbeat))
+                async with self._reporting:
+                    state, attempt = self._reported, self.attempt
+                    if state is None or state == "failed" or self._told.trouble is not None:
+                        continue
+                    # A beat that takes longer is worth less than the next one.
+                    answer = await self._send_report(state, attempt, patience=heartbeat, timeout=heartbeat)
+                    self._told.note_heartbeat(answer)
             except AttemptOver as error:
                 self._attempt_is_over(error, attempt)
             except EskerError as error:
@@ -446,6 +455,8 @@ class Worker:
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadAnswer(f"event {raw.name} {raw.id} cannot be read: {error!r}") from None
                 self._notify()
+                if self._told.unknown:
+                    await self._look_at_savepoints(self._told.unknown)
                 while len(self._told.waiting) >= _WAITING_EVENTS_MAX:
                     await asyncio.sleep(_ATTEMPT_PAUSE_SECONDS)
         except EskerError as error:
@@ -455,6 +466,28 @@ class Worker:
             # A worker that hears nothing and does not know it would wait for ever.
             log.exception("the events of job %s cannot be read", self.job)
             self._in_trouble(BadAnswer(f"the events of job {self.job} cannot be read: {error!r}"))
+
+    async def _look_at_savepoints(self, numbers: Iterable[int]) -> None:
+        """Finds out what became of savepoints. Those that are in progress stay as they are."""
+        attempt = self.attempt
+        states = {known["checkpoint"]: known["state"] for known in await self.client.checkpoints(self.job)}
+        for number in sorted(numbers) if attempt == self.attempt else ():
+            if states.get(number) != "pending":
+                self._told.settle_savepoint(number, states.get(number) == "completed")
+        self._notify()
+
+    async def _until_over(self, checkpoint: Checkpoint) -> None:
+        def over() -> bool:
+            return checkpoint.outcome is not None or not self.running
+
+        while not over():
+            # Nothing is told of a savepoint that completes, unless the job stops with it.
+            told = checkpoint.stop is not None or not checkpoint.is_savepoint
+            try:
+                await at_most(self._until(over), None if told else _LOOK_SECONDS)
+            except (asyncio.TimeoutError, TimeoutError):
+                await self._look_at_savepoints([checkpoint.number])
+        self._told.raise_trouble()
 
     def _attempt_is_over(self, error: AttemptOver, attempt: int) -> EskerError:
         """What there is to raise. What belongs to an attempt before this one is no trouble of this one."""
