@@ -25,7 +25,17 @@ def fake() -> Iterator[Fake]:
 
 @pytest.fixture
 def go() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    async def watched(work: Coroutine[Any, Any, Any]) -> Any:
+        working = asyncio.ensure_future(work)
+        await asyncio.wait({working}, timeout=SECONDS_MAX)
+        if not working.done():
+            for task in asyncio.all_tasks():
+                task.print_stack(file=sys.stderr)
+            working.cancel()
+            raise AssertionError(f"the test hangs: it has not ended after {SECONDS_MAX} s")
+        return working.result()
+
     def run(work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run(asyncio.wait_for(work, SECONDS_MAX))
+        return asyncio.run(watched(work))
 
     return run
