@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import ssl
 import struct
 import threading
@@ -118,7 +119,6 @@ class Fake:
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._changed: Optional[asyncio.Condition] = None
-        self._server: Any = None
         self.port = 0
 
     @property
@@ -150,10 +150,32 @@ class Fake:
     async def _listen(self) -> None:
         self._changed = self._changed or asyncio.Condition()
         if self.unix is not None:
-            self._server = await asyncio.start_unix_server(self._serve, self.unix, limit=1 << 20)
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(self.unix)
+        else:
+            self._socket = socket.socket()
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(("127.0.0.1", self.port))
+            self.port = self._socket.getsockname()[1]
+        self._socket.listen(100)
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        """In place of asyncio's server, which forgets connections that come while it is closed: nobody answers those."""
+        try:
+            connection, _ = self._socket.accept()
+        except OSError:
             return
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20, ssl=self.tls)
-        self.port = self._server.sockets[0].getsockname()[1]
+        connection.setblocking(False)
+        self._loop.create_task(self._welcome(connection))
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        try:
+            protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=1 << 20), self._serve)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self.tls)
+        except OSError:
+            connection.close()  # A handshake that came to nothing.
 
     async def _end_all(self) -> None:
         await self._hang_up()
@@ -163,7 +185,8 @@ class Fake:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _hang_up(self) -> None:
-        self._server.close()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
         for writer in list(self._writers):
             writer.transport.abort()
 
