@@ -8,7 +8,7 @@ use crate::config::Retention;
 use crate::coordinator::ack::TaskSnapshot;
 use crate::coordinator::reason::FailureReason;
 use crate::coordinator::state::acks::AckOutcome;
-use crate::coordinator::state::decision::{Decision, RequestEnd, RestartCause};
+use crate::coordinator::state::decision::{Decision, RequestOutcome, RestartCause};
 use crate::coordinator::state::machine::{Beginning, Coordinator};
 use crate::coordinator::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use crate::coordinator::state::retained::{RetainedCheckpoint, RetainedKind};
@@ -216,11 +216,11 @@ impl Player {
         self.coordinator.begun(id, begun, self.now);
     }
 
-    fn answer(&mut self, number: RequestNumber, end: &RequestEnd) {
+    fn answer(&mut self, number: RequestNumber, end: &RequestOutcome) {
         let Some(label) = self.labels.get(&number) else { return };
         self.other(match end {
-            RequestEnd::Completed(id) => format!("answer {label} completed {id}"),
-            RequestEnd::Failed(_, reason, _) => format!("answer {label} failed {reason}"),
+            RequestOutcome::Completed(id) => format!("answer {label} completed {id}"),
+            RequestOutcome::Failed(_, reason, _) => format!("answer {label} failed {reason}"),
         });
     }
 
