@@ -58,6 +58,12 @@ pub enum CoordinatorError {
         /// The segments.
         segments: Vec<SegmentId>,
     },
+    /// What is named is not in the job's part of the store.
+    #[error(
+        "{1} is in another shard of the store than the job, which is not implemented: jobs are in one shard if the first two parts of their \
+         ids are the same, objects if their bucket and their first folder are"
+    )]
+    OtherShard(&'static str, String),
     /// A savepoint has to go somewhere.
     #[error("give the directory of the savepoint, or set execution.checkpointing.savepoint-dir")]
     NoSavepointDir,
@@ -106,6 +112,7 @@ impl CoordinatorError {
             | Self::NoSuchTask(..)
             | Self::State(_)
             | Self::OtherJob(_)
+            | Self::OtherShard(..)
             | Self::NoSavepointDir => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Unavailable,
             Self::Metadata(fault) => fault.kind(),
@@ -117,6 +124,7 @@ impl CoordinatorError {
     /// The field of a request that is wrong.
     pub fn field(&self) -> Option<&'static str> {
         Some(match self {
+            Self::OtherShard(field, _) => field,
             Self::NotCoordinated(_) | Self::Exists(..) => "job",
             Self::Setting(_) | Self::FixedSetting(_) => "settings",
             Self::Iterative => "iterative",

@@ -22,7 +22,7 @@ use super::state::machine::JobPhase;
 use super::state::queue::WantedCheckpoint;
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
 use super::state::tasks::TaskState;
-use super::storage::{JobStorage, MetadataFault, PUBLISHED_NAME};
+use super::storage::{JobStorage, MetadataFault, PUBLISHED_NAME, holds_savepoints};
 use super::topology::{OperatorSpec, TaskId, Topology, key_groups_of};
 use crate::config::{JobCheckpointing, PublishDir, Retention};
 use crate::engine::EngineError;
@@ -437,6 +437,9 @@ impl JobHandle {
                 let default = self.ask(|actor| actor.coordinator.rules().savepoint_dir.clone()).await?;
                 let dir = dir.or(default).ok_or(CoordinatorError::NoSavepointDir)?;
                 self.storage.engine().check_bucket(&dir.bucket)?;
+                if !holds_savepoints(self.storage.engine(), &dir) {
+                    return Err(CoordinatorError::OtherShard("dir", "the directory".to_owned()));
+                }
                 Some(dir)
             }
         };
@@ -542,6 +545,9 @@ impl JobHandle {
             None => (from.unwrap_or_else(|| job.clone()), checkpoint),
             Some(place) => {
                 let key = format!("{}{PUBLISHED_NAME}", place.prefix);
+                if !self.storage.engine().holds_key(&place.bucket, &key) {
+                    return Err(CoordinatorError::OtherShard("savepoint", "the savepoint".to_owned()));
+                }
                 let metadata = self.storage.published(&place.bucket, &key).await?;
                 let of =
                     metadata.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", metadata.job)))?;
@@ -549,6 +555,9 @@ impl JobHandle {
             }
         };
         let (from, checkpoint) = source;
+        if !self.storage.engine().holds_job(&from) {
+            return Err(CoordinatorError::OtherShard("from", format!("job {from}")));
+        }
         let known = self.storage.engine().checkpoints(&from)?;
         let asked =
             self.ask(|actor| (actor.newest(), actor.coordinator.topology().clone(), actor.when_quiet.is_some()));

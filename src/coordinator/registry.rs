@@ -15,7 +15,7 @@ use super::job::{JobActor, published_in};
 use super::record::{RememberedJob, UnreadableJob};
 use super::state::machine::{Beginning, Coordinator};
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
-use super::storage::{JobStorage, published_key};
+use super::storage::{JobStorage, holds_savepoints, published_key};
 use super::topology::{OperatorSpec, Topology};
 use crate::config::JobCheckpointing;
 use crate::engine::{CheckpointView, Engine};
@@ -186,6 +186,13 @@ impl Coordinators {
         check_operators(&operators)?;
         for dir in rules.dir.iter().chain(&rules.savepoint_dir) {
             self.0.engine.check_bucket(&dir.bucket)?;
+        }
+        let published = rules.dir.as_ref().map(|dir| published_key(dir, &job, rules.create_subdir, CheckpointId(1)));
+        if published.is_some_and(|(bucket, key)| !self.0.engine.holds_key(&bucket, &key)) {
+            return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.dir".to_owned()));
+        }
+        if rules.savepoint_dir.as_ref().is_some_and(|dir| !holds_savepoints(&self.0.engine, dir)) {
+            return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.savepoint-dir".to_owned()));
         }
         let _creating = self.0.creating.lock().await;
         let topology = Topology::new(operators);

@@ -293,6 +293,10 @@ impl JobStorage {
                 for tried in 1.. {
                     let folder = savepoint_folder(&self.job, &self.engine.entropy().hex(6));
                     let key = format!("{prefix}{folder}/{PUBLISHED_NAME}");
+                    // Of a bucket's own folders each may be in another shard.
+                    if prefix.is_empty() && !self.engine.holds_key(&bucket, &key) {
+                        continue;
+                    }
                     match put(&bucket, &key, Condition::Absent).await {
                         Ok(()) => return Ok(Some((bucket, key))),
                         Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}
@@ -381,6 +385,11 @@ fn savepoint_folder(job: &JobId, random: &str) -> String {
     let last = job.as_str().rsplit('/').next().unwrap_or_default();
     let short: String = last.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
     format!("savepoint-{}-{random}", short.to_lowercase())
+}
+
+/// Whether a job of this engine can have savepoints in a directory.
+pub fn holds_savepoints(engine: &Engine, dir: &PublishDir) -> bool {
+    dir.prefix.is_empty() || engine.holds_key(&dir.bucket, &format!("{}savepoint/{PUBLISHED_NAME}", dir.prefix))
 }
 
 /// Where the metadata of a checkpoint is published in a directory.

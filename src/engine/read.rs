@@ -116,6 +116,16 @@ impl Engine {
         if self.catalog.has_bucket(bucket) { Ok(()) } else { Err(Refusal::NoSuchBucket(bucket.to_owned()).into()) }
     }
 
+    /// Whether an object with this key is in the engine's part of the store, or would be.
+    pub fn holds_key(&self, bucket: &str, key: &str) -> bool {
+        self.shard.routing().of_key(bucket, key) == self.shard.shard
+    }
+
+    /// Whether a job of this name is, or would be.
+    pub fn holds_job(&self, job: &JobId) -> bool {
+        self.shard.routing().of_job(job.as_str()) == self.shard.shard
+    }
+
     /// The object under a key, if there is one. What was seen to be gone stays gone.
     ///
     /// # Errors

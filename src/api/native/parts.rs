@@ -17,7 +17,7 @@ use crate::coordinator::registry::Coordinators;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
-use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, ShardOf, StateScope, SubtaskKey, Writer};
+use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
 use crate::runtime::{Clock, Payer};
 use esker_client::wire::PutParams;
 
@@ -33,8 +33,6 @@ pub struct Native {
     /// Cancelled when answers without an end have to end.
     pub(super) ending: CancellationToken,
     keys: KeyRing,
-    /// The part of the store that the engine has.
-    shard: ShardOf,
 }
 
 crate::runtime::opaque_debug!(Native);
@@ -45,13 +43,7 @@ impl Native {
         let limits = &engine.settings().limits;
         let admission = Admission { silence_max: limits.body_timeout, metrics: engine.metrics().clone() };
         let (coordinators, ending) = (Coordinators::start(&engine), engine.stopping());
-        Self { engine, admission, coordinators, ending, keys, shard: ShardOf::WHOLE }
-    }
-
-    /// The same, whose engine has one shard of several.
-    #[must_use]
-    pub fn of_shard(self, shard: ShardOf) -> Self {
-        Self { shard, ..self }
+        Self { engine, admission, coordinators, ending, keys }
     }
 
     /// Refuses a job of another shard.
@@ -59,7 +51,7 @@ impl Native {
     /// # Errors
     /// 501.
     pub(super) fn check_shard(&self, field: &'static str, job: &JobId) -> Result<(), ApiError> {
-        if self.shard.routing().of_job(job.as_str()) == self.shard.shard {
+        if self.engine.holds_job(job) {
             return Ok(());
         }
         let message = format!(

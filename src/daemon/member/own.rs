@@ -230,15 +230,13 @@ impl ShardMember {
         let evidence =
             MapEvidence { maps: Arc::clone(maps), shard, me: me.clone(), epoch_before, engine: engine.clone() };
         let mut s3 = S3Door::new(engine.clone(), keys.clone());
-        let mut native = Native::new(engine.clone(), keys.clone());
         if !shard.is_whole() {
             s3 = s3.of_shard(Siblings::new(shard, Arc::new(dispatcher.clone())));
-            native = native.of_shard(shard);
         }
         Arc::new(Here {
             shard: shard.shard,
             s3: crate::api::s3::service(s3),
-            api: native.router(),
+            api: Native::new(engine.clone(), keys.clone()).router(),
             proofs: Proofs::new(evidence, self.0.foundation.metrics.clone()),
             lost: running.lost().child_token(),
             requests: TaskTracker::new(),
