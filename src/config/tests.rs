@@ -446,7 +446,6 @@ fn config_toml_says_of_each_key_whether_it_has_an_effect() {
     let found: Vec<(String, Effect)> = keys_in(&text)
         .into_iter()
         .map(|line| match line.comment.as_str() {
-            comment if comment.starts_with("# No effect yet. ") => (line.key, Effect::Later),
             comment if comment.starts_with("# No effect here: ") => (line.key, Effect::Elsewhere),
             _ => (line.key, Effect::Now),
         })

@@ -71,8 +71,6 @@ use super::values::{InvalidLiteral, Literal, Secret, Setting, Span};
 pub(in crate::config) enum Effect {
     /// It does: the value is in [`Settings`](super::Settings), or decides about a rule.
     Now,
-    /// It will, with a part of the daemon that is not there yet.
-    Later,
     /// It never will: the key is the worker's, and accepted for Flink's sake.
     Elsewhere,
 }
@@ -82,7 +80,6 @@ impl Effect {
     pub(in crate::config) fn warning(self) -> Option<&'static str> {
         match self {
             Self::Now => None,
-            Self::Later => Some("has no effect yet"),
             Self::Elsewhere => Some("has no effect here, it is for workers"),
         }
     }
