@@ -496,10 +496,14 @@ impl JobHandle {
     pub async fn start(&self, of: Option<(String, u32)>) -> Result<JobStart, CoordinatorError> {
         let asked = self.ask(|actor| {
             let coordinator = &actor.coordinator;
+            // A checkpoint is being stored, and the new attempt may begin from it: nobody knows yet.
+            if coordinator.attempt() != actor.remembered.attempt {
+                return Err(CoordinatorError::Busy);
+            }
             let operators = coordinator.topology().operators().to_vec();
-            (coordinator.phase(), coordinator.attempt(), actor.remembered.from.clone(), operators)
+            Ok((coordinator.phase(), coordinator.attempt(), actor.remembered.from.clone(), operators))
         });
-        let (phase, attempt, from, operators) = asked.await?;
+        let (phase, attempt, from, operators) = asked.await??;
         if let Some((operator, subtask)) = &of
             && !operators.iter().any(|spec| spec.id == *operator && *subtask < spec.parallelism)
         {
