@@ -181,6 +181,7 @@ impl Doors {
             keys: self.keys.clone(),
             drain: Arc::clone(member.drain()),
             ready,
+            ending: self.drain.clone(),
             metrics: metrics.clone(),
         };
         self.api.when_full.open(TowerToHyperService::new(door.clone().router_when_full(self.peers.clone())));

@@ -23,7 +23,7 @@ use crate::support::{
 const BUCKET: &str = "states";
 
 /// Settings of a member called `id`.
-fn member(server: &S3Server, id: &str) -> esker::config::Settings {
+pub(crate) fn member(server: &S3Server, id: &str) -> esker::config::Settings {
     member_with(server, id, &[])
 }
 
@@ -45,7 +45,7 @@ async fn owner(client: &Client) -> Option<String> {
     status(client).await.shards.first().and_then(|shard| shard.owner.clone())
 }
 
-async fn owned_by(client: &Client, id: &str) {
+pub(crate) async fn owned_by(client: &Client, id: &str) {
     eventually("the catalog has its new owner", SOON, || async {
         client.cluster().await.is_ok_and(|status| status.shards.iter().any(|shard| shard.owner.as_deref() == Some(id)))
     })

@@ -2,6 +2,7 @@
 //! asked of it.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_client::wire::{
@@ -11,7 +12,9 @@ use esker_client::wire::{
 use esker_client::{Client, ClientError};
 use http::StatusCode;
 
+use crate::cluster::{member, owned_by};
 use crate::faults::{Fault, Gate, Op, Rule, any, eventually};
+use crate::s3_server::S3Server;
 use crate::support::{INLINE, Running, SOON, server_and_daemon, settings};
 
 const COORDINATED: &str = "coordinated";
@@ -174,4 +177,60 @@ async fn a_coordinator_that_dies_at_any_request_that_arrives_late_leaves_what_it
     for number in 0..puts_of_a_checkpoint("0").await {
         dies_at(number, Fault::Held, "0").await;
     }
+}
+
+/// Members of a cluster, the first of which has the catalog, and a job through the second one.
+async fn a_job_through_a_member(server: &S3Server) -> (Running, Running, Told) {
+    let start = async |id| Running::start(member(server, id)).await;
+    let (owner, other) = (start("a").await, start("b").await);
+    create(&other.client).await.unwrap();
+    runs(&other.client).await.unwrap();
+    let mut told = Told::default();
+    checkpoint(&other.client, &mut told).await.unwrap();
+    (owner, other, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_goes_on_with_the_next_owner_of_the_catalog() {
+    for is_killed in [false, true] {
+        let server = S3Server::start().await;
+        let (owner, other, mut told) = a_job_through_a_member(&server).await;
+
+        match is_killed {
+            true => owner.kill().await,
+            false => owner.shut_down().await.unwrap(),
+        }
+        owned_by(&other.client, "b").await;
+
+        runs(&other.client).await.unwrap();
+        assert_as_told(&other.client, &told).await;
+        checkpoint(&other.client, &mut told).await.unwrap();
+        assert_as_told(&other.client, &told).await;
+        other.shut_down().await.unwrap();
+    }
+}
+
+/// Who waits for events holds up neither the member that he asks nor the one that has the catalog.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_ends_at_once_though_workers_wait_for_events_through_it() {
+    let server = S3Server::start().await;
+    let (owner, other, _) = a_job_through_a_member(&server).await;
+    let waiting = async |client: Client| {
+        let after = client.events(COORDINATED, &EventsParams::default()).await.unwrap().next;
+        let params = EventsParams { worker: None, after: Some(after), wait: Some("60 s".into()) };
+        tokio::spawn(async move { client.events(COORDINATED, &params).await })
+    };
+    let (here, there) = (waiting(owner.new_client()).await, waiting(other.new_client()).await);
+    let begun = Instant::now();
+
+    owner.shut_down().await.unwrap();
+    owned_by(&other.client, "b").await;
+    let third = Running::start(member(&server, "c")).await;
+    let through = waiting(third.new_client()).await;
+    third.shut_down().await.unwrap();
+
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    through.await.unwrap().unwrap_err();
+    other.shut_down().await.unwrap();
+    drop((here.await.unwrap(), there.await.unwrap()));
 }

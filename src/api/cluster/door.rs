@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use esker_client::wire::{ClusterMember, ClusterShard, ClusterStatus};
+use futures::StreamExt;
 use futures::future::join_all;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::dispatch::{Dispatcher, PeerDoor, Unanswered};
 use super::route::{RouteTo, Routes, ShardRoutes};
@@ -79,6 +82,8 @@ pub struct MemberDoor {
     pub drain: Arc<Drain>,
     /// Whether requests are wanted.
     pub ready: Arc<AtomicBool>,
+    /// Cancelled when answers without an end have to end.
+    pub ending: CancellationToken,
     /// Everything that is counted.
     pub metrics: Metrics,
 }
@@ -266,6 +271,24 @@ async fn of_peer(door: &MemberDoor, method: Method, path: String) -> Response {
 
 /// A request of a client that is about nothing of this member alone.
 async fn of_client(State(door): State<MemberDoor>, request: Request) -> Response {
+    if !request.uri().path().ends_with("/events") {
+        return answered(&door, request).await;
+    }
+    // Whoever waits for events does not hold up the end of a member.
+    tokio::select! {
+        answer = answered(&door, request) => {
+            let (head, body) = answer.into_parts();
+            let told = body.into_data_stream().take_until(door.ending.clone().cancelled_owned());
+            Response::from_parts(head, Body::from_stream(told))
+        }
+        () = door.ending.cancelled() => {
+            let error = ApiError::of(ErrorKind::ShuttingDown, "the daemon is shutting down, repeat the request".to_owned());
+            error.into_response()
+        }
+    }
+}
+
+async fn answered(door: &MemberDoor, request: Request) -> Response {
     let headers = request.headers().clone();
     match spread::answer(&door.dispatcher, request).await {
         Ok(answer) => answer,

@@ -233,12 +233,15 @@ impl ShardMember {
         if !shard.is_whole() {
             s3 = s3.of_shard(Siblings::new(shard, Arc::new(dispatcher.clone())));
         }
+        let lost = running.lost().child_token();
+        // Whoever waits for events of a job is told to come back, when the shard is given away, and does not hold that up.
+        let native = Native::new(engine.clone(), keys.clone()).ending_with(lost.clone());
         Arc::new(Here {
             shard: shard.shard,
             s3: crate::api::s3::service(s3),
-            api: Native::new(engine.clone(), keys.clone()).router(),
+            api: native.router(),
             proofs: Proofs::new(evidence, self.0.foundation.metrics.clone()),
-            lost: running.lost().child_token(),
+            lost,
             requests: TaskTracker::new(),
             engine,
         })
