@@ -432,6 +432,8 @@ async fn load(
     claim: Option<CatalogClaim>,
 ) -> Result<(CatalogState, Journal, Owned), OpeningError> {
     let mut state = CatalogState::default();
+    // Of several shards the first decides which buckets there are; the others are told when they are asked for one.
+    let decides_on_buckets = claim.as_ref().is_none_or(|claim| claim.shard.shard == 0);
     let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, claim, &mut state).await?;
     if owned.data.capabilities().leases {
         state.keep_failed_files_open();
@@ -441,7 +443,7 @@ async fn load(
     let recovered = taker.progress.told("settling what was left open", &url, recovering).await?;
     taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
     recover::log(&recovered);
-    for bucket in &taker.settings.server.buckets {
+    for bucket in taker.settings.server.buckets.iter().filter(|_| decides_on_buckets) {
         ensure_bucket(&mut state, bucket, taker.clock.now())?;
     }
     save(&mut state, &journal).await?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker::cluster::upkeep;
@@ -305,6 +305,14 @@ async fn a_member_that_is_drained_has_no_shard_and_gets_none() {
     third.shut_down().await.unwrap();
     balanced(&second, &["b"]).await;
     assert_eq!(get(&second.s3_client_of(BUCKET), "d/x").await, "through it");
+
+    // Rather than nobody it takes them, until somebody else does.
+    second.kill().await;
+    balanced(&first, &["a"]).await;
+    assert_eq!(get(&first.s3_client_of(BUCKET), "d/x").await, "through it");
+    let fourth = start(&server, "d").await;
+    balanced(&fourth, &["d"]).await;
+    assert_eq!(get(&first.s3_client_of(BUCKET), "d/x").await, "through it");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,6 +347,59 @@ async fn buckets_are_the_same_in_all_shards() {
         }
     }
     assert_eq!(request(0, Method::DELETE, "fresh").await, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_with_an_upload_stays_and_one_that_was_deleted_comes_back_in_no_shard() {
+    let server = S3Server::start().await;
+    let daemons = three(&server).await;
+    let clients: Vec<_> = daemons.iter().map(|daemon| daemon.s3_client_of(BUCKET)).collect();
+    for key in keys() {
+        let mut upload = clients[0].put_multipart(&Path::from(key.as_str())).await.unwrap();
+        upload.put_part("part".into()).await.unwrap();
+
+        assert_eq!(signed(&clients[1], Method::DELETE).await, 409);
+        upload.complete().await.unwrap();
+
+        assert_eq!(get(&clients[2], &key).await, "part");
+        clients[2].delete(&Path::from(key.as_str())).await.unwrap();
+    }
+    assert_eq!(signed(&clients[1], Method::DELETE).await, 204);
+
+    // Configured or not: only who takes the first shard over makes it again.
+    let known = owners(&status(&daemons[0]).await);
+    let mut left: Vec<_> = ["a", "b", "c"].into_iter().zip(daemons).collect();
+    let other = left.iter().position(|(id, _)| *id != known[&0] && known.values().any(|owner| owner == id)).unwrap();
+    left.remove(other).1.kill().await;
+    let ids: Vec<&str> = left.iter().map(|(id, _)| *id).collect();
+    balanced(&left[0].1, &ids).await;
+
+    let client = left[0].1.s3_client_of(BUCKET);
+    assert_eq!(signed(&client, Method::HEAD).await, 404);
+    for key in keys() {
+        let refused = client.put(&Path::from(key.as_str()), "x".into()).await;
+        assert!(is_missing(&refused), "{refused:?}");
+    }
+}
+
+/// One request becomes several: who asks is looked at first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_has_no_shard_asked() {
+    let server = S3Server::start().await;
+    let daemon = Running::start(member_with(&server, "a", &[("auth.tokens", "of-clients")])).await;
+    let many = format!(r#"{{"segments": [{}""]}}"#, r#""","#.repeat(50_000));
+    let begun = Instant::now();
+
+    for (method, path, body) in [
+        (Method::POST, "/v1/restore", many.as_str()),
+        (Method::GET, "/v1/jobs", ""),
+        (Method::GET, "/v1/segments/01J", ""),
+        (Method::GET, "/v1/audit", ""),
+        (Method::POST, "/v1/jobs", r#"{"job": "x"}"#),
+    ] {
+        assert_eq!(api(&daemon, method, path, body).await.0, 401, "{path}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

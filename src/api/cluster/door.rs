@@ -289,28 +289,24 @@ async fn of_client(State(door): State<MemberDoor>, request: Request) -> Response
 }
 
 async fn answered(door: &MemberDoor, request: Request) -> Response {
-    let headers = request.headers().clone();
-    match spread::answer(&door.dispatcher, request).await {
-        Ok(answer) => answer,
-        Err(error @ (Unanswered::NotOverShards(_) | Unanswered::NoSegments(_) | Unanswered::TooLong(_))) => {
-            // Nobody else has looked who asks.
-            if let Err(error) = door.authorized(&headers, false) {
-                return error.into_response();
-            }
-            match error {
-                Unanswered::NoSegments(_) => ApiError::not_found("segments", error.to_string()),
-                Unanswered::TooLong(_) => {
-                    ApiError::invalid("body", error.to_string()).with_status(StatusCode::PAYLOAD_TOO_LARGE)
-                }
-                _ => ApiError::invalid("path", error.to_string()).with_status(StatusCode::NOT_IMPLEMENTED),
-            }
-            .into_response()
+    let error = match spread::answer(&door.dispatcher, request, |headers| door.authorized(headers, false)).await {
+        Ok(answer) => return answer,
+        Err(error) => error,
+    };
+    match error {
+        Unanswered::NoSegments(_) => ApiError::not_found("segments", error.to_string()),
+        Unanswered::TooLong(_) => {
+            ApiError::invalid("body", error.to_string()).with_status(StatusCode::PAYLOAD_TOO_LARGE)
         }
-        Err(error) => {
+        Unanswered::NotOverShards(_) => {
+            ApiError::invalid("path", error.to_string()).with_status(StatusCode::NOT_IMPLEMENTED)
+        }
+        _ => {
             door.metrics.rejected.of(RejectReason::Unavailable).inc();
-            ApiError::of(ErrorKind::Unavailable, error.to_string()).into_response()
+            ApiError::of(ErrorKind::Unavailable, error.to_string())
         }
     }
+    .into_response()
 }
 
 /// What the cluster is, as this member sees it.

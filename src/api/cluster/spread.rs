@@ -1,16 +1,18 @@
 //! Requests of the native API that are about several shards: every owner is asked as the client has asked, and their answers are one.
 //!
-//! Each owner looks at the token for itself. An answer that is no success is the answer to all.
+//! Who asks is looked at first, because one request becomes several; each owner looks once more, at what is asked for. An answer that is
+//! no success is the answer to all.
 
 use std::collections::BTreeMap;
 
 use axum::body::Body as AxumBody;
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde_json::{Map, Value};
 
@@ -18,6 +20,7 @@ use super::dispatch::{Dispatcher, Unanswered};
 use super::target::{Joined, RequestTarget, parameter};
 use crate::api::shards::calls::{ANSWER_BYTES_MAX, CALL_BYTES_MAX, EngineCall, read};
 use crate::api::shards::siblings::OF_BUCKETS;
+use crate::api::status::ApiError;
 use crate::model::Routing;
 
 /// A body is at most so long, but for one that lists segments.
@@ -27,17 +30,24 @@ const PAGE_OBJECTS: usize = 1000;
 /// Segments that an error names.
 const NAMED_MAX: usize = 10;
 
-/// Answers a request that came to the native API.
+/// Answers a request that came to the native API. `admit` says who may ask several shards.
 ///
 /// # Errors
 /// [`Unanswered`].
-pub async fn answer(dispatcher: &Dispatcher, request: Request<AxumBody>) -> Result<Response<AxumBody>, Unanswered> {
+pub async fn answer(
+    dispatcher: &Dispatcher,
+    request: Request<AxumBody>,
+    admit: impl FnOnce(&HeaderMap) -> Result<(), ApiError>,
+) -> Result<Response<AxumBody>, Unanswered> {
     let routing = dispatcher.routing().await?;
     let (head, body) = request.into_parts();
     match RequestTarget::of_api(&head, routing) {
         _ if routing.shards() == 1 => dispatcher.api(0, Request::from_parts(head, body)).await,
         RequestTarget::Shard(shard) => dispatcher.api(shard, Request::from_parts(head, body)).await,
-        target => answer_by_target(dispatcher.clone(), routing, target, head, body).boxed().await,
+        target => match admit(&head.headers) {
+            Ok(()) => answer_by_target(dispatcher.clone(), routing, target, head, body).boxed().await,
+            Err(refused) => Ok(refused.into_response()),
+        },
     }
 }
 
@@ -90,17 +100,18 @@ impl SpreadRequest {
     /// The answer of the owner that has what is asked for.
     async fn who_knows(&self) -> Result<Response<AxumBody>, Unanswered> {
         let mut asked: FuturesUnordered<_> = self.shards().map(|shard| self.of(shard)).collect();
-        let (mut missing, mut unanswered) = (None, None);
+        let (mut missing, mut failed, mut unanswered) = (None, None, None);
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(answer) if answer.status() == StatusCode::NOT_FOUND => missing = Some(answer),
+                Ok(answer) if answer.status().is_server_error() => failed = Some(answer),
                 Ok(answer) => return Ok(answer),
                 Err(error) => unanswered = Some(error),
             }
         }
-        // One that does not answer may have it.
-        match (unanswered, missing) {
-            (None, Some(missing)) => Ok(missing),
+        // One that does not answer, or fails, may have it.
+        match (unanswered, failed.or(missing)) {
+            (None, Some(answer)) => Ok(answer),
             (error, _) => Err(error.unwrap_or(Unanswered::Nobody)),
         }
     }
@@ -125,8 +136,14 @@ impl SpreadRequest {
         if let Some(shard) = unknown.iter().position(Vec::is_empty) {
             return self.of(u32::try_from(shard).unwrap_or(OF_BUCKETS)).await;
         }
-        let nowhere = |place: &usize| unknown.iter().all(|of_shard| of_shard.contains(place));
-        let missing: Vec<usize> = unknown[0].iter().copied().filter(nowhere).collect();
+        let mut unknown_to = vec![0; texts.len()];
+        for place in unknown.iter().flatten() {
+            if let Some(count) = unknown_to.get_mut(*place) {
+                *count += 1;
+            }
+        }
+        let places = unknown_to.into_iter().enumerate();
+        let missing: Vec<usize> = places.filter(|(_, count)| *count == unknown.len()).map(|(place, _)| place).collect();
         if missing.is_empty() {
             return Err(Unanswered::NotOverShards("a restore of segments of several shards in one request".to_owned()));
         }
@@ -138,7 +155,11 @@ impl SpreadRequest {
     async fn all(&self, joined: Joined) -> Result<Response<AxumBody>, Unanswered> {
         let answers = try_join_all(self.shards().map(|shard| self.of(shard))).await?;
         let mut values = vec![];
-        for answer in answers {
+        for (shard, answer) in self.shards().zip(answers) {
+            // One that was not told of a bucket has nothing in it; the first one knows whether it is there.
+            if joined == Joined::Objects && shard != OF_BUCKETS && answer.status() == StatusCode::NOT_FOUND {
+                continue;
+            }
             if !answer.status().is_success() {
                 return Ok(answer);
             }

@@ -306,11 +306,11 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
     })
 }
 
-/// Whether a bucket is there, and has objects.
+/// Whether a bucket is there, and has objects or uploads.
 pub(in crate::api) async fn look_for_bucket(engine: &Engine, bucket: &str) -> Result<BucketSeen, EngineError> {
     let any = ListQuery { max: 1, ..ListQuery::default() };
     match engine.list(bucket, &any).await {
-        Ok(page) if page.entries.is_empty() => Ok(BucketSeen::Empty),
+        Ok(page) if page.entries.is_empty() && engine.uploads_below(bucket, "")?.is_empty() => Ok(BucketSeen::Empty),
         Ok(_) => Ok(BucketSeen::Filled),
         Err(EngineError::Refused(Refusal::NoSuchBucket(_))) => Ok(BucketSeen::Missing),
         Err(error) => Err(error),

@@ -117,15 +117,15 @@ impl Siblings {
         created
     }
 
-    /// Deletes a bucket that is empty in all shards: here first, so that no shard is told of it any more. One into which something is
-    /// put meanwhile is there again.
+    /// Deletes a bucket that has nothing in any shard, no upload either: here first, so that no shard is told of it any more. One into
+    /// which something is put meanwhile is there again.
     ///
     /// # Errors
     /// As [`Engine::delete_bucket`].
     pub async fn delete_bucket(&self, own: &Engine, bucket: &str) -> Result<(), EngineError> {
         let others = || self.all().filter(|shard| *shard != self.own.shard);
         let look = EngineCall::LookForBucket(bucket.to_owned());
-        let seen = try_join_all(others().map(|shard| self.ask::<BucketSeen>(own, shard, &look))).await?;
+        let seen = try_join_all(self.all().map(|shard| self.ask::<BucketSeen>(own, shard, &look))).await?;
         let not_empty = || EngineError::Refused(Refusal::BucketNotEmpty(bucket.to_owned()));
         if seen.contains(&BucketSeen::Filled) && own.check_bucket(bucket).is_ok() {
             return Err(not_empty());
@@ -136,18 +136,13 @@ impl Siblings {
         }
         let call = EngineCall::DeleteBucket(bucket.to_owned());
         let elsewhere = join_all(others().map(|shard| self.ask::<()>(own, shard, &call))).await;
-        for result in elsewhere {
-            match result {
-                Ok(()) => {}
-                Err(EngineError::Refused(Refusal::BucketNotEmpty(_))) => {
-                    self.create_bucket(own, bucket).await?;
-                    return Err(not_empty());
-                }
-                // It is repeated, and goes on from here.
-                Err(error) => return Err(error),
-            }
-        }
-        deleted
+        let Some(error) = elsewhere.into_iter().find_map(Result::err) else { return deleted };
+        // What a shard has may have been answered: the bucket is there as before, and whoever deletes it begins anew.
+        self.create_bucket(own, bucket).await?;
+        Err(match error {
+            EngineError::Refused(Refusal::BucketNotEmpty(_)) => not_empty(),
+            error => error,
+        })
     }
 
     /// One page of a bucket's keys, of all shards.

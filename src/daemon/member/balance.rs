@@ -29,6 +29,9 @@ impl Membership {
                 () = tokio::time::sleep(every) => {}
             }
             let last = maps.known();
+            if self.0.drain.is_drained() && self.somebody_takes(&last.map).await {
+                self.drain_all();
+            }
             let now = members_of(&last.map);
             if now != members {
                 (members, since) = (now, Clock::instant());
@@ -41,6 +44,16 @@ impl Membership {
                 self.give(&next);
             }
         }
+    }
+
+    /// Whether this member has something that another one takes, which was not drained itself.
+    async fn somebody_takes(&self, map: &ClusterMap) -> bool {
+        if !(0..map.shards).any(|shard| self.has(shard)) {
+            return false;
+        }
+        let others = self.0.links.others(map, None);
+        let pongs = join_all(others.iter().map(|link| link.ping(self.0.maps.known().number, PAUSE))).await;
+        pongs.into_iter().flatten().any(|pong| !pong.drained)
     }
 
     /// The next move of a shard of this member to one that takes it; none while the one before is not over.

@@ -177,8 +177,11 @@ impl ShardMember {
         if without.is_none() && shard.is_whole() {
             return NextStep::TakeOver(since, how);
         }
-        let rank = last.map.candidates(shard.shard, without).iter().position(|member| member.id == me.id);
-        let rank = u32::try_from(rank.unwrap_or_default()).unwrap_or(u32::MAX);
+        let candidates = last.map.candidates(shard.shard, without);
+        let rank = candidates.iter().position(|member| member.id == me.id).unwrap_or_default();
+        // One that was drained is the last resort.
+        let rank = if self.0.drain.is_drained() { candidates.len() } else { rank };
+        let rank = u32::try_from(rank).unwrap_or(u32::MAX);
         let mut over = std::pin::pin!(tokio::time::sleep(RANK_WAIT.saturating_mul(rank)));
         let mut number = last.number;
         loop {
