@@ -12,7 +12,7 @@ use esker_client::wire::{
 use esker_client::{Client, ClientError};
 use http::StatusCode;
 
-use crate::cluster::{member, owned_by};
+use crate::cluster::{member_with, owned_by};
 use crate::faults::{Fault, Gate, Op, Rule, any, eventually};
 use crate::s3_server::S3Server;
 use crate::support::{INLINE, Running, SOON, server_and_daemon, settings};
@@ -179,10 +179,13 @@ async fn a_coordinator_that_dies_at_any_request_that_arrives_late_leaves_what_it
     }
 }
 
+async fn member(server: &S3Server, id: &str) -> Running {
+    Running::start(member_with(server, id, &[("server.buckets", "checkpoints")])).await
+}
+
 /// Members of a cluster, the first of which has the catalog, and a job through the second one.
 async fn a_job_through_a_member(server: &S3Server) -> (Running, Running, Told) {
-    let start = async |id| Running::start(member(server, id)).await;
-    let (owner, other) = (start("a").await, start("b").await);
+    let (owner, other) = (member(server, "a").await, member(server, "b").await);
     create(&other.client).await.unwrap();
     runs(&other.client).await.unwrap();
     let mut told = Told::default();
@@ -225,7 +228,7 @@ async fn a_member_ends_at_once_though_workers_wait_for_events_through_it() {
 
     owner.shut_down().await.unwrap();
     owned_by(&other.client, "b").await;
-    let third = Running::start(member(&server, "c")).await;
+    let third = member(&server, "c").await;
     let through = waiting(third.new_client()).await;
     third.shut_down().await.unwrap();
 
