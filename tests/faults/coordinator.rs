@@ -218,18 +218,20 @@ async fn a_job_goes_on_with_the_next_owner_of_the_catalog() {
 async fn a_member_ends_at_once_though_workers_wait_for_events_through_it() {
     let server = S3Server::start().await;
     let (owner, other, _) = a_job_through_a_member(&server).await;
-    let waiting = async |client: Client| {
-        let after = client.events(COORDINATED, &EventsParams::default()).await.unwrap().next;
+    let after = async |client: &Client| client.events(COORDINATED, &EventsParams::default()).await.unwrap().next;
+    let waiting = |client: Client, after: String| {
         let params = EventsParams { worker: None, after: Some(after), wait: Some("60 s".into()) };
         tokio::spawn(async move { client.events(COORDINATED, &params).await })
     };
-    let (here, there) = (waiting(owner.new_client()).await, waiting(other.new_client()).await);
+    let (here, there) = (after(&owner.client).await, after(&other.client).await);
+    let (here, there) = (waiting(owner.new_client(), here), waiting(other.new_client(), there));
     let begun = Instant::now();
 
     owner.shut_down().await.unwrap();
     owned_by(&other.client, "b").await;
     let third = member(&server, "c").await;
-    let through = waiting(third.new_client()).await;
+    let through = after(&third.client).await;
+    let through = waiting(third.new_client(), through);
     third.shut_down().await.unwrap();
 
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());

