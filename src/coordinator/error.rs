@@ -58,6 +58,12 @@ pub enum CoordinatorError {
         /// The segments.
         segments: Vec<SegmentId>,
     },
+    /// Its coordinator goes on, and takes away what another job goes on from.
+    #[error(
+        "job {0} has a coordinator that has not ended, which frees its checkpoints: end it first, or go on from a savepoint of it, with mode \
+         no-claim"
+    )]
+    Runs(JobId),
     /// What is named is not in the job's part of the store.
     #[error(
         "{1} is in another shard of the store than the job, which is not implemented: jobs are in one shard if the first two parts of their \
@@ -104,6 +110,7 @@ impl CoordinatorError {
             | Self::Unknown(_)
             | Self::NotReusable { .. }
             | Self::Misfit(_)
+            | Self::Runs(_)
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -125,6 +132,7 @@ impl CoordinatorError {
     pub fn field(&self) -> Option<&'static str> {
         Some(match self {
             Self::OtherShard(field, _) => field,
+            Self::Runs(_) => "from",
             Self::NotCoordinated(_) | Self::Exists(..) => "job",
             Self::Setting(_) | Self::FixedSetting(_) => "settings",
             Self::Iterative => "iterative",

@@ -17,6 +17,7 @@ use super::job::{JobActor, Message, RequestView};
 use super::metadata::CheckpointMetadata;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, ChosenStart};
+use super::registry::behind;
 use super::state::acks::AckOutcome;
 use super::state::machine::JobPhase;
 use super::state::queue::WantedCheckpoint;
@@ -197,6 +198,17 @@ impl JobHandle {
             Greeting { standing: standing_of(actor), pending, last_event: actor.events.last() }
         })
         .await
+    }
+
+    /// Refuses a checkpoint that tasks take no snapshot for.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::Unknown`].
+    pub async fn check_pending(&self, id: CheckpointId) -> Result<(), CoordinatorError> {
+        match self.ask(move |actor| actor.coordinator.pending().contains_key(&id)).await? {
+            true => Ok(()),
+            false => Err(CoordinatorError::Unknown(id)),
+        }
     }
 
     /// A worker gave a sign of life.
@@ -586,6 +598,12 @@ impl JobHandle {
             return Err(CoordinatorError::NotNewest(*id));
         }
         let claim = claim.unwrap_or(if is_savepoint { Claim::NoClaim } else { Claim::Claim });
+        let runs = || -> Result<bool, EngineError> {
+            Ok(self.storage.engine().coordinated()?.iter().any(|(known, _)| *known == from))
+        };
+        if from != job && (claim == Claim::Claim || !is_savepoint) && runs()? {
+            return Err(CoordinatorError::Runs(from));
+        }
         let topology = operators
             .map_or(Ok(topology), |operators| check_operators(&operators).map(|()| Topology::new(operators)))?;
         let topology = match &target {
@@ -667,7 +685,7 @@ fn begin_attempt(
     let job = actor.storage.job().clone();
     let claimed = claim == Claim::Claim;
     let own = target.as_ref().is_some_and(|(from, _)| *from == job);
-    let next_id = CheckpointId(actor.coordinator.next_id().0.max(target.as_ref().map_or(0, |(_, id)| id.0 + 1)));
+    let next_id = CheckpointId(actor.coordinator.next_id().0.max(behind(target.iter().map(|(_, id)| id.0))));
     let full = target.is_some() && if own { is_savepoint } else { !claimed };
     let kind = if claimed || own { RetainedKind::Checkpoint } else { RetainedKind::Foreign };
     let from = target.as_ref().filter(|_| !own || !is_savepoint).map(|(_, id)| RetainedCheckpoint { id: *id, kind });
@@ -694,7 +712,8 @@ fn refuse(id: CheckpointId, outcome: AckOutcome) -> Result<(), CoordinatorError>
 fn standing_of(actor: &JobActor) -> JobStanding {
     let coordinator = &actor.coordinator;
     let (running, finished) = coordinator.tasks().counts();
-    let own = |one: &&RetainedCheckpoint| one.kind == RetainedKind::Checkpoint;
+    // The savepoint that the job stops with is told to be complete, too.
+    let own = |one: &&RetainedCheckpoint| one.kind != RetainedKind::Foreign;
     JobStanding {
         phase: coordinator.phase(),
         attempt: coordinator.attempt(),

@@ -404,7 +404,18 @@ impl JobActor {
                     self.work.push(Box::pin(async move { StorageEnd::Stored(id, Err("it was given up".into())) }));
                     return;
                 };
-                self.work.push(Box::pin(async move { StorageEnd::Stored(id, storage.complete(completion).await) }));
+                let wanted = self.coordinator.pending().get(&id).map(PendingCheckpoint::wanted);
+                let complete: AfterRecord = Box::new(move |actor| {
+                    let completing = async move { StorageEnd::Stored(id, storage.complete(completion).await) };
+                    actor.work.push(Box::pin(completing));
+                });
+                match wanted {
+                    Some(WantedCheckpoint::Stop(_)) => {
+                        self.remembered.stop_savepoint = Some(id.0);
+                        self.record(complete);
+                    }
+                    _ => complete(self),
+                }
             }
             StorageStep::CleanAborted(_) => self.work.push(Box::pin(async move {
                 storage.clean_aborted(id).await;

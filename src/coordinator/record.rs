@@ -57,6 +57,10 @@ pub struct RememberedJob {
     pub ids_before: u64,
     /// The state that somebody chose.
     pub start: Option<ChosenStart>,
+    /// The savepoint that the job stops with. Known before that can complete: what its tasks have committed then must not be
+    /// done once more, whoever the owner is.
+    #[serde(default)]
+    pub stop_savepoint: Option<u64>,
 }
 
 /// Why a record was not understood.
@@ -87,6 +91,7 @@ impl RememberedJob {
             finished: BTreeMap::new(),
             ids_before: 1,
             start: None,
+            stop_savepoint: None,
         }
     }
 

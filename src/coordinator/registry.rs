@@ -27,6 +27,8 @@ use crate::runtime::Failure;
 const ENDED_MAX: usize = 64;
 /// Messages that wait for the coordinator of a job.
 const INBOX_MAX: usize = 1024;
+/// No coordinator comes to a number from here on.
+const NUMBERS_MAX: u64 = 1 << 62;
 
 /// A job to create with a coordinator.
 #[derive(Debug, Clone)]
@@ -86,10 +88,12 @@ impl Coordinators {
         let engine = &self.0.engine;
         let known = engine.checkpoints(job).unwrap_or_default();
         let retained = retained_of(&known, &remembered);
-        let subsumed = engine.job(job).ok().and_then(|job| job.subsumed).map_or(0, |id| id.0 + 1);
-        let above = known.iter().map(|known| known.id.0 + 1).max().unwrap_or(1);
-        let chosen = remembered.start.as_ref().map_or(0, |start| start.checkpoint + 1);
-        let next_id = CheckpointId(remembered.ids_before.max(above).max(subsumed).max(chosen));
+        let used = known
+            .iter()
+            .map(|known| known.id.0)
+            .chain(engine.job(job).ok().and_then(|job| job.subsumed).map(|id| id.0));
+        let used = used.chain(remembered.start.as_ref().map(|start| start.checkpoint));
+        let next_id = CheckpointId(remembered.ids_before.max(behind(used)));
         remembered.ids_before = next_id.0;
         let newest = retained.iter().rev().find(|one| one.kind == RetainedKind::Checkpoint).map(|one| one.id.0);
         let full = remembered
@@ -214,10 +218,17 @@ impl Coordinators {
     }
 }
 
+/// The number behind those that are used. Workers may have named any before there was a coordinator: one that no coordinator comes to
+/// is none.
+pub(super) fn behind(used: impl Iterator<Item = u64>) -> u64 {
+    used.filter(|number| *number < NUMBERS_MAX).max().map_or(1, |number| number + 1)
+}
+
 /// Completed checkpoints that count, the oldest first.
 fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
     let completed = known.iter().filter(|known| known.state == CheckpointState::Completed);
     let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint).map(|known| known.id);
+    let own = own.filter(|id| id.0 < NUMBERS_MAX);
     let mut retained: Vec<RetainedCheckpoint> =
         own.map(|id| RetainedCheckpoint { id, kind: RetainedKind::Checkpoint }).collect();
     if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {
@@ -227,6 +238,12 @@ fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<Reta
         }
     }
     retained.sort_unstable_by_key(|one| one.id);
+    let stopped_with = known.iter().find(|known| {
+        let is_it = remembered.stop_savepoint == Some(known.id.0) && known.kind == CheckpointKind::Savepoint;
+        is_it && known.state == CheckpointState::Completed
+    });
+    let stopped_with = stopped_with.filter(|known| retained.last().is_none_or(|newest| newest.id < known.id));
+    retained.extend(stopped_with.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::StopSavepoint }));
     retained
 }
 

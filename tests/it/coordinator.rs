@@ -583,6 +583,73 @@ async fn a_job_stops_with_a_savepoint_and_ends_with_its_tasks() {
     assert!(client.job("j").await.unwrap().coordinator.is_none());
 }
 
+/// What its tasks have committed with the savepoint must not be done once more.
+#[tokio::test]
+async fn a_job_that_stops_with_a_savepoint_begins_from_that_if_a_task_fails_after_the_daemon_has_died() {
+    let daemon = daemon().await;
+    let keys = [("interval", Value::from("1 h")), ("savepoint-dir", "s3://checkpoints/sp".into())];
+    let mut events = running(&daemon, "j", &keys).await;
+    checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    daemon.client.stop_job("j", &StopRequest::default(), None).await.unwrap();
+    let savepoint = events.triggered().await;
+    for subtask in 0..2 {
+        ack_with(&daemon.client, "j", savepoint, (1, subtask), "end").await;
+    }
+    assert_eq!(events.completed().await, savepoint);
+
+    let daemon = daemon.restart().await;
+
+    let mut events = Events::of(&daemon.client, "j");
+    assert!(matches!(events.next().await, JobEvent::Hello(hello) if hello.completed == Some(savepoint)));
+    daemon.client.report_tasks("j", &tasks_of(1, &[("count", 0)], "failed")).await.unwrap();
+    let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
+    assert_eq!((restore.attempt, restore.checkpoint), (2, Some(savepoint)));
+    let state = daemon.client.job_state("j", None).await.unwrap();
+    assert_eq!(starts(&daemon.client, &state).await, [["end"], ["end"]]);
+}
+
+#[tokio::test]
+async fn numbers_that_nobody_triggered_are_refused_and_leave_a_job_that_starts() {
+    const HIGHEST: u64 = u64::MAX;
+    let daemon = daemon().await;
+    // Before there is a coordinator any number may be used.
+    daemon.client.create_job("j").await.unwrap();
+    let highest = PutParams { checkpoint: Some(HIGHEST), ..PutParams::default() };
+    daemon.client.put("j", &highest, None, "x".into()).await.unwrap();
+    daemon.client.complete("j", HIGHEST).await.unwrap();
+    let mut events = running(&daemon, "j", &[]).await;
+
+    for id in [7, HIGHEST - 1] {
+        let params = PutParams { checkpoint: Some(id), ..PutParams::default() };
+        let put = daemon.client.put("j", &params, None, "x".into()).await;
+        refused(put, StatusCode::CONFLICT, "checkpoint", "never triggered");
+    }
+    let first = checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    let daemon = daemon.restart().await;
+
+    daemon.client.report_tasks("j", &tasks_of(1, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+    let mut events = Events::of(&daemon.client, "j");
+    events.next().await;
+    let next = checkpoint_of(&mut events, 1, ["three", "four"]).await;
+    assert!(first < next && next < 1000, "{next} after {first}");
+}
+
+#[tokio::test]
+async fn what_a_running_job_still_needs_is_not_taken_from_it() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let mut events = running(&daemon, "j", &[]).await;
+    checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    client.create(&job("k", &[], vec![operator("count", 2)])).await.unwrap();
+
+    for mode in [None, Some("claim"), Some("no-claim")] {
+        let from = RestoreJob { from: Some("j".into()), mode: mode.map(str::to_owned), ..RestoreJob::default() };
+        let taken = client.restore_coordinated("k", &from).await;
+        refused(taken, StatusCode::CONFLICT, "from", "has not ended");
+    }
+    checkpoint_of(&mut events, 1, ["three", "four"]).await;
+}
+
 #[tokio::test]
 async fn s5_9_the_end_of_a_job_keeps_or_frees_its_checkpoints_as_its_settings_say() {
     let daemon = daemon().await;

@@ -131,7 +131,12 @@ where
     let head: BatchHead =
         serde_json::from_slice(&head).map_err(|error| ApiError::invalid("head", error.to_string()))?;
     let whole = next_bytes(native, source, head.len).await?;
-    let result = check(native, job, &head, whole.crc.whole).map(|(about, key)| (about, key, whole));
+    let result = match check(native, job, &head, whole.crc.whole) {
+        Ok((about, key)) => {
+            native.check_pending(job, about.checkpoint).await.map_err(ApiError::from).map(|()| (about, key, whole))
+        }
+        Err(error) => Err(error),
+    };
     Ok(Some(BatchSegment { result }))
 }
 

@@ -140,6 +140,7 @@ pub(super) async fn reuse(
         return Err(ApiError::invalid("segments", message));
     }
     let ids = named.iter().map(|text| segment_of(text)).collect::<Result<Vec<SegmentId>, ApiError>>()?;
+    native.check_pending(&job, Some(id)).await?;
     let refused = native.engine.reuse(&job, id, ids.clone()).await?;
     let all = named.len();
     let refused: Vec<String> =

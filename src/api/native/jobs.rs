@@ -8,6 +8,7 @@ use http::StatusCode;
 use super::coordinated;
 use super::parts::{Native, claim_of, in_field, job_of, json};
 use crate::api::status::ApiError;
+use crate::coordinator::error::CoordinatorError;
 use crate::engine::jobs::{GoOn, Restored};
 use crate::model::{CheckpointId, Claim, InvalidId, Leavings};
 use esker_client::wire::{EndAnswer, EndRequest, ErrorBody, JobInfo, ListedSegment, NewJob, RestoreJob, RestoredJob};
@@ -89,6 +90,9 @@ pub(super) async fn restore_job(
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     native.check_shard("from", &from)?;
     let claim = claim_of(mode.as_deref())?.unwrap_or(Claim::Claim);
+    if claim == Claim::Claim && native.coordinators.find(&from).is_some() {
+        return Err(CoordinatorError::Runs(from).into());
+    }
     let go_on = GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim };
     let restored = native.engine.go_on(go_on).await.map_err(|error| unknown(error.into()))?;
     let Restored { owner, checkpoint, segments } = restored;

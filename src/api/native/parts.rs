@@ -13,6 +13,7 @@ use crate::api::exchange::{Exchange, ExchangeNotes};
 use crate::api::keys::KeyRing;
 use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
+use crate::coordinator::error::CoordinatorError;
 use crate::coordinator::registry::Coordinators;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
@@ -59,6 +60,21 @@ impl Native {
              shard if the first two parts of their ids are the same, such as team/app/1 and team/app/2"
         );
         Err(ApiError::invalid(field, message).with_status(StatusCode::NOT_IMPLEMENTED))
+    }
+
+    /// Refuses a checkpoint that the coordinator of the job, if it has one, has not triggered.
+    ///
+    /// # Errors
+    /// 409.
+    pub(super) async fn check_pending(
+        &self,
+        job: &JobId,
+        checkpoint: Option<CheckpointId>,
+    ) -> Result<(), CoordinatorError> {
+        match (self.coordinators.find(job), checkpoint) {
+            (Some(coordinator), Some(checkpoint)) => coordinator.check_pending(checkpoint).await,
+            _ => Ok(()),
+        }
     }
 
     /// The same, whose answers without an end last until `ending` is cancelled.

@@ -36,6 +36,7 @@ pub(super) async fn put_segment(
     let key = idempotency_key(header_text(&head.headers, "idempotency-key")?)?;
     let len = announced_len(&head.headers, native.engine.settings().limits.segment_bytes_max)?;
     native.engine.would_take(&about.job, about.checkpoint.unwrap_or(CheckpointId(0)))?;
+    native.check_pending(&about.job, about.checkpoint).await?;
     let mut source = BodySource::new(body.into_data_stream());
     let body = Framed::new(&mut source, &native.admission, len)
         .with_crc(crc.as_deref())
