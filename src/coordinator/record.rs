@@ -11,6 +11,14 @@ use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::config::{JobCheckpointing, JobSettingError};
 
 const VERSION: u32 = 1;
+/// No coordinator comes to a number of a checkpoint from here on.
+pub const NUMBERS_MAX: u64 = 1 << 62;
+
+/// The number behind those that are used. Workers may have named any before there was a coordinator: one that no coordinator comes to
+/// is none.
+pub fn behind(used: impl Iterator<Item = u64>) -> u64 {
+    used.filter(|number| *number < NUMBERS_MAX).max().map_or(1, |number| number + 1)
+}
 
 /// The state that somebody chose for the job to go on from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +67,7 @@ pub struct RememberedJob {
     pub start: Option<ChosenStart>,
     /// The savepoint that the job stops with. Known before that can complete: what its tasks have committed then must not be
     /// done once more, whoever the owner is.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_savepoint: Option<u64>,
 }
 

@@ -12,7 +12,7 @@ use super::error::CoordinatorError;
 use super::events::EventLog;
 use super::handle::JobHandle;
 use super::job::{JobActor, published_in};
-use super::record::{RememberedJob, UnreadableJob};
+use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind};
 use super::state::machine::{Beginning, Coordinator};
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
 use super::storage::{JobStorage, holds_savepoints, published_key};
@@ -27,8 +27,6 @@ use crate::runtime::Failure;
 const ENDED_MAX: usize = 64;
 /// Messages that wait for the coordinator of a job.
 const INBOX_MAX: usize = 1024;
-/// No coordinator comes to a number from here on.
-const NUMBERS_MAX: u64 = 1 << 62;
 
 /// A job to create with a coordinator.
 #[derive(Debug, Clone)]
@@ -216,12 +214,6 @@ impl Coordinators {
         self.spawn(&job, remembered, rules);
         Ok(())
     }
-}
-
-/// The number behind those that are used. Workers may have named any before there was a coordinator: one that no coordinator comes to
-/// is none.
-pub(super) fn behind(used: impl Iterator<Item = u64>) -> u64 {
-    used.filter(|number| *number < NUMBERS_MAX).max().map_or(1, |number| number + 1)
 }
 
 /// Completed checkpoints that count, the oldest first.
