@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake import Fake  # noqa: E402
 
 #: A test that waits longer has found that something hangs.
-SECONDS_MAX = 30
+SECONDS_MAX = 60
 
 
 @pytest.fixture
