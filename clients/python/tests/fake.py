@@ -460,6 +460,9 @@ class Fake:
                 self._restart_job(job, "TASK_FAILURE", asked.get("message", ""))
                 break
             job.tasks[key], job.heard[key] = task["state"], time.monotonic()
+            if task["state"] == "finished":
+                for number in [number for number, pending in job.pending.items() if key not in pending.acks]:
+                    self._abort(job, number, "CHECKPOINT_DECLINED_TASK_CLOSING")
         states = [job.tasks.get(task) for task in job.all_tasks()]
         if all(state == "finished" for state in states):
             self._end(job, "FINISHED")

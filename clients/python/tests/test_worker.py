@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
 import pytest
 from esker import (
@@ -787,11 +786,6 @@ def test_nothing_is_left_behind(fake, go, caplog):
     assert not caplog.records
 
 
-@pytest.mark.skipif(
-    not os.environ.get("ESKER_RANDOM_FAULTS"),
-    reason="the fake daemon leaves the last checkpoint of one task unfinished now and then, when the other one has ended: "
-    "set ESKER_RANDOM_FAULTS to try it; test_growing.py and test_example.py do the same with a real daemon",
-)
 def test_random_faults_lose_nothing_and_count_nothing_twice(go):
     import random
 
