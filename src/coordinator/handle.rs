@@ -597,10 +597,7 @@ impl JobHandle {
             return Err(CoordinatorError::NotNewest(*id));
         }
         let claim = claim.unwrap_or(if is_savepoint { Claim::NoClaim } else { Claim::Claim });
-        let runs = || -> Result<bool, EngineError> {
-            Ok(self.storage.engine().coordinated()?.iter().any(|(known, _)| *known == from))
-        };
-        if from != job && (claim == Claim::Claim || !is_savepoint) && runs()? {
+        if from != job && (claim == Claim::Claim || !is_savepoint) && self.storage.engine().is_coordinated(&from)? {
             return Err(CoordinatorError::Runs(from));
         }
         let topology = operators

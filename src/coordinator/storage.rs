@@ -290,13 +290,14 @@ impl JobStorage {
                 Ok(Some((bucket, key)))
             }
             Publish::NewFolder(PublishDir { bucket, prefix }) => {
-                for tried in 1.. {
+                let mut keys = std::iter::repeat_with(|| {
                     let folder = savepoint_folder(&self.job, &self.engine.entropy().hex(6));
-                    let key = format!("{prefix}{folder}/{PUBLISHED_NAME}");
-                    // Of a bucket's own folders each may be in another shard.
-                    if prefix.is_empty() && !self.engine.holds_key(&bucket, &key) {
-                        continue;
-                    }
+                    format!("{prefix}{folder}/{PUBLISHED_NAME}")
+                });
+                // Of a bucket's own folders each may be in another shard.
+                let is_here = |key: &String| !prefix.is_empty() || self.engine.holds_key(&bucket, key);
+                for tried in 1.. {
+                    let Some(key) = keys.find(is_here) else { break };
                     match put(&bucket, &key, Condition::Absent).await {
                         Ok(()) => return Ok(Some((bucket, key))),
                         Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}

@@ -77,6 +77,14 @@ impl Engine {
         Ok(self.catalog.coordinators())
     }
 
+    /// Whether a job has a coordinator that goes on.
+    ///
+    /// # Errors
+    /// As [`Self::coordinated`].
+    pub fn is_coordinated(&self, job: &JobId) -> Result<bool, EngineError> {
+        Ok(self.coordinated()?.iter().any(|(known, _)| known == job))
+    }
+
     /// Whether a segment that was written for `checkpoint` may be relied on: that one has completed.
     pub fn is_confirmed(&self, job: &JobId, checkpoint: CheckpointId) -> bool {
         match self.catalog.checkpoint(job, checkpoint) {

@@ -432,8 +432,7 @@ async fn load(
     claim: Option<CatalogClaim>,
 ) -> Result<(CatalogState, Journal, Owned), OpeningError> {
     let mut state = CatalogState::default();
-    // Of several shards the first decides which buckets there are; the others are told when they are asked for one.
-    let decides_on_buckets = claim.as_ref().is_none_or(|claim| claim.shard.shard == 0);
+    let decides_on_buckets = claim.as_ref().is_none_or(|claim| claim.shard.decides_on_buckets());
     let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, claim, &mut state).await?;
     if owned.data.capabilities().leases {
         state.keep_failed_files_open();

@@ -118,12 +118,12 @@ impl Engine {
 
     /// Whether an object with this key is in the engine's part of the store, or would be.
     pub fn holds_key(&self, bucket: &str, key: &str) -> bool {
-        self.shard.routing().of_key(bucket, key) == self.shard.shard
+        self.shard.has_key(bucket, key)
     }
 
     /// Whether a job of this name is, or would be.
     pub fn holds_job(&self, job: &JobId) -> bool {
-        self.shard.routing().of_job(job.as_str()) == self.shard.shard
+        self.shard.has_job(job.as_str())
     }
 
     /// The object under a key, if there is one. What was seen to be gone stays gone.

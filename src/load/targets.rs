@@ -70,16 +70,9 @@ impl Launch<'_> {
     /// # Errors
     /// When it does not start.
     pub async fn door(&self, door: Door) -> anyhow::Result<Target> {
-        let mut arguments: Vec<String> =
-            ["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0"].map(str::to_owned).into();
+        let first = [("telemetry.log-filter", "warn")];
+        let arguments = serve_arguments(&first, &self.options.set, &[("store.url", &self.store_url(door))]);
         let (access_key, secret_key) = KEYS;
-        let mut set = |key: &str, value: &str| arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
-        set("auth.access-key", access_key);
-        set("auth.secret-key", secret_key);
-        set("telemetry.log-filter", "warn");
-        let others = self.options.set.iter().filter(|(key, _)| key != "store.url");
-        others.for_each(|(key, value)| set(key, value));
-        set("store.url", &self.store_url(door));
         let (server, ready) = self.start(door.name(), arguments).await?;
         let api = Client::new(ready.get("api").context("the daemon does not say where its API is")?, None)?;
         let (authority, kind) = match door {
@@ -138,6 +131,16 @@ impl Launch<'_> {
         let pid = server.as_ref().map(Server::pid);
         Target { name: name.to_owned(), authority, kind, pid, server, api, shape, seed, cell: self.cell }
     }
+}
+
+/// Starts a daemon on free ports, with the bench's keys: these settings first, then what its user has set, then those.
+pub(super) fn serve_arguments(first: &[(&str, &str)], set: &[(String, String)], last: &[(&str, &str)]) -> Vec<String> {
+    let (access_key, secret_key) = KEYS;
+    let keys = [("auth.access-key", access_key), ("auth.secret-key", secret_key)];
+    let set = set.iter().map(|(key, value)| (&**key, &**value)).filter(|(key, _)| *key != "store.url");
+    let all = keys.iter().chain(first).copied().chain(set).chain(last.iter().copied());
+    let addresses = ["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0"].map(str::to_owned);
+    addresses.into_iter().chain(all.flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")])).collect()
 }
 
 fn authority(ready: &Ready, door: &str) -> anyhow::Result<String> {

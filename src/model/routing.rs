@@ -20,6 +20,8 @@ use crc_fast::{CrcAlgorithm, checksum};
 pub const SHARDS_MAX: u32 = 256;
 /// The number of this routing, the only one that there is.
 pub const ROUTING: u32 = 1;
+/// The shard that decides which buckets there are.
+pub const OF_BUCKETS: u32 = 0;
 /// Parts that decide where no part is the id of a job of Flink's.
 const PARTS: usize = 2;
 /// Digits of an id of a job of Flink's.
@@ -46,6 +48,21 @@ impl ShardOf {
     /// The folder of the shard below the store's root; `None` if the shard has the root itself.
     pub fn folder(self) -> Option<[String; 2]> {
         (!self.is_whole()).then(|| ["shards".to_owned(), self.shard.to_string()])
+    }
+
+    /// Whether an object with this key is in it, or would be.
+    pub fn has_key(self, bucket: &str, key: &str) -> bool {
+        self.routing().of_key(bucket, key) == self.shard
+    }
+
+    /// Whether a job of this name is in it, or would be.
+    pub fn has_job(self, job: &str) -> bool {
+        self.routing().of_job(job) == self.shard
+    }
+
+    /// Whether it decides which buckets there are. The others are told when they are asked for one.
+    pub fn decides_on_buckets(self) -> bool {
+        self.shard == OF_BUCKETS
     }
 
     /// Where keys and jobs of the store are.

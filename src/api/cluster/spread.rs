@@ -19,9 +19,8 @@ use serde_json::{Map, Value};
 use super::dispatch::{Dispatcher, Unanswered};
 use super::target::{Joined, RequestTarget, parameter};
 use crate::api::shards::calls::{ANSWER_BYTES_MAX, CALL_BYTES_MAX, EngineCall, read};
-use crate::api::shards::siblings::OF_BUCKETS;
 use crate::api::status::ApiError;
-use crate::model::Routing;
+use crate::model::{OF_BUCKETS, Routing};
 
 /// A body is at most so long, but for one that lists segments.
 const BODY_BYTES_MAX: usize = 64 << 10;

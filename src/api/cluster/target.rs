@@ -8,8 +8,7 @@ use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
 use crate::api::s3::Hosts;
-use crate::api::shards::siblings::OF_BUCKETS;
-use crate::model::Routing;
+use crate::model::{OF_BUCKETS, Routing};
 
 /// Who is to answer a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

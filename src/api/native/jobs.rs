@@ -90,7 +90,7 @@ pub(super) async fn restore_job(
     let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     native.check_shard("from", &from)?;
     let claim = claim_of(mode.as_deref())?.unwrap_or(Claim::Claim);
-    if claim == Claim::Claim && native.coordinators.find(&from).is_some() {
+    if claim == Claim::Claim && native.engine.is_coordinated(&from)? {
         return Err(CoordinatorError::Runs(from).into());
     }
     let go_on = GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim };

@@ -17,10 +17,7 @@ use serde::de::DeserializeOwned;
 use super::calls::{self, BucketSeen, CallFailure, Doomed, EngineCall, ListedPage, ListedUpload};
 use crate::engine::{Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDelete, Refusal, UploadView};
 use crate::error::ErrorKind;
-use crate::model::{ObjectHead, Routing, ShardOf};
-
-/// The shard that knows which buckets there are.
-pub const OF_BUCKETS: u32 = 0;
+use crate::model::{OF_BUCKETS, ObjectHead, Routing, ShardOf};
 
 /// Has the engine of a shard answer, wherever it is. If nobody can, says why in a sentence; the call may be repeated.
 pub trait CallEngine: Send + Sync {
@@ -91,7 +88,7 @@ impl Siblings {
     /// # Errors
     /// [`EngineError::Refused`] if there is no such bucket.
     pub async fn adopt_bucket(&self, own: &Engine, bucket: &str) -> Result<(), EngineError> {
-        if self.own.shard == OF_BUCKETS {
+        if self.own.decides_on_buckets() {
             return own.check_bucket(bucket);
         }
         self.check_bucket(own, bucket).await?;

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use super::{MemberShared, Membership, PAUSE};
 use crate::api::cluster::route::RouteTo;
 use crate::cluster::map::ClusterMap;
+use crate::cluster::peer::Pong;
 use crate::cluster::plan::{ShardMove, plan};
 use crate::runtime::Clock;
 
@@ -51,17 +52,19 @@ impl Membership {
         if !(0..map.shards).any(|shard| self.has(shard)) {
             return false;
         }
-        let others = self.0.links.others(map, None);
-        let pongs = join_all(others.iter().map(|link| link.ping(self.0.maps.known().number, PAUSE))).await;
-        pongs.into_iter().flatten().any(|pong| !pong.drained)
+        self.pongs(map).await.iter().any(|pong| !pong.drained)
+    }
+
+    /// What the other members say of themselves, as far as they answer.
+    async fn pongs(&self, map: &ClusterMap) -> Vec<Pong> {
+        let (others, number) = (self.0.links.others(map, None), self.0.maps.known().number);
+        join_all(others.iter().map(|link| link.ping(number, PAUSE))).await.into_iter().flatten().collect()
     }
 
     /// The next move of a shard of this member to one that takes it; none while the one before is not over.
     async fn plan_for_who_takes(&self, map: &ClusterMap) -> Option<ShardMove> {
-        let MemberShared { me, maps, links, routes, drain, .. } = &*self.0;
-        let others = links.others(map, None);
-        let pongs = join_all(others.iter().map(|link| link.ping(maps.known().number, PAUSE))).await;
-        let pongs: Vec<_> = pongs.into_iter().flatten().collect();
+        let MemberShared { me, routes, drain, .. } = &*self.0;
+        let pongs = self.pongs(map).await;
         let serves = |shard: u32| pongs.iter().any(|pong| pong.has(shard)) || self.has(shard);
         if pongs.iter().any(|pong| !pong.opening.is_empty())
             || !routes.here_soon().is_empty()

@@ -340,7 +340,7 @@ impl Comparison {
             if len.is_some_and(|len| len >= wanted.needed) {
                 continue;
             }
-            let in_shard = self.shard.routing().of_key(&wanted.bucket, &wanted.key) == self.shard.shard;
+            let in_shard = self.shard.has_key(&wanted.bucket, &wanted.key);
             if len.is_none() && !(in_shard && self.catalog.has_bucket(&wanted.bucket)) {
                 self.is_elsewhere(format!("s3://{}/{}", wanted.bucket, wanted.key));
                 continue;

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::options::{FailoverOptions, MemberFate};
 use crate::load::process::{Ready, Server};
-use crate::load::targets::{BUCKET, KEYS, authority_of};
+use crate::load::targets::{BUCKET, authority_of, serve_arguments};
 
 /// A member that is told to end has so long.
 const END_PATIENCE: Duration = Duration::from_secs(60);
@@ -68,17 +68,9 @@ impl Members {
         let (_, url) = url.context("--set store.url=s3://.. is missing: several daemons need an object store")?;
         let url = format!("{}/failover-{}", url.trim_end_matches('/'), std::process::id());
         let members = (0..options.members).map(|number| {
-            let mut arguments: Vec<String> =
-                ["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0"].map(str::to_owned).into();
-            let (access_key, secret_key) = KEYS;
-            let mut set = |key: &str, value: &str| arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
-            set("auth.access-key", access_key);
-            set("auth.secret-key", secret_key);
-            set("server.buckets", BUCKET);
-            set("cluster.enabled", "true");
-            options.set.iter().filter(|(key, _)| key != "store.url").for_each(|(key, value)| set(key, value));
-            set("cluster.daemon-id", &name(number));
-            set("store.url", &url);
+            let first = [("server.buckets", BUCKET), ("cluster.enabled", "true")];
+            let last = [("cluster.daemon-id", &*name(number)), ("store.url", &*url)];
+            let arguments = serve_arguments(&first, &options.set, &last);
             BenchMember { arguments, folder: folder.join(name(number)), starts: 0, running: None }
         });
         let (program, members) = (options.program.clone(), members.collect());

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import os
 import subprocess
 import threading
 import urllib.request
@@ -137,9 +136,6 @@ token = "of-all-members"
         self.begin()
         self.cluster.processes.until(f"daemon {self.name} to be ready", READY_SECONDS, self.ready.exists, every=0.05)
 
-    def signal(self, number):
-        os.kill(self.process.child.pid, number)
-
     def kill(self):
         self.cluster.processes.kill(self.process)
 
@@ -179,10 +175,10 @@ class Daemons:
         counts = [owners.count(name) for name in NAMES]
         return len(owners) == self.shards and None not in owners and max(counts) - min(counts) <= 1
 
-    def owner(self, besides=None):
-        """The daemon that has the catalog, as another one than `besides` knows it."""
+    def owner(self):
+        """The daemon that has the catalog, as the others know it."""
         for daemon in self.daemons:
-            if daemon is not besides and (status := daemon.status()) and status["shards"]:
+            if (status := daemon.status()) and status["shards"]:
                 name = status["shards"][0]["owner"]
                 return next((other for other in self.daemons if other.name == name), None)
         return None
