@@ -177,9 +177,9 @@ pub async fn open(
             space: space.clone(),
         },
         StoreRoot::Bucket(bucket) => {
-            let key = bucket.prefix.clone().join("probe").join(entropy.hex(16));
+            let folder = bucket.prefix.clone().join("probe");
             let counted = bucket.counted(Traffic::catalog(metrics.clone()));
-            let probed = probe(&counted, &key, bucket.can).await;
+            let probed = probe(&counted, &folder, &entropy.hex(16), bucket.can).await;
             probed.map_err(|source| OpenError::Probe { url: url.to_string(), source })?;
             bucket.catalog(Traffic::catalog(metrics.clone()))
         }
@@ -196,7 +196,7 @@ pub async fn open(
 }
 
 async fn try_hdfs(hdfs: &HdfsClient, url: &StoreUrl, entropy: &Entropy) -> Result<(), OpenError> {
-    let probed = probe_hdfs(hdfs, &format!("probe/{}", entropy.hex(16))).await;
+    let probed = probe_hdfs(hdfs, "probe", &entropy.hex(16)).await;
     probed.map_err(|source| OpenError::HdfsProbe { url: url.to_string(), source })
 }
 

@@ -398,3 +398,23 @@ async fn a_second_daemon_takes_the_store_over_and_the_first_answers_nothing_more
     writers.end(&mut world).await;
     world.check_after_the_end(second).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_daemon_left_of_its_try_of_the_folder_a_later_start_deletes() {
+    let _turn = TURN.lock().await;
+    let Some(world) = World::new("probes") else { return };
+    let probes = format!("/{}/probe", world.url.splitn(4, '/').nth(3).unwrap());
+    let (old, young) = (format!("{probes}/old"), format!("{probes}/young"));
+    for folder in [&old, &young] {
+        world.cluster.run("sh", &["fs", "-mkdir", "-p", folder]).await;
+        world.cluster.run("sh", &["fs", "-touchz", &format!("{folder}/1")]).await;
+    }
+    world.cluster.run("sh", &["fs", "-touch", "-m", "-t", "20200101:000000", &format!("{old}/1"), &old]).await;
+
+    let (daemon, _) = world.start().await;
+
+    let left = world.cluster.run("sh", &["fs", "-ls", "-C", &probes]).await;
+    assert_eq!(left.trim(), young, "another daemon may be trying the folder");
+    world.cluster.run("sh", &["fs", "-rm", "-r", "-skipTrash", &probes]).await;
+    world.check_after_the_end(daemon).await;
+}

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "examples" / "python"))
@@ -307,8 +307,18 @@ class Run:
         self.wait_for_progress(job)
         print(f"{job} runs with {parallelism} tasks after {time.monotonic() - began:.1f} s", flush=True)
 
+    def ask(self, job: str, question: Callable[..., Any]) -> str:
+        """The path of a savepoint. It fails if a process that was just killed is missed meanwhile, as in Flink, and is asked for again."""
+        while True:
+            try:
+                return str(question(job, dir=f"s3://{self.bucket}/savepoints", timeout=self.args.patience)["path"])
+            except esker.RequestFailed as failed:
+                if failed.reason not in ("CHECKPOINT_COORDINATOR_SUSPEND", "NOT_ALL_REQUIRED_TASKS_RUNNING"):
+                    raise
+                self.wait_for_progress(job)
+
     def stop(self, job: str) -> str:
-        path = str(self.client.stop(job, dir=f"s3://{self.bucket}/savepoints", timeout=self.args.patience)["path"])
+        path = self.ask(job, self.client.stop)
         deadline = time.monotonic() + self.args.patience
         while any(process.poll() is None for process in self.workers):
             if time.monotonic() > deadline:
@@ -328,16 +338,16 @@ class Run:
         for parallelism in (3, 8):
             self.rescale(job, parallelism)
             self.disturb(job, self.args.seconds / 4)
-        savepoint = self.client.trigger_savepoint(job, f"s3://{self.bucket}/savepoints", timeout=self.args.patience)
+        savepoint = self.ask(job, self.client.trigger_savepoint)
         first = self.stop(job)
         operators = [{"id": OPERATOR, "parallelism": 4, "max_parallelism": GROUPS}]
         self.client.create_job(other, operators=operators, settings=SETTINGS)
-        self.rescale(other, 4, savepoint=savepoint["path"])
+        self.rescale(other, 4, savepoint=savepoint)
         self.disturb(other, self.args.seconds / 4)
         second = self.stop(other)
 
         mistakes = look_at_journal(self.journal)
-        for path in (str(savepoint["path"]), first, second):
+        for path in (savepoint, first, second):
             mistakes += self.compare(path)
         killed = f"{self.kills['worker']} workers and {self.kills['daemon']} daemons killed"
         seconds = f"{statistics.median(self.recovered):.1f} s, at most {max(self.recovered):.1f} s"

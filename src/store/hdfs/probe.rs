@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hdfs_native::HdfsError;
 
 use super::client::{HdfsClient, HdfsFault, within};
+use crate::store::probe::ABANDONED_AFTER;
 
 /// The bytes that are written.
 const TEXT: &[u8] = b"esker\n";
@@ -55,28 +56,46 @@ pub enum HdfsProbeError {
     },
 }
 
-/// Tries what the store relies on with two files `key` of the folder, and deletes them. Remembers the size of a block.
+/// Tries what the store relies on with two files in `name` of `folder`, and deletes them, and with them what daemons that were
+/// killed have left in the folder. Remembers the size of a block.
 ///
 /// # Errors
 /// [`HdfsProbeError`].
-pub(crate) async fn probe_hdfs(hdfs: &HdfsClient, key: &str) -> Result<(), HdfsProbeError> {
-    let (first, second) = (hdfs.at(&format!("{key}/1")), hdfs.at(&format!("{key}/2")));
+pub(crate) async fn probe_hdfs(hdfs: &HdfsClient, folder: &str, name: &str) -> Result<(), HdfsProbeError> {
+    let (folder, own) = (hdfs.at(folder), hdfs.at(&format!("{folder}/{name}")));
+    let (first, second) = (format!("{own}/1"), format!("{own}/2"));
     let answer = try_out(hdfs, &first, &second).await;
-    for path in [&first, &second, &hdfs.at(key)] {
+    for path in [&first, &second, &own] {
         if let Err(error) = hdfs.delete(path).await {
             tracing::warn!(path, %error, "what the probe wrote could not be deleted");
         }
     }
-    if let Some((parent, _)) = key.rsplit_once('/')
-        && let Err(error) = hdfs.delete(&hdfs.at(parent)).await
-        && !error.is_not_empty()
-    {
-        tracing::debug!(parent, %error, "the folder of the probe stays");
+    let created = answer?;
+    let age = u64::try_from(ABANDONED_AFTER.num_milliseconds()).unwrap_or(u64::MAX);
+    if let Err(error) = delete_abandoned(hdfs, &folder, created.saturating_sub(age)).await {
+        tracing::warn!(folder, %error, "what killed daemons have left of their probes could not be deleted");
     }
-    answer
+    Ok(())
 }
 
-async fn try_out(hdfs: &HdfsClient, first: &str, second: &str) -> Result<(), HdfsProbeError> {
+/// Deletes what is older, all by the clock of the NameNode, and the folder itself if that was all.
+pub(super) async fn delete_abandoned(hdfs: &HdfsClient, folder: &str, before: u64) -> Result<(), HdfsFault> {
+    let mut found = hdfs.list(folder, true).await?;
+    found.retain(|status| status.modification_time < before);
+    // Folders behind what is in them.
+    found.sort_by(|one, other| other.path.cmp(&one.path));
+    let paths = found.iter().map(|status| status.path.as_str());
+    for path in paths.chain([folder]) {
+        match hdfs.delete(path).await {
+            Err(error) if !error.is_not_empty() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// When the NameNode says that the first file was written.
+async fn try_out(hdfs: &HdfsClient, first: &str, second: &str) -> Result<u64, HdfsProbeError> {
     let failed = |step| move |source: HdfsFault| HdfsProbeError::Failed { step, source: source.into() };
     let created = hdfs.create(first).await;
     let mut writer = created.map_err(|error| match error.is_encryption_zone() {
@@ -120,5 +139,5 @@ async fn try_out(hdfs: &HdfsClient, first: &str, second: &str) -> Result<(), Hdf
         );
     }
     hdfs.learn_block_bytes(status.blocksize);
-    Ok(())
+    Ok(status.modification_time)
 }
