@@ -114,12 +114,15 @@ class Daemon:
         self.s3, self.api = "127.0.0.1:0", "127.0.0.1:0"
         self.start()
 
+    def command(self) -> list[Any]:
+        return [self.program, "dev", "--data-dir", self.folder / "data"]
+
     def start(self) -> None:
         ready = self.folder / "ready.json"
         ready.unlink(missing_ok=True)
-        command = [self.program, "dev", "--data-dir", self.folder / "data", "--s3", self.s3, "--api", self.api]
+        command = [*self.command(), "--s3", self.s3, "--api", self.api, "--ready-file", ready]
         with (self.folder / "esker.log").open("a") as log:
-            self.process = subprocess.Popen([*command, "--ready-file", ready], stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not ready.exists() or not ready.read_text():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use esker_client::Client;
 use esker_client::wire::{CheckpointFiguresInfo, JobInfo, RequestAnswer, SavepointRequest, StopRequest};
+use http::StatusCode;
 
 use super::segments::{ApiArgs, block_on};
 
@@ -77,10 +78,10 @@ fn job_line(job: &JobInfo) -> String {
     let Some(of) = &job.coordinator else { return job.job.clone() };
     let number = |id: Option<u64>| id.map_or_else(|| "none".to_owned(), |id| id.to_string());
     format!(
-        "{}  {}, attempt {}, tasks {} of {} running, {} finished, checkpoint {}, {} pending, {} failed in a row",
+        "{}  {}, {} restarts, tasks {} of {} running, {} finished, checkpoint {}, {} pending, {} failed in a row",
         job.job,
         of.status,
-        of.attempt,
+        of.restarts,
         of.tasks_running,
         of.tasks,
         of.tasks_finished,
@@ -98,8 +99,16 @@ pub(super) fn checkpoints(args: &CheckpointsArgs) -> anyhow::Result<ExitCode> {
 /// Prints those that are over, each once.
 async fn follow(client: &Client, args: &CheckpointsArgs) -> anyhow::Result<ExitCode> {
     let mut told: BTreeMap<u64, String> = BTreeMap::new();
+    let mut is_known = false;
     loop {
-        let figures = client.checkpoint_history(&args.job).await?;
+        let figures = match client.checkpoint_history(&args.job).await {
+            Err(error) if is_known && error.status() == Some(StatusCode::NOT_FOUND) => {
+                eprintln!("job {} has ended", args.job);
+                return Ok(ExitCode::SUCCESS);
+            }
+            figures => figures?,
+        };
+        is_known = true;
         for figures in figures.iter().rev() {
             let is_over = figures.state != "pending";
             if (args.follow && !is_over) || told.get(&figures.checkpoint) == Some(&figures.state) {

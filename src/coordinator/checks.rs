@@ -1,6 +1,6 @@
 //! Whether what somebody wants of a job makes sense.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::CoordinatorError;
 use super::topology::{KEY_GROUPS_MAX, OperatorSpec};
@@ -19,11 +19,11 @@ pub(super) fn check_rules(rules: &JobCheckpointing, iterative: bool) -> Result<(
     if iterative && rules.unaligned && !rules.unaligned_forced { Err(CoordinatorError::Iterative) } else { Ok(()) }
 }
 
-/// Whether these may be the operators of a job.
+/// Whether these may be the operators of a job, in which records go round only if it is `iterative`.
 ///
 /// # Errors
 /// [`CoordinatorError::Operators`], which names the one that is wrong.
-pub(super) fn check_operators(operators: &[OperatorSpec]) -> Result<(), CoordinatorError> {
+pub(super) fn check_operators(operators: &[OperatorSpec], iterative: bool) -> Result<(), CoordinatorError> {
     let wrong = |why: String| Err(CoordinatorError::Operators(why));
     if operators.is_empty() || operators.len() > OPERATORS_MAX {
         return wrong(format!("a job has 1 to {OPERATORS_MAX} operators, not {}", operators.len()));
@@ -49,5 +49,67 @@ pub(super) fn check_operators(operators: &[OperatorSpec]) -> Result<(), Coordina
         }
     }
     let unknown = operators.iter().flat_map(|spec| &spec.inputs).find(|input| !ids.contains(&*input.from));
-    unknown.map_or(Ok(()), |input| wrong(format!("an input is {:?}, which is no operator of the job", input.from)))
+    if let Some(input) = unknown {
+        return wrong(format!("an input is {:?}, which is no operator of the job", input.from));
+    }
+    match on_a_cycle(operators).filter(|_| !iterative) {
+        Some(id) => {
+            wrong(format!("{id:?} is among its own inputs, by way of others or not: a job with cycles is `iterative`"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// An operator that records may come back to.
+fn on_a_cycle(operators: &[OperatorSpec]) -> Option<&str> {
+    // Those whose inputs are all behind them go, until no more can.
+    let mut left: BTreeMap<&str, &OperatorSpec> = operators.iter().map(|spec| (&*spec.id, spec)).collect();
+    loop {
+        let waits = |spec: &&OperatorSpec| spec.inputs.iter().any(|input| left.contains_key(&*input.from));
+        let rest: BTreeMap<&str, &OperatorSpec> =
+            left.iter().filter(|(_, spec)| waits(spec)).map(|(id, spec)| (*id, *spec)).collect();
+        if rest.len() == left.len() {
+            return rest.keys().next().copied();
+        }
+        left = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::topology::{ConnectionPattern, OperatorInput};
+
+    fn operator(id: &str, inputs: &[&str]) -> OperatorSpec {
+        let input = |from: &&str| OperatorInput { from: (*from).to_owned(), pattern: ConnectionPattern::AllToAll };
+        OperatorSpec {
+            id: id.to_owned(),
+            parallelism: 1,
+            max_parallelism: 128,
+            max_parallelism_given: false,
+            inputs: inputs.iter().map(input).collect(),
+            union_list_state: false,
+            two_phase_commit: false,
+            unaligned: true,
+        }
+    }
+
+    #[test]
+    fn records_go_round_in_iterative_jobs_alone() {
+        let diamond = [
+            operator("sink", &["left", "right"]),
+            operator("left", &["a"]),
+            operator("right", &["a"]),
+            operator("a", &[]),
+        ];
+        assert!(check_operators(&diamond, false).is_ok());
+
+        for wrong in
+            [vec![operator("a", &["a"])], vec![operator("a", &[]), operator("b", &["a", "c"]), operator("c", &["b"])]]
+        {
+            let error = check_operators(&wrong, false).unwrap_err().to_string();
+            assert!(error.contains("`iterative`"), "{error}");
+            assert!(check_operators(&wrong, true).is_ok());
+        }
+    }
 }

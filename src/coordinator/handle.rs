@@ -39,6 +39,8 @@ pub struct JobStanding {
     pub phase: JobPhase,
     /// The attempt.
     pub attempt: u64,
+    /// How often all tasks have begun anew.
+    pub restarts: u64,
     /// Tasks: all, running, over.
     pub tasks: (u64, u64, u64),
     /// Checkpoints in progress.
@@ -574,9 +576,11 @@ impl JobHandle {
             return Err(CoordinatorError::OtherShard("from", format!("job {from}")));
         }
         let known = self.storage.engine().checkpoints(&from)?;
-        let asked =
-            self.ask(|actor| (actor.newest(), actor.coordinator.topology().clone(), actor.when_quiet.is_some()));
-        let (newest, topology, busy) = asked.await?;
+        let asked = self.ask(|actor| {
+            let (topology, iterative) = (actor.coordinator.topology().clone(), actor.remembered.iterative);
+            (actor.newest(), topology, iterative, actor.when_quiet.is_some())
+        });
+        let (newest, topology, iterative, busy) = asked.await?;
         if busy {
             return Err(CoordinatorError::Busy);
         }
@@ -600,8 +604,9 @@ impl JobHandle {
         if from != job && (claim == Claim::Claim || !is_savepoint) && self.storage.engine().is_coordinated(&from)? {
             return Err(CoordinatorError::Runs(from));
         }
-        let topology = operators
-            .map_or(Ok(topology), |operators| check_operators(&operators).map(|()| Topology::new(operators)))?;
+        let topology = operators.map_or(Ok(topology), |operators| {
+            check_operators(&operators, iterative).map(|()| Topology::new(operators))
+        })?;
         let topology = match &target {
             None => topology,
             Some((of, id)) => {
@@ -713,6 +718,7 @@ fn standing_of(actor: &JobActor) -> JobStanding {
     JobStanding {
         phase: coordinator.phase(),
         attempt: coordinator.attempt(),
+        restarts: coordinator.restarts(),
         tasks: (coordinator.topology().task_count(), running, finished),
         pending: coordinator.pending().keys().copied().collect(),
         waiting: coordinator.waiting(),

@@ -45,6 +45,9 @@ const WORKERS_MAX: usize = 10_000;
 /// After a record that was not taken, until the next try.
 const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
+/// A coordinator that wakes so much later than it wanted to stood still: the process was stopped, or the machine was too busy.
+const DEAF_AFTER: Duration = Duration::from_secs(1);
+
 /// What somebody asks of a job.
 pub(super) type Message = Box<dyn FnOnce(&mut JobActor) + Send>;
 
@@ -184,7 +187,8 @@ impl JobActor {
             if self.over && self.work.is_empty() {
                 break;
             }
-            let wake = self.coordinator.next_wake().map(|due| due.saturating_sub(self.now()));
+            let asleep = self.now();
+            let wake = self.coordinator.next_wake().map(|due| due.saturating_sub(asleep));
             tokio::select! {
                 biased; // what must end ends first; then what storage did, as much follows from it
                 () = stopping.cancelled() => break,
@@ -197,6 +201,10 @@ impl JobActor {
                 () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {}
             }
             let now = self.now();
+            let late = wake.map_or(Duration::ZERO, |wake| (now - asleep).saturating_sub(wake));
+            if late > DEAF_AFTER {
+                self.coordinator.was_deaf(late, now);
+            }
             self.coordinator.tick(now);
         }
         let in_progress = self.triggered.len();
@@ -226,13 +234,12 @@ impl JobActor {
 
     fn carry_out_one(&mut self, decision: Decision) {
         match decision {
-            Decision::Begin { id, wanted, request } => {
+            Decision::Begin { id, wanted, .. } => {
                 let attempt = self.coordinator.pending().get(&id).map_or(self.coordinator.attempt(), |one| one.attempt);
                 self.triggered.insert(id, (self.storage.engine().now().0, attempt));
                 let metrics = self.storage.engine().metrics();
                 metrics.checkpoints_begun.inc();
                 metrics.checkpoints_in_progress.inc();
-                self.show_request(request, |view| view.checkpoint = Some(id));
                 self.ask_storage(StorageStep::Begin { id, savepoint: wanted.is_savepoint() });
             }
             Decision::Trigger(id) => self.tell_trigger(id),
@@ -279,6 +286,8 @@ impl JobActor {
 
     fn tell_trigger(&self, id: CheckpointId) {
         if let Some(pending) = self.coordinator.pending().get(&id) {
+            // Not before: whoever is told of a checkpoint may acknowledge it.
+            self.show_request(pending.request.number, |view| view.checkpoint = Some(id));
             self.events.publish(CoordinatorEvent::Trigger(self.notice(id, pending)));
         }
     }

@@ -55,6 +55,9 @@ pub struct RememberedJob {
     pub iterative: bool,
     /// The attempt.
     pub attempt: u64,
+    /// The one that it began with: no job of the same name before had it, as far as chance goes.
+    #[serde(default = "one")]
+    pub first_attempt: u64,
     /// What its tasks begin from; `None`: from nothing.
     pub from: Option<CheckpointOfJob>,
     /// Whether all tasks have run in it.
@@ -69,6 +72,11 @@ pub struct RememberedJob {
     /// done once more, whoever the owner is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_savepoint: Option<u64>,
+}
+
+/// The first attempt of jobs whose record does not tell it.
+fn one() -> u64 {
+    1
 }
 
 /// Why a record was not understood.
@@ -87,13 +95,14 @@ pub enum UnreadableJob {
 
 impl RememberedJob {
     /// Of a job that is new.
-    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool) -> Self {
+    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool, first_attempt: u64) -> Self {
         Self {
             version: VERSION,
             settings: rules.texts(),
             operators: topology.operators().to_vec(),
             iterative,
-            attempt: 1,
+            attempt: first_attempt,
+            first_attempt,
             from: None,
             ran: false,
             finished: BTreeMap::new(),
@@ -161,7 +170,7 @@ mod tests {
         let text = concat!(
             r#"{"version":1,"settings":{"execution.checkpointing.interval":"1 s"},"operators":[{"id":"a","parallelism":2,"#,
             r#""max_parallelism":128,"max_parallelism_given":true,"inputs":[{"from":"b","pattern":"pointwise"}],"#,
-            r#""union_list_state":true,"two_phase_commit":false,"unaligned":true}],"iterative":false,"attempt":3,"from":{"job":"j","checkpoint":7},"ran":true,"#,
+            r#""union_list_state":true,"two_phase_commit":false,"unaligned":true}],"iterative":false,"attempt":417003,"first_attempt":417001,"from":{"job":"j","checkpoint":7},"ran":true,"#,
             r#""finished":{"0":[1]},"ids_before":65,"start":{"job":"j","checkpoint":7,"claimed":false,"until":9}}"#
         );
         let read = RememberedJob::read(text).unwrap();
@@ -170,6 +179,8 @@ mod tests {
         assert_eq!(read.finished_tasks(), [TaskId { operator: 0, subtask: 1 }].into());
         let defaults = Settings::try_from(&Config::default()).unwrap().checkpointing.jobs;
         assert_eq!(read.rules(&defaults).unwrap().interval, Some(std::time::Duration::from_secs(1)));
+        let older = RememberedJob::read(&text.replace(r#""first_attempt":417001,"#, "")).unwrap();
+        assert_eq!(older, RememberedJob { first_attempt: 1, ..read });
         assert!(matches!(RememberedJob::read(r#"{"version":2}"#), Err(UnreadableJob::Version(2))));
     }
 }

@@ -21,7 +21,7 @@ use crate::config::JobCheckpointing;
 use crate::engine::{CheckpointView, Engine};
 use crate::error::chain;
 use crate::model::{CheckpointId, CheckpointKind, CheckpointState, JobId};
-use crate::runtime::Failure;
+use crate::runtime::{Entropy, Failure};
 
 /// Jobs that have ended and whose last events can be heard.
 const ENDED_MAX: usize = 64;
@@ -103,6 +103,7 @@ impl Coordinators {
             rules,
             topology: Topology::new(remembered.operators.clone()),
             attempt: remembered.attempt,
+            first_attempt: remembered.first_attempt,
             ran: remembered.ran.then(|| remembered.finished_tasks()),
             next_id,
             retained,
@@ -185,7 +186,7 @@ impl Coordinators {
         let defaults = &self.0.engine.settings().checkpointing.jobs;
         let rules = defaults.with(settings.iter().map(|(key, text)| (&**key, &**text)))?;
         check_rules(&rules, iterative)?;
-        check_operators(&operators)?;
+        check_operators(&operators, iterative)?;
         for dir in rules.dir.iter().chain(&rules.savepoint_dir) {
             self.0.engine.check_bucket(&dir.bucket)?;
         }
@@ -209,7 +210,7 @@ impl Coordinators {
                 (_, false) => Err(CoordinatorError::Exists(job, "settings", "change them at its settings")),
             };
         }
-        let remembered = RememberedJob::new(&rules, &topology, iterative);
+        let remembered = RememberedJob::new(&rules, &topology, iterative, first_attempt(self.0.engine.entropy()));
         self.0.engine.coordinate(&job, Arc::from(remembered.write())).await?;
         self.spawn(&job, remembered, rules);
         Ok(())
@@ -237,6 +238,12 @@ fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<Reta
     let stopped_with = stopped_with.filter(|known| retained.last().is_none_or(|newest| newest.id < known.id));
     retained.extend(stopped_with.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::StopSavepoint }));
     retained
+}
+
+/// The first attempt of a job: a thousand by chance, and one. Of a job that ended and left nothing nothing is known, and workers of it
+/// may be alive when there is another one of its name: what they say is of no attempt of that.
+fn first_attempt(entropy: &Entropy) -> u64 {
+    u64::from_str_radix(&entropy.hex(5), 16).unwrap_or_default() * 1000 + 1
 }
 
 /// A number between 0 and 1.

@@ -43,16 +43,20 @@ async fn create(client: &Client) -> Result<(), ClientError> {
     client.create(&job).await.map(drop)
 }
 
+async fn attempt(client: &Client) -> Result<u64, ClientError> {
+    Ok(client.job(COORDINATED).await?.coordinator.unwrap().attempt)
+}
+
 async fn runs(client: &Client) -> Result<(), ClientError> {
     let task = TaskReport { operator: "a".into(), subtask: 0, state: "running".into() };
-    let report = TasksReport { attempt: 1, worker: None, tasks: vec![task], message: None };
+    let report = TasksReport { attempt: attempt(client).await?, worker: None, tasks: vec![task], message: None };
     client.report_tasks(COORDINATED, &report).await.map(drop)
 }
 
 /// One checkpoint, as far as it gets. What is told goes into `told`.
 async fn checkpoint(client: &Client, told: &mut Told) -> Result<(), ClientError> {
     let hello = client.events(COORDINATED, &EventsParams::default()).await?;
-    let mut after = hello.next;
+    let (mut after, attempt) = (hello.next, attempt(client).await?);
     client.trigger_checkpoint(COORDINATED, &TriggerRequest::default(), None).await?;
     loop {
         let params = EventsParams { worker: None, after: Some(after), wait: Some("20 s".into()) };
@@ -64,7 +68,7 @@ async fn checkpoint(client: &Client, told: &mut Told) -> Result<(), ClientError>
                     assert!(told.triggered.insert(trigger.checkpoint), "{} is told twice", trigger.checkpoint);
                     let state = AckState { part: Some(0), ..AckState::default() };
                     let (operator, state) = ("a".to_owned(), vec![state]);
-                    let ack = AckRequest { operator, attempt: 1, state, ..AckRequest::default() };
+                    let ack = AckRequest { operator, attempt, state, ..AckRequest::default() };
                     let parts = [(BatchHead::default(), Bytes::from(trigger.checkpoint.to_string()))];
                     client.acknowledge(COORDINATED, trigger.checkpoint, &ack, &parts).await?;
                 }

@@ -290,7 +290,7 @@ class Run:
         coordinator = self.client.job(job)["coordinator"]
         print(
             f"{job}, {len(self.workers)} tasks: {killed['worker']} workers and {killed['daemon']} daemons killed,"
-            f" attempt {coordinator['attempt']}, checkpoint {coordinator['completed']}",
+            f" {coordinator['restarts']} restarts, checkpoint {coordinator['completed']}",
             flush=True,
         )
         for told in self.client.history(job)[:2]:

@@ -3,6 +3,7 @@
 
     tests/python/thousand.py                                  # starts a daemon (target/debug/esker, or ESKER_BIN) on local disk
     tests/python/thousand.py --tasks 200 --bytes 0 --seconds 30
+    tests/python/thousand.py --delay 30                       # on an S3 server (versitygw), each request taking 30 ms more
 
 A few processes stand for all tasks: each has one stream of events, reports its tasks as running in one request, and acknowledges for
 each of them, over some connections that stay open. The table has the time from `trigger` to `complete` as a worker sees it and as
@@ -31,6 +32,12 @@ from count import Daemon  # noqa: E402  It finds the client, too.
 
 import esker.sync  # noqa: E402
 
+sys.path[1:1] = [str(REPOSITORY / "tests" / "flink")]
+from e2e import tools  # noqa: E402
+from e2e.daemons import Slowed  # noqa: E402
+from e2e.processes import Processes  # noqa: E402
+from e2e.storage import Versitygw  # noqa: E402
+
 JOB = "thousand"
 OPERATOR = "o"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -54,6 +61,24 @@ class Connection:
         return int(answered[9:12]), await self.reader.readexactly(int(length[1]) if length else 0)
 
 
+class OnS3(Daemon):
+    """A daemon on a server whose every request takes some seconds more."""
+
+    def __init__(self, program: Path, folder: Path, processes: Processes, delay: float) -> None:
+        cache = Path(os.environ.get("ESKER_TEST_CACHE", REPOSITORY / "target" / "test-cache"))
+        self.server = Versitygw(processes, tools.prepare_versitygw(cache, print), folder / "versitygw")
+        self.server.start()
+        self.server.make_bucket("esker")
+        self.endpoint = Slowed(self.server.endpoint, delay).endpoint
+        super().__init__(program, folder)
+
+    def command(self) -> list[Any]:
+        of_store = {"url": "s3://esker/thousand", "endpoint": self.endpoint, "region": "us-east-1"}
+        of_store |= {"access-key": self.server.access_key, "secret-key": self.server.secret_key}
+        settings = [argument for key, value in of_store.items() for argument in ("--set", f"store.{key}={value}")]
+        return [self.program, "serve", *settings]
+
+
 def framed(head: dict[str, Any], data: bytes) -> bytes:
     frames = b""
     for one, behind in [(head, b""), ({"len": len(data)}, data)]:
@@ -75,6 +100,7 @@ class Process:
 
     def __init__(self, api: str, tasks: range, args: argparse.Namespace, until: float) -> None:
         self.api, self.tasks, self.args, self.until = api, tasks, args, until
+        self.attempt = 0
         self.begun: dict[int, float] = {}
         self.over: dict[int, tuple[float, float]] = {}
         self.acknowledged: list[float] = []
@@ -87,8 +113,9 @@ class Process:
         for _ in range(self.args.connections):
             self.idle.put_nowait(await Connection(host, int(port)).open())
         async with esker.Client(self.api) as client:
+            self.attempt = (await client.job(JOB))["coordinator"]["attempt"]
             report = [{"operator": OPERATOR, "subtask": n, "state": "running"} for n in self.tasks]
-            await client.report(JOB, 1, report, f"process {self.tasks.start}")
+            await client.report(JOB, self.attempt, report, f"process {self.tasks.start}")
             beating = asyncio.create_task(self.beat(client, report))
             working: set["asyncio.Task[None]"] = set()
             listening = asyncio.create_task(self.listen(client, working))
@@ -103,7 +130,7 @@ class Process:
     async def beat(self, client: esker.Client, report: list[dict[str, Any]]) -> None:
         while True:
             await asyncio.sleep(2)
-            await client.report(JOB, 1, report, f"process {self.tasks.start}")
+            await client.report(JOB, self.attempt, report, f"process {self.tasks.start}")
 
     async def listen(self, client: esker.Client, working: set["asyncio.Task[None]"]) -> None:
         async for event in client.events(JOB, f"process {self.tasks.start}", "stream"):
@@ -124,7 +151,7 @@ class Process:
         async def some() -> None:
             connection = await self.idle.get()
             for subtask in tasks:
-                kind, body = acknowledgement(subtask, 1, os.urandom(self.args.bytes))
+                kind, body = acknowledgement(subtask, self.attempt, os.urandom(self.args.bytes))
                 began = time.monotonic()
                 status, answer = await connection.post(f"/v1/jobs/{JOB}/checkpoints/{number}/ack", kind, body)
                 self.acknowledged.append(time.monotonic() - began)
@@ -159,8 +186,8 @@ def spread(seconds: list[float]) -> str:
     return f"p50 {at[0]:.0f} ms, p99 {at[1]:.0f} ms, most {ordered[-1] * 1000:.0f} ms, of {len(ordered)}"
 
 
-def run(args: argparse.Namespace, folder: Path) -> int:
-    daemon = Daemon(args.esker, folder)
+def run(args: argparse.Namespace, folder: Path, processes: Processes) -> int:
+    daemon = Daemon(args.esker, folder) if args.delay is None else OnS3(args.esker, folder, processes, args.delay / 1000)
     api = f"http://{daemon.api}"
     settings = {"execution.checkpointing.interval": f"{args.interval} ms", "heartbeat.timeout": "60 s"}
     with esker.sync.Client(api) as client:
@@ -168,14 +195,14 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         told: Any = multiprocessing.Queue()
         step = -(-args.tasks // args.processes)
         until = time.time() + args.seconds
-        processes = [
+        workers = [
             multiprocessing.Process(
                 target=run_process, args=(api, range(at, min(at + step, args.tasks)), args, until, told)
             )
             for at in range(0, args.tasks, step)
         ]
-        for process in processes:
-            process.start()
+        for worker in workers:
+            worker.start()
         # The first checkpoints warm up.
         time.sleep(args.seconds * 0.1)
         before, used, began = store_requests(api), processor_seconds(daemon.process.pid), time.monotonic()
@@ -185,9 +212,9 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         used = processor_seconds(daemon.process.pid) - used
         count = (client.job(JOB)["coordinator"]["completed"] or 0) - completed
         history = client.history(JOB)
-        answers = [told.get(timeout=60) for _ in processes]
-        for process in processes:
-            process.join()
+        answers = [told.get(timeout=60) for _ in workers]
+        for worker in workers:
+            worker.join()
     daemon.process.terminate()
     daemon.process.wait()
     return show(args, answers, history, count, used / took, {of: after[of] - before.get(of, 0) for of in after})
@@ -241,9 +268,14 @@ def main() -> int:
     parser.add_argument("--bytes", type=int, default=1000, help="state of each task, which goes with its acknowledgement")
     parser.add_argument("--interval", type=int, default=1000, help="milliseconds")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--delay", type=float, help="milliseconds more for each request to an S3 server; without, a local disk")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="esker-thousand-") as folder:
-        return run(args, Path(folder))
+        processes = Processes(Path(folder) / "logs")
+        try:
+            return run(args, Path(folder), processes)
+        finally:
+            processes.kill_all()
 
 
 if __name__ == "__main__":

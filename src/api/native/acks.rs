@@ -10,7 +10,7 @@ use http::{StatusCode, header};
 use tokio::sync::oneshot;
 
 use super::batch::{check, next_bytes, next_head};
-use super::parts::{Native, in_field, job_of, json};
+use super::parts::{Native, in_field, job_of, json, object};
 use crate::api::body::BodySource;
 use crate::api::status::ApiError;
 use crate::coordinator::ack::{StateKind, TaskSnapshot};
@@ -52,8 +52,7 @@ pub(super) async fn acknowledge(
     let mut source = BodySource::new(request.into_body().into_data_stream());
     let head = next_head(&native, &mut source).await?;
     let head = head.ok_or_else(|| ApiError::invalid("body", "begins with a frame that is the acknowledgement"))?;
-    let ack: AckRequest =
-        serde_json::from_slice(&head).map_err(|error| ApiError::invalid("body", error.to_string()))?;
+    let ack: AckRequest = object("body", &head)?;
     let ticket = match admit(&native, &coordinator, id, &ack).await {
         Ok(ticket) => ticket,
         Err(error) => {
@@ -110,8 +109,7 @@ impl Riding<'_> {
                 let message = format!("more than limits.segments-per-request-max, {max}, segments in one request");
                 return Err(ApiError::invalid("body", message));
             }
-            let head: BatchHead =
-                serde_json::from_slice(&head).map_err(|error| ApiError::invalid("head", error.to_string()))?;
+            let head: BatchHead = object("head", &head)?;
             let head = self.complete(head, stored.len())?;
             let whole = next_bytes(self.native, source, head.len).await?;
             if self.ticket.repeated {

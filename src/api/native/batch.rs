@@ -16,7 +16,7 @@ use futures::Stream;
 use http::{HeaderValue, header};
 use tokio::sync::{mpsc, oneshot};
 
-use super::parts::{Native, about_of, check_crc_form, idempotency_key, job_of};
+use super::parts::{Native, about_of, check_crc_form, idempotency_key, job_of, object};
 use crate::api::body::{BodySource, Framed, check_crc, check_len};
 use crate::api::status::ApiError;
 use crate::engine::intake::Whole;
@@ -128,8 +128,7 @@ where
     E: std::error::Error + Send + 'static,
 {
     let Some(head) = next_head(native, source).await? else { return Ok(None) };
-    let head: BatchHead =
-        serde_json::from_slice(&head).map_err(|error| ApiError::invalid("head", error.to_string()))?;
+    let head: BatchHead = object("head", &head)?;
     let whole = next_bytes(native, source, head.len).await?;
     let result = match check(native, job, &head, whole.crc.whole) {
         Ok((about, key)) => {

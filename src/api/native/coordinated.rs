@@ -113,11 +113,23 @@ pub(super) fn status_of(phase: JobPhase) -> &'static str {
 
 fn coordinator_info(standing: JobStanding, subsumed: Option<u64>) -> CoordinatorInfo {
     let JobStanding {
-        phase, attempt, tasks, pending, waiting, completed, backlog, failures, settings, operators, ..
+        phase,
+        attempt,
+        restarts,
+        tasks,
+        pending,
+        waiting,
+        completed,
+        backlog,
+        failures,
+        settings,
+        operators,
+        ..
     } = standing;
     CoordinatorInfo {
         status: status_of(phase).to_owned(),
         attempt,
+        restarts,
         tasks: tasks.0,
         tasks_running: tasks.1,
         tasks_finished: tasks.2,

@@ -163,7 +163,19 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
         true => too_slow(native.engine.metrics()),
         false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
     })?;
-    serde_json::from_slice(&body).map_err(|error| ApiError::invalid("body", error.to_string()))
+    object("body", &body)
+}
+
+/// Reads a JSON object. Without this check a list of values would do, in the order of the fields.
+pub(super) fn object<T: DeserializeOwned>(field: &'static str, text: &[u8]) -> Result<T, ApiError> {
+    parse_object(text).map_err(|why| ApiError::invalid(field, why))
+}
+
+fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    match text.trim_ascii_start().first() {
+        Some(first) if *first != b'{' => Err("must be a JSON object".to_owned()),
+        _ => serde_json::from_slice(text).map_err(|error| error.to_string()),
+    }
 }
 
 /// Bytes of a body that says nothing.
@@ -188,7 +200,7 @@ pub(super) async fn nothing(native: &Native, request: Request) -> Result<(), Api
     if body.is_empty() {
         return Ok(());
     }
-    serde_json::from_slice::<Nothing>(&body).map(|_| ()).map_err(|error| refused(error.to_string()))
+    parse_object::<Nothing>(&body).map(|_| ()).map_err(refused)
 }
 
 pub(super) fn job_of(text: &str) -> Result<JobId, ApiError> {

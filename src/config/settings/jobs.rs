@@ -89,13 +89,15 @@ pub struct PublishDir {
 
 impl PublishDir {
     /// What is understood, as the end of a sentence.
-    pub const EXPECTED: &str = "must be s3://bucket/prefix, a folder of the S3 door";
+    pub const EXPECTED: &str = "must be s3://bucket/prefix, a folder of the S3 door without empty parts, `.` and `..`";
 
     /// Reads `s3://bucket/prefix`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (bucket, prefix) = text.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, "")))?;
         let prefix = prefix.trim_end_matches('/');
-        let good = !bucket.is_empty() && !prefix.starts_with('/') && !text.chars().any(char::is_control);
+        // Clients that take it for a path would look elsewhere.
+        let plain = prefix.is_empty() || prefix.split('/').all(|part| !["", ".", ".."].contains(&part));
+        let good = !bucket.is_empty() && plain && !text.chars().any(char::is_control);
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         good.then(|| Self { bucket: bucket.to_owned(), prefix })
     }

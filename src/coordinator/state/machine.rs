@@ -27,6 +27,8 @@ pub struct Beginning {
     pub topology: Topology,
     /// The attempt.
     pub attempt: u64,
+    /// The first one of the job.
+    pub first_attempt: u64,
     /// Whether all tasks have run in it; then, which of them are over.
     pub ran: Option<BTreeSet<TaskId>>,
     /// The lowest number that no checkpoint had.
@@ -69,6 +71,7 @@ pub struct Coordinator {
     pub(super) rules: JobCheckpointing,
     pub(super) topology: Topology,
     pub(super) attempt: u64,
+    first_attempt: u64,
     pub(super) tasks: TaskTable,
     pub(super) next_id: CheckpointId,
     pub(super) pending: BTreeMap<CheckpointId, PendingCheckpoint>,
@@ -104,7 +107,7 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator at the time `now`.
     pub fn new(beginning: Beginning, now: Duration) -> Self {
-        let Beginning { rules, topology, attempt, ran, next_id, retained, full, draw } = beginning;
+        let Beginning { rules, topology, attempt, first_attempt, ran, next_id, retained, full, draw } = beginning;
         let mut tasks = TaskTable::new(&topology, now);
         if let Some(finished) = ran {
             tasks.settle(&finished);
@@ -113,6 +116,7 @@ impl Coordinator {
             rules,
             topology,
             attempt,
+            first_attempt,
             tasks,
             next_id,
             pending: BTreeMap::new(),
@@ -290,7 +294,7 @@ impl Coordinator {
             () if self.stopping.is_some() => JobPhase::Stopping,
             // Also while another owner has not heard of all of them: whoever begins now takes the place of one that has run.
             () if self.tasks.is_settled() => JobPhase::Running,
-            () if self.attempt > 1 => JobPhase::Restarting,
+            () if self.restarts() > 0 => JobPhase::Restarting,
             () => JobPhase::Created,
         }
     }
@@ -308,6 +312,11 @@ impl Coordinator {
     /// The attempt.
     pub fn attempt(&self) -> u64 {
         self.attempt
+    }
+
+    /// How often all tasks have begun anew.
+    pub fn restarts(&self) -> u64 {
+        self.attempt - self.first_attempt
     }
 
     /// Its tasks.

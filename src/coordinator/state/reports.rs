@@ -83,6 +83,11 @@ impl Coordinator {
         }
     }
 
+    /// The daemon itself stood still for so long, and hears only now what tasks have said meanwhile.
+    pub fn was_deaf(&mut self, span: Duration, now: Duration) {
+        self.tasks.was_deaf(span, now);
+    }
+
     /// Something was heard of tasks.
     pub fn heard_of(&mut self, tasks: impl IntoIterator<Item = TaskId>, now: Duration) {
         tasks.into_iter().for_each(|task| self.tasks.heard_of(task, now));

@@ -74,13 +74,15 @@ impl TaskTable {
         self.settled |= self.running + self.finished == self.all;
     }
 
-    /// A task reports that it runs, or is over. One that is over stays so. Returns whether it is over now and was not before.
+    /// A task reports that it runs, or is over. One that has read all its input, or is over, stays so: reports may come out of order.
+    /// Returns whether it is over now and was not before.
     pub fn report(&mut self, task: TaskId, state: TaskState, now: Duration) -> bool {
         self.heard_of(task, now);
         if self.is_finished(task) {
             return false;
         }
         match state {
+            TaskState::Running if self.known(task) == Some(KnownTask::Runs { end_of_data: true }) => {}
             TaskState::Running => self.set(task, KnownTask::Runs { end_of_data: false }),
             TaskState::EndOfData => self.set(task, KnownTask::Runs { end_of_data: true }),
             TaskState::Finished => self.set(task, KnownTask::Finished),
@@ -96,10 +98,21 @@ impl TaskTable {
         }
     }
 
+    fn known(&self, task: TaskId) -> Option<KnownTask> {
+        let known = self.tasks.get(task.operator).and_then(|tasks| tasks.get(task.subtask as usize));
+        known.map(|(known, _)| *known)
+    }
+
     /// Whether a task is over.
     pub fn is_finished(&self, task: TaskId) -> bool {
-        let known = self.tasks.get(task.operator).and_then(|tasks| tasks.get(task.subtask as usize));
-        known.is_some_and(|(known, _)| *known == KnownTask::Finished)
+        self.known(task) == Some(KnownTask::Finished)
+    }
+
+    /// Nobody listened for so long: silence meanwhile is nobody's fault.
+    pub fn was_deaf(&mut self, span: Duration, now: Duration) {
+        for (_, heard) in self.tasks.iter_mut().flatten() {
+            *heard = now.min(*heard + span);
+        }
     }
 
     /// The first task that was not heard of for longer than `patience`, if all of them have run.

@@ -52,6 +52,9 @@ pub struct CoordinatorInfo {
     pub status: String,
     /// The attempt.
     pub attempt: u64,
+    /// How often all tasks have begun anew.
+    #[serde(default)]
+    pub restarts: u64,
     /// All tasks.
     pub tasks: u64,
     /// Those that run.

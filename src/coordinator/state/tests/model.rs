@@ -112,6 +112,7 @@ fn play(steps: Vec<Step>, concurrent: u64, retained: u64) {
             rules: rules(&keys),
             topology: Topology::new(vec![operator("source", 2), operator("count", 2)]),
             attempt: 1,
+            first_attempt: 1,
             ran: None,
             next_id: chk(1),
             retained: vec![],

@@ -161,11 +161,37 @@ fn a_task_that_falls_silent_is_lost_once_all_have_run() {
 }
 
 #[test]
+fn what_tasks_said_while_the_daemon_stood_still_is_waited_for() {
+    let mut scene = Scene::created(&[("heartbeat.timeout", "20 s")], vec![operator("a", 2)]);
+    scene.all_run();
+    scene.now += ms(60_000);
+
+    scene.act(|coordinator, now| coordinator.was_deaf(ms(59_000), now));
+    scene.act(Coordinator::tick);
+    assert_eq!(scene.restarts(), 0);
+    scene.pass_silently(25_000, false);
+    assert_eq!(scene.restarts(), 1, "nothing came from then on");
+}
+
+#[test]
+fn a_report_that_comes_late_does_not_take_back_the_end_of_data() {
+    let mut scene = Scene::created(&[], vec![operator("a", 2)]);
+    scene.all_run();
+
+    scene.report(&[task(0, 0)], TaskState::EndOfData);
+    scene.report(&[task(0, 0)], TaskState::Running);
+    scene.report(&[task(0, 1)], TaskState::EndOfData);
+
+    assert_eq!(scene.triggered(), [1], "the last one, as all are at the end");
+}
+
+#[test]
 fn another_owner_notices_a_task_that_was_lost_before_it_came() {
     let mut scene = Scene::begun(Beginning {
         rules: rules(&[]),
         topology: Topology::new(vec![operator("a", 2)]),
         attempt: 3,
+        first_attempt: 1,
         ran: Some([task(0, 1)].into()),
         next_id: chk(9),
         retained: vec![],

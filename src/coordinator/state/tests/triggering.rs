@@ -41,6 +41,7 @@ fn s5_1_the_first_checkpoint_comes_between_min_pause_and_the_interval() {
             rules: rules(&keys),
             topology: Topology::new(vec![operator("a", 1)]),
             attempt: 1,
+            first_attempt: 1,
             ran: None,
             next_id: chk(1),
             retained: vec![],

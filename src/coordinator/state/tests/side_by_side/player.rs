@@ -58,6 +58,7 @@ impl Player {
             rules: rules(&[&[("heartbeat.timeout", "3650 d")], &*keys].concat()),
             topology: Topology::new(operators.collect()),
             attempt: 1,
+            first_attempt: 1,
             ran: None,
             next_id: newest.map_or(chk(1), |newest| chk(newest.id.0 + 1)),
             full: newest.is_some_and(|newest| newest.kind == RetainedKind::Foreign),

@@ -1,13 +1,15 @@
 //! Jobs whose checkpoints the daemon coordinates, as their workers see it.
 
+mod commands;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::wire::{
-    AckRequest, AckState, BatchHead, EndRequest, EventPage, EventsParams, JobEnd, JobEvent, JobOperator, JobSettings,
-    JobStateInfo, KeyGroups, NewJob, PutParams, RestoreJob, SavepointRequest, StopRequest, TaskReport, TasksReport,
-    TriggerRequest,
+    AckRequest, AckState, BatchHead, EndRequest, EventPage, EventsParams, JobEnd, JobEvent, JobOperator,
+    JobOperatorInput, JobSettings, JobStateInfo, KeyGroups, NewJob, PutParams, RestoreJob, SavepointRequest,
+    StopRequest, TaskReport, TasksReport, TriggerRequest,
 };
 use esker_client::{Client, ClientError, Worker, WorkerEvent};
 use http::StatusCode;
@@ -51,17 +53,26 @@ fn tasks_of(attempt: u64, tasks: &[(&str, u32)], state: &str) -> TasksReport {
     TasksReport { attempt, worker: Some("w".to_owned()), tasks: tasks.iter().map(task).collect(), message: None }
 }
 
+/// The number that the attempts of a job begin with.
+async fn first_attempt(client: &Client, job: &str) -> u64 {
+    let info = client.job(job).await.unwrap().coordinator.unwrap();
+    info.attempt - info.restarts
+}
+
 /// The events of a job, one by one.
 struct Events<'a> {
     client: &'a Client,
     job: &'static str,
+    /// The job's first attempt.
+    first: u64,
     at: Option<String>,
     waiting: Vec<esker_client::wire::EventInfo>,
 }
 
 impl<'a> Events<'a> {
-    fn of(client: &'a Client, job: &'static str) -> Self {
-        Self { client, job, at: None, waiting: vec![] }
+    async fn of(client: &'a Client, job: &'static str) -> Self {
+        let first = first_attempt(client, job).await;
+        Self { client, job, first, at: None, waiting: vec![] }
     }
 
     async fn page(&mut self) -> EventPage {
@@ -125,14 +136,14 @@ async fn ack_with(client: &Client, job: &str, checkpoint: u64, (attempt, subtask
 /// A job of two tasks that both run.
 async fn running<'a>(daemon: &'a TestDaemon, name: &'static str, settings: &[(&str, Value)]) -> Events<'a> {
     daemon.client.create(&job(name, settings, vec![operator("count", 2)])).await.unwrap();
-    daemon.client.report_tasks(name, &tasks_of(1, &[("count", 0), ("count", 1)], "running")).await.unwrap();
-    let mut events = Events::of(&daemon.client, name);
+    let mut events = Events::of(&daemon.client, name).await;
+    daemon.client.report_tasks(name, &tasks_of(events.first, &[("count", 0), ("count", 1)], "running")).await.unwrap();
     assert!(matches!(events.next().await, JobEvent::Hello(hello) if hello.status == "running"));
     events
 }
 
-async fn checkpoint_of(events: &mut Events<'_>, attempt: u64, texts: [&str; 2]) -> u64 {
-    let (client, job) = (events.client, events.job);
+async fn checkpoint_of(events: &mut Events<'_>, texts: [&str; 2]) -> u64 {
+    let (client, job, attempt) = (events.client, events.job, events.first);
     client.trigger_checkpoint(job, &TriggerRequest::default(), None).await.unwrap();
     let id = events.triggered().await;
     for (subtask, text) in (0_u32..).zip(texts) {
@@ -180,7 +191,7 @@ async fn periodic_checkpoints_complete_are_subsumed_and_go_on_after_a_restart_of
             assert!(id > last, "{id} comes after {last}");
             last = id;
             for subtask in 0..2 {
-                ack_with(&daemon.client, "j", id, (1, subtask), &format!("{id}/{subtask}")).await;
+                ack_with(&daemon.client, "j", id, (events.first, subtask), &format!("{id}/{subtask}")).await;
             }
             assert_eq!(events.completed().await, id);
         }
@@ -192,7 +203,7 @@ async fn periodic_checkpoints_complete_are_subsumed_and_go_on_after_a_restart_of
             .await;
         assert!(subsumed < last);
         let info = daemon.client.job("j").await.unwrap().coordinator.unwrap();
-        assert_eq!((info.attempt, info.tasks_running, &*info.status), (1, 2, "running"));
+        assert_eq!((info.restarts, info.tasks_running, &*info.status), (0, 2, "running"));
         assert_eq!(info.settings["execution.checkpointing.num-retained"], "2");
         let metadata = daemon.client.checkpoint_metadata("j", last).await.unwrap();
         assert_eq!(metadata["operators"][0]["tasks"][1]["state"][0]["len"], json!(format!("{last}/1").len()));
@@ -222,6 +233,12 @@ async fn wrong_jobs_are_refused_with_the_field_and_the_same_job_again_changes_no
     refused(create(&[], vec![]).await, bad, "operators", "1 to 1000");
     refused(create(&[], vec![operator("a", 1), operator("a", 2)]).await, bad, "operators", "two operators");
     refused(create(&[], vec![operator("a", 0)]).await, bad, "operators", "parallelism");
+    let own_input =
+        JobOperator { inputs: vec![JobOperatorInput { from: "a".to_owned(), pattern: None }], ..operator("a", 1) };
+    refused(create(&[], vec![own_input]).await, bad, "operators", "`iterative`");
+    for dir in ["s3://checkpoints/a/../b", "s3://checkpoints/a//b", "s3://checkpoints/./b"] {
+        refused(create(&[("savepoint-dir", dir.into())], one()).await, bad, "settings", "empty parts");
+    }
     let unaligned = [("unaligned.enabled", Value::from(true))];
     let iterative = NewJob { iterative: Some(true), ..job("j", &unaligned, one()) };
     refused(client.create(&iterative).await, bad, "iterative", "unaligned.forced");
@@ -251,17 +268,17 @@ async fn s5_4_a_late_acknowledgement_is_refused_and_what_it_brings_is_freed() {
     let mut events = running(&daemon, "j", &keys).await;
     daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     let id = events.triggered().await;
-    ack_with(&daemon.client, "j", id, (1, 0), "in time").await;
+    ack_with(&daemon.client, "j", id, (events.first, 0), "in time").await;
     let stored = PutParams { checkpoint: Some(id), ..PutParams::default() };
     daemon.client.put("j", &stored, None, "beforehand".into()).await.unwrap();
 
     let abort = events.find(|event| if let JobEvent::Abort(abort) = event { Some(abort.clone()) } else { None }).await;
     assert_eq!((abort.checkpoint, &*abort.reason), (id, "CHECKPOINT_EXPIRED"));
     let parts = [(BatchHead::default(), Bytes::from_static(b"too late"))];
-    let late = daemon.client.acknowledge("j", id, &ack(1, 1, vec![riding(0, "count")]), &parts).await;
+    let late = daemon.client.acknowledge("j", id, &ack(events.first, 1, vec![riding(0, "count")]), &parts).await;
 
     refused(late, StatusCode::CONFLICT, "checkpoint", "CHECKPOINT_EXPIRED");
-    let never = daemon.client.acknowledge("j", 77, &ack(1, 1, vec![]), &[]).await;
+    let never = daemon.client.acknowledge("j", 77, &ack(events.first, 1, vec![]), &[]).await;
     refused(never, StatusCode::CONFLICT, "checkpoint", "never triggered");
     let free = async {
         while !daemon.client.segments("j", None, None).await.unwrap().segments.is_empty() {
@@ -283,9 +300,10 @@ async fn an_acknowledgement_may_be_sent_again_and_another_one_of_the_task_is_ign
     let mut events = running(&daemon, "j", &[]).await;
     daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     let id = events.triggered().await;
+    let attempt = events.first;
     let acknowledge = async |text: &'static str| {
         let parts = [(BatchHead::default(), Bytes::from_static(text.as_bytes()))];
-        daemon.client.acknowledge("j", id, &ack(1, 0, vec![riding(0, "count")]), &parts).await.unwrap()
+        daemon.client.acknowledge("j", id, &ack(attempt, 0, vec![riding(0, "count")]), &parts).await.unwrap()
     };
 
     let first = acknowledge("state").await;
@@ -293,7 +311,7 @@ async fn an_acknowledgement_may_be_sent_again_and_another_one_of_the_task_is_ign
     assert_eq!((first.missing, again.missing), (1, 1));
     assert_eq!(first.segments[0].segment, again.segments[0].segment);
     assert!(acknowledge("other").await.segments.is_empty());
-    ack_with(&daemon.client, "j", id, (1, 1), "b").await;
+    ack_with(&daemon.client, "j", id, (events.first, 1), "b").await;
     assert_eq!(events.completed().await, id);
 
     assert_eq!(acknowledge("state").await.state, "completed");
@@ -313,24 +331,29 @@ async fn wrong_acknowledgements_are_refused_and_the_checkpoint_goes_on() {
     };
     let (bad, conflict) = (StatusCode::BAD_REQUEST, StatusCode::CONFLICT);
 
-    refused(send(ack(9, 0, vec![]), &[]).await, conflict, "attempt", "attempt 1");
-    refused(send(ack(1, 2, vec![]), &[]).await, bad, "subtask", "no task");
-    refused(send(ack(1, 0, vec![riding(1, "x")]), &part()).await, bad, "state", "part 1");
-    refused(send(ack(1, 0, vec![]), &part()).await, bad, "state", "no state is in part 0");
+    refused(
+        send(ack(events.first + 8, 0, vec![]), &[]).await,
+        conflict,
+        "attempt",
+        &format!("attempt {}", events.first),
+    );
+    refused(send(ack(events.first, 2, vec![]), &[]).await, bad, "subtask", "no task");
+    refused(send(ack(events.first, 0, vec![riding(1, "x")]), &part()).await, bad, "state", "part 1");
+    refused(send(ack(events.first, 0, vec![]), &part()).await, bad, "state", "no state is in part 0");
     let beyond = AckState { offsets: Some(vec![0, 9]), ..riding(0, "x") };
-    refused(send(ack(1, 0, vec![beyond]), &part()).await, bad, "state", "offsets");
+    refused(send(ack(events.first, 0, vec![beyond]), &part()).await, bad, "state", "offsets");
     let groups =
         AckState { kind: Some("keyed".into()), key_groups: Some(KeyGroups { start: 0, end: 128 }), ..riding(0, "x") };
-    refused(send(ack(1, 0, vec![groups]), &part()).await, bad, "state", "key groups");
-    let finished = AckRequest { finished: true, ..ack(1, 0, vec![riding(0, "x")]) };
+    refused(send(ack(events.first, 0, vec![groups]), &part()).await, bad, "state", "key groups");
+    let finished = AckRequest { finished: true, ..ack(events.first, 0, vec![riding(0, "x")]) };
     refused(send(finished, &part()).await, bad, "state", "finished");
     let elsewhere = [(BatchHead { checkpoint: Some(id + 1), ..BatchHead::default() }, Bytes::from_static(b"1"))];
-    refused(send(ack(1, 0, vec![riding(0, "x")]), &elsewhere).await, bad, "checkpoint", "another one");
+    refused(send(ack(events.first, 0, vec![riding(0, "x")]), &elsewhere).await, bad, "checkpoint", "another one");
     let torn = [(BatchHead { crc32c: Some("00000000".into()), ..BatchHead::default() }, Bytes::from_static(b"1"))];
-    refused(send(ack(1, 0, vec![riding(0, "x")]), &torn).await, bad, "crc32c", "CRC-32C");
+    refused(send(ack(events.first, 0, vec![riding(0, "x")]), &torn).await, bad, "crc32c", "CRC-32C");
 
-    ack_with(&daemon.client, "j", id, (1, 0), "a").await;
-    ack_with(&daemon.client, "j", id, (1, 1), "b").await;
+    ack_with(&daemon.client, "j", id, (events.first, 0), "a").await;
+    ack_with(&daemon.client, "j", id, (events.first, 1), "b").await;
     assert_eq!(events.completed().await, id);
 }
 
@@ -344,23 +367,29 @@ async fn s5_8_segments_of_completed_checkpoints_are_used_again_if_the_job_is_inc
     let trigger = async || daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     trigger().await;
     let first = events.triggered().await;
-    let stored =
-        daemon.client.acknowledge("j", first, &ack(1, 0, vec![riding(0, "s")]), &shared("base")).await.unwrap();
+    let stored = daemon
+        .client
+        .acknowledge("j", first, &ack(events.first, 0, vec![riding(0, "s")]), &shared("base"))
+        .await
+        .unwrap();
     let base = stored.segments[0].handle.clone();
-    ack_with(&daemon.client, "j", first, (1, 1), "exclusive").await;
+    ack_with(&daemon.client, "j", first, (events.first, 1), "exclusive").await;
     events.completed().await;
     trigger().await;
     let second = events.triggered().await;
 
     let of = |segment: &str| AckState { segment: Some(segment.to_owned()), ..AckState::default() };
-    let unknown = daemon.client.acknowledge("j", second, &ack(1, 1, vec![of("01ARZ3NDEKTSV4RRFFQ69G5FAV")]), &[]).await;
+    let unknown = daemon
+        .client
+        .acknowledge("j", second, &ack(events.first, 1, vec![of("01ARZ3NDEKTSV4RRFFQ69G5FAV")]), &[])
+        .await;
     assert_eq!(unknown.unwrap_err().status(), Some(StatusCode::NOT_FOUND), "a placeholder for what is not there");
     let metadata = daemon.client.checkpoint_metadata("j", first).await.unwrap();
     let exclusive = metadata["operators"][0]["tasks"][1]["state"][0]["segment"].as_str().unwrap().to_owned();
-    let refusal = daemon.client.acknowledge("j", second, &ack(1, 1, vec![of(&exclusive)]), &[]).await;
+    let refusal = daemon.client.acknowledge("j", second, &ack(events.first, 1, vec![of(&exclusive)]), &[]).await;
     refused(refusal, StatusCode::CONFLICT, "state", &exclusive);
-    daemon.client.acknowledge("j", second, &ack(1, 0, vec![of(&base)]), &[]).await.unwrap();
-    daemon.client.acknowledge("j", second, &ack(1, 1, vec![]), &[]).await.unwrap();
+    daemon.client.acknowledge("j", second, &ack(events.first, 0, vec![of(&base)]), &[]).await.unwrap();
+    daemon.client.acknowledge("j", second, &ack(events.first, 1, vec![]), &[]).await.unwrap();
     assert_eq!(events.completed().await, second);
 
     assert_eq!(daemon.client.get_handle(&base).await.unwrap(), "base", "it lives on though the first is subsumed");
@@ -424,7 +453,7 @@ async fn events_are_streamed_and_a_broken_stream_goes_on_where_it_was() {
     drop(stream);
     let id = events.triggered().await;
     for subtask in 0..2 {
-        ack_with(&daemon.client, "j", id, (1, subtask), "x").await;
+        ack_with(&daemon.client, "j", id, (events.first, subtask), "x").await;
     }
     events.completed().await;
 
@@ -467,24 +496,24 @@ async fn s5_11_a_savepoint_is_restored_by_another_job_at_another_parallelism() {
     let request = SavepointRequest { dir: Some("s3://checkpoints/sp".into()), ..SavepointRequest::default() };
     let begun = client.trigger_savepoint("j", &request, Some("key-1")).await.unwrap();
     let id = events.triggered().await;
-    ack_with(client, "j", id, (1, 0), "one").await;
-    ack_with(client, "j", id, (1, 1), "two").await;
+    ack_with(client, "j", id, (events.first, 0), "one").await;
+    ack_with(client, "j", id, (events.first, 1), "two").await;
     let waiting = SavepointRequest { wait: Some("20 s".into()), ..request };
     let done = client.trigger_savepoint("j", &waiting, Some("key-1")).await.unwrap();
 
     assert_eq!((&done.request, &*done.state, done.checkpoint), (&begun.request, "completed", Some(id)));
     let path = done.path.unwrap();
     assert!(path.starts_with("s3://checkpoints/sp/savepoint-j-"), "{path}");
-    checkpoint_of(&mut events, 1, ["three", "four"]).await;
+    checkpoint_of(&mut events, ["three", "four"]).await;
     client.create(&job("other", &[("incremental", true.into())], vec![operator("count", 3)])).await.unwrap();
     let from = RestoreJob { savepoint: Some(path), ..RestoreJob::default() };
     let state = client.restore_coordinated("other", &from).await.unwrap();
-    assert_eq!((state.attempt, state.from.as_deref(), state.checkpoint), (2, Some("j"), Some(id)));
+    assert_eq!((state.from.as_deref(), state.checkpoint), (Some("j"), Some(id)));
     assert_eq!(starts(client, &state).await, [vec!["one"], vec!["two"], vec![]]);
 
     let tasks = [("count", 0), ("count", 1), ("count", 2)];
-    client.report_tasks("other", &tasks_of(2, &tasks, "running")).await.unwrap();
-    let mut others = Events::of(client, "other");
+    client.report_tasks("other", &tasks_of(state.attempt, &tasks, "running")).await.unwrap();
+    let mut others = Events::of(client, "other").await;
     assert!(matches!(others.next().await, JobEvent::Hello(_)));
     client.trigger_checkpoint("other", &TriggerRequest::default(), None).await.unwrap();
     let full =
@@ -498,9 +527,10 @@ async fn a_job_is_rescaled_and_rescaled_again() {
     let daemon = daemon().await;
     let client = &daemon.client;
     let mut events = running(&daemon, "j", &[]).await;
-    let id = checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    let id = checkpoint_of(&mut events, ["one", "two"]).await;
 
-    for (attempt, parallelism) in [(2, 5), (3, 1), (4, 2)] {
+    for (restarts, parallelism) in [(1, 5), (2, 1), (3, 2)] {
+        let attempt = events.first + restarts;
         let rescale = RestoreJob { operators: Some(vec![operator("count", parallelism)]), ..RestoreJob::default() };
         let state = client.restore_coordinated("j", &rescale).await.unwrap();
         assert_eq!((state.attempt, state.checkpoint), (attempt, Some(id)));
@@ -516,9 +546,9 @@ async fn a_job_is_rescaled_and_rescaled_again() {
     refused(client.restore_coordinated("j", &other_groups).await, StatusCode::CONFLICT, "operators", "max_parallelism");
     let renamed = RestoreJob { operators: Some(vec![operator("sum", 2)]), ..RestoreJob::default() };
     refused(client.restore_coordinated("j", &renamed).await, StatusCode::CONFLICT, "operators", "count");
-    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().attempt, 4, "nothing changed");
+    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().restarts, 3, "nothing changed");
     let allowed = RestoreJob { allow_non_restored_state: Some(true), ..renamed };
-    assert_eq!(client.restore_coordinated("j", &allowed).await.unwrap().attempt, 5);
+    assert_eq!(client.restore_coordinated("j", &allowed).await.unwrap().attempt, events.first + 4);
 }
 
 #[tokio::test]
@@ -527,21 +557,21 @@ async fn a_task_that_fails_or_falls_silent_begins_a_new_attempt_from_the_newest_
     let client = &daemon.client;
     let beats = [("heartbeat.interval", Value::from("100 ms")), ("heartbeat.timeout", "1 s".into())];
     let mut events = running(&daemon, "j", &beats).await;
-    let id = checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    let id = checkpoint_of(&mut events, ["one", "two"]).await;
     client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     events.triggered().await;
 
-    client.report_tasks("j", &tasks_of(1, &[("count", 1)], "failed")).await.unwrap();
+    client.report_tasks("j", &tasks_of(events.first, &[("count", 1)], "failed")).await.unwrap();
     let abort = events.find(|event| if let JobEvent::Abort(abort) = event { Some(abort.reason.clone()) } else { None });
     assert_eq!(abort.await, "CHECKPOINT_COORDINATOR_SUSPEND");
     let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
-    assert_eq!((restore.attempt, &*restore.cause, restore.checkpoint), (2, "TASK_FAILURE", Some(id)));
-    let old = client.report_tasks("j", &tasks_of(1, &[("count", 0)], "running")).await;
-    refused(old, StatusCode::CONFLICT, "attempt", "attempt 2");
+    assert_eq!((restore.attempt, &*restore.cause, restore.checkpoint), (events.first + 1, "TASK_FAILURE", Some(id)));
+    let old = client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "running")).await;
+    refused(old, StatusCode::CONFLICT, "attempt", &format!("attempt {}", events.first + 1));
     let state = client.job_state("j", Some(("count", 1))).await.unwrap();
-    assert_eq!((state.attempt, starts(client, &state).await), (2, vec![vec!["two".to_owned()]]));
+    assert_eq!((state.attempt, starts(client, &state).await), (events.first + 1, vec![vec!["two".to_owned()]]));
 
-    client.report_tasks("j", &tasks_of(2, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+    client.report_tasks("j", &tasks_of(events.first + 1, &[("count", 0), ("count", 1)], "running")).await.unwrap();
     let silent = EventsParams { worker: None, after: events.at.clone(), wait: Some("20 s".into()) };
     let lost = loop {
         let page = client.events("j", &silent).await.unwrap();
@@ -549,7 +579,7 @@ async fn a_task_that_fails_or_falls_silent_begins_a_new_attempt_from_the_newest_
             break restore;
         }
     };
-    assert_eq!((lost.attempt, &*lost.cause), (3, "TASK_LOST"));
+    assert_eq!((lost.attempt, &*lost.cause), (events.first + 2, "TASK_LOST"));
 }
 
 #[tokio::test]
@@ -558,19 +588,19 @@ async fn a_job_stops_with_a_savepoint_and_ends_with_its_tasks() {
     let client = &daemon.client;
     let keys = [("interval", Value::from("1 h")), ("savepoint-dir", "s3://checkpoints/sp".into())];
     let mut events = running(&daemon, "j", &keys).await;
-    checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    checkpoint_of(&mut events, ["one", "two"]).await;
 
     let request = StopRequest { drain: true, ..StopRequest::default() };
     client.stop_job("j", &request, None).await.unwrap();
     let trigger = events.find(|event| if let JobEvent::Trigger(it) = event { Some(it.clone()) } else { None }).await;
     assert_eq!((trigger.stop.as_deref(), &*trigger.kind), (Some("drain"), "savepoint"));
     for subtask in 0..2 {
-        ack_with(client, "j", trigger.checkpoint, (1, subtask), "end").await;
+        ack_with(client, "j", trigger.checkpoint, (events.first, subtask), "end").await;
     }
     assert_eq!(events.completed().await, trigger.checkpoint);
     let stop = events.find(|event| if let JobEvent::Stop(stop) = event { Some(stop.clone()) } else { None }).await;
     assert!(stop.drain && stop.path.as_deref().is_some_and(|path| path.starts_with("s3://checkpoints/sp/savepoint-")));
-    client.report_tasks("j", &tasks_of(1, &[("count", 0), ("count", 1)], "finished")).await.unwrap();
+    client.report_tasks("j", &tasks_of(events.first, &[("count", 0), ("count", 1)], "finished")).await.unwrap();
     let end = events.find(|event| if let JobEvent::End(end) = event { Some(end.clone()) } else { None }).await;
 
     assert_eq!((&*end.state, end.kept), ("FINISHED", false));
@@ -589,21 +619,21 @@ async fn a_job_that_stops_with_a_savepoint_begins_from_that_if_a_task_fails_afte
     let daemon = daemon().await;
     let keys = [("interval", Value::from("1 h")), ("savepoint-dir", "s3://checkpoints/sp".into())];
     let mut events = running(&daemon, "j", &keys).await;
-    checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    checkpoint_of(&mut events, ["one", "two"]).await;
     daemon.client.stop_job("j", &StopRequest::default(), None).await.unwrap();
     let savepoint = events.triggered().await;
     for subtask in 0..2 {
-        ack_with(&daemon.client, "j", savepoint, (1, subtask), "end").await;
+        ack_with(&daemon.client, "j", savepoint, (events.first, subtask), "end").await;
     }
     assert_eq!(events.completed().await, savepoint);
 
     let daemon = daemon.restart().await;
 
-    let mut events = Events::of(&daemon.client, "j");
+    let mut events = Events::of(&daemon.client, "j").await;
     assert!(matches!(events.next().await, JobEvent::Hello(hello) if hello.completed == Some(savepoint)));
-    daemon.client.report_tasks("j", &tasks_of(1, &[("count", 0)], "failed")).await.unwrap();
+    daemon.client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "failed")).await.unwrap();
     let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
-    assert_eq!((restore.attempt, restore.checkpoint), (2, Some(savepoint)));
+    assert_eq!((restore.attempt, restore.checkpoint), (events.first + 1, Some(savepoint)));
     let state = daemon.client.job_state("j", None).await.unwrap();
     assert_eq!(starts(&daemon.client, &state).await, [["end"], ["end"]]);
 }
@@ -624,14 +654,37 @@ async fn numbers_that_nobody_triggered_are_refused_and_leave_a_job_that_starts()
         let put = daemon.client.put("j", &params, None, "x".into()).await;
         refused(put, StatusCode::CONFLICT, "checkpoint", "never triggered");
     }
-    let first = checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    let first = checkpoint_of(&mut events, ["one", "two"]).await;
     let daemon = daemon.restart().await;
 
-    daemon.client.report_tasks("j", &tasks_of(1, &[("count", 0), ("count", 1)], "running")).await.unwrap();
-    let mut events = Events::of(&daemon.client, "j");
+    let mut events = Events::of(&daemon.client, "j").await;
+    daemon.client.report_tasks("j", &tasks_of(events.first, &[("count", 0), ("count", 1)], "running")).await.unwrap();
     events.next().await;
-    let next = checkpoint_of(&mut events, 1, ["three", "four"]).await;
+    let next = checkpoint_of(&mut events, ["three", "four"]).await;
     assert!(first < next && next < 1000, "{next} after {first}");
+}
+
+#[tokio::test]
+async fn what_workers_of_a_job_say_that_has_ended_is_nothing_to_another_one_of_its_name() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let old = running(&daemon, "j", &[]).await;
+    let end = EndRequest { state: JobEnd::Canceled, retention: None };
+    client.end_job("j", &end).await.unwrap();
+
+    let mut events = running(&daemon, "j", &[]).await;
+    client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+    let id = events.triggered().await;
+    let conflict = StatusCode::CONFLICT;
+
+    let stale = client.acknowledge("j", id, &ack(old.first, 0, vec![]), &[]).await;
+    refused(stale, conflict, "attempt", &format!("attempt {}", events.first));
+    let stale = client.report_tasks("j", &tasks_of(old.first, &[("count", 0)], "failed")).await;
+    refused(stale, conflict, "attempt", &format!("attempt {}", events.first));
+    for subtask in 0..2 {
+        ack_with(client, "j", id, (events.first, subtask), "mine").await;
+    }
+    assert_eq!(events.completed().await, id);
 }
 
 #[tokio::test]
@@ -639,7 +692,7 @@ async fn what_a_running_job_still_needs_is_not_taken_from_it() {
     let daemon = daemon().await;
     let client = &daemon.client;
     let mut events = running(&daemon, "j", &[]).await;
-    checkpoint_of(&mut events, 1, ["one", "two"]).await;
+    checkpoint_of(&mut events, ["one", "two"]).await;
     client.create(&job("k", &[], vec![operator("count", 2)])).await.unwrap();
 
     for mode in [None, Some("claim"), Some("no-claim")] {
@@ -647,7 +700,7 @@ async fn what_a_running_job_still_needs_is_not_taken_from_it() {
         let taken = client.restore_coordinated("k", &from).await;
         refused(taken, StatusCode::CONFLICT, "from", "has not ended");
     }
-    checkpoint_of(&mut events, 1, ["three", "four"]).await;
+    checkpoint_of(&mut events, ["three", "four"]).await;
 }
 
 #[tokio::test]
@@ -662,7 +715,7 @@ async fn s5_9_the_end_of_a_job_keeps_or_frees_its_checkpoints_as_its_settings_sa
         for (mode, kept) in modes.into_iter().zip(kept) {
             let name = names.next().unwrap();
             let mut events = running(&daemon, name, &[("externalized-checkpoint-retention", mode.into())]).await;
-            checkpoint_of(&mut events, 1, ["one", "two"]).await;
+            checkpoint_of(&mut events, ["one", "two"]).await;
 
             let ended = client.end_job(name, &EndRequest { state: end, retention: None }).await.unwrap();
 
@@ -680,7 +733,7 @@ async fn metadata_is_published_where_the_job_says_and_goes_with_the_checkpoint()
     let mut events = running(&daemon, "j", &[("dir", "s3://checkpoints/meta".into())]).await;
     let mut last = 0;
     for _ in 0..2 {
-        last = checkpoint_of(&mut events, 1, ["one", "two"]).await;
+        last = checkpoint_of(&mut events, ["one", "two"]).await;
     }
 
     let keys = async || {
@@ -787,5 +840,5 @@ async fn workers_count_through_the_loss_of_a_worker() {
 
     assert_eq!((lost, last), (5, 12), "each checkpoint counts once");
     let info = daemon.client.job("j").await.unwrap().coordinator.unwrap();
-    assert_eq!(info.attempt, 2, "the new worker had the job begin anew");
+    assert_eq!(info.restarts, 1, "the new worker had the job begin anew");
 }
