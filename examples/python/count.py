@@ -3,6 +3,8 @@
 
     python3 examples/python/count.py                  # starts a daemon (target/debug/esker, or ESKER_BIN) on free ports
     python3 examples/python/count.py --api http://127.0.0.1:9001     # uses one that runs; that is not killed
+    python3 examples/python/count.py --rust target/debug/examples/counting          # clients/rust/examples/counting.rs five times
+    python3 examples/python/count.py --rust target/debug/examples/counting --rust-tasks 2
 
 Twenty partitions of words are dealt out to the five tasks of an operator. A task reads its partitions and counts; its state
 are position and counts of each partition, which the coordinator of the job asks for every 200 ms. Meanwhile workers get
@@ -34,6 +36,7 @@ except ImportError:  # Not installed: the one of this repository.
 OPERATOR = "count"
 TASKS = 5
 PARTITIONS = 20
+WORDS_EACH = 8000
 WORDS = "ridge melt water stream carry sand gravel ice tunnel bed valley lake".split()
 SETTINGS = {
     "execution.checkpointing.interval": "200 ms",
@@ -114,7 +117,7 @@ class Daemon:
         self.s3, self.api = "127.0.0.1:0", "127.0.0.1:0"
         self.start()
 
-    def command(self) -> list[Any]:
+    def command(self) -> list[str | Path]:
         return [self.program, "dev", "--data-dir", self.folder / "data"]
 
     def start(self) -> None:
@@ -138,13 +141,15 @@ class Daemon:
 
 class Workers:
     def __init__(self, args: argparse.Namespace, api: str, job: str, folder: Path) -> None:
-        self.command = [sys.executable, __file__, "--api", api, "--words", str(args.words), "worker", "--job", job]
-        self.command += ["--out", str(folder)]
+        self.args = args
+        self.options = ["--api", api, "--job", job, "--words", str(args.words), "--out", str(folder)]
         self.log = (folder / "workers.log").open("a")
         self.processes = [self.start(subtask) for subtask in range(TASKS)]
 
     def start(self, subtask: int) -> subprocess.Popen[bytes]:
-        command = [*self.command, "--subtask", str(subtask)]
+        in_rust = self.args.rust and subtask < self.args.rust_tasks
+        program = [self.args.rust] if in_rust else [sys.executable, __file__, "worker"]
+        command = [*program, *self.options, "--subtask", str(subtask)]
         return subprocess.Popen(command, stdout=self.log, stderr=self.log)
 
     def restart_those_that_failed(self) -> None:
@@ -158,9 +163,6 @@ class Workers:
         self.processes[subtask].send_signal(signal.SIGKILL)
         self.processes[subtask].wait()
         return True
-
-    def over(self) -> bool:
-        return all(process.poll() == 0 for process in self.processes)
 
     def end(self) -> None:
         for process in self.processes:
@@ -178,7 +180,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
         workers = Workers(args, api, job, folder)
         try:
             disturb(client, job, workers, daemon, chance, args)
-            wait_for_end(workers, args)
+            wait_for_end(client, job, workers, args)
         finally:
             workers.end()
             if daemon is not None:
@@ -226,9 +228,17 @@ def disturb(
         workers.restart_those_that_failed()
 
 
-def wait_for_end(workers: Workers, args: argparse.Namespace) -> None:
+def has_ended(client: esker.sync.Client, job: str) -> bool:
+    """A job ends when all its tasks have finished; without a checkpoint that is kept it is forgotten."""
+    try:
+        return not client.job(job).get("coordinator")
+    except esker.NotFound:
+        return True
+
+
+def wait_for_end(client: esker.sync.Client, job: str, workers: Workers, args: argparse.Namespace) -> None:
     deadline = time.monotonic() + args.patience
-    while not workers.over():
+    while not has_ended(client, job):
         workers.restart_those_that_failed()
         if time.monotonic() > deadline:
             raise SystemExit(f"the job has not ended after {args.patience} s, log of its workers: {workers.log.name}")
@@ -257,11 +267,15 @@ def main() -> int:
     default = Path(os.environ.get("ESKER_BIN", REPOSITORY / "target" / "debug" / "esker"))
     parser.add_argument("--esker", type=Path, default=default, help="the daemon to start")
     parser.add_argument("--api", default=os.environ.get("ESKER_API"), help="a daemon that runs, instead")
-    parser.add_argument("--words", type=int, default=8000, help="in each partition")
+    parser.add_argument("--words", type=int, default=WORDS_EACH, help="in each partition")
+    parser.add_argument("--rust", type=Path, help="the program of tasks in Rust")
+    parser.add_argument("--rust-tasks", type=int, default=TASKS, help="so many are in Rust, the others in Python")
     parser.add_argument("--kills", type=int, default=9, help="of workers; the daemon is killed twice in between")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
     parser.add_argument("--patience", type=float, default=240, help="seconds after the last kill")
     worker = parser.add_subparsers(dest="role").add_parser("worker")
+    worker.add_argument("--api", required=True)
+    worker.add_argument("--words", type=int, default=WORDS_EACH)
     worker.add_argument("--job", required=True)
     worker.add_argument("--subtask", type=int, required=True)
     worker.add_argument("--out", type=Path, required=True)

@@ -243,7 +243,7 @@ fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<Reta
 /// The first attempt of a job: a thousand by chance, and one. Of a job that ended and left nothing nothing is known, and workers of it
 /// may be alive when there is another one of its name: what they say is of no attempt of that.
 fn first_attempt(entropy: &Entropy) -> u64 {
-    u64::from_str_radix(&entropy.hex(5), 16).unwrap_or_default() * 1000 + 1
+    u64::from_str_radix(&entropy.hex(5), 16).unwrap_or_default() % 1_000_000 * 1000 + 1
 }
 
 /// A number between 0 and 1.

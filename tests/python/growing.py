@@ -3,6 +3,7 @@
 
     tests/python/growing.py                                     # small: five tasks of 4 MB each, about a minute
     tests/python/growing.py --megabytes 64 --seconds 300        # each task 64 MB
+    tests/python/growing.py --rust target/debug/examples/tables # each second task is clients/rust/examples/tables.rs
 
 Each key group has its own input, which never ends, and a table of numbers in ten blocks. A record adds to one number. A
 checkpoint stores the blocks that have changed and names those of completed checkpoints again. Processes get `kill -9`, at
@@ -58,7 +59,7 @@ def added_by(group: int, record: int) -> int:
 
 def new_block(group: int, block: int, slots: int) -> "array.array[int]":
     """Not zeros: bytes of another block would be noticed."""
-    return array.array("Q", random.Random(f"{group}/{block}").randbytes(8 * slots))
+    return array.array("Q", [(group * BLOCKS + block + 1) * 0x9E3779B97F4A7C15 & MASK]) * slots
 
 
 class Table:
@@ -215,7 +216,7 @@ class Run:
         self.journal.touch()
         self.log = (folder / "workers.log").open("a")
         self.workers: list["subprocess.Popen[bytes]"] = []
-        self.command: list[str] = []
+        self.options: list[str] = []
         self.kills = {"worker": 0, "daemon": 0}
         self.recovered: list[float] = []
 
@@ -227,11 +228,14 @@ class Run:
     def start_workers(self, job: str, parallelism: int) -> None:
         options = ["--api", self.api, "--job", job, "--journal", self.journal]
         options += ["--megabytes", self.args.megabytes, "--rate", self.args.rate]
-        self.command = [sys.executable, __file__, *map(str, options)]
+        self.options = [*map(str, options)]
         self.workers = [self.start_worker(subtask) for subtask in range(parallelism)]
 
     def start_worker(self, subtask: int) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([*self.command, "--subtask", str(subtask)], stdout=self.log, stderr=self.log)
+        # Whose program a task is changes with its number: at another parallelism key groups go from one to the other.
+        in_rust = self.args.rust is not None and subtask % 2 == 1
+        program = [self.args.rust] if in_rust else [sys.executable, __file__]
+        return subprocess.Popen([*program, *self.options, "--subtask", str(subtask)], stdout=self.log, stderr=self.log)
 
     def restart_those_that_failed(self) -> None:
         for subtask, process in enumerate(self.workers):
@@ -427,6 +431,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=2000, help="records a second and task")
     parser.add_argument("--patience", type=float, default=120, help="seconds for anything to happen")
     parser.add_argument("--seed", type=int, default=None, help="of the kills")
+    parser.add_argument("--rust", type=Path, help="the program of each second task")
     parser.add_argument("--folder", type=Path, help="for everything; kept. Otherwise one that is deleted")
     for name in ("--api", "--job"):
         parser.add_argument(name, help=argparse.SUPPRESS)

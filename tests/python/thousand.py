@@ -72,7 +72,7 @@ class OnS3(Daemon):
         self.endpoint = Slowed(self.server.endpoint, delay).endpoint
         super().__init__(program, folder)
 
-    def command(self) -> list[Any]:
+    def command(self) -> list[str | Path]:
         of_store = {"url": "s3://esker/thousand", "endpoint": self.endpoint, "region": "us-east-1"}
         of_store |= {"access-key": self.server.access_key, "secret-key": self.server.secret_key}
         settings = [argument for key, value in of_store.items() for argument in ("--set", f"store.{key}={value}")]

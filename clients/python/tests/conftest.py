@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Iterator
@@ -21,6 +22,19 @@ SECONDS_MAX = 60
 def fake() -> Iterator[Fake]:
     with Fake() as running:
         yield running
+
+
+@pytest.fixture
+def rust_example() -> Callable[[str], str]:
+    """Finds programs of clients/rust/examples that make one job with those in Python."""
+
+    def program(name: str) -> str:
+        folder = os.environ.get("ESKER_RUST_EXAMPLES")
+        if folder is None:
+            pytest.skip("ESKER_RUST_EXAMPLES names no folder: tests/python/run does")
+        return str(Path(folder) / name)
+
+    return program
 
 
 @pytest.fixture

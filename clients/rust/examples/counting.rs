@@ -1,68 +1,148 @@
-//! One task of a job that counts. Start one process for each task; kill any of them, or the daemon, whenever you like, and start it
-//! again: the sum that the tasks have committed grows by what they have counted, each number once.
+//! One task of a job that counts words. Start one process for each task; kill any of them, or the daemon, whenever you like, and start
+//! it again: each word counts once.
 //!
-//! `cargo run -p esker-client --example counting SUBTASK TASKS [http://HOST:PORT [TOKEN]]`
+//! `cargo run -p esker-client --example counting -- create [--api ADDRESS] [--job JOB]`, then for each of the five tasks
+//! `cargo run -p esker-client --example counting -- --subtask N [--api ADDRESS] [--job JOB] [--words W] [--out FOLDER]`
+//!
+//! `examples/python/count.py --rust target/debug/examples/counting` starts five of them, kills them and the daemon, and compares.
+//! Its own workers read and write the same state: tasks of both kinds make one job.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use esker_client::wire::{AckState, JobOperator, NewJob, TaskStateInfo};
+use esker_client::wire::{AckRequest, AckState, BatchHead, JobOperator, NewJob, TaskStateInfo};
 use esker_client::{Client, Worker, WorkerEvent};
 
-const JOB: &str = "counting";
+type Failure = Box<dyn std::error::Error>;
+
+const OPERATOR: &str = "count";
+const TASKS: u32 = 5;
+const PARTITIONS: u32 = 20;
+const WORDS: [&str; 12] =
+    ["ridge", "melt", "water", "stream", "carry", "sand", "gravel", "ice", "tunnel", "bed", "valley", "lake"];
+
+/// The word at a position of a partition.
+fn word(partition: u32, position: u64) -> &'static str {
+    let mixed = (position.wrapping_mul(2_654_435_761) + u64::from(partition) * 40503) >> 9;
+    WORDS[(mixed % 12) as usize]
+}
+
+/// How far a partition was read, and what was counted in it: `[number, position, counts]` as JSON.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Partition(u32, u64, BTreeMap<String, u64>);
+
+impl Partition {
+    fn read(&mut self, records: u64, end: u64) {
+        let Self(number, position, counts) = self;
+        for at in *position..(*position + records).min(end) {
+            *counts.entry(word(*number, at).to_owned()).or_default() += 1;
+            *position = at + 1;
+        }
+    }
+}
+
+struct Arguments {
+    api: String,
+    job: String,
+    subtask: u32,
+    words: u64,
+    out: PathBuf,
+    creates: bool,
+}
+
+fn arguments() -> Result<Arguments, Failure> {
+    let mut given: BTreeMap<String, String> = BTreeMap::new();
+    let mut words = std::env::args().skip(1).peekable();
+    let creates = words.next_if(|word| word == "create").is_some();
+    while let Some(name) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{name} wants a value"))?;
+        given.insert(name, value);
+    }
+    let mut take = |name: &str, default: &str| given.remove(name).unwrap_or_else(|| default.to_owned());
+    let arguments = Arguments {
+        api: take("--api", "http://127.0.0.1:9001"),
+        job: take("--job", "counting"),
+        creates,
+        subtask: take("--subtask", if creates { "0" } else { "" })
+            .parse()
+            .map_err(|_| format!("--subtask wants a number below {TASKS}"))?,
+        words: take("--words", "8000").parse()?,
+        out: take("--out", ".").into(),
+    };
+    match given.keys().next() {
+        Some(unknown) => Err(format!("{unknown} is not known").into()),
+        None => Ok(arguments),
+    }
+}
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let usage = "counting SUBTASK TASKS [ADDRESS [TOKEN]]";
-    let subtask: u32 = arguments.next().ok_or(usage)?.parse()?;
-    let tasks: u32 = arguments.next().ok_or(usage)?.parse()?;
-    let address = arguments.next().unwrap_or_else(|| "http://127.0.0.1:9001".to_owned());
-    let client = Client::new(&address, arguments.next())?;
+async fn main() -> Result<(), Failure> {
+    let arguments = arguments()?;
+    let client = Client::new(&arguments.api, None)?;
+    if arguments.creates {
+        // The same job again changes nothing.
+        return Ok(client.create(&job(&arguments.job)).await.map(drop)?);
+    }
+    count(Worker::new(client, &arguments.job, OPERATOR, arguments.subtask), &arguments).await
+}
 
-    let settings = BTreeMap::from([("execution.checkpointing.interval".to_owned(), "1 s".into())]);
-    let count = JobOperator { id: "count".to_owned(), parallelism: tasks, ..JobOperator::default() };
-    let job = NewJob {
-        job: JOB.to_owned(),
+fn job(name: &str) -> NewJob {
+    let settings = [
+        ("execution.checkpointing.interval", "200 ms"),
+        ("heartbeat.interval", "500 ms"),
+        ("heartbeat.timeout", "5 s"),
+    ];
+    NewJob {
+        job: name.to_owned(),
         coordinated: true,
-        settings: Some(settings),
-        operators: Some(vec![count]),
+        settings: Some(settings.map(|(key, value)| (key.to_owned(), value.into())).into()),
+        operators: Some(vec![JobOperator { id: OPERATOR.to_owned(), parallelism: TASKS, ..JobOperator::default() }]),
         iterative: None,
-    };
-    client.create(&job).await?;
+    }
+}
 
-    let mut worker = Worker::new(client, JOB, "count", subtask);
-    let mut count = 0_u64;
-    let mut taken = BTreeMap::new();
+async fn count(mut worker: Worker, arguments: &Arguments) -> Result<(), Failure> {
+    let end = arguments.words;
+    let mut partitions: Vec<Partition> = vec![];
+    // Whether it has its state; whether all was read and told, and the checkpoints since then.
+    let (mut begun, mut over, mut last) = (false, false, vec![]);
     let mut pace = tokio::time::interval(Duration::from_millis(10));
     loop {
         let event = tokio::select! {
             event = worker.next() => event?,
-            _ = pace.tick() => {
-                count += 1;
+            _ = pace.tick(), if begun && !over => {
+                partitions.iter_mut().for_each(|partition| partition.read(5, end));
+                if partitions.iter().all(|Partition(_, position, _)| *position == end) {
+                    over = true;
+                    worker.end_of_data().await?;
+                }
                 continue;
             }
         };
         match event {
+            WorkerEvent::Start(state) if state.finished => {
+                (over, last) = (true, vec![]);
+                worker.finished().await?;
+            }
             WorkerEvent::Start(state) => {
-                count = read(&worker, &state).await?;
-                taken.clear();
-                println!("attempt {}: begins at {count}", worker.attempt());
+                partitions = read(&worker, &state).await?;
+                (begun, over, last) = (true, false, vec![]);
                 worker.running().await?;
             }
             WorkerEvent::Snapshot(trigger) => {
-                taken.insert(trigger.checkpoint, count);
-                let state = AckState { name: Some("count".to_owned()), ..AckState::default() };
-                worker.acknowledge(trigger.checkpoint, vec![(state, Bytes::from(count.to_string()))]).await?;
-            }
-            WorkerEvent::Complete(checkpoint) => {
-                if let Some(count) = taken.remove(&checkpoint) {
-                    println!("checkpoint {checkpoint}: {count} is committed");
+                if acknowledge(&worker, trigger.checkpoint, &partitions).await? && over {
+                    last.push(trigger.checkpoint);
                 }
             }
-            WorkerEvent::Abort(checkpoint) => drop(taken.remove(&checkpoint)),
-            WorkerEvent::Subsume(_) => {}
+            // The counts are published once a checkpoint that has all of them is complete. Who does so twice writes the same. The
+            // process stays: another task may fail before it has finished, and all begin anew.
+            WorkerEvent::Complete(checkpoint) if last.contains(&checkpoint) => {
+                publish(arguments, &partitions)?;
+                worker.finished().await?;
+            }
+            WorkerEvent::Complete(_) | WorkerEvent::Abort(_) | WorkerEvent::Subsume(_) => {}
             WorkerEvent::Stop(_) => worker.finished().await?,
             WorkerEvent::End(end) => {
                 println!("the job has ended: {}", end.state);
@@ -72,13 +152,43 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-/// At another parallelism a task may get the counts of several, or none.
-async fn read(worker: &Worker, state: &TaskStateInfo) -> Result<u64, Box<dyn std::error::Error>> {
-    let mut sum = 0;
+/// The partitions of the task: those that were dealt out to it, or at the first start each fifth.
+async fn read(worker: &Worker, state: &TaskStateInfo) -> Result<Vec<Partition>, Failure> {
+    if worker.restored().is_none() {
+        let own = (0..PARTITIONS).filter(|number| number % state.parallelism == state.subtask);
+        return Ok(own.map(|number| Partition(number, 0, BTreeMap::new())).collect());
+    }
+    let mut partitions = vec![];
     for state in &state.state {
         for element in worker.elements(state).await? {
-            sum += std::str::from_utf8(&element)?.parse::<u64>()?;
+            partitions.push(serde_json::from_slice(&element)?);
         }
     }
-    Ok(sum)
+    Ok(partitions)
+}
+
+/// Each partition is an element, so that they can be dealt out anew. Returns whether the checkpoint took it.
+async fn acknowledge(worker: &Worker, checkpoint: u64, partitions: &[Partition]) -> Result<bool, Failure> {
+    let (mut bytes, mut offsets) = (vec![], vec![]);
+    for partition in partitions {
+        offsets.push(bytes.len() as u64);
+        serde_json::to_writer(&mut bytes, partition)?;
+    }
+    if partitions.is_empty() {
+        return Ok(worker.acknowledge(checkpoint, vec![]).await?.is_some());
+    }
+    let name = Some("partitions".to_owned());
+    let state = AckState { name: name.clone(), part: Some(0), offsets: Some(offsets), ..AckState::default() };
+    let ack = AckRequest { state: vec![state], ..AckRequest::default() };
+    let parts = vec![(BatchHead { name, ..BatchHead::default() }, Bytes::from(bytes))];
+    Ok(worker.acknowledge_with(checkpoint, ack, parts).await?.is_some())
+}
+
+fn publish(arguments: &Arguments, partitions: &[Partition]) -> Result<(), Failure> {
+    let counts: BTreeMap<String, &BTreeMap<String, u64>> =
+        partitions.iter().map(|Partition(number, _, counts)| (number.to_string(), counts)).collect();
+    let part = arguments.out.join(format!("part-{}.json", arguments.subtask));
+    let written = part.with_extension("tmp");
+    std::fs::write(&written, serde_json::to_vec(&counts)?)?;
+    Ok(std::fs::rename(&written, &part)?)
 }

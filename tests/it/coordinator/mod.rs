@@ -779,11 +779,20 @@ async fn settings_change_while_the_job_runs() {
     assert_eq!(settings["execution.checkpointing.interval"], "20 ms");
 }
 
+/// The next event, for which nobody waits longer than a moment: whoever computes has other things to do.
+async fn told(worker: &mut Worker) -> Result<WorkerEvent, ClientError> {
+    loop {
+        if let Ok(event) = tokio::time::timeout(Duration::from_millis(1), worker.next()).await {
+            return event;
+        }
+    }
+}
+
 /// Takes what `worker` says that it counted, for as long as `goes_on` says.
 async fn count(mut worker: Worker, mut goes_on: impl FnMut(u64) -> bool) -> Result<u64, ClientError> {
     let (mut count, mut taken, mut committed) = (0_u64, BTreeMap::new(), 0);
     loop {
-        match worker.next().await? {
+        match told(&mut worker).await? {
             WorkerEvent::Start(state) => {
                 count = 0;
                 for state in &state.state {
@@ -841,4 +850,26 @@ async fn workers_count_through_the_loss_of_a_worker() {
     assert_eq!((lost, last), (5, 12), "each checkpoint counts once");
     let info = daemon.client.job("j").await.unwrap().coordinator.unwrap();
     assert_eq!(info.restarts, 1, "the new worker had the job begin anew");
+}
+
+/// Only what all tasks have reported together is remembered.
+#[tokio::test]
+async fn a_worker_tells_the_next_daemon_that_it_runs() {
+    let daemon = daemon().await;
+    daemon.client.create(&job("j", &[("interval", "20 ms".into())], vec![operator("count", 2)])).await.unwrap();
+    let mut first = Worker::new(daemon.client.clone(), "j", "count", 0);
+    assert!(matches!(first.next().await.unwrap(), WorkerEvent::Start(_)));
+    first.running().await.unwrap();
+    let events = first.next();
+    tokio::pin!(events);
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut events).await.is_err(), "nothing happens");
+
+    let api = daemon.api().to_string();
+    let daemon = daemon.restart_with(&[("server.api", &api)]).await;
+    let mut second = Worker::new(daemon.client.clone(), "j", "count", 1);
+    assert!(matches!(second.next().await.unwrap(), WorkerEvent::Start(_)));
+    second.running().await.unwrap();
+
+    let event = tokio::time::timeout(PATIENCE, events).await.expect("no checkpoint is triggered").unwrap();
+    assert!(matches!(event, WorkerEvent::Snapshot(_)), "{event:?}");
 }
