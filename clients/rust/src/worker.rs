@@ -52,14 +52,14 @@ struct TaskOfJob {
 
 /// An answer.
 #[derive(Debug)]
-enum Asked {
+enum WorkerAnswer {
     Start(u64, Option<u64>, TaskStateInfo),
     Events(EventPage),
 }
 
 /// A question that goes on while the caller has other things to do: breaking [`Worker::next`] off does not break it off.
 #[derive(Debug)]
-struct Asking(JoinHandle<Result<Asked, ClientError>>);
+struct Asking(JoinHandle<Result<WorkerAnswer, ClientError>>);
 
 impl Drop for Asking {
     fn drop(&mut self) {
@@ -92,20 +92,20 @@ impl TaskOfJob {
     }
 
     /// The events behind those that were handled.
-    async fn events(&self, after: Option<String>) -> Result<Asked, ClientError> {
+    async fn events(&self, after: Option<String>) -> Result<WorkerAnswer, ClientError> {
         let params = EventsParams { worker: Some(self.name.clone()), after, wait: Some("2 s".to_owned()) };
-        self.again(|| self.client.events(&self.job, &params)).await.map(Asked::Events)
+        self.again(|| self.client.events(&self.job, &params)).await.map(WorkerAnswer::Events)
     }
 
     /// Finds out what to start from. In a job that runs this task is a new one in the place of one that was lost: then all begin
     /// anew.
-    async fn start(&self) -> Result<Asked, ClientError> {
+    async fn start(&self) -> Result<WorkerAnswer, ClientError> {
         loop {
             let of = Some((&*self.operator, self.subtask));
             let state = self.again(|| self.client.job_state(&self.job, of)).await?;
             let runs = state.status == "running" || state.status == "stopping";
             match state.tasks.into_iter().next().filter(|_| !runs) {
-                Some(task) => return Ok(Asked::Start(state.attempt, state.checkpoint, task)),
+                Some(task) => return Ok(WorkerAnswer::Start(state.attempt, state.checkpoint, task)),
                 None => self.report(state.attempt, "failed", Some("the process began anew")).await?,
             }
         }
@@ -203,8 +203,8 @@ impl Worker {
             self.asking = None;
             let asked = asked.unwrap_or_else(|error| Err(ClientError::Answer(error.to_string())));
             match asked {
-                Ok(Asked::Events(page)) => self.waiting.extend(page.events),
-                Ok(Asked::Start(attempt, restored, task)) => {
+                Ok(WorkerAnswer::Events(page)) => self.waiting.extend(page.events),
+                Ok(WorkerAnswer::Start(attempt, restored, task)) => {
                     (self.attempt, self.restored, self.begun) = (attempt, restored, true);
                     self.open.clear();
                     return Ok(WorkerEvent::Start(task));
