@@ -306,7 +306,15 @@ impl JobHandle {
         let snapshot = match ticket.repeated {
             // Ignored, whatever it says.
             true => snapshot,
-            false => self.resolve(id, ticket, states, snapshot).await?,
+            false => match self.resolve(id, ticket, states, snapshot).await {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    // Perhaps because the checkpoint is over meanwhile, and what it had stored is freed.
+                    let outcome = self.ask(move |actor| actor.coordinator.would_take(id, task, attempt)).await?;
+                    refuse(id, outcome)?;
+                    return Err(error);
+                }
+            },
         };
         let outcome = self
             .ask(move |actor| {
