@@ -9,7 +9,7 @@ use super::{Engine, EngineError, aside};
 use crate::catalog::command::Refusal;
 use crate::catalog::questions::ObjectsPage;
 use crate::catalog::state::{ListPage, ListQuery, ObjectView, SegmentView};
-use crate::model::{CheckpointId, Handle, JobId, Millis, SegmentId};
+use crate::model::{CheckpointId, Handle, JobId, Millis, SegmentId, ShardOf};
 use crate::read::{BulkError, BulkPiece, ByteStream};
 
 impl Engine {
@@ -114,6 +114,20 @@ impl Engine {
     pub fn check_bucket(&self, bucket: &str) -> Result<(), EngineError> {
         self.check()?;
         if self.catalog.has_bucket(bucket) { Ok(()) } else { Err(Refusal::NoSuchBucket(bucket.to_owned()).into()) }
+    }
+
+    /// The part of the store that it has.
+    pub fn shard(&self) -> ShardOf {
+        self.shard
+    }
+
+    /// The number of bytes of each of these objects, by bucket and key; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub fn object_lens(&self, objects: &[(String, String)]) -> Result<Vec<Option<u64>>, EngineError> {
+        self.check()?;
+        Ok(self.catalog.object_lens(objects.iter().map(|(bucket, key)| (bucket.as_str(), key.as_str()))))
     }
 
     /// Whether an object with this key is in the engine's part of the store, or would be.

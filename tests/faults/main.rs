@@ -35,6 +35,8 @@ mod requests;
 mod restore;
 mod s3_server;
 mod shards;
+mod shards_audit;
+mod shards_restore;
 mod start;
 mod support;
 mod takeover;

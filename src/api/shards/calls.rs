@@ -77,15 +77,20 @@ pub enum EngineCall {
     DeleteBucket(String),
     /// Looks for a bucket. Answer: [`BucketSeen`].
     LookForBucket(String),
-    /// Asks which of these segments it does not know. Answer: their places in the list.
-    Unknown(Vec<String>),
+    /// Looks for objects, by bucket and key. Answer: for each its number of bytes, `None` if it is not there.
+    Lens(Vec<(String, String)>),
+    /// Asks for segments. Answer: for each its number of bytes, `None` if it does not know it. More than a request may ask for are
+    /// refused.
+    Segments(Vec<String>),
 }
 
 impl EngineCall {
     /// Whether it can be made again when nobody knows whether it was carried out.
     pub(in crate::api) fn is_repeatable(&self) -> bool {
         match self {
-            Self::Delete { objects, .. } => objects.iter().all(|doomed| doomed.if_match.is_none()),
+            Self::Delete { objects, .. } => {
+                objects.iter().all(|doomed| doomed.if_match.is_none() && doomed.if_put_at.is_none())
+            }
             _ => true,
         }
     }
@@ -98,6 +103,8 @@ pub struct Doomed {
     pub key: String,
     /// The entity tag that it must have.
     pub if_match: Option<String>,
+    /// When it must have been put.
+    pub if_put_at: Option<Millis>,
 }
 
 /// A bucket of a shard.
@@ -271,7 +278,8 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
         }
         EngineCall::Delete { bucket, objects } => {
             let objects = objects.into_iter();
-            let objects = objects.map(|Doomed { key, if_match }| ObjectToDelete { key, if_match, if_put_at: None });
+            let objects =
+                objects.map(|Doomed { key, if_match, if_put_at }| ObjectToDelete { key, if_match, if_put_at });
             let answers = engine.delete_objects(&bucket, objects.collect()).await?.into_iter();
             done(&answers.map(|answer| answer.err().map(CallFailure::from)).collect::<Vec<_>>())
         }
@@ -297,11 +305,16 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
             Err(error) => return Err(error.into()),
         },
         EngineCall::LookForBucket(bucket) => done(&look_for_bucket(engine, &bucket).await?),
-        EngineCall::Unknown(segments) => {
-            let is_known = |id: &String| id.parse::<SegmentId>().is_ok_and(|id| engine.segment(id).is_ok());
-            let unknown = |(place, id): (usize, &String)| (!is_known(id)).then_some(place);
+        EngineCall::Lens(objects) => done(&engine.object_lens(&objects)?),
+        EngineCall::Segments(ids) => {
+            let max = engine.settings().limits.segments_per_request_max;
+            if ids.len() > max {
+                let message = format!("more than limits.segments-per-request-max, {max}");
+                return Err(CallFailure::Other { kind: ErrorKind::Invalid, message });
+            }
             engine.check()?;
-            done(&segments.iter().enumerate().filter_map(unknown).collect::<Vec<_>>())
+            let len = |id: &String| Some(engine.segment(id.parse::<SegmentId>().ok()?).ok()?.location.len());
+            done(&ids.iter().map(len).collect::<Vec<Option<u64>>>())
         }
     })
 }

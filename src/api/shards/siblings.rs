@@ -25,6 +25,9 @@ pub trait CallEngine: Send + Sync {
     fn call_engine(&self, shard: u32, call: &EngineCall) -> BoxFuture<'static, Result<Response<AxumBody>, String>>;
 }
 
+/// Names a request that has the same outcome when it is sent again.
+pub const IDEMPOTENT: &str = "idempotency-key";
+
 /// The shards of a store, as the owner of one sees them. Clones are the same.
 #[derive(Clone)]
 pub struct Siblings {
@@ -59,6 +62,23 @@ impl Siblings {
             let bytes = serde_json::to_vec(call).unwrap_or_default();
             return Ok(calls::answer(own, AxumBody::from(bytes)).await);
         }
+        self.call_raw(shard, call).await
+    }
+
+    /// What the owner of a shard answers, also of the own one: so it is proven by itself.
+    pub(in crate::api) async fn call<T: DeserializeOwned>(
+        &self,
+        shard: u32,
+        call: &EngineCall,
+    ) -> Result<T, EngineError> {
+        calls::read(self.call_raw(shard, call).await?).await
+    }
+
+    pub(in crate::api) async fn call_raw(
+        &self,
+        shard: u32,
+        call: &EngineCall,
+    ) -> Result<Response<AxumBody>, EngineError> {
         let answer = self.others.call_engine(shard, call).await;
         answer.map_err(|message| EngineError::Elsewhere { kind: ErrorKind::Unavailable, message })
     }
@@ -210,9 +230,9 @@ impl Siblings {
     ) -> Result<Vec<Result<(), EngineError>>, EngineError> {
         let mut by_shard: BTreeMap<u32, Vec<(usize, Doomed)>> = BTreeMap::new();
         let all = objects.len();
-        for (place, ObjectToDelete { key, if_match, .. }) in objects.into_iter().enumerate() {
+        for (place, ObjectToDelete { key, if_match, if_put_at }) in objects.into_iter().enumerate() {
             let doomed = by_shard.entry(self.routing().of_key(bucket, &key)).or_default();
-            doomed.push((place, Doomed { key, if_match }));
+            doomed.push((place, Doomed { key, if_match, if_put_at }));
         }
         let parts = by_shard.into_iter().map(|(shard, doomed)| async move {
             let (places, objects): (Vec<usize>, Vec<Doomed>) = doomed.into_iter().unzip();
