@@ -135,9 +135,10 @@ impl Engine {
         self.shard.has_key(bucket, key)
     }
 
-    /// Whether a job of this name is, or would be.
+    /// Whether a job of this name is, or would be. One that has claimed a checkpoint of another part is there.
     pub fn holds_job(&self, job: &JobId) -> bool {
-        self.shard.has_job(job.as_str())
+        let was_placed_here = || self.catalog.job(job).is_ok_and(|job| job.created.is_some());
+        self.catalog.placed(job).is_none() && (self.shard.has_job(job.as_str()) || was_placed_here())
     }
 
     /// The object under a key, if there is one. What was seen to be gone stays gone.

@@ -36,6 +36,7 @@ mod restore;
 mod s3_server;
 mod shards;
 mod shards_audit;
+mod shards_jobs;
 mod shards_restore;
 mod start;
 mod support;

@@ -261,6 +261,15 @@ impl CallEngine for Dispatcher {
         let (dispatcher, call) = (self.clone(), call.clone());
         Box::pin(async move { dispatcher.call(shard, &call).await.map_err(|error| error.to_string()) })
     }
+
+    fn pass_on(
+        &self,
+        shard: u32,
+        request: Request<AxumBody>,
+    ) -> BoxFuture<'static, Result<Response<AxumBody>, String>> {
+        let dispatcher = self.clone();
+        Box::pin(async move { dispatcher.api(shard, request).await.map_err(|error| error.to_string()) })
+    }
 }
 
 impl Dispatcher {

@@ -69,8 +69,9 @@ async fn answer_by_target(
         RequestTarget::WhoKnows => asked.who_knows().await,
         RequestTarget::JobOfBody => {
             let job = serde_json::from_slice::<Value>(&asked.body).ok();
-            let job = job.and_then(|new| Some(routing.of_job(new.get("job")?.as_str()?)));
-            asked.of(job.unwrap_or(OF_BUCKETS)).await
+            let job = job.as_ref().and_then(|new| new.get("job")?.as_str());
+            let Some(job) = job else { return asked.of(OF_BUCKETS).await };
+            asked.of(asked.shard_of(job).await?).await
         }
         RequestTarget::Restore => asked.restore().await,
         RequestTarget::Shard(shard) => asked.of(shard).await,
@@ -96,6 +97,14 @@ impl SpreadRequest {
         self.dispatcher.api(shard, Request::from_parts(self.head.clone(), body)).await
     }
 
+    /// The shard that a job is in: the one that its id tells, or the one in which that has placed it.
+    async fn shard_of(&self, job: &str) -> Result<u32, Unanswered> {
+        let home = self.routing.of_job(job);
+        let answer = self.dispatcher.call(home, &EngineCall::PlaceOf(job.to_owned())).await?;
+        let placed: Option<u32> = read(answer).await.map_err(|_| Unanswered::Nobody)?;
+        Ok(placed.unwrap_or(home))
+    }
+
     /// The answer of the owner that has what is asked for.
     async fn who_knows(&self) -> Result<Response<AxumBody>, Unanswered> {
         let mut asked: FuturesUnordered<_> = self.shards().map(|shard| self.of(shard)).collect();
@@ -118,7 +127,7 @@ impl SpreadRequest {
     async fn restore(&self) -> Result<Response<AxumBody>, Unanswered> {
         let wanted = serde_json::from_slice::<RestoreRequest>(&self.body).unwrap_or_default();
         if let Some(job) = &wanted.job {
-            return self.of(self.routing.of_job(job)).await;
+            return self.of(self.shard_of(job).await?).await;
         }
         let ids = wanted.segments.unwrap_or_default();
         let ids = ids.iter().map(|text| text.parse::<SegmentId>()).collect::<Result<Vec<_>, _>>();

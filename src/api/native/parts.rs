@@ -50,21 +50,6 @@ impl Native {
         Self { engine, admission, coordinators, ending, siblings: None, keys }
     }
 
-    /// Refuses a job of another shard.
-    ///
-    /// # Errors
-    /// 501.
-    pub(super) fn check_shard(&self, field: &'static str, job: &JobId) -> Result<(), ApiError> {
-        if self.engine.holds_job(job) {
-            return Ok(());
-        }
-        let message = format!(
-            "going on from a checkpoint of {job} is not implemented, because that job is in another shard of the store: jobs are in one \
-             shard if the first two parts of their ids are the same, such as team/app/1 and team/app/2"
-        );
-        Err(ApiError::invalid(field, message).with_status(StatusCode::NOT_IMPLEMENTED))
-    }
-
     /// Refuses a checkpoint that the coordinator of the job, if it has one, has not triggered.
     ///
     /// # Errors

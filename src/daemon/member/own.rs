@@ -145,6 +145,14 @@ impl ShardMember {
         );
         routes.lead_to(RouteTo::Here(Arc::clone(&here)));
         drop(opening);
+        if let Some(siblings) = self.siblings().filter(|_| shard.decides_on_buckets()) {
+            let here = Arc::clone(&here);
+            self.0.tasks.spawn("bucket-ends", Failure::FailsItsWork, async move {
+                let (lost, engine) = (here.lost.clone(), here.engine.clone());
+                drop(here);
+                lost.run_until_cancelled(siblings.end_buckets(&engine)).await;
+            });
+        }
         let end = self.serve(&here).await;
         foundation.metrics.shards_owned.dec();
         routes.lead_to(RouteTo::Nobody);
