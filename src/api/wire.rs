@@ -1,6 +1,9 @@
 //! Turns the daemon's values into the native API's JSON ([`esker_client::wire`]), and back.
 
-use esker_client::wire::{self, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListedSegment, SegmentInfo};
+use bytes::{BufMut, Bytes, BytesMut};
+use esker_client::wire::{
+    self, CheckpointInfo, ErrorBody, ErrorDetail, JobInfo, ListedSegment, RestoreHead, SegmentInfo,
+};
 
 use super::status::ApiError;
 use crate::engine::{CheckpointView, JobView, SegmentView};
@@ -18,6 +21,15 @@ impl From<JobView> for JobInfo {
             coordinator: None,
         }
     }
+}
+
+/// A head of an answer to `POST /v1/restore`, with its length before it.
+pub fn frame(head: &RestoreHead) -> Bytes {
+    let head = serde_json::to_vec(head).unwrap_or_default();
+    let mut frame = BytesMut::with_capacity(4 + head.len());
+    frame.put_u32_le(u32::try_from(head.len()).unwrap_or_default());
+    frame.put_slice(&head);
+    frame.freeze()
 }
 
 /// A checkpoint of a job, as the API shows it.

@@ -31,6 +31,10 @@ pub enum Command {
     Reuse(JobId, CheckpointId, Vec<SegmentId>),
     /// A job goes on from a checkpoint, of its own or of another job.
     Restore(RestorePoint),
+    /// A job goes on from a checkpoint that stays another job's, of another shard: it is made known, and what it had begun is aborted.
+    GoOn(JobId),
+    /// A job is in another shard from here on: what it had begun here is given up.
+    PlaceJob(JobId, u32),
     /// A job has ended: what it leaves is kept or deleted. It has no coordinator any more.
     EndJob(JobId, JobEnd, Leavings),
     /// Makes a job known, as [`Self::CreateJob`] does, and keeps what its coordinator remembers.
@@ -49,6 +53,10 @@ pub enum Command {
     CreateBucket(String),
     /// Deletes an empty bucket.
     DeleteBucket(String),
+    /// The same, and it is remembered that the other shards are to delete it.
+    DeleteBucketEverywhere(String),
+    /// The other shards have deleted it.
+    BucketHasEnded(String),
     /// Deletes objects; those that do not exist count as deleted.
     DeleteObjects(String, Vec<ObjectToDelete>),
     /// Records a multipart upload that was created at this time; nothing happens if it is recorded.
@@ -66,7 +74,10 @@ impl Command {
     /// The job that it lets go on, if that had ended.
     pub fn job_that_goes_on(&self) -> Option<&JobId> {
         match self {
-            Self::CreateJob(job) | Self::Coordinate(job, _) | Self::Restore(RestorePoint { job, .. }) => Some(job),
+            Self::CreateJob(job)
+            | Self::GoOn(job)
+            | Self::Coordinate(job, _)
+            | Self::Restore(RestorePoint { job, .. }) => Some(job),
             _ => None,
         }
     }
@@ -79,6 +90,8 @@ impl Command {
                 | Self::SubsumeCheckpoint(..)
                 | Self::DiscardSavepoint(..)
                 | Self::Restore(_)
+                | Self::GoOn(_)
+                | Self::PlaceJob(..)
                 | Self::EndJob(..)
         )
     }
@@ -383,6 +396,15 @@ pub enum Refusal {
     /// The job has ended.
     #[error("job {0} has ended: create it again to go on with it")]
     JobEnded(JobId),
+    /// The job is in another shard by now.
+    #[error("job {0} is in another shard of the store by now: repeat the request")]
+    JobElsewhere(JobId),
+    /// A job that has state may not go to another shard.
+    #[error(
+        "job {0} has a completed checkpoint of its own, and the one to claim is in another shard of the store: claim for a job that \
+         has none yet, or do not claim"
+    )]
+    JobStays(JobId),
     /// Another segment has this idempotency key.
     #[error("idempotency key {0} was used for other bytes")]
     KeyReused(IdempotencyKey),
@@ -437,7 +459,7 @@ impl Refusal {
             | Self::NoSuchUpload(_)
             | Self::NoSuchPart(_) => ErrorKind::NotFound,
             Self::ConditionFailed(_) => ErrorKind::Precondition,
-            Self::KeyInFlight(_) => ErrorKind::Unavailable,
+            Self::KeyInFlight(_) | Self::JobElsewhere(_) => ErrorKind::Unavailable,
             Self::CatalogFull { .. } => ErrorKind::Overloaded,
             _ => ErrorKind::Conflict,
         }

@@ -12,6 +12,8 @@
 //! | `u` upload id | [`UploadRecord`] |
 //! | `u` upload id `0x00` part number (2 bytes, big endian) | [`PartSlot`] |
 //! | `w` | [`OwnerRecord`] |
+//! | `p` job | [`PlacedRecord`]; only of jobs that are in another shard: a daemon that knows of none refuses the catalog |
+//! | `e` bucket | [`BucketEndRecord`]; likewise, in the first shard of several, while others are told |
 //! | `k` job | [`CoordinatorRecord`]; only of jobs that have a coordinator: a daemon that knows of none refuses the catalog |
 //!
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
@@ -251,6 +253,20 @@ pub(super) struct CoordinatorRecord {
     pub(super) text: String,
 }
 
+/// Where a job is that would be in this shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PlacedRecord {
+    /// The shard.
+    pub(super) shard: u32,
+}
+
+/// A bucket that is deleted here, and maybe not in other shards yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BucketEndRecord {
+    /// When it was deleted.
+    pub(super) begun: Millis,
+}
+
 /// A key of the database, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RecordKey {
@@ -276,6 +292,10 @@ pub(super) enum RecordKey {
     Part(String, u16),
     /// What the coordinator of a job remembers.
     Coordinator(JobId),
+    /// The shard of a job that is not in this one.
+    Placed(JobId),
+    /// The end of a bucket in other shards.
+    BucketEnd(String),
 }
 
 impl RecordKey {
@@ -293,6 +313,8 @@ impl RecordKey {
             Self::Upload(id) => join(&mut out, b'u', &[id.as_bytes()]),
             Self::Owner => join(&mut out, b'w', &[]),
             Self::Coordinator(job) => join(&mut out, b'k', &[job.as_str().as_bytes()]),
+            Self::Placed(job) => join(&mut out, b'p', &[job.as_str().as_bytes()]),
+            Self::BucketEnd(bucket) => join(&mut out, b'e', &[bucket.as_bytes()]),
             Self::Part(id, number) => join(&mut out, b'u', &[id.as_bytes(), b"\0", &number.to_be_bytes()]),
         }
         out.into()
@@ -330,6 +352,8 @@ impl RecordKey {
                 Some(at) => Self::Part(text(&rest[..at])?, u16::from_be_bytes(rest[at + 1..].try_into().ok()?)),
             },
             b'k' => Self::Coordinator(text(rest)?.parse().ok()?),
+            b'p' => Self::Placed(text(rest)?.parse().ok()?),
+            b'e' => Self::BucketEnd(text(rest)?),
             b'w' if rest.is_empty() => Self::Owner,
             _ => return None,
         })
@@ -396,6 +420,8 @@ impl RecordValue for CheckpointRecord {
 impl RecordValue for BucketRecord {}
 impl RecordValue for OwnerRecord {}
 impl RecordValue for CoordinatorRecord {}
+impl RecordValue for PlacedRecord {}
+impl RecordValue for BucketEndRecord {}
 impl RecordValue for PartSlot {}
 
 impl RecordValue for ObjectSlot {
@@ -453,6 +479,8 @@ impl Record for SegmentRecord {}
 impl Record for BucketRecord {}
 impl Record for OwnerRecord {}
 impl Record for CoordinatorRecord {}
+impl Record for PlacedRecord {}
+impl Record for BucketEndRecord {}
 impl Record for PartSlot {}
 
 impl Record for ObjectSlot {
@@ -569,6 +597,8 @@ mod tests {
             RecordKey::Owner,
             RecordKey::Part("u".into(), 10_000),
             RecordKey::Coordinator("bucket/dir/job".parse().unwrap()),
+            RecordKey::Placed("team/job".parse().unwrap()),
+            RecordKey::BucketEnd("b".into()),
         ] {
             assert_eq!(RecordKey::decode(&key.encode()).unwrap(), key);
         }
@@ -788,6 +818,16 @@ mod tests {
 
         assert_eq!(sample::<CoordinatorRecord>("03027b7d"), record);
         assert_eq!(bytes_of(&RecordKey::Coordinator("j".parse().unwrap()).put(&record)), "03027b7d");
+    }
+
+    #[test]
+    fn what_a_shard_remembers_because_of_others_reads_as_it_did() {
+        let (placed, end) = (PlacedRecord { shard: 300 }, BucketEndRecord { begun: Millis(5) });
+
+        assert_eq!(sample::<PlacedRecord>("03ac02"), placed);
+        assert_eq!(bytes_of(&RecordKey::Placed("j".parse().unwrap()).put(&placed)), "03ac02");
+        assert_eq!(sample::<BucketEndRecord>("0305"), end);
+        assert_eq!(bytes_of(&RecordKey::BucketEnd("b".into()).put(&end)), "0305");
     }
 
     /// The stored samples of all versions, which are alike.

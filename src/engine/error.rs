@@ -7,7 +7,7 @@ use crate::catalog::command::Refusal;
 use crate::catalog::questions::NoAnswer;
 use crate::error::ErrorKind;
 use crate::merge::MergeError;
-use crate::model::SegmentId;
+use crate::model::{SegmentId, ShardOf};
 use crate::read::{BulkError, ReadError};
 use crate::reclaim::ReclaimError;
 use crate::reclaim::sweep::SweepError;
@@ -86,6 +86,9 @@ pub enum EngineError {
          have: raise limits.memory to look for orphans"
     )]
     TooManyNames(u64),
+    /// It has one shard of several, and no way to the others.
+    #[error("this daemon has {0} alone, and what checkpoints name may be in the others: ask a daemon of the cluster")]
+    OneOfSeveral(ShardOf),
     /// Too many multipart uploads are in progress, and none is idle.
     #[error("too many multipart uploads are in progress, and none is idle: complete or abort some")]
     TooManyUploads,
@@ -139,7 +142,7 @@ impl EngineError {
             Self::Bulk(error) => error.kind(),
             Self::Reclaim(_) | Self::Sweep(_) => ErrorKind::Unavailable,
             Self::TooManyUploads | Self::TooManyNames(_) => ErrorKind::Overloaded,
-            Self::OtherParts | Self::TooYoung(_) => ErrorKind::Invalid,
+            Self::OtherParts | Self::TooYoung(_) | Self::OneOfSeveral(_) => ErrorKind::Invalid,
             Self::PartsChanged | Self::NotEnded => ErrorKind::Unavailable,
             Self::Elsewhere { kind, .. } => *kind,
             Self::ShuttingDown => ErrorKind::ShuttingDown,

@@ -212,11 +212,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoAnswer`] if there is none to go on from, [`EngineError::Refused`].
     pub async fn go_on(&self, GoOn { job, from, checkpoint, claim }: GoOn) -> Result<Restored, EngineError> {
-        let checkpoint = match (checkpoint, claim) {
-            (Some(checkpoint), _) => checkpoint,
-            (None, Claim::Claim) => self.catalog.latest_to_claim(&job, &from)?,
-            (None, Claim::NoClaim) => self.catalog.latest_completed(&from)?.id,
-        };
+        let checkpoint = self.to_go_on_from(&job, &from, checkpoint, claim)?;
         let restore = RestorePoint { job: job.clone(), from: from.clone(), checkpoint, claim };
         self.admit_write().await?;
         self.catalog.execute(Command::Restore(restore)).await?;
@@ -228,6 +224,71 @@ impl Engine {
         let (catalog, of) = (self.catalog.clone(), owner.clone());
         let segments = aside("a restore", move || catalog.checkpoint_segments(&of, checkpoint)).await??;
         Ok(Restored { owner, checkpoint, segments })
+    }
+
+    /// Whether a job may go on from a checkpoint, and from which: the newest if none was named.
+    ///
+    /// # Errors
+    /// As [`Self::go_on`] would answer; nothing changes.
+    pub fn may_go_on(&self, GoOn { job, from, checkpoint, claim }: GoOn) -> Result<CheckpointId, EngineError> {
+        self.check()?;
+        let checkpoint = self.to_go_on_from(&job, &from, checkpoint, claim)?;
+        self.catalog.check_restore(&RestorePoint { job, from, checkpoint, claim })?;
+        Ok(checkpoint)
+    }
+
+    fn to_go_on_from(
+        &self,
+        job: &JobId,
+        from: &JobId,
+        checkpoint: Option<CheckpointId>,
+        claim: Claim,
+    ) -> Result<CheckpointId, EngineError> {
+        Ok(match (checkpoint, claim) {
+            (Some(checkpoint), _) => checkpoint,
+            (None, Claim::Claim) => self.catalog.latest_to_claim(job, from)?,
+            (None, Claim::NoClaim) => self.catalog.latest_completed(from)?.id,
+        })
+    }
+
+    /// A job goes on from a checkpoint that stays another job's, of another shard. Checkpoints of the job that had begun are aborted.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub async fn go_on_from_elsewhere(&self, job: &JobId) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        self.catalog.execute(Command::GoOn(job.clone())).await?;
+        self.merger.close_job(job);
+        Ok(())
+    }
+
+    /// The shard that a job is in, if it was placed in another one.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub fn placed(&self, job: &JobId) -> Result<Option<u32>, EngineError> {
+        self.check()?;
+        Ok(self.catalog.placed(job))
+    }
+
+    /// Whether a job may go to another shard.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if it has state here.
+    pub fn may_be_placed(&self, job: &JobId) -> Result<(), EngineError> {
+        self.check()?;
+        Ok(self.catalog.may_be_placed(job)?)
+    }
+
+    /// A job is in another shard from here on. What it had begun here is given up. Nothing happens if it is there.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if it has state here.
+    pub async fn place_job(&self, job: &JobId, shard: u32) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        self.catalog.execute(Command::PlaceJob(job.clone(), shard)).await?;
+        self.merger.close_job(job);
+        Ok(())
     }
 
     /// A job has ended; `retention` says whether its completed checkpoints stay, or the settings do. Savepoints do, always.

@@ -16,6 +16,7 @@
 //! - [`arrivals`]: `_metadata` of Flink that came in.
 //! - [`audit`]: what Flink's checkpoints name, and what nothing names any more.
 //! - [`merged`]: warns of jobs that merge files themselves.
+//! - [`elsewhere`]: what is asked of the other shards of a store.
 //! - [`clock`]: tells the operator when the machine's clock is wrong.
 //! - [`stopped`]: a store that no daemon is at work on, for commands that need none.
 //! - [`verify`], [`rebuild`]: a catalog against its files, and a new one made from them.
@@ -37,6 +38,7 @@ pub mod agreement;
 mod arrivals;
 pub mod audit;
 pub mod clock;
+pub mod elsewhere;
 mod error;
 pub mod identity;
 pub mod intake;
@@ -77,6 +79,7 @@ use crate::runtime::{Budgets, Clock, Entropy, TaskGroup};
 use crate::store::DataStore;
 pub use crate::store::DiskFull;
 use arrivals::Audits;
+use elsewhere::Shards;
 pub use error::EngineError;
 use merged::MergedByFlink;
 pub use open::{Background, CatalogClaim, EngineOptions, Foundation, OpeningError, Running, StopError, TriedStore};
@@ -100,6 +103,8 @@ pub struct Engine {
     settings: Arc<Settings>,
     /// The part of the store that it has.
     shard: ShardOf,
+    /// All parts, if there are several.
+    shards: Option<Arc<dyn Shards>>,
     metrics: Metrics,
     entropy: Entropy,
     clock: Clock,

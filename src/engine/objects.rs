@@ -76,6 +76,31 @@ impl Engine {
         Ok(())
     }
 
+    /// The same for a bucket that other shards have, too. It is remembered until [`Self::bucket_has_ended`] that they are to delete it.
+    ///
+    /// # Errors
+    /// As [`Self::delete_bucket`].
+    pub async fn delete_bucket_everywhere(&self, bucket: &str) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        self.catalog.execute(Command::DeleteBucketEverywhere(bucket.to_owned())).await?;
+        self.uploads.drop_bucket(bucket);
+        Ok(())
+    }
+
+    /// The other shards have deleted a bucket.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub async fn bucket_has_ended(&self, bucket: &str) -> Result<(), EngineError> {
+        self.catalog.execute(Command::BucketHasEnded(bucket.to_owned())).await?;
+        Ok(())
+    }
+
+    /// Buckets that are deleted here, and maybe not in other shards yet.
+    pub fn ending_buckets(&self) -> Vec<String> {
+        self.catalog.ending_buckets()
+    }
+
     /// Receives a body and stores it as an object. Resolves once it is durable and visible.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Audits;
+use super::elsewhere::Shards;
 use super::identity::{self, IdentityError, Owned, StoreStanding, Taker};
 use super::journal::journal_settings;
 use super::merged::MergedByFlink;
@@ -191,6 +192,8 @@ pub struct EngineOptions {
     pub tried: Option<TriedStore>,
     /// For a member of a cluster.
     pub claim: Option<CatalogClaim>,
+    /// All shards of the store, if its own is one of several.
+    pub shards: Option<Arc<dyn Shards>>,
 }
 
 /// What there is before an engine is, for doors that open before it does.
@@ -249,7 +252,7 @@ impl Engine {
     /// [`OpeningError`]; nothing runs then.
     pub async fn open(settings: Settings, opening: EngineOptions) -> Result<Running, OpeningError> {
         let settings = Arc::new(settings);
-        let EngineOptions { clock, seed, data, background, foundation, tried, claim } = opening;
+        let EngineOptions { clock, seed, data, background, foundation, tried, claim, shards } = opening;
         let foundation = foundation.unwrap_or_else(|| Foundation::new(&settings.limits, &clock, seed));
         let Foundation { metrics, entropy, budgets, failed, progress } = foundation;
         let group = || TaskGroup::new(failed.clone());
@@ -262,17 +265,17 @@ impl Engine {
         let TriedStore { standing, opened } = tried;
         let opened = OpenedStore { data: data.unwrap_or(opened.data), ..opened };
         let space = opened.space.clone();
-        let shard = claim.as_ref().map_or(ShardOf::WHOLE, |claim| claim.shard);
         let taker =
             Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker, claim).await?;
+        let shard = journal.shard();
         let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
         let local_copy = data.local_copy().cloned();
         if let Some(copy) = &local_copy {
             copy.run(&local_copy_tasks);
         }
         let stopping = CancellationToken::new();
-        let parts = Parts { settings, shard, data, space, catalog, metrics, entropy, budgets, clock, tasks };
+        let parts = Parts { settings, shard, shards, data, space, catalog, metrics, entropy, budgets, clock, tasks };
         let engine = parts.wire(&stopping);
         // Before the task that expires uploads, and before a request can name one.
         engine.adopt_uploads();
@@ -308,6 +311,7 @@ impl Engine {
 struct Parts {
     settings: Arc<Settings>,
     shard: ShardOf,
+    shards: Option<Arc<dyn Shards>>,
     data: DataStore,
     space: DiskSpace,
     catalog: Catalog,
@@ -320,7 +324,7 @@ struct Parts {
 
 impl Parts {
     fn wire(self, stopping: &CancellationToken) -> Engine {
-        let Self { settings, shard, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
+        let Self { settings, shard, shards, data, space, catalog, metrics, entropy, budgets, clock, tasks } = self;
         let (limits, can) = (&settings.limits, data.capabilities());
         Buffer::keep(usize::try_from(limits.kept_buffer_bytes).unwrap_or(usize::MAX));
         let parts = WriteContext::new(
@@ -355,6 +359,7 @@ impl Parts {
             writes: WriteHealth::new(metrics.clone(), can, &settings),
             settings,
             shard,
+            shards,
             metrics,
             entropy,
             clock,

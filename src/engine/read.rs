@@ -9,7 +9,7 @@ use super::{Engine, EngineError, aside};
 use crate::catalog::command::Refusal;
 use crate::catalog::questions::ObjectsPage;
 use crate::catalog::state::{ListPage, ListQuery, ObjectView, SegmentView};
-use crate::model::{CheckpointId, Handle, JobId, Millis, SegmentId};
+use crate::model::{CheckpointId, Handle, JobId, Millis, SegmentId, ShardOf};
 use crate::read::{BulkError, BulkPiece, ByteStream};
 
 impl Engine {
@@ -116,14 +116,29 @@ impl Engine {
         if self.catalog.has_bucket(bucket) { Ok(()) } else { Err(Refusal::NoSuchBucket(bucket.to_owned()).into()) }
     }
 
+    /// The part of the store that it has.
+    pub fn shard(&self) -> ShardOf {
+        self.shard
+    }
+
+    /// The number of bytes of each of these objects, by bucket and key; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`EngineError::Catalog`].
+    pub fn object_lens(&self, objects: &[(String, String)]) -> Result<Vec<Option<u64>>, EngineError> {
+        self.check()?;
+        Ok(self.catalog.object_lens(objects.iter().map(|(bucket, key)| (bucket.as_str(), key.as_str()))))
+    }
+
     /// Whether an object with this key is in the engine's part of the store, or would be.
     pub fn holds_key(&self, bucket: &str, key: &str) -> bool {
         self.shard.has_key(bucket, key)
     }
 
-    /// Whether a job of this name is, or would be.
+    /// Whether a job of this name is, or would be. One that has claimed a checkpoint of another part is there.
     pub fn holds_job(&self, job: &JobId) -> bool {
-        self.shard.has_job(job.as_str())
+        let was_placed_here = || self.catalog.job(job).is_ok_and(|job| job.created.is_some());
+        self.catalog.placed(job).is_none() && (self.shard.has_job(job.as_str()) || was_placed_here())
     }
 
     /// The object under a key, if there is one. What was seen to be gone stays gone.

@@ -38,13 +38,13 @@ async fn stored(client: &Client, segments: u64, len: usize) -> Vec<SegmentInfo> 
     infos
 }
 
-fn these(infos: &[SegmentInfo]) -> RestoreRequest {
+pub fn these(infos: &[SegmentInfo]) -> RestoreRequest {
     let segments = infos.iter().map(|info| info.segment.clone()).collect();
     RestoreRequest { segments: Some(segments), ..RestoreRequest::default() }
 }
 
 /// Everything that arrives: identities and bytes.
-async fn all(mut restore: Restore) -> Result<Vec<(String, Bytes)>, ClientError> {
+pub async fn all(mut restore: Restore) -> Result<Vec<(String, Bytes)>, ClientError> {
     let mut arrived = vec![];
     while let Some(segment) = restore.next().await? {
         let mut whole = BytesMut::new();

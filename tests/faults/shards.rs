@@ -26,11 +26,11 @@ use crate::support::{
     Running, SIGNED, SOON, Threads, Written, assert_readable, bytes_of, eventually, metric, params, settings,
 };
 
-const BUCKET: &str = "states";
-const SHARDS: u32 = 4;
+pub const BUCKET: &str = "states";
+pub const SHARDS: u32 = 4;
 const TOKEN: (&str, &str) = ("cluster.token", "of-all-members");
 
-fn member_with(server: &S3Server, id: &str, more: &[(&str, &str)]) -> Settings {
+pub fn member_with(server: &S3Server, id: &str, more: &[(&str, &str)]) -> Settings {
     let shards = SHARDS.to_string();
     let ours = [
         ("cluster.enabled", "true"),
@@ -43,20 +43,20 @@ fn member_with(server: &S3Server, id: &str, more: &[(&str, &str)]) -> Settings {
     settings(server, &[&ours[..], &SIGNED[..], more].concat())
 }
 
-async fn start(server: &S3Server, id: &str) -> Running {
+pub async fn start(server: &S3Server, id: &str) -> Running {
     Running::start(member_with(server, id, &[])).await
 }
 
-async fn status(daemon: &Running) -> ClusterStatus {
+pub async fn status(daemon: &Running) -> ClusterStatus {
     daemon.client.cluster().await.unwrap()
 }
 
-fn owners(status: &ClusterStatus) -> BTreeMap<u32, String> {
+pub fn owners(status: &ClusterStatus) -> BTreeMap<u32, String> {
     status.shards.iter().filter_map(|shard| Some((shard.shard, shard.owner.clone()?))).collect()
 }
 
 /// Waits until the members of these names have shards, and no two differ by more than one.
-async fn balanced(daemon: &Running, ids: &[&str]) -> BTreeMap<u32, String> {
+pub async fn balanced(daemon: &Running, ids: &[&str]) -> BTreeMap<u32, String> {
     eventually("shards are spread", 3 * SOON, || async {
         let Ok(status) = daemon.client.cluster().await else { return false };
         let owners = owners(&status);
@@ -72,7 +72,7 @@ async fn balanced(daemon: &Running, ids: &[&str]) -> BTreeMap<u32, String> {
 }
 
 /// Three members that share the shards.
-async fn three(server: &S3Server) -> [Running; 3] {
+pub async fn three(server: &S3Server) -> [Running; 3] {
     let daemons = [start(server, "a").await, start(server, "b").await, start(server, "c").await];
     balanced(&daemons[0], &["a", "b", "c"]).await;
     daemons
@@ -98,11 +98,11 @@ fn two_shards() -> (String, String) {
     (first, other)
 }
 
-async fn put(client: &AmazonS3, key: &str, bytes: impl Into<PutPayload>) {
+pub async fn put(client: &AmazonS3, key: &str, bytes: impl Into<PutPayload>) {
     client.put(&Path::from(key), bytes.into()).await.unwrap();
 }
 
-async fn get(client: &AmazonS3, key: &str) -> Bytes {
+pub async fn get(client: &AmazonS3, key: &str) -> Bytes {
     client.get(&Path::from(key)).await.unwrap().bytes().await.unwrap()
 }
 
@@ -111,17 +111,17 @@ fn is_missing<T>(result: &object_store::Result<T>) -> bool {
 }
 
 /// The status of a request that is signed by its address, to a bucket.
-async fn signed(client: &AmazonS3, method: Method) -> u16 {
+pub async fn signed(client: &AmazonS3, method: Method) -> u16 {
     let url = client.signed_url(method.clone(), &Path::from(""), Duration::from_secs(60)).await.unwrap();
     sent(method, url.as_str(), "").await.0
 }
 
 /// Status and text of an answer of the native API.
-async fn api(daemon: &Running, method: Method, path: &str, body: &str) -> (u16, String) {
+pub async fn api(daemon: &Running, method: Method, path: &str, body: &str) -> (u16, String) {
     sent(method, &format!("http://{}{path}", daemon.address()), body).await
 }
 
-async fn sent(method: Method, url: &str, body: &str) -> (u16, String) {
+pub async fn sent(method: Method, url: &str, body: &str) -> (u16, String) {
     let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
     let request = http::Request::builder().method(method).uri(url).header("content-type", "application/json");
     let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
@@ -425,16 +425,9 @@ async fn jobs_of_all_shards_are_found_through_any_member() {
         let all: Vec<_> = written.values().cloned().collect();
         assert_readable(&daemon.client, &all).await;
     }
-    // What is not there is so everywhere, and claims stay in a shard.
+    // What is not there is so everywhere.
     let error = daemons[0].client.get("00000000000000000000000000").await.unwrap_err();
     assert_eq!(error.status().map(|status| status.as_u16()), Some(404), "{error}");
-    let of = |job: &str| routing.of_job(job);
-    let other = jobs.iter().find(|job| of(job) != of(&jobs[0])).unwrap();
-    for (name, from, expected) in [(&jobs[0], other, 501), (&jobs[0], &jobs[0], 200)] {
-        let path = format!("/v1/jobs/{name}/restore");
-        let body = format!("{{\"from\": {from:?}, \"mode\": \"no-claim\"}}");
-        assert_eq!(api(&daemons[1], Method::POST, &path, &body).await.0, expected, "{name} from {from}");
-    }
     for path in ["/v1/space?by=job", "/v1/verify", "/v1/reclaim", "/v1/gc", "/v1/objects?bucket=states"] {
         let (status, text) = api(&daemons[2], Method::GET, path, "").await;
         assert_eq!(status, 200, "{path}: {text}");
@@ -447,19 +440,6 @@ async fn jobs_of_all_shards_are_found_through_any_member() {
             assert_eq!(table["total"]["segments"], 8, "{text}");
         }
     }
-    for path in ["/v1/orphans?bucket=states", "/v1/audit"] {
-        let (status, text) = api(&daemons[2], Method::GET, path, "").await;
-        assert!(status == 501 && text.contains("several shards"), "{status} {text}");
-    }
-    // Segments of one shard in one request, and of several.
-    let id = |job: &String| written[job].info.segment.clone();
-    let restore = async |ids: Vec<String>| {
-        let body = serde_json::json!({ "segments": ids }).to_string();
-        api(&daemons[0], Method::POST, "/v1/restore", &body).await.0
-    };
-    assert_eq!(restore(vec![id(&jobs[0])]).await, 200);
-    assert_eq!(restore(vec![id(&jobs[0]), id(other)]).await, 501);
-    assert_eq!(restore(vec!["00000000000000000000000000".to_owned()]).await, 404);
 }
 
 /// A history of one object in each shard, while owners are killed and drained: no read goes back behind what was answered before it.

@@ -28,7 +28,7 @@ use super::target::RequestTarget;
 use crate::api::exchange::Exchange;
 use crate::api::s3::{Hosts, InPlace, PassedBody};
 use crate::api::shards::calls::{self, EngineCall};
-use crate::api::shards::siblings::CallEngine;
+use crate::api::shards::siblings::{CallEngine, IDEMPOTENT};
 use crate::cluster::maps::ClusterMaps;
 use crate::cluster::peer::{self, PeerBody, PeerLink};
 use crate::cluster::proof::NotProven;
@@ -47,8 +47,6 @@ const PING_PATIENCE: Duration = Duration::from_secs(1);
 const KEPT_BYTES_MAX: u64 = 1 << 20;
 /// The same for this daemon's own engine.
 const KEPT_HERE_BYTES_MAX: u64 = 64 << 10;
-/// Names a request that has the same outcome when it is sent again.
-const IDEMPOTENT: &str = "idempotency-key";
 /// Headers that are about one connection.
 const OF_ONE_CONNECTION: [HeaderName; 9] = [
     CONNECTION,
@@ -112,9 +110,6 @@ pub enum Unanswered {
     /// Its body did not arrive.
     #[error("the body of the request did not arrive")]
     Body,
-    /// The store is divided, and that is not done over several shards. It may not be repeated.
-    #[error("{0} is not implemented where the store is divided into several shards")]
-    NotOverShards(String),
     /// Its body is longer than such a body is.
     #[error("the body is longer than {0} bytes")]
     TooLong(usize),
@@ -266,6 +261,15 @@ impl CallEngine for Dispatcher {
         let (dispatcher, call) = (self.clone(), call.clone());
         Box::pin(async move { dispatcher.call(shard, &call).await.map_err(|error| error.to_string()) })
     }
+
+    fn pass_on(
+        &self,
+        shard: u32,
+        request: Request<AxumBody>,
+    ) -> BoxFuture<'static, Result<Response<AxumBody>, String>> {
+        let dispatcher = self.clone();
+        Box::pin(async move { dispatcher.api(shard, request).await.map_err(|error| error.to_string()) })
+    }
 }
 
 impl Dispatcher {
@@ -309,6 +313,11 @@ impl Dispatcher {
             false => Unanswered::Body,
         })?;
         Ok((read.to_bytes(), paid))
+    }
+
+    /// Pays for bytes that are kept; `None` if there is no room.
+    pub(super) fn try_pay(&self, bytes: u64) -> Option<PaidBytes> {
+        self.kept.try_pay(bytes)
     }
 
     /// Any shard whose owner asks the others: this daemon's first one, or else the first one.

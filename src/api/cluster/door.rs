@@ -298,9 +298,6 @@ async fn answered(door: &MemberDoor, request: Request) -> Response {
         Unanswered::TooLong(_) => {
             ApiError::invalid("body", error.to_string()).with_status(StatusCode::PAYLOAD_TOO_LARGE)
         }
-        Unanswered::NotOverShards(_) => {
-            ApiError::invalid("path", error.to_string()).with_status(StatusCode::NOT_IMPLEMENTED)
-        }
         _ => {
             door.metrics.rejected.of(RejectReason::Unavailable).inc();
             ApiError::of(ErrorKind::Unavailable, error.to_string())

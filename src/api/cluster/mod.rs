@@ -8,11 +8,12 @@
 //! - [`route`]: who answers now for each shard.
 //! - [`target`]: which shards a request is about.
 //! - [`dispatch`]: has a request answered, wherever.
-//! - [`spread`]: answers of the native API that are put together.
+//! - [`spread`]: answers of the native API that are put together. [`gather`]: many segments in one answer.
 //! - [`door`]: what a member answers to its peers, to health checks, and about the cluster.
 
 pub mod dispatch;
 pub mod door;
+mod gather;
 pub mod route;
 pub mod spread;
 pub mod target;

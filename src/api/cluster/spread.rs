@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use axum::body::Body as AxumBody;
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use esker_client::wire::RestoreRequest;
 use futures::future::try_join_all;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -17,10 +18,12 @@ use http_body_util::{BodyExt, Limited};
 use serde_json::{Map, Value};
 
 use super::dispatch::{Dispatcher, Unanswered};
+use super::gather::{WantedSegment, gather};
 use super::target::{Joined, RequestTarget, parameter};
 use crate::api::shards::calls::{ANSWER_BYTES_MAX, CALL_BYTES_MAX, EngineCall, read};
 use crate::api::status::ApiError;
-use crate::model::{OF_BUCKETS, Routing};
+use crate::error::ErrorKind;
+use crate::model::{OF_BUCKETS, Routing, SegmentId};
 
 /// A body is at most so long, but for one that lists segments.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -58,9 +61,6 @@ async fn answer_by_target(
     head: Parts,
     body: AxumBody,
 ) -> Result<Response<AxumBody>, Unanswered> {
-    if let RequestTarget::Refused(what) = target {
-        return Err(Unanswered::NotOverShards(what.to_owned()));
-    }
     let most = if target == RequestTarget::Restore { CALL_BYTES_MAX } else { BODY_BYTES_MAX };
     let (body, _paid) = dispatcher.read(body, most).await?;
     let asked = SpreadRequest { dispatcher, routing, head, body };
@@ -69,12 +69,13 @@ async fn answer_by_target(
         RequestTarget::WhoKnows => asked.who_knows().await,
         RequestTarget::JobOfBody => {
             let job = serde_json::from_slice::<Value>(&asked.body).ok();
-            let job = job.and_then(|new| Some(routing.of_job(new.get("job")?.as_str()?)));
-            asked.of(job.unwrap_or(OF_BUCKETS)).await
+            let job = job.as_ref().and_then(|new| new.get("job")?.as_str());
+            let Some(job) = job else { return asked.of(OF_BUCKETS).await };
+            asked.of(asked.shard_of(job).await?).await
         }
         RequestTarget::Restore => asked.restore().await,
         RequestTarget::Shard(shard) => asked.of(shard).await,
-        RequestTarget::Any | RequestTarget::Refused(_) => asked.of(OF_BUCKETS).await,
+        RequestTarget::Any => asked.of(OF_BUCKETS).await,
     }
 }
 
@@ -94,6 +95,14 @@ impl SpreadRequest {
     async fn of(&self, shard: u32) -> Result<Response<AxumBody>, Unanswered> {
         let body = AxumBody::from(self.body.clone());
         self.dispatcher.api(shard, Request::from_parts(self.head.clone(), body)).await
+    }
+
+    /// The shard that a job is in: the one that its id tells, or the one in which that has placed it.
+    async fn shard_of(&self, job: &str) -> Result<u32, Unanswered> {
+        let home = self.routing.of_job(job);
+        let answer = self.dispatcher.call(home, &EngineCall::PlaceOf(job.to_owned())).await?;
+        let placed: Option<u32> = read(answer).await.map_err(|_| Unanswered::Nobody)?;
+        Ok(placed.unwrap_or(home))
     }
 
     /// The answer of the owner that has what is asked for.
@@ -116,39 +125,46 @@ impl SpreadRequest {
     }
 
     async fn restore(&self) -> Result<Response<AxumBody>, Unanswered> {
-        let wanted = serde_json::from_slice::<Value>(&self.body).unwrap_or_default();
-        if let Some(job) = wanted.get("job").and_then(Value::as_str) {
-            return self.of(self.routing.of_job(job)).await;
+        let wanted = serde_json::from_slice::<RestoreRequest>(&self.body).unwrap_or_default();
+        if let Some(job) = &wanted.job {
+            return self.of(self.shard_of(job).await?).await;
         }
-        let segments = wanted.get("segments").and_then(Value::as_array);
-        let texts = segments
-            .and_then(|all| all.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>());
+        let ids = wanted.segments.unwrap_or_default();
+        let ids = ids.iter().map(|text| text.parse::<SegmentId>()).collect::<Result<Vec<_>, _>>();
         // What is wrong with it any owner can tell.
-        let Some(texts) = texts.filter(|texts| !texts.is_empty()) else { return self.of(OF_BUCKETS).await };
-        let call = EngineCall::Unknown(texts.clone());
-        let unknown = try_join_all(self.shards().map(async |shard| {
+        let Some(ids) = ids.ok().filter(|ids| !ids.is_empty()) else { return self.of(OF_BUCKETS).await };
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let call = EngineCall::Segments(ids.clone());
+        let asked = try_join_all(self.shards().map(async |shard| {
             let answer = self.dispatcher.call(shard, &call).await?;
-            let unknown: Result<Vec<usize>, _> = read(answer).await;
-            unknown.map_err(|_| Unanswered::Nobody)
+            Ok::<_, Unanswered>(read::<Vec<Option<u64>>>(answer).await)
         }));
-        let unknown = unknown.await?;
-        if let Some(shard) = unknown.iter().position(Vec::is_empty) {
-            return self.of(u32::try_from(shard).unwrap_or(OF_BUCKETS)).await;
-        }
-        let mut unknown_to = vec![0; texts.len()];
-        for place in unknown.iter().flatten() {
-            if let Some(count) = unknown_to.get_mut(*place) {
-                *count += 1;
+        let mut found: Vec<Option<(u32, u64)>> = vec![None; ids.len()];
+        for (shard, lens) in self.shards().zip(asked.await?) {
+            match lens {
+                Err(error) if error.kind() == ErrorKind::Invalid => return self.of(OF_BUCKETS).await,
+                Err(_) => return Err(Unanswered::Nobody),
+                Ok(lens) => {
+                    for (found, len) in found.iter_mut().zip(lens) {
+                        *found = found.or(len.map(|len| (shard, len)));
+                    }
+                }
             }
         }
-        let places = unknown_to.into_iter().enumerate();
-        let missing: Vec<usize> = places.filter(|(_, count)| *count == unknown.len()).map(|(place, _)| place).collect();
-        if missing.is_empty() {
-            return Err(Unanswered::NotOverShards("a restore of segments of several shards in one request".to_owned()));
+        let missing = ids.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(id, _)| id.as_str());
+        let missing: Vec<&str> = missing.take(NAMED_MAX).collect();
+        if !missing.is_empty() {
+            return Err(Unanswered::NoSegments(missing.join(", ")));
         }
-        Err(Unanswered::NoSegments(
-            missing.iter().take(NAMED_MAX).map(|place| texts[*place].clone()).collect::<Vec<_>>().join(", "),
-        ))
+        let wanted = ids.into_iter().zip(found).filter_map(|(id, found)| {
+            let (shard, len) = found?;
+            Some(WantedSegment { id, shard, len })
+        });
+        let wanted: Vec<WantedSegment> = wanted.collect();
+        match wanted.split_first() {
+            Some((first, rest)) if rest.iter().all(|other| other.shard == first.shard) => self.of(first.shard).await,
+            _ => gather(self.dispatcher.clone(), self.head.clone(), wanted).await,
+        }
     }
 
     async fn all(&self, joined: Joined) -> Result<Response<AxumBody>, Unanswered> {

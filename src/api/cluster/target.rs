@@ -25,8 +25,6 @@ pub enum RequestTarget {
     JobOfBody,
     /// The job or the segments in its body tell.
     Restore,
-    /// Nobody, with more than one shard.
-    Refused(&'static str),
 }
 
 /// What all owners are asked for.
@@ -79,8 +77,12 @@ impl RequestTarget {
                 None => Self::All(Joined::Space),
             },
             ("verify" | "reclaim" | "gc", _) => Self::All(Joined::Counts),
-            ("audit", _) => Self::Refused("an audit of checkpoints (`GET /v1/audit`)"),
-            ("orphans", _) => Self::Refused("looking for orphans (`/v1/orphans`)"),
+            // One shard after the other, as `after` says; what is wrong with that any owner can tell.
+            ("audit", _) => {
+                let after = parameter(&head.uri, "after").unwrap_or_default();
+                let shard = after.split_once(':').and_then(|(shard, _)| shard.parse().ok());
+                Self::Shard(shard.filter(|shard| *shard < routing.shards()).unwrap_or(OF_BUCKETS))
+            }
             _ => Self::Shard(OF_BUCKETS),
         }
     }
@@ -180,6 +182,9 @@ mod tests {
         assert_eq!(of(Method::POST, "/v1/jobs"), RequestTarget::JobOfBody);
         assert_eq!(of(Method::GET, "/v1/handles/x"), RequestTarget::WhoKnows);
         assert_eq!(of(Method::POST, "/v1/gc?force=true"), RequestTarget::All(Joined::Counts));
-        assert!(matches!(of(Method::POST, "/v1/orphans"), RequestTarget::Refused(_)));
+        assert_eq!(of(Method::POST, "/v1/orphans"), RequestTarget::Shard(OF_BUCKETS));
+        assert_eq!(of(Method::GET, "/v1/audit?bucket=b"), RequestTarget::Shard(0));
+        assert_eq!(of(Method::GET, "/v1/audit?after=7%3Ab%2Fd%2F1:2"), RequestTarget::Shard(7));
+        assert_eq!(of(Method::GET, "/v1/audit?after=16%3A"), RequestTarget::Shard(OF_BUCKETS));
     }
 }

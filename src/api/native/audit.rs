@@ -19,13 +19,14 @@ use http_body_util::BodyExt;
 
 use super::parts::{Native, query};
 use crate::api::status::ApiError;
-use crate::engine::EngineError;
 use crate::engine::audit::look::{LookedAt, NameList};
 use crate::engine::audit::{
     AuditQuery, CheckpointAudit, JobTally, JudgedObject, Judgement, MissingObject, NamedObject, OrphanQuery,
-    OrphanReport,
+    OrphanReport, RetainedPage,
 };
+use crate::engine::{EngineError, Refusal};
 use crate::flink::{Kept, Orphan};
+use crate::model::ShardOf;
 
 /// Checkpoints of one page.
 const PAGE: u32 = 20;
@@ -43,15 +44,18 @@ pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Resp
         limit @ 1..=PAGE_MAX => limit as usize,
         limit => return Err(ApiError::invalid("limit", format!("must be 1 to {PAGE_MAX}, is {limit}"))),
     };
-    let after = after.map(|after| match after.split_once('/') {
-        Some((bucket, key)) => Ok((bucket.to_owned(), key.to_owned())),
-        None => Err(ApiError::invalid("after", "must be `next` of the page before")),
-    });
+    // A daemon that has one of several by itself knows of no others to go on with.
+    let shard = native.siblings.as_ref().map_or(ShardOf::WHOLE, |_| native.engine.shard());
+    let after = after.map(|after| place_after(shard, &after)).transpose()?.flatten();
     // With names, an answer holds one checkpoint: it may have very many.
     let (names, max) = if names == Some(true) { (NameList::Listed, 1) } else { (NameList::Counted, max) };
-    let asked = AuditQuery { bucket, prefix: prefix.unwrap_or_default(), job, after: after.transpose()?, max, names };
-    let page = native.engine.audit(&asked).await.map_err(|error| native.turned_away(error))?;
-    let next = page.next.map(|(bucket, key)| format!("{bucket}/{key}"));
+    let asked = AuditQuery { bucket, prefix: prefix.unwrap_or_default(), job, after, max, names };
+    let page = match native.engine.audit(&asked).await {
+        // The first shard has said that it is there: nothing is in it here.
+        Err(EngineError::Refused(Refusal::NoSuchBucket(_))) if !shard.decides_on_buckets() => RetainedPage::default(),
+        page => page.map_err(|error| native.turned_away(error))?,
+    };
+    let next = next_page(shard, page.next);
     let paid_of = |audit: &CheckpointAudit| audit.looked.needs.as_ref().ok()?.paid.clone();
     let paid: Vec<_> = page.checkpoints.iter().filter_map(paid_of).collect();
     let page = wire::AuditPage { checkpoints: page.checkpoints.into_iter().map(audited).collect(), next };
@@ -61,6 +65,33 @@ pub(super) async fn audit(State(native): State<Native>, uri: Uri) -> Result<Resp
         frame
     };
     Ok(Json(page).into_response().map(|body| HttpBody::new(body.map_frame(keep))))
+}
+
+/// The bucket and key after which a page begins, and `None` for the first one of a shard. One shard comes after the other, so where
+/// there are several, the number of the shard stands before it.
+fn place_after(shard: ShardOf, after: &str) -> Result<Option<(String, String)>, ApiError> {
+    let wrong = || ApiError::invalid("after", "must be `next` of the page before");
+    let place = match shard.is_whole() {
+        true => after,
+        false => match after.split_once(':') {
+            Some((number, place)) if number.parse() == Ok(shard.shard) => place,
+            _ => return Err(wrong()),
+        },
+    };
+    if place.is_empty() && !shard.is_whole() {
+        return Ok(None);
+    }
+    let (bucket, key) = place.split_once('/').ok_or_else(wrong)?;
+    Ok(Some((bucket.to_owned(), key.to_owned())))
+}
+
+fn next_page(shard: ShardOf, next: Option<(String, String)>) -> Option<String> {
+    let next = next.map(|(bucket, key)| format!("{bucket}/{key}"));
+    match next {
+        next if shard.is_whole() => next,
+        Some(next) => Some(format!("{}:{next}", shard.shard)),
+        None => (shard.shard + 1 < shard.of).then(|| format!("{}:", shard.shard + 1)),
+    }
 }
 
 fn audited(audit: CheckpointAudit) -> AuditedCheckpoint {
@@ -177,7 +208,7 @@ fn judged(object: JudgedObject) -> OrphanLine {
         }
         Judgement::Orphan(why) => (why, false, None),
         Judgement::Deleted(why) => (why, true, None),
-        Judgement::NotDeleted(why, refusal) => (why, false, Some(refusal.to_string())),
+        Judgement::NotDeleted(why, refusal) => (why, false, Some(refusal)),
     };
     let why = orphaned_because(why).to_owned();
     OrphanLine::Orphan(OrphanObject { bucket, key, len, modified_ms: modified.0, why, deleted, not_deleted })

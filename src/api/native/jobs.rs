@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 
 use super::coordinated;
+use super::elsewhere::{self, WantedRestore};
 use super::parts::{Native, claim_of, in_field, job_of, json};
 use crate::api::status::ApiError;
 use crate::coordinator::error::CoordinatorError;
@@ -70,11 +71,12 @@ pub(super) async fn restore_job(
     request: Request,
 ) -> Result<Response, ApiError> {
     let job = job_of(&job)?;
-    let wanted: RestoreJob = json(&native, request, JOB_BYTES_MAX).await?;
+    let (head, body) = request.into_parts();
+    let wanted: RestoreJob = json(&native, Request::from_parts(head.clone(), body), JOB_BYTES_MAX).await?;
     if let Some(coordinator) = native.coordinators.find(&job) {
         return Ok(Json(coordinated::restore(&native, &job, &coordinator, wanted).await?).into_response());
     }
-    let RestoreJob { from, checkpoint, mode, savepoint, operators, allow_non_restored_state } = wanted;
+    let RestoreJob { from, checkpoint, mode, savepoint, operators, allow_non_restored_state } = &wanted;
     if savepoint.is_some() || operators.is_some() || allow_non_restored_state.is_some() {
         return Err(ApiError::invalid(
             "savepoint",
@@ -87,11 +89,15 @@ pub(super) async fn restore_job(
         Some("job") if of_from => ApiError { field: Some("from"), ..error },
         _ => error,
     };
-    let from = from.map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
-    native.check_shard("from", &from)?;
+    let from =
+        from.as_ref().map_or(Ok(job.clone()), |from| from.parse().map_err(|e: InvalidId| in_field("from", &e)))?;
     let claim = claim_of(mode.as_deref())?.unwrap_or(Claim::Claim);
     if claim == Claim::Claim && native.engine.is_coordinated(&from)? {
         return Err(CoordinatorError::Runs(from).into());
+    }
+    let restore = WantedRestore { head: &head, wanted: &wanted, job: &job, from: &from, claim };
+    if let Some(answer) = elsewhere::restore(&native, restore).await? {
+        return Ok(answer);
     }
     let go_on = GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim };
     let restored = native.engine.go_on(go_on).await.map_err(|error| unknown(error.into()))?;

@@ -6,7 +6,7 @@
 //! Only the router knows the handlers; they know [`parts`].
 //!
 //! - [`parts`]: what handlers have in common: tokens, queries, JSON, ids.
-//! - [`jobs`]: jobs, and their ends.
+//! - [`jobs`]: jobs, and their ends. [`elsewhere`]: those of other shards.
 //! - [`segments`]: one segment in a request.
 //! - [`checkpoints`]: the life of a checkpoint, reuse, savepoints.
 //! - [`batch`]: many segments in one request.
@@ -20,6 +20,7 @@ mod audit;
 mod batch;
 mod checkpoints;
 mod coordinated;
+mod elsewhere;
 mod events;
 mod jobs;
 mod parts;
@@ -115,6 +116,7 @@ impl Native {
                 ApiError::invalid("method", "this path does not take this method")
                     .with_status(StatusCode::METHOD_NOT_ALLOWED)
             })
+            .layer(middleware::from_fn_with_state(self.clone(), elsewhere::lead_on))
             .layer(middleware::from_fn_with_state(self.clone(), parts::authorize))
             .with_state(self)
     }

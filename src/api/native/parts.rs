@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::body::{Admission, too_slow};
 use crate::api::exchange::{Exchange, ExchangeNotes};
 use crate::api::keys::KeyRing;
+use crate::api::shards::siblings::Siblings;
 use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
 use crate::coordinator::error::CoordinatorError;
@@ -33,6 +34,8 @@ pub struct Native {
     pub(super) coordinators: Coordinators,
     /// Cancelled when answers without an end have to end.
     pub(super) ending: CancellationToken,
+    /// The other shards, if the engine's is one of several.
+    pub(super) siblings: Option<Siblings>,
     keys: KeyRing,
 }
 
@@ -44,22 +47,7 @@ impl Native {
         let limits = &engine.settings().limits;
         let admission = Admission { silence_max: limits.body_timeout, metrics: engine.metrics().clone() };
         let (coordinators, ending) = (Coordinators::start(&engine), engine.stopping());
-        Self { engine, admission, coordinators, ending, keys }
-    }
-
-    /// Refuses a job of another shard.
-    ///
-    /// # Errors
-    /// 501.
-    pub(super) fn check_shard(&self, field: &'static str, job: &JobId) -> Result<(), ApiError> {
-        if self.engine.holds_job(job) {
-            return Ok(());
-        }
-        let message = format!(
-            "going on from a checkpoint of {job} is not implemented, because that job is in another shard of the store: jobs are in one \
-             shard if the first two parts of their ids are the same, such as team/app/1 and team/app/2"
-        );
-        Err(ApiError::invalid(field, message).with_status(StatusCode::NOT_IMPLEMENTED))
+        Self { engine, admission, coordinators, ending, siblings: None, keys }
     }
 
     /// Refuses a checkpoint that the coordinator of the job, if it has one, has not triggered.
@@ -75,6 +63,12 @@ impl Native {
             (Some(coordinator), Some(checkpoint)) => coordinator.check_pending(checkpoint).await,
             _ => Ok(()),
         }
+    }
+
+    /// The same, whose engine has one shard of several.
+    #[must_use]
+    pub fn of_shard(self, siblings: Siblings) -> Self {
+        Self { siblings: Some(siblings), ..self }
     }
 
     /// The same, whose answers without an end last until `ending` is cancelled.

@@ -14,7 +14,7 @@ use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use esker_client::wire::{
     ErrorBody, ErrorDetail, ListedSegment, ObjectInfo, ObjectPage, ObjectsParams, RestoreBroken, RestoreEnd,
     RestoreHead, RestoreRequest,
@@ -25,6 +25,7 @@ use http::{HeaderValue, Uri, header};
 use super::parts::{Native, job_of, json, query};
 use crate::api::exchange::Exchange;
 use crate::api::status::ApiError;
+use crate::api::wire::frame;
 use crate::engine::{BulkError, BulkPiece, ListQuery, ObjectListed, ObjectsPage};
 use crate::model::{CheckpointId, JobId, SegmentId};
 
@@ -154,15 +155,6 @@ async fn next_frame(
             (Ok(frame(&RestoreHead::Broken(broken))), Sends::Breaks(error))
         }
     }
-}
-
-/// A head with its length before it.
-fn frame(head: &RestoreHead) -> Bytes {
-    let head = serde_json::to_vec(head).unwrap_or_default();
-    let mut frame = BytesMut::with_capacity(4 + head.len());
-    frame.put_u32_le(u32::try_from(head.len()).unwrap_or_default());
-    frame.put_slice(&head);
-    frame.freeze()
 }
 
 /// Lists the objects of a bucket with their segments, in pages, so that they can be restored in bulk.

@@ -4,18 +4,21 @@
 //! `cluster.token`. It goes the way of a client's request that is passed on: it is held, repeated and proven like one.
 
 use axum::body::Body as AxumBody;
+use esker_client::wire::{ListedSegment, RestoredJob};
 use futures::TryStreamExt;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::api::status::status_of;
+use crate::api::status::{ApiError, status_of};
+use crate::coordinator::error::CoordinatorError;
+use crate::engine::jobs::GoOn;
 use crate::engine::{
     ChecksumKind, Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDelete, Refusal, UploadView,
 };
 use crate::error::{ErrorKind, chain};
-use crate::model::{Millis, NewUpload, SegmentId};
+use crate::model::{CheckpointId, Claim, InvalidId, JobId, Millis, NewUpload, SegmentId};
 
 /// A call is at most so long, and an answer that is no bytes of an object.
 pub(in crate::api) const CALL_BYTES_MAX: usize = 8 << 20;
@@ -77,15 +80,42 @@ pub enum EngineCall {
     DeleteBucket(String),
     /// Looks for a bucket. Answer: [`BucketSeen`].
     LookForBucket(String),
-    /// Asks which of these segments it does not know. Answer: their places in the list.
-    Unknown(Vec<String>),
+    /// Asks where a job is that would be in this shard. Answer: another shard, if it was placed there.
+    PlaceOf(String),
+    /// Creates a job; nothing happens if it is there.
+    CreateJob(String),
+    /// Asks whether a job of another shard may go on from a checkpoint. Answer: [`RestoreAnswer`].
+    MayRestore {
+        /// The job.
+        job: String,
+        /// The job whose checkpoint it is.
+        from: String,
+        /// The checkpoint; the newest if none is named.
+        checkpoint: Option<u64>,
+        /// Whether it would take the checkpoint over.
+        claims: bool,
+    },
+    /// Asks for the segments of a completed checkpoint. Answer: as the native API gives it to a job that does not claim.
+    Restored {
+        /// The job that has it.
+        job: String,
+        /// The checkpoint.
+        checkpoint: u64,
+    },
+    /// Looks for objects, by bucket and key. Answer: for each its number of bytes, `None` if it is not there.
+    Lens(Vec<(String, String)>),
+    /// Asks for segments. Answer: for each its number of bytes, `None` if it does not know it. More than a request may ask for are
+    /// refused.
+    Segments(Vec<String>),
 }
 
 impl EngineCall {
     /// Whether it can be made again when nobody knows whether it was carried out.
     pub(in crate::api) fn is_repeatable(&self) -> bool {
         match self {
-            Self::Delete { objects, .. } => objects.iter().all(|doomed| doomed.if_match.is_none()),
+            Self::Delete { objects, .. } => {
+                objects.iter().all(|doomed| doomed.if_match.is_none() && doomed.if_put_at.is_none())
+            }
             _ => true,
         }
     }
@@ -98,6 +128,24 @@ pub struct Doomed {
     pub key: String,
     /// The entity tag that it must have.
     pub if_match: Option<String>,
+    /// When it must have been put.
+    pub if_put_at: Option<Millis>,
+}
+
+/// Whether a job may go on from a checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::api) enum RestoreAnswer {
+    /// From this one.
+    Checkpoint(u64),
+    /// It may not.
+    Refused {
+        /// The next step for the caller.
+        kind: ErrorKind,
+        /// The field of the request that is wrong.
+        field: Option<String>,
+        /// A sentence that says what is wrong.
+        message: String,
+    },
 }
 
 /// A bucket of a shard.
@@ -271,7 +319,8 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
         }
         EngineCall::Delete { bucket, objects } => {
             let objects = objects.into_iter();
-            let objects = objects.map(|Doomed { key, if_match }| ObjectToDelete { key, if_match, if_put_at: None });
+            let objects =
+                objects.map(|Doomed { key, if_match, if_put_at }| ObjectToDelete { key, if_match, if_put_at });
             let answers = engine.delete_objects(&bucket, objects.collect()).await?.into_iter();
             done(&answers.map(|answer| answer.err().map(CallFailure::from)).collect::<Vec<_>>())
         }
@@ -292,18 +341,69 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
             Ok(()) | Err(EngineError::Refused(Refusal::BucketExists(_))) => done(&()),
             Err(error) => return Err(error.into()),
         },
+        // An upload that has begun since the others were asked keeps it.
+        EngineCall::DeleteBucket(bucket) if look_for_bucket(engine, &bucket).await? == BucketSeen::Filled => {
+            return Err(CallFailure::BucketNotEmpty(bucket));
+        }
         EngineCall::DeleteBucket(bucket) => match engine.delete_bucket(&bucket).await {
             Ok(()) | Err(EngineError::Refused(Refusal::NoSuchBucket(_))) => done(&()),
             Err(error) => return Err(error.into()),
         },
         EngineCall::LookForBucket(bucket) => done(&look_for_bucket(engine, &bucket).await?),
-        EngineCall::Unknown(segments) => {
-            let is_known = |id: &String| id.parse::<SegmentId>().is_ok_and(|id| engine.segment(id).is_ok());
-            let unknown = |(place, id): (usize, &String)| (!is_known(id)).then_some(place);
+        EngineCall::PlaceOf(job) => {
+            let placed = job.parse().map_or(Ok(None), |job: JobId| engine.placed(&job));
+            done(&placed?)
+        }
+        EngineCall::CreateJob(job) => {
+            engine.create_job(&id_of(&job)?).await?;
+            done(&())
+        }
+        EngineCall::MayRestore { job, from, checkpoint, claims } => {
+            let claim = if claims { Claim::Claim } else { Claim::NoClaim };
+            let (job, from) = (id_of(&job)?, id_of(&from)?);
+            done(&may_restore(engine, GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim }))
+        }
+        EngineCall::Restored { job, checkpoint } => {
+            let segments = engine.checkpoint_segments(&id_of(&job)?, CheckpointId(checkpoint)).await?;
+            let segments = segments.iter().map(ListedSegment::from).collect();
+            let mut answer = done(&RestoredJob { job, checkpoint, segments });
+            answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            answer
+        }
+        EngineCall::Lens(objects) => done(&engine.object_lens(&objects)?),
+        EngineCall::Segments(ids) => {
+            let max = engine.settings().limits.segments_per_request_max;
+            if ids.len() > max {
+                let message = format!("more than limits.segments-per-request-max, {max}");
+                return Err(CallFailure::Other { kind: ErrorKind::Invalid, message });
+            }
             engine.check()?;
-            done(&segments.iter().enumerate().filter_map(unknown).collect::<Vec<_>>())
+            let len = |id: &String| Some(engine.segment(id.parse::<SegmentId>().ok()?).ok()?.location.len());
+            done(&ids.iter().map(len).collect::<Vec<Option<u64>>>())
         }
     })
+}
+
+fn id_of(text: &str) -> Result<JobId, CallFailure> {
+    text.parse().map_err(|error: InvalidId| CallFailure::Other { kind: ErrorKind::Invalid, message: error.to_string() })
+}
+
+fn may_restore(engine: &Engine, go_on: GoOn) -> RestoreAnswer {
+    let refused = |error: ApiError| RestoreAnswer::Refused {
+        kind: error.kind,
+        field: error.field.map(str::to_owned),
+        message: error.message,
+    };
+    let from = go_on.from.clone();
+    match engine.is_coordinated(&from) {
+        Ok(true) if go_on.claim == Claim::Claim => return refused(CoordinatorError::Runs(from).into()),
+        Ok(_) => {}
+        Err(error) => return refused(error.into()),
+    }
+    match engine.may_go_on(go_on) {
+        Ok(checkpoint) => RestoreAnswer::Checkpoint(checkpoint.0),
+        Err(error) => refused(error.into()),
+    }
 }
 
 /// Whether a bucket is there, and has objects or uploads.

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all, try_join_all};
 use futures::{Stream, TryStreamExt};
-use http::Response;
+use http::{Request, Response};
 use serde::de::DeserializeOwned;
 
 use super::calls::{self, BucketSeen, CallFailure, Doomed, EngineCall, ListedPage, ListedUpload};
@@ -19,11 +20,21 @@ use crate::engine::{Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDe
 use crate::error::ErrorKind;
 use crate::model::{OF_BUCKETS, ObjectHead, Routing, ShardOf};
 
+/// Half of the time for which a bucket that is to be deleted in all shards is left to the request that has asked for it.
+const ENDS_EVERY: Duration = Duration::from_secs(5);
+
 /// Has the engine of a shard answer, wherever it is. If nobody can, says why in a sentence; the call may be repeated.
 pub trait CallEngine: Send + Sync {
     /// Makes a call.
     fn call_engine(&self, shard: u32, call: &EngineCall) -> BoxFuture<'static, Result<Response<AxumBody>, String>>;
+
+    /// Has a client's request to the native API answered by a shard, as it came.
+    fn pass_on(&self, shard: u32, request: Request<AxumBody>)
+    -> BoxFuture<'static, Result<Response<AxumBody>, String>>;
 }
+
+/// Names a request that has the same outcome when it is sent again.
+pub const IDEMPOTENT: &str = "idempotency-key";
 
 /// The shards of a store, as the owner of one sees them. Clones are the same.
 #[derive(Clone)]
@@ -59,7 +70,36 @@ impl Siblings {
             let bytes = serde_json::to_vec(call).unwrap_or_default();
             return Ok(calls::answer(own, AxumBody::from(bytes)).await);
         }
+        self.call_raw(shard, call).await
+    }
+
+    /// What the owner of a shard answers, also of the own one: so it is proven by itself.
+    pub(in crate::api) async fn call<T: DeserializeOwned>(
+        &self,
+        shard: u32,
+        call: &EngineCall,
+    ) -> Result<T, EngineError> {
+        calls::read(self.call_raw(shard, call).await?).await
+    }
+
+    pub(in crate::api) async fn call_raw(
+        &self,
+        shard: u32,
+        call: &EngineCall,
+    ) -> Result<Response<AxumBody>, EngineError> {
         let answer = self.others.call_engine(shard, call).await;
+        answer.map_err(|message| EngineError::Elsewhere { kind: ErrorKind::Unavailable, message })
+    }
+
+    /// What the native API of a shard answers to a client's request.
+    ///
+    /// # Errors
+    /// [`EngineError::Elsewhere`] if nobody answers for it.
+    pub async fn pass_on(&self, shard: u32, request: Request<AxumBody>) -> Result<Response<AxumBody>, EngineError> {
+        let (mut head, body) = request.into_parts();
+        // What the router here has found out about it.
+        head.extensions.clear();
+        let answer = self.others.pass_on(shard, Request::from_parts(head, body)).await;
         answer.map_err(|message| EngineError::Elsewhere { kind: ErrorKind::Unavailable, message })
     }
 
@@ -115,7 +155,7 @@ impl Siblings {
     }
 
     /// Deletes a bucket that has nothing in any shard, no upload either: here first, so that no shard is told of it any more. One into
-    /// which something is put meanwhile is there again.
+    /// which something is put meanwhile is there again. If this owner ends half-way, the one after it goes on ([`Self::end_buckets`]).
     ///
     /// # Errors
     /// As [`Engine::delete_bucket`].
@@ -127,19 +167,53 @@ impl Siblings {
         if seen.contains(&BucketSeen::Filled) && own.check_bucket(bucket).is_ok() {
             return Err(not_empty());
         }
-        let deleted = own.delete_bucket(bucket).await;
+        let deleted = own.delete_bucket_everywhere(bucket).await;
         if !matches!(deleted, Ok(()) | Err(EngineError::Refused(Refusal::NoSuchBucket(_)))) {
             return deleted;
         }
         let call = EngineCall::DeleteBucket(bucket.to_owned());
         let elsewhere = join_all(others().map(|shard| self.ask::<()>(own, shard, &call))).await;
-        let Some(error) = elsewhere.into_iter().find_map(Result::err) else { return deleted };
+        let Some(error) = elsewhere.into_iter().find_map(Result::err) else {
+            own.bucket_has_ended(bucket).await?;
+            return deleted;
+        };
         // What a shard has may have been answered: the bucket is there as before, and whoever deletes it begins anew.
         self.create_bucket(own, bucket).await?;
         Err(match error {
             EngineError::Refused(Refusal::BucketNotEmpty(_)) => not_empty(),
             error => error,
         })
+    }
+
+    /// Goes on with what was begun to be deleted in all shards, by an owner before or by a request that was given up. Never ends.
+    pub async fn end_buckets(&self, own: &Engine) {
+        let mut seen = own.ending_buckets();
+        loop {
+            for bucket in &seen {
+                if let Err(error) = self.end_bucket(own, bucket).await {
+                    tracing::debug!(%error, bucket, "a bucket is deleted in some shards only: it is tried again");
+                }
+            }
+            tokio::time::sleep(ENDS_EVERY).await;
+            // What came since the last look is still at work, mostly.
+            let ending = own.ending_buckets();
+            tokio::time::sleep(ENDS_EVERY).await;
+            seen = own.ending_buckets().into_iter().filter(|bucket| ending.contains(bucket)).collect();
+        }
+    }
+
+    async fn end_bucket(&self, own: &Engine, bucket: &str) -> Result<(), EngineError> {
+        let call = EngineCall::DeleteBucket(bucket.to_owned());
+        for shard in self.all().filter(|shard| *shard != self.own.shard) {
+            match self.ask::<()>(own, shard, &call).await {
+                // What a shard has may have been answered.
+                Err(EngineError::Refused(Refusal::BucketNotEmpty(_))) => return self.create_bucket(own, bucket).await,
+                told => told?,
+            }
+        }
+        own.bucket_has_ended(bucket).await?;
+        tracing::info!(bucket, "a bucket whose end an owner before has begun is deleted in all shards");
+        Ok(())
     }
 
     /// One page of a bucket's keys, of all shards.
@@ -210,9 +284,9 @@ impl Siblings {
     ) -> Result<Vec<Result<(), EngineError>>, EngineError> {
         let mut by_shard: BTreeMap<u32, Vec<(usize, Doomed)>> = BTreeMap::new();
         let all = objects.len();
-        for (place, ObjectToDelete { key, if_match, .. }) in objects.into_iter().enumerate() {
+        for (place, ObjectToDelete { key, if_match, if_put_at }) in objects.into_iter().enumerate() {
             let doomed = by_shard.entry(self.routing().of_key(bucket, &key)).or_default();
-            doomed.push((place, Doomed { key, if_match }));
+            doomed.push((place, Doomed { key, if_match, if_put_at }));
         }
         let parts = by_shard.into_iter().map(|(shard, doomed)| async move {
             let (places, objects): (Vec<usize>, Vec<Doomed>) = doomed.into_iter().unzip();

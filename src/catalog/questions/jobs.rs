@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::catalog::Catalog;
-use crate::catalog::command::Refusal;
+use crate::catalog::command::{Refusal, RestorePoint};
 use crate::catalog::state::{CatalogState, CheckpointSegment, CheckpointView, JobView, SegmentView};
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, CheckpointState, JobId, SegmentId};
@@ -113,6 +113,32 @@ impl Catalog {
             (Err(_), Some(claimed)) => Ok(claimed),
             (Err(why), None) => Err(why),
         }
+    }
+
+    /// Whether a job may go on from a checkpoint.
+    ///
+    /// # Errors
+    /// The refusal that [`crate::catalog::command::Command::Restore`] would be answered with.
+    pub fn check_restore(&self, restore: &RestorePoint) -> Result<(), Refusal> {
+        self.view().check_restore(restore).map(|_| ())
+    }
+
+    /// The shard that a job is in, if it was placed in another one.
+    pub fn placed(&self, job: &JobId) -> Option<u32> {
+        self.view().placed(job)
+    }
+
+    /// Whether a job may go to another shard.
+    ///
+    /// # Errors
+    /// [`Refusal::JobStays`].
+    pub fn may_be_placed(&self, job: &JobId) -> Result<(), Refusal> {
+        self.view().may_be_placed(job)
+    }
+
+    /// Buckets that are deleted here, and maybe not in other shards yet.
+    pub fn ending_buckets(&self) -> Vec<String> {
+        self.view().ending_buckets()
     }
 
     /// The segments of a completed checkpoint, in the order in which a job restores them. If the checkpoint is gone at the end of

@@ -38,6 +38,25 @@ struct Marked {
     of_cluster: bool,
 }
 
+impl Marked {
+    /// The part of a store that the database has.
+    fn shard(&self) -> ShardOf {
+        match self.divided {
+            Divided::Shard(shard) => shard,
+            Divided::No | Divided::Into(_) => ShardOf::WHOLE,
+        }
+    }
+}
+
+/// What whoever opens a database has to know of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Checked {
+    /// Epochs before those of the database.
+    pub(super) epochs_before: u64,
+    /// The part of a store that it has.
+    pub(super) shard: ShardOf,
+}
+
 /// Whether a store is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Divided {
@@ -189,7 +208,7 @@ impl JournalMarker {
     }
 
     /// The same for the one who opens it with this claim.
-    pub(super) async fn check_claim(&self, claim: JournalClaim) -> Result<u64, JournalError> {
+    pub(super) async fn check_claim(&self, claim: JournalClaim) -> Result<Checked, JournalError> {
         let found = self.found_or_made().await?;
         let marked = self.marked(&found)?;
         if let Divided::Into(shards) = marked.divided {
@@ -198,7 +217,7 @@ impl JournalMarker {
         let JournalClaim::Member { shard, .. } = claim else {
             return match marked.of_cluster {
                 true => Err(JournalError::OfCluster(self.place())),
-                false => Ok(marked.epochs_before),
+                false => Ok(Checked { epochs_before: marked.epochs_before, shard: marked.shard() }),
             };
         };
         let line = match marked.divided {
@@ -214,7 +233,7 @@ impl JournalMarker {
             let alone = found.strip_suffix(OF_CLUSTER).unwrap_or(&found);
             self.put_back(format!("{alone}{line}{OF_CLUSTER}")).await?;
         }
-        Ok(marked.epochs_before)
+        Ok(Checked { epochs_before: marked.epochs_before, shard })
     }
 
     /// The number of shards that a store is divided into, if the marker at its root says so.
@@ -335,10 +354,10 @@ mod tests {
         let store = Arc::new(InMemory::new());
         let of_shard = marker(&store, "c/shards/7/catalog");
 
-        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 0);
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap().epochs_before, 0);
         let text = of_shard.read().await.unwrap().unwrap();
         assert_eq!(text, "esker journal 1, log objects 1\nshard 7 of 16, routing 1\ncluster 1\n");
-        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 0);
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap().epochs_before, 0);
         assert_eq!(of_shard.read().await.unwrap().unwrap(), text);
 
         for wrong in [ShardOf { shard: 6, of: 16 }, ShardOf { shard: 7, of: 8 }, ShardOf::WHOLE] {
@@ -348,9 +367,10 @@ mod tests {
         }
         assert!(matches!(of_shard.check_claim(JournalClaim::Alone).await, Err(JournalError::OfCluster(_))));
         of_shard.leave_cluster().await.unwrap();
-        assert_eq!(of_shard.check_claim(JournalClaim::Alone).await.unwrap(), 0);
+        let alone = of_shard.check_claim(JournalClaim::Alone).await.unwrap();
+        assert_eq!((alone.epochs_before, alone.shard), (0, ShardOf { shard: 7, of: 16 }), "it stays one of several");
         of_shard.finish_rebuild(5).await.unwrap();
-        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap(), 5);
+        assert_eq!(of_shard.check_claim(MEMBER).await.unwrap().epochs_before, 5);
         let text = of_shard.read().await.unwrap().unwrap();
         assert!(text.ends_with("epochs after 5\nshard 7 of 16, routing 1\ncluster 1\n"), "{text}");
     }
@@ -380,7 +400,7 @@ mod tests {
         root.check_claim(JournalClaim::Alone).await.unwrap();
 
         assert_eq!(root.divide(16).await.unwrap(), None);
-        assert_eq!(root.check_claim(JournalClaim::Alone).await.unwrap(), 0);
+        assert_eq!(root.check_claim(JournalClaim::Alone).await.unwrap().epochs_before, 0);
     }
 
     #[tokio::test]

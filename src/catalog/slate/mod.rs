@@ -56,8 +56,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::disk::{Damaged, DiskObjects};
 use self::group::GroupCommit;
-use self::marker::JournalMarker;
 pub use self::marker::Present;
+use self::marker::{Checked, JournalMarker};
 pub use self::quiet::Quiet;
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
@@ -84,6 +84,7 @@ pub struct Journal {
     backend: Backend,
     shut_out: ShutOut,
     marker: JournalMarker,
+    shard: ShardOf,
 }
 
 /// The reason for which a journal cannot be used any more, from outside.
@@ -592,6 +593,11 @@ impl Journal {
         self.epoch
     }
 
+    /// The shard of a store whose catalog it is, as its marker says; a daemon by itself may open one of several.
+    pub fn shard(&self) -> ShardOf {
+        self.shard
+    }
+
     /// Where the journal lives.
     pub fn kind(&self) -> JournalKind {
         match self.backend {
@@ -653,11 +659,11 @@ enum OpenMode {
 }
 
 impl OpenMode {
-    /// Returns how many epochs went before those of the database.
-    async fn check(self, marker: &JournalMarker, claim: JournalClaim) -> Result<u64, JournalError> {
+    /// Returns what the database is.
+    async fn check(self, marker: &JournalMarker, claim: JournalClaim) -> Result<Checked, JournalError> {
         match self {
             Self::Whole => marker.check_claim(claim).await,
-            Self::Rebuild => marker.begin_rebuild().await.map(|()| 0),
+            Self::Rebuild => marker.begin_rebuild().await.map(|()| Checked { epochs_before: 0, shard: ShardOf::WHOLE }),
         }
     }
 }
@@ -693,14 +699,14 @@ async fn open_object(
     opening: OpenMode,
 ) -> Result<Journal, JournalError> {
     let marker = marker_of(&store, &prefix, log_folder.is_some()).await?;
-    let epochs_before = opening.check(&marker, settings.claim).await?;
+    let Checked { epochs_before, shard } = opening.check(&marker, settings.claim).await?;
     let log = leased_log(&marker, log_folder, settings);
     let db = build_on_object(&store, &prefix, updates, log, settings).await?;
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = ShutOut::Successor(successor.found().clone());
     let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
-    Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker })
+    Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker, shard })
 }
 
 /// Opens the database with a clock that is not behind what is on record.
@@ -783,7 +789,7 @@ async fn open_local(
     let store: Arc<dyn ObjectStore> = Arc::new(objects);
     let prefix = Path::from(LOCAL_DB);
     let marker = JournalMarker::new(Arc::clone(&store), prefix.clone(), LOCAL_LOG).in_folder(&folder);
-    let epochs_before = opening.check(&marker, settings.claim).await?;
+    let Checked { epochs_before, shard } = opening.check(&marker, settings.claim).await?;
     let log = Log::new(folder.join(LOCAL_LOG_FOLDER), anchor.clone(), settings.log_segment_bytes, traffic, space);
     let log = AbortOnDrop(log);
     let slate_settings = slate_settings(settings, Updates::Unconditional);
@@ -821,6 +827,7 @@ async fn open_local(
         shut_out,
         db,
         marker,
+        shard,
     })
 }
 

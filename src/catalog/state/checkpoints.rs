@@ -22,6 +22,7 @@ impl CatalogState {
     }
 
     pub(super) fn known_job(&self, job: &JobId) -> Result<(&JobLife, &JobRecord), Refusal> {
+        self.is_here(job)?;
         let known = self.life(job).and_then(|life| Some((life, life.record.as_ref()?)));
         known.ok_or_else(|| Refusal::UnknownJob(job.clone()))
     }

@@ -26,12 +26,25 @@ use crate::model::{
 impl CatalogState {
     pub(super) fn restore(&mut self, restore: &RestorePoint, at: Millis) -> Result<(), Refusal> {
         let RestorePoint { job, from, checkpoint, claim } = restore;
+        let changes_hands = self.check_restore(restore)?;
+        self.create_job(job, at);
+        self.abort_pending(job, at);
+        if let (Some(kind), Claim::Claim) = (changes_hands, claim) {
+            self.claim(job, from, *checkpoint, kind, at);
+        }
+        Ok(())
+    }
+
+    /// Whether a job may go on from a checkpoint. Returns the kind of that if it is another job's.
+    ///
+    /// # Errors
+    /// The refusal that [`Self::restore`] would answer.
+    pub fn check_restore(&self, restore: &RestorePoint) -> Result<Option<CheckpointKind>, Refusal> {
+        let RestorePoint { job, from, checkpoint, claim } = restore;
         let known = self.completed(from, *checkpoint).map(|record| record.kind);
         let repeat = known.is_err() && *claim == Claim::Claim && self.has_claimed(job, from, *checkpoint);
         if job == from && known.is_ok() || repeat {
-            self.create_job(job, at);
-            self.abort_pending(job, at);
-            return Ok(());
+            return Ok(None);
         }
         let kind = known?;
         if *claim == Claim::Claim {
@@ -47,12 +60,13 @@ impl CatalogState {
                 }
             }
         }
+        Ok(Some(kind))
+    }
+
+    /// A job goes on from a checkpoint that stays another job's.
+    pub(super) fn go_on(&mut self, job: &JobId, at: Millis) {
         self.create_job(job, at);
         self.abort_pending(job, at);
-        if *claim == Claim::Claim {
-            self.claim(job, from, *checkpoint, kind, at);
-        }
-        Ok(())
     }
 
     pub(super) fn has_claimed(&self, job: &JobId, from: &JobId, id: CheckpointId) -> bool {

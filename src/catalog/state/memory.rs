@@ -79,7 +79,8 @@ impl CatalogState {
 
     pub(super) fn has_room_for(&self, command: &Command) -> Result<(), Refusal> {
         let more = match command {
-            Command::CreateJob(job) | Command::Coordinate(job, _) => !self.jobs.contains(job),
+            Command::CreateJob(job) | Command::GoOn(job) | Command::Coordinate(job, _) => !self.jobs.contains(job),
+            Command::PlaceJob(job, _) => self.placed(job).is_none(),
             Command::BeginCheckpoint(job, id, _) => {
                 !self.life(job).is_some_and(|life| life.checkpoints.contains_key(id))
             }
@@ -112,7 +113,11 @@ impl CatalogState {
         let objects = self.buckets.values().flat_map(|bucket| bucket.objects.iter());
         let objects: u64 = objects.map(|(key, slot)| slot.weight(key)).sum();
         let uploads: u64 = self.uploads.iter().map(|(id, entry)| weight_of_upload(id, entry)).sum();
+        let placed: u64 = self.placed.keys().map(weight_of_job).sum();
+        let ending: u64 = self.ending.iter().map(|bucket| weight_of_bucket(bucket)).sum();
         jobs + checkpoints
+            + placed
+            + ending
             + coordinators
             + files
             + buckets

@@ -32,6 +32,7 @@ mod objects;
 mod pages;
 mod recovery;
 mod segments;
+mod shards;
 mod slot;
 mod store;
 mod uploads;
@@ -78,6 +79,10 @@ pub struct CatalogState {
     jobs: Jobs,
     buckets: BTreeMap<String, BucketEntry>,
     uploads: BTreeMap<String, UploadEntry>,
+    /// Jobs that are in other shards.
+    placed: BTreeMap<JobId, u32>,
+    /// Buckets that are deleted, and maybe not in all shards.
+    ending: BTreeSet<String>,
     owner: Option<OwnerRecord>,
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
@@ -186,6 +191,9 @@ impl CatalogState {
     }
 
     fn carry_out(&mut self, command: Command, at: Millis) -> Result<Outcome, Refusal> {
+        if let Some(job) = command.job_that_goes_on() {
+            self.is_here(job)?;
+        }
         match command {
             Command::CreateJob(job) => self.create_job(&job, at),
             Command::BeginCheckpoint(job, id, kind) => self.begin_checkpoint(&job, id, kind, at)?,
@@ -197,6 +205,8 @@ impl CatalogState {
                 return self.reuse(&job, id, &segments, at).map(Outcome::Reused);
             }
             Command::Restore(restore) => self.restore(&restore, at)?,
+            Command::GoOn(job) => self.go_on(&job, at),
+            Command::PlaceJob(job, shard) => self.place_job(&job, shard, at)?,
             Command::EndJob(job, end, leavings) => self.end_job(&job, end, leavings, at)?,
             Command::Coordinate(job, text) => self.coordinate(&job, text, at),
             Command::Store(store) => {
@@ -215,6 +225,8 @@ impl CatalogState {
             Command::FilesDeleted(files) => files.iter().for_each(|file| self.file_deleted(file)),
             Command::CreateBucket(bucket) => self.create_bucket(bucket, at)?,
             Command::DeleteBucket(bucket) => self.delete_bucket(&bucket, at)?,
+            Command::DeleteBucketEverywhere(bucket) => self.begin_end_of_bucket(&bucket, at)?,
+            Command::BucketHasEnded(bucket) => self.bucket_has_ended(&bucket),
             Command::DeleteObjects(bucket, objects) => return self.delete_objects(&bucket, objects, at),
             Command::CreateUpload(id, upload, created) => self.create_upload(id, UploadRecord { upload, created })?,
             Command::AbortUpload(id) => self.end_upload(&id, at),

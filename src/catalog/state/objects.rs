@@ -17,6 +17,7 @@ impl CatalogState {
         if self.buckets.contains_key(&bucket) {
             return Err(Refusal::BucketExists(bucket));
         }
+        self.bucket_has_ended(&bucket);
         let record = BucketRecord { created: at };
         self.mutations.push(RecordKey::Bucket(bucket.clone()).put(&record));
         self.insert_bucket(bucket, record);

@@ -8,8 +8,8 @@ use super::memory::PART_BYTES;
 use super::slot::{Slot, Version};
 use super::{CatalogState, FileEntry, PartVersion, UploadEntry};
 use crate::catalog::record::{
-    self, BucketRecord, CheckpointRecord, CoordinatorRecord, FileRecord, JobRecord, ObjectSlot, OwnerRecord,
-    PartRecord, PartSlot, RecordError, RecordKey, SegmentRecord, StoredUpload,
+    self, BucketEndRecord, BucketRecord, CheckpointRecord, CoordinatorRecord, FileRecord, JobRecord, ObjectSlot,
+    OwnerRecord, PartRecord, PartSlot, PlacedRecord, RecordError, RecordKey, SegmentRecord, StoredUpload,
 };
 use crate::model::{FileState, Forgotten, Holder, Millis, PhysicalFileId, SegmentId};
 use crate::store::StoreOwner;
@@ -89,6 +89,14 @@ impl CatalogState {
             RecordKey::Coordinator(job) => {
                 let CoordinatorRecord { text } = record::decode(key, value)?;
                 self.set_coordinator(&job, Some(text.into()));
+            }
+            RecordKey::Placed(job) => {
+                let PlacedRecord { shard } = record::decode(key, value)?;
+                self.keep_placed(job, shard);
+            }
+            RecordKey::BucketEnd(bucket) => {
+                record::decode::<BucketEndRecord>(key, value)?;
+                self.keep_ending(bucket);
             }
             RecordKey::Owner => self.owner = Some(record::decode(key, value)?),
         }

@@ -97,6 +97,7 @@ impl ShardMember {
             foundation: Some(foundation.clone()),
             tried: Some(store.tried(&foundation.progress).await?),
             claim: Some(claim),
+            shards: self.siblings().map(|siblings| Arc::new(siblings) as _),
             ..EngineOptions::default()
         };
         let running = match Engine::open(store.settings().clone(), options).boxed().await {
@@ -144,6 +145,14 @@ impl ShardMember {
         );
         routes.lead_to(RouteTo::Here(Arc::clone(&here)));
         drop(opening);
+        if let Some(siblings) = self.siblings().filter(|_| shard.decides_on_buckets()) {
+            let here = Arc::clone(&here);
+            self.0.tasks.spawn("bucket-ends", Failure::FailsItsWork, async move {
+                let (lost, engine) = (here.lost.clone(), here.engine.clone());
+                drop(here);
+                lost.run_until_cancelled(siblings.end_buckets(&engine)).await;
+            });
+        }
         let end = self.serve(&here).await;
         foundation.metrics.shards_owned.dec();
         routes.lead_to(RouteTo::Nobody);
@@ -223,19 +232,28 @@ impl ShardMember {
         }
     }
 
+    /// All shards, if there are several.
+    fn siblings(&self) -> Option<Siblings> {
+        let shard = self.1.shard;
+        (!shard.is_whole()).then(|| Siblings::new(shard, Arc::new(self.0.dispatcher.clone())))
+    }
+
     fn serving(&self, running: &Running, epoch_before: u64) -> Arc<Here> {
         let engine = running.engine().clone();
-        let MemberShared { me, maps, keys, dispatcher, .. } = &*self.0;
+        let MemberShared { me, maps, keys, .. } = &*self.0;
         let shard = self.1.shard;
         let evidence =
             MapEvidence { maps: Arc::clone(maps), shard, me: me.clone(), epoch_before, engine: engine.clone() };
         let mut s3 = S3Door::new(engine.clone(), keys.clone());
-        if !shard.is_whole() {
-            s3 = s3.of_shard(Siblings::new(shard, Arc::new(dispatcher.clone())));
+        if let Some(siblings) = self.siblings() {
+            s3 = s3.of_shard(siblings);
         }
         let lost = running.lost().child_token();
         // Whoever waits for events of a job is told to come back, when the shard is given away, and does not hold that up.
-        let native = Native::new(engine.clone(), keys.clone()).ending_with(lost.clone());
+        let mut native = Native::new(engine.clone(), keys.clone()).ending_with(lost.clone());
+        if let Some(siblings) = self.siblings() {
+            native = native.of_shard(siblings);
+        }
         Arc::new(Here {
             shard: shard.shard,
             s3: crate::api::s3::service(s3),

@@ -1,12 +1,14 @@
-//! One `_metadata`: what it names, and what of that is there.
+//! One `_metadata`: what it names, and what of that is there, in whichever shard.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
 
 use crate::catalog::Catalog;
+use crate::engine::elsewhere::Shards;
 use crate::engine::{Engine, EngineError, ObjectView, aside};
 use crate::error::ErrorKind;
 use crate::flink::{MetadataError, MetadataSummary, NamedPath, NamedState, Place, decoded, place_of, read_metadata};
@@ -15,8 +17,10 @@ use crate::runtime::PaidBytes;
 
 /// Larger ones are not read.
 const METADATA_BYTES_MAX: u64 = 256 << 20;
-/// Memory that it takes to compare one, for each byte of it: the byte, and what is remembered of names of a dozen bytes.
+/// Memory that it takes to compare one, for each byte of it: the byte, and what is remembered of names of a dozen bytes; with several
+/// shards also what is named in others, until they are asked.
 const MEMORY_PER_BYTE: u64 = 5;
+const MEMORY_PER_BYTE_OF_SHARDS: u64 = 8;
 /// Of the memory for reads, at most one part of so many.
 const MEMORY_SHARE: u64 = 2;
 /// Missing objects that are told of by name.
@@ -144,12 +148,19 @@ impl Engine {
         let Some(object) = self.object_there(bucket, key).await? else { return Ok(None) };
         // Held until its bytes are dropped.
         let _turn = self.audits.turn.lock().await;
-        let needs = match self.metadata_bytes(&object).await? {
+        let len = object.head().len;
+        let needs = match self.metadata_bytes(len, self.read_object(&object, 0..len)).await? {
             None => return Ok(None),
             Some(Err(why)) => Err(why),
             Some(Ok(bytes)) => {
                 let comparison = Comparison::new(self.catalog.clone(), self.shard, (bucket, key), names);
-                aside("a look at a checkpoint", move || comparison.run(bytes)).await?.map_err(Unreadable::from)
+                match aside("a look at a checkpoint", move || comparison.run(bytes)).await? {
+                    Ok((mut compared, paid)) => {
+                        self.look_elsewhere(&mut compared).await?;
+                        Ok(compared.ended(names, paid))
+                    }
+                    Err(why) => Err(Unreadable::from(why)),
+                }
             }
         };
         // Last: whoever discards a checkpoint deletes `_metadata` first.
@@ -164,23 +175,84 @@ impl Engine {
         Ok(self.catalog.object(bucket, key).await?)
     }
 
-    /// The bytes of a `_metadata`; `None` if it is gone.
-    pub(super) async fn metadata_bytes(
+    /// Looks up what is named in other shards.
+    async fn look_elsewhere(&self, compared: &mut Comparison) -> Result<(), EngineError> {
+        let unsettled = std::mem::take(&mut compared.unsettled);
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        let shards = self.shards.as_deref().ok_or(EngineError::OneOfSeveral(self.shard))?;
+        let mut buckets: HashMap<String, bool> = HashMap::new();
+        let mut unsettled = unsettled.into_iter();
+        loop {
+            let batch: Vec<Wanted> = unsettled.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let places = batch.iter().map(|wanted| Some((wanted.bucket.clone(), wanted.key.clone())));
+            let mut lens = self.lens_of_shards(shards, places.collect()).await?;
+            let again = batch.iter().zip(&lens).map(|(wanted, len)| match len {
+                Some(_) => None,
+                None => Some((wanted.bucket.clone(), decoded(&wanted.key)?)),
+            });
+            let again = self.lens_of_shards(shards, again.collect()).await?;
+            lens.iter_mut().zip(again).for_each(|(len, other)| *len = len.or(other));
+            for (wanted, len) in batch.into_iter().zip(lens) {
+                let has_bucket = match buckets.get(&wanted.bucket) {
+                    _ if len.is_some() => true,
+                    Some(known) => *known,
+                    None => {
+                        let known = shards.has_bucket(&wanted.bucket).await?;
+                        buckets.insert(wanted.bucket.clone(), known);
+                        known
+                    }
+                };
+                compared.settle(wanted, len, has_bucket);
+            }
+        }
+    }
+
+    /// The lengths of objects, each in its shard; `None` for those that are not there, and for what is no place.
+    async fn lens_of_shards(
         &self,
-        object: &ObjectView,
+        shards: &dyn Shards,
+        places: Vec<Option<(String, String)>>,
+    ) -> Result<Vec<Option<u64>>, EngineError> {
+        let shard_of = |(bucket, key): &(String, String)| self.shard.routing().of_key(bucket, key);
+        let mut by_shard: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (n, place) in places.iter().enumerate() {
+            if let Some(place) = place {
+                by_shard.entry(shard_of(place)).or_default().push(n);
+            }
+        }
+        let mut lens = vec![None; places.len()];
+        for (shard, numbers) in by_shard {
+            let objects = numbers.iter().filter_map(|n| places[*n].clone()).collect();
+            for (n, len) in numbers.into_iter().zip(shards.lens(shard, objects).await?) {
+                lens[n] = len;
+            }
+        }
+        Ok(lens)
+    }
+
+    /// The bytes of a `_metadata` of this length, that `reading` brings; `None` if it is gone.
+    pub(super) async fn metadata_bytes<E: Into<EngineError>>(
+        &self,
+        len: u64,
+        reading: impl Future<Output = Result<impl Stream<Item = Result<Bytes, E>> + Unpin, EngineError>>,
     ) -> Result<Option<Result<MetadataBytes, Unreadable>>, EngineError> {
-        let len = object.head().len;
-        let max = METADATA_BYTES_MAX.min(self.budgets.reads.total() / MEMORY_SHARE / MEMORY_PER_BYTE);
+        let per_byte = if self.shard.is_whole() { MEMORY_PER_BYTE } else { MEMORY_PER_BYTE_OF_SHARDS };
+        let max = METADATA_BYTES_MAX.min(self.budgets.reads.total() / MEMORY_SHARE / per_byte);
         if len > max {
             return Ok(Some(Err(Unreadable::TooLarge { len, max })));
         }
         let patience = self.settings.limits.admission_timeout;
-        let paid = self.budgets.reads.pay(len * MEMORY_PER_BYTE, patience).await?;
+        let paid = self.budgets.reads.pay(len * per_byte, patience).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(len).map_err(|_| EngineError::TooLong(len))?);
         let read = async {
-            let mut pieces = self.read_object(object, 0..len).await?;
+            let mut pieces = reading.await?;
             while let Some(piece) = pieces.next().await {
-                bytes.extend_from_slice(&piece?);
+                bytes.extend_from_slice(&piece.map_err(Into::into)?);
             }
             Ok::<_, EngineError>(())
         };
@@ -206,7 +278,7 @@ struct Wanted {
 /// Compares what is named with the catalog, some at a time.
 struct Comparison {
     catalog: Catalog,
-    /// The catalog's. What is in another shard is elsewhere.
+    /// The catalog's.
     shard: ShardOf,
     bucket: String,
     key: String,
@@ -217,6 +289,8 @@ struct Comparison {
     objects: HashSet<u64>,
     missing: HashSet<u64>,
     batch: Vec<Wanted>,
+    /// What another shard may have.
+    unsettled: Vec<Wanted>,
     needs: Needs,
     /// The folder of a job whose own checkpoint it names a file of, and that checkpoint.
     foreign: Option<(String, Option<u64>)>,
@@ -235,18 +309,24 @@ impl Comparison {
             objects: HashSet::new(),
             missing: HashSet::new(),
             batch: vec![],
+            unsettled: vec![],
             needs: Needs::default(),
             foreign: None,
         }
     }
 
-    fn run(mut self, metadata: MetadataBytes) -> Result<Needs, MetadataError> {
+    fn run(mut self, metadata: MetadataBytes) -> Result<(Self, PaidBytes), MetadataError> {
         let MetadataBytes { bytes, paid } = metadata;
         let summary = read_metadata(&bytes, &mut |named| self.add(&named))?;
         self.look_up();
-        let copy_of = self.copy_of(summary.checkpoint);
-        let paid = (self.names == NameList::Listed).then(|| Arc::new(paid));
-        Ok(Needs { summary, paid, copy_of, ..self.needs })
+        self.needs.copy_of = self.copy_of(summary.checkpoint);
+        self.needs.summary = summary;
+        Ok((self, paid))
+    }
+
+    fn ended(self, names: NameList, paid: PaidBytes) -> Needs {
+        let paid = (names == NameList::Listed).then(|| Arc::new(paid));
+        Needs { paid, ..self.needs }
     }
 
     /// The checkpoint whose `_metadata` this is a copy of, if that is certain. Of checkpoint `number` it says that it is.
@@ -337,17 +417,26 @@ impl Comparison {
                 let key = decoded(&wanted.key)?;
                 self.catalog.object_lens([(&*wanted.bucket, &*key)]).pop()?
             });
-            if len.is_some_and(|len| len >= wanted.needed) {
+            if len.is_none() && !self.shard.is_whole() {
+                self.unsettled.push(wanted);
                 continue;
             }
-            let in_shard = self.shard.has_key(&wanted.bucket, &wanted.key);
-            if len.is_none() && !(in_shard && self.catalog.has_bucket(&wanted.bucket)) {
-                self.is_elsewhere(format!("s3://{}/{}", wanted.bucket, wanted.key));
-                continue;
-            }
-            if self.missing.insert(self.hash.hash_one((&wanted.bucket, &wanted.key))) {
-                self.is_missing(wanted, len);
-            }
+            let has_bucket = len.is_some() || self.catalog.has_bucket(&wanted.bucket);
+            self.settle(wanted, len, has_bucket);
+        }
+    }
+
+    /// So many bytes of it are there, if it is.
+    fn settle(&mut self, wanted: Wanted, len: Option<u64>, has_bucket: bool) {
+        if len.is_some_and(|len| len >= wanted.needed) {
+            return;
+        }
+        if !has_bucket {
+            self.is_elsewhere(format!("s3://{}/{}", wanted.bucket, wanted.key));
+            return;
+        }
+        if self.missing.insert(self.hash.hash_one((&wanted.bucket, &wanted.key))) {
+            self.is_missing(wanted, len);
         }
     }
 

@@ -3,20 +3,27 @@
 //! First every `_metadata` of every bucket is read, because a job may name files of another one; then the objects are judged
 //! ([`crate::flink::survey`]) and told one by one. Whoever listens sets the pace; when nobody does any more, it ends.
 //!
+//! In a store of several shards the objects of all of them are looked at, through their owners. One that does not answer ends the
+//! look with an error; what was to be deleted until then was named by no shard.
+//!
 //! What is remembered of names is paid for from the memory for reads as it grows, up to a share of it. Beyond that, or while
 //! others have that memory, the look ends with an error: nothing was deleted then.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
-use futures::stream::{self, Stream};
+use futures::future::BoxFuture;
+use futures::stream::{self, Stream, TryStreamExt};
+use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::arriving::is_of_others;
 use super::look::Unreadable;
 use super::retained::is_of_job;
 use crate::engine::arrivals::is_metadata;
-use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete, Refusal, aside};
+use crate::engine::elsewhere::ShardBytes;
+use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete, aside};
 use crate::flink::{Kept, Orphan, OrphanVerdict, Place, Survey, place_of, places_meant, read_metadata};
 use crate::model::{FlinkKey, Millis};
 use crate::runtime::{Failure, PaidBytes};
@@ -114,7 +121,7 @@ pub enum Judgement {
     /// It was one, and is deleted.
     Deleted(Orphan),
     /// It was to be deleted, and was not: it is another by now.
-    NotDeleted(Orphan, Refusal),
+    NotDeleted(Orphan, String),
 }
 
 /// The objects of a job.
@@ -167,13 +174,16 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Refused`] if there is no such bucket; [`EngineError::TooYoung`] if objects are to be deleted that may be
-    /// needed yet.
+    /// needed yet; [`EngineError::OneOfSeveral`] if nobody tells what is named in other shards.
     pub fn orphans(
         &self,
         query: OrphanQuery,
     ) -> Result<impl Stream<Item = Result<OrphanReport, EngineError>> + Send + use<>, EngineError> {
         if query.delete && query.older_than < DELETED_AGE_MIN && !query.risk_running_checkpoints {
             return Err(EngineError::TooYoung(DELETED_AGE_MIN));
+        }
+        if !self.shard.is_whole() && self.shards.is_none() {
+            return Err(EngineError::OneOfSeveral(self.shard));
         }
         let buckets = self.buckets_to_look_at(query.bucket.as_deref())?;
         let (tell, told) = mpsc::channel(TOLD_MAX);
@@ -198,6 +208,36 @@ impl Engine {
             }
         });
         Ok(stream::unfold(told, |mut told| async move { told.recv().await.map(|report| (report, told)) }))
+    }
+}
+
+/// A `_metadata` that is there, in whichever shard.
+struct StoredMetadata<'a> {
+    modified: Millis,
+    len: u64,
+    reading: BoxFuture<'a, Result<ShardBytes, EngineError>>,
+}
+
+impl Engine {
+    async fn stored_metadata<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+    ) -> Result<Option<StoredMetadata<'a>>, EngineError> {
+        let Some(shards) = &self.shards else {
+            let Some(object) = self.object_there(bucket, key).await? else { return Ok(None) };
+            let (modified, len) = (object.head().modified, object.head().len);
+            let reading = async move {
+                let bytes = self.read_object(&object, 0..len).await?;
+                Ok(bytes.map_err(EngineError::from).boxed())
+            };
+            return Ok(Some(StoredMetadata { modified, len, reading: reading.boxed() }));
+        };
+        let shard = self.shard.routing().of_key(bucket, key);
+        let Some(head) = shards.head(shard, bucket, key).await? else { return Ok(None) };
+        let (modified, len) = (head.modified, head.len);
+        let reading = async move { shards.read(shard, bucket, key, &head).await };
+        Ok(Some(StoredMetadata { modified, len, reading: reading.boxed() }))
     }
 }
 
@@ -253,22 +293,29 @@ impl Judge {
     async fn see_all(&mut self) -> Result<Vec<(String, String)>, Ended> {
         let mut found = vec![];
         for bucket in self.engine.buckets_to_look_at(None)? {
-            let mut after = Some(String::new());
-            while let Some(from) = after {
-                let (entries, next) = self.page(&bucket, "", &from).await?;
-                for entry in entries {
-                    let Listed::Object { key, modified, .. } = entry else { continue };
-                    self.survey.see(&bucket, &key, modified);
-                    if is_metadata(&key) {
-                        self.remembered_bytes += KEY_BYTES + (bucket.len() + key.len()) as u64;
-                        found.push((bucket.clone(), key));
+            for shard in self.shards() {
+                let mut after = Some(String::new());
+                while let Some(from) = after {
+                    let (entries, next) = self.page(shard, &bucket, "", &from).await?;
+                    for entry in entries {
+                        let Listed::Object { key, modified, .. } = entry else { continue };
+                        self.survey.see(&bucket, &key, modified);
+                        if is_metadata(&key) {
+                            self.remembered_bytes += KEY_BYTES + (bucket.len() + key.len()) as u64;
+                            found.push((bucket.clone(), key));
+                        }
                     }
+                    self.pay().await?;
+                    after = next;
                 }
-                self.pay().await?;
-                after = next;
             }
         }
         Ok(found)
+    }
+
+    /// The shards whose objects are looked at: all.
+    fn shards(&self) -> Range<u32> {
+        0..self.engine.shard.of
     }
 
     /// Pays for what is remembered by now.
@@ -290,12 +337,24 @@ impl Judge {
     }
 
     /// Some objects, and the key after which there are more. Whoever listens no more is noticed here.
-    async fn page(&self, bucket: &str, prefix: &str, after: &str) -> Result<(Vec<Listed>, Option<String>), Ended> {
+    async fn page(
+        &self,
+        shard: u32,
+        bucket: &str,
+        prefix: &str,
+        after: &str,
+    ) -> Result<(Vec<Listed>, Option<String>), Ended> {
         if self.tell.is_closed() {
             return Err(Ended::Unheard);
         }
+        if self.engine.stopping().is_cancelled() {
+            return Err(EngineError::ShuttingDown.into());
+        }
         let listing = ListQuery { prefix, delimiter: "", after, max: KEYS_AT_ONCE };
-        let page = self.engine.list(bucket, &listing).await?;
+        let page = match &self.engine.shards {
+            None => self.engine.list(bucket, &listing).await?,
+            Some(shards) => shards.list(shard, bucket, listing).await?,
+        };
         let next = page.entries.last().filter(|_| page.truncated).map(|last| last.name().to_owned());
         Ok((page.entries, next))
     }
@@ -303,10 +362,12 @@ impl Judge {
     /// Reads a `_metadata`. What one that is damaged names up to there is named all the same.
     async fn read(&mut self, bucket: &str, key: &str) -> Result<(), Ended> {
         let engine = self.engine.clone();
-        let Some(object) = engine.object_there(bucket, key).await? else { return Ok(()) };
+        let Some(StoredMetadata { modified, len, reading }) = engine.stored_metadata(bucket, key).await? else {
+            return Ok(());
+        };
         // Held until its bytes are dropped.
         let turn = engine.audits.turn.lock().await;
-        let outcome = match engine.metadata_bytes(&object).await? {
+        let outcome = match engine.metadata_bytes(len, reading).await? {
             None => return Ok(()),
             Some(Err(why)) => Err(why),
             Some(Ok(bytes)) => {
@@ -338,7 +399,7 @@ impl Judge {
         match outcome {
             Err(why) if is_of_others(key, &why) => Ok(()),
             outcome => {
-                self.survey.complete(bucket, key, object.head().modified, outcome.is_ok());
+                self.survey.complete(bucket, key, modified, outcome.is_ok());
                 let Err(why) = outcome else { return Ok(()) };
                 self.tell(OrphanReport::Unreadable { bucket: bucket.to_owned(), key: key.to_owned(), why }).await
             }
@@ -347,18 +408,20 @@ impl Judge {
 
     async fn judge_bucket(&mut self, bucket: &str) -> Result<(), Ended> {
         let prefix = self.query.prefix.clone();
-        let mut after = Some(String::new());
-        while let Some(from) = after {
-            let (entries, next) = self.page(bucket, &prefix, &from).await?;
-            let (told, doomed) = self.judge_page(bucket, entries);
-            for object in told {
-                self.tell(OrphanReport::Object(object)).await?;
+        for shard in self.shards() {
+            let mut after = Some(String::new());
+            while let Some(from) = after {
+                let (entries, next) = self.page(shard, bucket, &prefix, &from).await?;
+                let (told, doomed) = self.judge_page(bucket, entries);
+                for object in told {
+                    self.tell(OrphanReport::Object(object)).await?;
+                }
+                if self.query.delete {
+                    self.delete(shard, bucket, doomed).await?;
+                }
+                self.pay().await?;
+                after = next;
             }
-            if self.query.delete {
-                self.delete(bucket, doomed).await?;
-            }
-            self.pay().await?;
-            after = next;
         }
         Ok(())
     }
@@ -412,7 +475,12 @@ impl Judge {
     }
 
     /// Deletes orphans that are still the objects that were judged.
-    async fn delete(&mut self, bucket: &str, doomed: Vec<(JudgedObject, Orphan, String)>) -> Result<(), Ended> {
+    async fn delete(
+        &mut self,
+        shard: u32,
+        bucket: &str,
+        doomed: Vec<(JudgedObject, Orphan, String)>,
+    ) -> Result<(), Ended> {
         if doomed.is_empty() {
             return Ok(());
         }
@@ -421,7 +489,16 @@ impl Judge {
             if_match: Some(etag.clone()),
             if_put_at: Some(object.modified),
         });
-        let answers = self.engine.delete_objects(bucket, objects.collect()).await?;
+        let answers: Vec<Result<(), String>> = match &self.engine.shards {
+            None => {
+                let answers = self.engine.delete_objects(bucket, objects.collect()).await?.into_iter();
+                answers.map(|answer| answer.map_err(|refusal| refusal.to_string())).collect()
+            }
+            Some(shards) => {
+                let answers = shards.delete(shard, bucket, objects.collect()).await?.into_iter();
+                answers.map(|answer| answer.map_err(|error| error.to_string())).collect()
+            }
+        };
         for ((object, why, _), answer) in doomed.into_iter().zip(answers) {
             let judgement = match answer {
                 Ok(()) => {
@@ -439,14 +516,15 @@ impl Judge {
 
 #[cfg(test)]
 mod tests {
-    use futures::StreamExt;
+    use std::sync::Arc;
 
     use super::*;
     use crate::catalog::command::{Bind, Condition, ObjectContent, PutObject};
     use crate::config::Config;
-    use crate::engine::{EngineOptions, Running};
+    use crate::engine::elsewhere::Shards;
+    use crate::engine::{EngineOptions, ListPage, Running};
     use crate::error::ErrorKind;
-    use crate::model::{ObjectHead, ObjectHeaders};
+    use crate::model::{ObjectHead, ObjectHeaders, ShardOf};
 
     async fn engine() -> Running {
         let flags = [("store.url", "memory:"), ("limits.admission-timeout", "100ms")];
@@ -527,6 +605,92 @@ mod tests {
 
         assert!(error.to_string().contains("raise limits.memory"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Overloaded);
+    }
+
+    /// Two shards, of which one has a file that nothing names there, and the other one does not give its `_metadata`.
+    #[derive(Debug)]
+    struct OneIsSilent;
+
+    fn silent<T: Send + 'static>() -> BoxFuture<'static, Result<T, EngineError>> {
+        let error = EngineError::Elsewhere { kind: ErrorKind::Unavailable, message: "shard 1 is silent".into() };
+        std::future::ready(Err(error)).boxed()
+    }
+
+    impl Shards for OneIsSilent {
+        fn has_bucket<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<bool, EngineError>> {
+            std::future::ready(Ok(true)).boxed()
+        }
+
+        fn list<'a>(
+            &'a self,
+            shard: u32,
+            _: &'a str,
+            _: ListQuery<'a>,
+        ) -> BoxFuture<'a, Result<ListPage, EngineError>> {
+            let names: &[&str] = match shard {
+                0 => &["chk-9/_metadata", "shared/left"],
+                _ => &["savepoint-0a1b2c-0123456789ab/_metadata"],
+            };
+            let entry = |name: &&str| Listed::Object {
+                key: format!("d/0123456789abcdef0123456789abcdef/{name}"),
+                len: 1,
+                etag: String::new(),
+                modified: Millis(1),
+                class: None,
+                checksum: None,
+            };
+            let page = ListPage { entries: names.iter().map(entry).collect(), truncated: false };
+            std::future::ready(Ok(page)).boxed()
+        }
+
+        fn lens(&self, _: u32, _: Vec<(String, String)>) -> BoxFuture<'_, Result<Vec<Option<u64>>, EngineError>> {
+            silent()
+        }
+
+        fn head<'a>(
+            &'a self,
+            _: u32,
+            _: &'a str,
+            key: &'a str,
+        ) -> BoxFuture<'a, Result<Option<ObjectHead>, EngineError>> {
+            if key.contains("savepoint") { silent() } else { std::future::ready(Ok(None)).boxed() }
+        }
+
+        fn read<'a>(
+            &'a self,
+            _: u32,
+            _: &'a str,
+            _: &'a str,
+            _: &'a ObjectHead,
+        ) -> BoxFuture<'a, Result<ShardBytes, EngineError>> {
+            silent()
+        }
+
+        fn delete<'a>(
+            &'a self,
+            _: u32,
+            _: &'a str,
+            objects: Vec<ObjectToDelete>,
+        ) -> BoxFuture<'a, Result<Vec<Result<(), EngineError>>, EngineError>> {
+            panic!("{objects:?} may be named where nobody has answered")
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_told_or_deleted_before_all_shards_have_said_what_they_name() {
+        let running = engine().await;
+        let mut engine = running.engine().clone();
+        engine.shard = ShardOf { shard: 0, of: 2 };
+        engine.shards = Some(Arc::new(OneIsSilent));
+        let asked = OrphanQuery { delete: true, risk_running_checkpoints: true, ..all() };
+
+        let told: Vec<_> = engine.orphans(asked.clone()).unwrap().collect().await;
+        engine.shards = None;
+        let alone = engine.orphans(asked).err().map(|error| error.to_string());
+
+        assert!(alone.as_ref().is_some_and(|why| why.contains("shard 0 of 2 alone")), "{alone:?}");
+        let [Err(error)] = &told[..] else { panic!("{told:?}") };
+        assert!(error.to_string().contains("shard 1 is silent"), "{error}");
     }
 
     #[tokio::test]
