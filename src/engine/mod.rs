@@ -5,6 +5,7 @@
 //! - [`progress`]: the step that a start is at.
 //! - [`identity`], [`agreement`]: whether the place is the store that it should be, before anything there is changed.
 //! - [`recover`]: settles what the daemon before this one left open.
+//! - [`deletes`]: does again what was answered and noted on the local disk, and undone by a crash.
 //! - [`jobs`]: jobs and their checkpoints.
 //! - [`intake`]: one body, whole or streamed.
 //! - [`write`]: storing segments.
@@ -37,6 +38,7 @@ pub mod agreement;
 mod arrivals;
 pub mod audit;
 pub mod clock;
+mod deletes;
 mod error;
 pub mod identity;
 pub mod intake;

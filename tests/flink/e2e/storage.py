@@ -205,6 +205,8 @@ class Esker(S3Door):
             "esker",
             [self.program, self.mode, *self.storage_arguments(), "--s3", self.s3_address, "--api", self.api_address,
              "--ready-file", self.ready_file],
+            # It notes deletes there, and this user's own state is none of its business.
+            dict(os.environ, XDG_STATE_HOME=str(self.folder / "state")),
         )
         self.processes.until("Esker to be ready", self.start_seconds, self._read_ready_file, every=0.05)
 
