@@ -103,7 +103,7 @@ section! {
         /// Who shares a file on the S3 door, where keys name the job at most: `job` (default) or `daemon`.
         s3_boundary: Boundary = Boundary::Job,
         /// Object stores: a group waits for the next segment for this part of the store's recent latency, default
-        /// 0.25, 0 to 1; four times as long once most of the writers that were answered together are back.
+        /// 0.25, 0 to 1; four times as long while others are missing that were answered together, or usually come together.
         linger_fraction: f64 = 0.25,
         /// Lower bound of that wait, default 20 ms; all that a segment waits that comes alone to an idle lane.
         linger_min: Span = Span::millis(20),

@@ -196,15 +196,44 @@ what Flink's file system asks for, whoever answers; most of it is `HEAD`, listin
 its catalog. *Alone* is the same job on the S3 server without Esker, with `s3.directory.marker.retention: keep`: without it
 Hadoop's S3A deletes the markers of all parent folders after each file, which versitygw refuses. Most objects that Esker
 creates are commits to its catalog, which take whatever arrives during the one before: many small requests at once make few
-of them. Half and more of them are of deletes, which this Flink sends two at a time.
+of them.
 
 {costs}
 
+## What each write is for
+
+`tests/flink/run cost --backend s3 --backend-delay 30 --trace` tells, for each write to the S3 server, which requests of Flink
+it answered and when in the checkpoint. Each request to versitygw takes 30 ms longer there; the row is *native*, and the
+settings of Flink and Esker are their defaults. A checkpoint of four subtasks, if the machine keeps up with it:
+
+| ms into the checkpoint | write | answers |
+| --- | --- | --- |
+| 400 | a commit, with the bytes if they are up to `merging.inline-group-max`, else a file beside it | 8 to 13 PUTs of `shared/..` |
+| 600 | a commit with its bytes | the 8 PUTs that tasks send once those are answered |
+| 800 | a commit with its bytes | the completion of `_metadata` |
+| any | carried by the commits above | 17 DELETEs of `shared/..`, and that of `_metadata` |
+
+Before, nine or ten of 15 to 18 writes were commits of two deletes each: Flink's JobManager deletes one by one, from
+`jobmanager.io-pool.size` threads, by default as many as it has cores, and each waits for its answer. With every delete
+durable on storage before its answer there are at least half as many commits as deletes, however long one waits for others.
+
+Objects created and what Flink sees, per checkpoint, 12 or 13 checkpoints a run, in turn, a debug build beside other work on two
+cores:
+
+| way, added to those above it | objects created | a DELETE, median | a checkpoint, median |
+| --- | --- | --- | --- |
+TABLE
+
+`merging.delete-durability = "commit"` and `merging.inline-group-max = "256 kb"` are how it was before. Without a folder for the
+ledger ([doors.md](doors.md#deletes-on-the-local-disk)), `jobmanager.io-pool.size: 16` in Flink's configuration brings 9 to 11.
+What did not help: to have deletes wait longer, because the threads that send them wait, too; `linger-fraction = 1`
+without regard to what is usual has as few writes, and makes two writers that take turns wait.
+
 ## Settings
 
-- `jobmanager.io-pool.size: 16`. Flink deletes what a checkpoint leaves one by one, from as many threads as the JobManager has
-  cores, and Esker makes one commit of those that come together: [figures.md](figures.md#files-and-requests-of-a-flink-checkpoint)
-  has what more threads bring. The rows above are without it.
+- Esker notes deletes on its local disk before it answers them, so that they need no request to storage:
+  [doors.md](doors.md#deletes-on-the-local-disk) says where. Without that, `jobmanager.io-pool.size: 16` makes fewer requests, because
+  Flink deletes from as many threads as that, and Esker makes one commit of deletes that come together.
 - ForSt needs the hadoop file system: it goes on writing to a file after it has synced it, which the native one refuses.
   It keeps connections while its files are open, hence `s3.connection.maximum`.
 - The native file system needs `s3.region`; all three take `s3.path-style-access: true`.
