@@ -218,16 +218,21 @@ Before, nine or ten of 15 to 18 writes were commits of two deletes each: Flink's
 durable on storage before its answer there are at least half as many commits as deletes, however long one waits for others.
 
 Objects created and what Flink sees, per checkpoint, 12 or 13 checkpoints a run, in turn, a debug build beside other work on two
-cores:
+cores (load 6 to 13 but for the last row):
 
 | way, added to those above it | objects created | a DELETE, median | a checkpoint, median |
 | --- | --- | --- | --- |
-TABLE
+| every delete durable on storage before its answer, as before | 16.8, 17.2, 17.3, 17.8 | 44 to 48 ms | 1,314, 1,305, 1,281, 1,388 ms |
+| deletes noted in the ledger | 8.2, 9.5 | 4, 6 ms | 927, 848 ms |
+| groups of up to 512 kb in the record (in place of 256 kb) | 7.4, 8.2 | 8, 5 ms | 940, 857 ms |
+| of up to 1 mb | 6.1, 6.5, 7.2 | 3, 7 ms | 749, 926, 858 ms |
+| a burst waits for what usually comes together: the default | 5.5, 5.1 | 3, 3 ms | 846, 656 ms |
+| the default, at a load of 15 to 26 | 7.1, 6.4, 10.0 (17.2, 17.1, 17.2 before) | 4 to 9 ms | 1,160, 1,261, 1,318 ms (1,585, 1,245, 1,467 before) |
 
 `merging.delete-durability = "commit"` and `merging.inline-group-max = "256 kb"` are how it was before. Without a folder for the
 ledger ([doors.md](doors.md#deletes-on-the-local-disk)), `jobmanager.io-pool.size: 16` in Flink's configuration brings 9 to 11.
-What did not help: to have deletes wait longer, because the threads that send them wait, too; `linger-fraction = 1`
-without regard to what is usual has as few writes, and makes two writers that take turns wait.
+What does not help: to have deletes wait longer, because the threads that send them wait, too. What has not been done:
+`linger-fraction = 1` without regard to what is usual has as few writes (4.7, 5.1, 5.5), and makes writers that take turns wait.
 
 ## Settings
 
