@@ -1,7 +1,7 @@
 //! The ledger of deletes of a store on an object store: opened before the first answer, and what it notes is done again.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
@@ -16,8 +16,8 @@ use crate::store::StoreIdentity;
 ///
 /// # Errors
 /// The operating system's, if it cannot be used.
-pub(super) async fn try_folder(folder: &PathBuf) -> io::Result<()> {
-    let folder = folder.clone();
+pub(super) async fn try_folder(folder: &Path) -> io::Result<()> {
+    let folder = folder.to_owned();
     let tried = aside("the ledger of deletes", move || {
         std::fs::create_dir_all(&folder)?;
         Ok(rustix::fs::access(&folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?)
