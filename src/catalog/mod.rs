@@ -5,8 +5,9 @@
 //! batch to the [`slate::Journal`]; a second task waits for the batches to become durable, in order, and answers.
 //! So commands that arrive while a batch is being synced share the next one. On an object store, where a batch is a
 //! request, those that store nothing wait some milliseconds for each other, and lazy ones are answered at once and become
-//! durable with whatever comes next (module `lazy`). A command that changes more than the journal takes at once is written in
-//! pieces: [`state`] orders its changes so that a crash between them does no harm.
+//! durable with whatever comes next (module `lazy`); deletes may be noted on a local disk before ([`ledger`]). A command that
+//! changes more than the journal takes at once is written in pieces: [`state`] orders its changes so that a crash between them
+//! does no harm.
 //!
 //! A command that frees or hands over many segments, such as the end of a job or a claim, says at once what it means; its
 //! segments follow a few at a time between other commands, and it is answered when that is done and durable. Claims wait for
@@ -35,8 +36,10 @@ pub mod anchor;
 pub mod command;
 mod hold;
 mod lazy;
+pub mod ledger;
 pub mod log;
 pub mod mutation;
+mod noted;
 mod owner;
 pub mod questions;
 mod record;
@@ -45,6 +48,7 @@ mod shared;
 pub mod slate;
 pub mod state;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -57,7 +61,8 @@ use crate::metrics::Metrics;
 use crate::metrics::writes::WriteKind;
 use crate::model::{Millis, PhysicalFileId, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
-use command::{Command, Outcome, Refusal, Store, StoreToken, Stored};
+use command::{Command, ObjectToDelete, Outcome, Refusal, Store, StoreToken, Stored};
+use ledger::{DeletedObject, Ledger};
 pub use record::RecordError;
 use record::RecordKey;
 pub use shared::CatalogError;
@@ -75,6 +80,7 @@ const BATCHES_IN_FLIGHT_MAX: usize = 64;
 pub struct Catalog {
     shared: Arc<CatalogShared>,
     commands: mpsc::Sender<QueuedCommand>,
+    has_ledger: bool,
 }
 
 crate::runtime::opaque_debug!(Catalog);
@@ -82,6 +88,18 @@ crate::runtime::opaque_debug!(Catalog);
 impl Catalog {
     /// Starts the owner of `state`, which was loaded from `journal` and settled.
     pub fn start(state: CatalogState, journal: Journal, clock: Clock, metrics: &Metrics, tasks: &TaskGroup) -> Self {
+        Self::start_with(state, journal, None, clock, metrics, tasks)
+    }
+
+    /// The same with a ledger in which deletes are noted.
+    pub fn start_with(
+        state: CatalogState,
+        journal: Journal,
+        ledger: Option<Ledger>,
+        clock: Clock,
+        metrics: &Metrics,
+        tasks: &TaskGroup,
+    ) -> Self {
         let changes = state.changes();
         let shared = Arc::new(CatalogShared {
             state: RwLock::new(state),
@@ -101,17 +119,24 @@ impl Catalog {
         let (batches, in_flight) = mpsc::channel(BATCHES_IN_FLIGHT_MAX);
         let ended = shared.journal.ended();
         tasks.spawn("catalog-watch", Failure::StopsTheDaemon, watch(Arc::downgrade(&shared), ended));
+        let has_ledger = ledger.is_some();
+        let noting = ledger.map(|ledger| {
+            let (noting, noted) = mpsc::channel(COMMANDS_MAX);
+            let keep = noted::keep(ledger, Arc::clone(&shared), noted, metrics.clone());
+            tasks.spawn("delete-ledger", Failure::StopsTheDaemon, keep);
+            noting
+        });
         tasks.spawn(
             "catalog-owner",
             Failure::StopsTheDaemon,
-            owner::own(Arc::clone(&shared), inbox, batches, metrics.clone()),
+            owner::own(Arc::clone(&shared), inbox, batches, noting, metrics.clone()),
         );
         tasks.spawn(
             "catalog-answers",
             Failure::StopsTheDaemon,
             answer(Arc::clone(&shared), in_flight, metrics.clone()),
         );
-        Self { shared, commands }
+        Self { shared, commands, has_ledger }
     }
 
     /// Does what `command` says. Resolves once that is durable.
@@ -157,6 +182,46 @@ impl Catalog {
     /// As [`Self::store`].
     pub async fn store_lazily(&self, store: Store) -> Result<Vec<Result<Stored, Refusal>>, CatalogError> {
         self.store_settled(store, self.lazily()).await
+    }
+
+    /// Does what `command` says, which is a delete of objects, and resolves once that is so in memory and noted on the local
+    /// disk: durable as long as that is not lost, and on storage with the next commit of anything, as in
+    /// [`Self::execute_lazily`]. Without a ledger it resolves once it is durable on storage.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub async fn execute_on_ledger(&self, command: Command) -> Result<Outcome, CatalogError> {
+        let settle = if self.has_ledger { Settle::OnLedger } else { Settle::OnCommit };
+        self.request(Some(command), settle).await
+    }
+
+    /// Deletes objects again that an earlier owner has noted as deleted, if they are the same. Resolves with their number once
+    /// that is durable.
+    ///
+    /// # Errors
+    /// [`CatalogError`] if the journal is lost or closed.
+    pub async fn delete_again(&self, deleted: &[DeletedObject]) -> Result<usize, CatalogError> {
+        let mut doomed: BTreeMap<&str, BTreeMap<&str, ObjectToDelete>> = BTreeMap::new();
+        {
+            let state = self.view();
+            for DeletedObject { bucket, key, etag, modified, first } in deleted {
+                let Some(view) = state.object(bucket, key) else { continue };
+                let same = view.head().etag == *etag && view.head().modified == *modified;
+                if same && view.segments().first() == first.as_ref() {
+                    let (if_match, if_put_at) = (Some(etag.clone()), Some(*modified));
+                    let object = ObjectToDelete { key: key.clone(), if_match, if_put_at };
+                    doomed.entry(bucket).or_default().insert(key, object);
+                }
+            }
+        }
+        let mut number = 0;
+        for (bucket, objects) in doomed {
+            let objects: Vec<_> = objects.into_values().collect();
+            if let Outcome::Deleted(answers) = self.execute(Command::DeleteObjects(bucket.to_owned(), objects)).await? {
+                number += answers.iter().filter(|answer| answer.is_ok()).count();
+            }
+        }
+        Ok(number)
     }
 
     fn lazily(&self) -> Settle {

@@ -10,11 +10,12 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Command, Outcome, Refusal, StoreToken};
+use super::ledger::DeletedObject;
 use super::slate::{Commit, Journal, JournalError};
 use super::state::{CatalogState, Changes};
 use crate::error::ErrorKind;
 use crate::model::Millis;
-use crate::runtime::Clock;
+use crate::runtime::{Clock, reply};
 
 /// Why the catalog did not do what it was told.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,11 +81,29 @@ pub(super) enum Settle {
     OnCommit,
     /// The catalog, as soon as it is applied, which is answered then, too: see [`super::lazy`].
     Lazily,
+    /// The same, and it is answered once it stands in the ledger on the local disk: a delete.
+    OnLedger,
+}
+
+impl Settle {
+    /// Whether its commit is durable with the next one of anything.
+    pub(super) fn is_lazy(self) -> bool {
+        matches!(self, Self::Lazily | Self::OnLedger)
+    }
 }
 
 /// A batch on its way to durability.
 pub(super) struct Batch {
     pub(super) number: u64,
+    pub(super) commit: Option<Commit>,
+    pub(super) answers: Vec<PendingReply>,
+}
+
+/// Deletes that are answered once they stand in the ledger.
+pub(super) struct NotedBatch {
+    /// Whom they concern; those before them stand there already.
+    pub(super) deleted: Vec<DeletedObject>,
+    /// That of the deletes; without one they changed nothing.
     pub(super) commit: Option<Commit>,
     pub(super) answers: Vec<PendingReply>,
 }
@@ -126,6 +145,22 @@ impl CatalogShared {
             let before = std::mem::replace(told, changes.max(*told));
             before != *told
         });
+    }
+
+    /// Answers what is as durable as it has to be, though its commit may not be.
+    pub(super) fn answer_early(&self, early: Vec<PendingReply>) {
+        // As for those that are durable: once the catalog is lost, nothing is answered.
+        let error = self.lost_error();
+        for PendingReply { outcome, reply: waiting, .. } in early {
+            if error.is_none()
+                && let Ok(Outcome::Stored(token, _)) = &outcome
+            {
+                // Before the answer: whoever is told that it is stored finds it.
+                self.confirm(*token);
+            }
+            let answer = error.clone().map_or_else(|| outcome.map_err(CatalogError::Refused), Err);
+            reply(waiting, answer);
+        }
     }
 
     pub(super) fn lost_error(&self) -> Option<CatalogError> {

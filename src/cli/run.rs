@@ -1,10 +1,12 @@
 //! `esker dev` and `esker serve`: run a daemon until a signal.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use rustix::fs::Access;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -13,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::storage::check_user;
 use super::{DevArgs, NotTried, ServeArgs, load};
 use crate::catalog::slate::Quiet;
-use crate::config::{AccessLogPlace, LogFormat, Settings, TelemetrySettings, TlsDoors};
+use crate::config::{AccessLogPlace, DeleteDurability, LogFormat, Settings, TelemetrySettings, TlsDoors};
 use crate::daemon::{Addresses, Daemon, DaemonSummary};
 use crate::runtime::descriptors::{Descriptors, raise_limit};
 
@@ -79,6 +81,33 @@ fn fit_descriptors(settings: &mut Settings) -> Result<(), NotTried> {
     Ok(())
 }
 
+/// Finds a folder for the ledger of deletes, if one is wanted and none is named.
+fn place_delete_ledger(settings: &mut Settings, variable: impl Fn(&str) -> Option<OsString>) {
+    let (merging, catalog) = (&mut settings.merging, settings.catalog.url.as_ref().unwrap_or(&settings.store.url));
+    let wanted = merging.delete_durability == DeleteDurability::Ledger && settings.cluster.is_none();
+    if !wanted || merging.delete_ledger.is_some() || !catalog.is_service() {
+        return;
+    }
+    // Nothing else says that it outlives the process and comes back to it: a home may be a part of a container.
+    let directory = variable("STATE_DIRECTORY").map(PathBuf::from).filter(|path| path.is_absolute());
+    let Some(folder) = directory.map(|directory| directory.join("deletes")) else {
+        tracing::info!("no folder for merging.delete-ledger: deletes are durable on storage before they are answered");
+        return;
+    };
+    let usable = std::fs::create_dir_all(&folder)
+        .and_then(|()| rustix::fs::access(&folder, Access::WRITE_OK | Access::EXEC_OK).map_err(Into::into));
+    match usable {
+        Ok(()) => {
+            tracing::info!(folder = %folder.display(), "deletes of state are noted here, see merging.delete-ledger");
+            merging.delete_ledger = Some(folder);
+        }
+        Err(error) => tracing::info!(
+            folder = %folder.display(), %error,
+            "no folder for merging.delete-ledger: deletes are durable on storage before they are answered"
+        ),
+    }
+}
+
 /// Threads that read and write files. Each costs memory that nobody pays for, its stack and its part of the allocator;
 /// more than this many have no disk to keep busy.
 const FILE_THREADS_MAX: usize = 64;
@@ -91,6 +120,7 @@ fn run(mut settings: Settings, ready_file: Option<&Path>, kind: RunKind) -> anyh
         tracing::warn!("{other_user}");
     }
     fit_descriptors(&mut settings)?;
+    place_delete_ledger(&mut settings, |name| std::env::var_os(name));
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().max_blocking_threads(FILE_THREADS_MAX).build().context("the runtime")?;
     let started = runtime.block_on(async {
@@ -299,4 +329,50 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
 fn farewell(summary: &DaemonSummary) -> String {
     let DaemonSummary { segments, bytes, files } = summary;
     format!("esker: {segments} segments ({bytes} bytes) went into {files} physical files")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn ledger(flags: &[(&str, &str)], environment: &[(&str, &Path)]) -> Option<PathBuf> {
+        let flags: Vec<_> = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut settings = Config::load_with(None, [], &flags).unwrap().settings().unwrap();
+        let environment: HashMap<&str, &Path> = environment.iter().copied().collect();
+        place_delete_ledger(&mut settings, |name| environment.get(name).map(|path| path.as_os_str().to_owned()));
+        settings.merging.delete_ledger
+    }
+
+    #[test]
+    fn a_folder_for_the_ledger_of_deletes_is_found_where_state_of_services_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let [service, home, elsewhere] = ["service", "home", "elsewhere"].map(|name| folder.path().join(name));
+        let s3 = ("store.url", "s3://bucket/prefix");
+        let all = [("STATE_DIRECTORY", &*service), ("HOME", &*home), ("XDG_STATE_HOME", &*home)];
+
+        assert_eq!(ledger(&[s3], &all), Some(service.join("deletes")));
+        assert!(service.join("deletes").is_dir());
+        assert_eq!(ledger(&[s3], &all[1..]), None, "it may be gone with its container");
+        assert_eq!(ledger(&[s3], &[("STATE_DIRECTORY", Path::new("relative"))]), None);
+        let named = ("merging.delete-ledger", elsewhere.to_str().unwrap());
+        assert_eq!(ledger(&[s3, named], &all), Some(elsewhere));
+    }
+
+    #[test]
+    fn nothing_is_made_where_the_ledger_of_deletes_has_no_use_or_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let service = [("STATE_DIRECTORY", folder.path())];
+        let s3 = ("store.url", "s3://bucket/prefix");
+
+        assert_eq!(ledger(&[], &service), None, "a local disk");
+        assert_eq!(ledger(&[s3, ("catalog.url", "file:/var/lib/catalog")], &service), None);
+        assert_eq!(ledger(&[s3, ("merging.delete-durability", "commit")], &service), None);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert_eq!(ledger(&[s3], &[("STATE_DIRECTORY", &file)]), None, "no folder");
+    }
 }

@@ -67,6 +67,8 @@ impl StorageArgs {
         settings.store.local_copy = None;
         // A command is no member of a cluster.
         settings.cluster = None;
+        // What the daemon has noted it does itself, and as its own user.
+        settings.merging.delete_ledger = None;
         settings.store.direct_io = DirectIo::Off;
         Ok(match self.shard {
             Some(shard) => settings.at_shard(ShardOf { shard, of: SHARDS_MAX }),

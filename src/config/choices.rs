@@ -116,6 +116,9 @@ choices! {
     DeleteDurability {
         /// Before it is answered.
         Commit = "commit",
+        /// Before it is answered on a local disk, in `merging.delete-ledger`; on storage with the next commit of anything, after
+        /// `merging.lazy-linger` at most.
+        Ledger = "ledger",
         /// With the next commit of anything, after `merging.lazy-linger` at most.
         Lazy = "lazy",
     }

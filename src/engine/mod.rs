@@ -5,6 +5,7 @@
 //! - [`progress`]: the step that a start is at.
 //! - [`identity`], [`agreement`]: whether the place is the store that it should be, before anything there is changed.
 //! - [`recover`]: settles what the daemon before this one left open.
+//! - [`deletes`]: does again what was answered and noted on the local disk, and undone by a crash.
 //! - [`jobs`]: jobs and their checkpoints.
 //! - [`intake`]: one body, whole or streamed.
 //! - [`write`]: storing segments.
@@ -38,6 +39,7 @@ pub mod agreement;
 mod arrivals;
 pub mod audit;
 pub mod clock;
+mod deletes;
 pub mod elsewhere;
 mod error;
 pub mod identity;

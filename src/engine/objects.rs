@@ -160,7 +160,8 @@ impl Engine {
     }
 
     /// Deletes objects. An answer for each, in order; those that are not there count as deleted. Resolves once that is
-    /// durable; or once it is so in memory, if the keys and `merging` allow that for all of them.
+    /// durable; or once it is so in memory, and perhaps on the local disk, if the keys and `merging` allow that for all of
+    /// them.
     ///
     /// # Errors
     /// [`EngineError::Refused`] if there is no such bucket.
@@ -169,27 +170,35 @@ impl Engine {
         bucket: &str,
         objects: Vec<ObjectToDelete>,
     ) -> Result<Vec<Result<(), Refusal>>, EngineError> {
-        let lazy = objects.iter().all(|object| self.may_be_lazy(object));
+        let all = |may: &[DeleteDurability]| objects.iter().all(|object| may.contains(&self.durability(object)));
+        let durability = match () {
+            () if all(&[DeleteDurability::Lazy]) => DeleteDurability::Lazy,
+            () if all(&[DeleteDurability::Lazy, DeleteDurability::Ledger]) => DeleteDurability::Ledger,
+            () => DeleteDurability::Commit,
+        };
         let delete = Command::DeleteObjects(bucket.to_owned(), objects);
         self.admit_write().await?;
-        let outcome =
-            if lazy { self.catalog.execute_lazily(delete).await? } else { self.catalog.execute(delete).await? };
+        let outcome = match durability {
+            DeleteDurability::Lazy => self.catalog.execute_lazily(delete).await?,
+            DeleteDurability::Ledger => self.catalog.execute_on_ledger(delete).await?,
+            DeleteDurability::Commit => self.catalog.execute(delete).await?,
+        };
         match outcome {
             Outcome::Deleted(answers) => Ok(answers),
             _ => Err(EngineError::Unexpected("a delete")),
         }
     }
 
-    /// Whether a delete may be answered before it is durable, by its key and the settings. One with a condition may not:
-    /// whoever makes conditions wants to know.
-    fn may_be_lazy(&self, object: &ObjectToDelete) -> bool {
+    /// When a delete has to be durable, by its key and the settings. One with a condition is at once: whoever makes conditions
+    /// wants to know.
+    fn durability(&self, object: &ObjectToDelete) -> DeleteDurability {
         let merging = &self.settings.merging;
-        let lazy = match KeyContract::of(&object.key) {
-            KeyContract::Temporary => merging.temporary_names == TemporaryNames::WithRename,
-            KeyContract::State => merging.delete_durability == DeleteDurability::Lazy,
-            KeyContract::Other => false,
-        };
-        lazy && object.if_match.is_none() && object.if_put_at.is_none()
+        match KeyContract::of(&object.key) {
+            _ if object.if_match.is_some() || object.if_put_at.is_some() => DeleteDurability::Commit,
+            KeyContract::Temporary if merging.temporary_names == TemporaryNames::WithRename => DeleteDurability::Lazy,
+            KeyContract::State => merging.delete_durability,
+            KeyContract::Temporary | KeyContract::Other => DeleteDurability::Commit,
+        }
     }
 
     /// Refuses a put that cannot succeed any more, before its body is asked for.

@@ -8,6 +8,8 @@
 //! written and closed. Each of these steps is given up after `server.drain-timeout`, so a stop ends while storage is out,
 //! too; what was answered is durable before.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use futures::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::Audits;
+use super::deletes;
 use super::elsewhere::Shards;
 use super::identity::{self, IdentityError, Owned, StoreStanding, Taker};
 use super::journal::journal_settings;
@@ -56,6 +59,18 @@ pub enum OpeningError {
     /// The files that an older daemon left open cannot be settled.
     #[error(transparent)]
     Recover(#[from] RecoverError),
+    /// The folder in which deletes are to be noted cannot be used.
+    #[error(
+        "deletes cannot be noted in {}: give merging.delete-ledger a folder on a local disk that this user can write, or set \
+         merging.delete-durability to \"commit\"",
+        folder.display()
+    )]
+    Ledger {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Meanwhile the catalog was given to another member of the cluster.
     #[error("another daemon of the cluster has the catalog: {0}")]
     NotMine(String),
@@ -69,7 +84,7 @@ impl OpeningError {
             Self::Recover(error) => error.is_refusal(),
             Self::Journal(error) => error.is_damage(),
             Self::Store(error) => error.is_refusal(),
-            Self::Catalog(_) | Self::NotMine(_) => false,
+            Self::Catalog(_) | Self::NotMine(_) | Self::Ledger { .. } => false,
         }
     }
 }
@@ -258,6 +273,11 @@ impl Engine {
         let group = || TaskGroup::new(failed.clone());
         let (tasks, catalog_tasks, local_copy_tasks) = (group(), group(), group());
 
+        let folder = settings.merging.delete_ledger.as_ref().filter(|_| claim.is_none());
+        let unusable = |source| OpeningError::Ledger { folder: folder.cloned().unwrap_or_default(), source };
+        if let Some(folder) = folder {
+            deletes::try_folder(folder).await.map_err(unusable)?;
+        }
         let tried = match tried {
             Some(tried) => tried,
             None => TriedStore::open(&settings, &metrics, &entropy, &progress).await?,
@@ -269,7 +289,12 @@ impl Engine {
             Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker, claim).await?;
         let shard = journal.shard();
-        let catalog = Catalog::start(state, journal, clock.clone(), &metrics, &catalog_tasks);
+        let opened = deletes::open(folder, &state, &journal).await;
+        let (ledger, noted) = opened.map_err(unusable)?.unzip();
+        let catalog = Catalog::start_with(state, journal, ledger, clock.clone(), &metrics, &catalog_tasks);
+        if let Some(noted) = noted {
+            deletes::do_again(&catalog, noted).await?;
+        }
         let local_copy = data.local_copy().cloned();
         if let Some(copy) = &local_copy {
             copy.run(&local_copy_tasks);

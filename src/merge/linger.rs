@@ -6,9 +6,11 @@
 //! `linger-max`. A segment that comes alone to an idle lane waits for `linger-min` only: it may be the first of a burst.
 //! On an append store a group never lingers: what arrives while the last group is synced is the next group.
 //!
-//! Writers that were answered together come back together. Two kinds of them would be late by a whole put:
+//! Writers that were answered together come back together, and a burst has the segments that bursts of its lane usually have.
+//! Three kinds of them would be late by a whole put:
 //!
 //! - Half of them or more are back and not all. The group waits for four times as much.
+//! - A burst has begun, and groups of the lane have had more segments of late: the same.
 //! - A few have missed the group that is on its way. If that is a commit, theirs waits for it in any case: so the group stays
 //!   open until then, and for those that come back after it, as for any segment.
 //!
@@ -27,6 +29,8 @@ pub struct LaneLoad {
     pub committing: usize,
     /// Segments of the group that was answered a moment ago, and since when it is.
     pub answered: Option<(usize, Duration)>,
+    /// Segments that groups of the lane have had of late.
+    pub usual: usize,
     /// Since the first segment of the group arrived.
     pub oldest: Duration,
     /// Since the last segment of the group arrived.
@@ -61,10 +65,10 @@ impl LaneLoad {
 
     /// The part of the latency for which the group waits for the next segment.
     fn fraction(&self, settings: &LingerSettings) -> f64 {
+        let more = (settings.latency_fraction * FOR_LATE_WRITERS).min(1.0);
         match self.answered {
-            Some((answered, _)) if self.segments < answered && !self.is_few_of(answered) => {
-                (settings.latency_fraction * FOR_LATE_WRITERS).min(1.0)
-            }
+            Some((answered, _)) if self.segments < answered && !self.is_few_of(answered) => more,
+            _ if self.segments < self.usual => more,
             _ => settings.latency_fraction,
         }
     }
@@ -91,7 +95,7 @@ mod tests {
 
     fn load(in_flight: usize, segments: usize, oldest: u64, newest: u64) -> LaneLoad {
         let (oldest, newest) = (ms(oldest), ms(newest));
-        LaneLoad { in_flight, committing: 0, answered: None, oldest, newest, segments, latency: ms(40) }
+        LaneLoad { in_flight, committing: 0, answered: None, usual: 0, oldest, newest, segments, latency: ms(40) }
     }
 
     #[test]
@@ -124,6 +128,19 @@ mod tests {
         assert_eq!(linger(&load(63, 40), &SETTINGS), Duration::ZERO);
         assert_eq!(linger(&load(64, 0), &SETTINGS), ms(10), "all are back, others may come");
         assert_eq!(linger(&load(31, 0), &SETTINGS), ms(10), "most may have nothing more to say");
+    }
+
+    #[test]
+    fn a_burst_waits_longer_until_it_has_the_segments_that_bursts_usually_have() {
+        let load = |in_flight, segments, newest| LaneLoad { usual: 8, ..load(in_flight, segments, 50, newest) };
+
+        assert_eq!(linger(&load(0, 2, 0), &SETTINGS), ms(40));
+        assert_eq!(linger(&load(1, 1, 15), &SETTINGS), ms(25));
+        assert_eq!(linger(&load(0, 7, 40), &SETTINGS), Duration::ZERO, "the others do not come");
+        assert_eq!(linger(&load(0, 8, 0), &SETTINGS), ms(10), "all are here, others may come");
+        assert_eq!(linger(&load(0, 2, 0), &LingerSettings { latency_fraction: 0.0, ..SETTINGS }), ms(5));
+        let lone = LaneLoad { usual: 8, ..LaneLoad { oldest: ms(0), ..load(0, 1, 0) } };
+        assert_eq!(linger(&lone, &SETTINGS), ms(5), "one that comes alone waits no longer than before");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(super) struct LanePace {
     pub committing: usize,
     /// The group that was answered last.
     pub answered: Option<Answered>,
+    /// Parcels that its groups have had of late.
+    pub usual: usize,
 }
 
 /// A group that was answered.
@@ -93,13 +95,13 @@ impl UploadPace {
         recent: Duration,
     ) -> UploadInFlight {
         let committing = if written == GroupIn::Commit { parcels } else { 0 };
-        self.lanes.lock().begin(lane.clone(), committing, recent);
+        self.lanes.lock().begin(lane.clone(), parcels, committing, recent);
         UploadInFlight { pace: self, lane, committing }
     }
 }
 
 impl LanePaces {
-    fn begin(&mut self, lane: LaneKey, committing: usize, recent: Duration) {
+    fn begin(&mut self, lane: LaneKey, parcels: usize, committing: usize, recent: Duration) {
         if self.by_key.len() >= LANES_MIN.max(self.left * 2) {
             let now = Clock::instant();
             self.by_key.retain(|_, pace| pace.groups > 0 || pace.answered.is_some_and(|it| it.is_recent(now, recent)));
@@ -107,6 +109,8 @@ impl LanePaces {
         }
         let pace = self.by_key.entry(lane).or_default();
         pace.groups += 1;
+        // That of the largest one, which the smaller ones after it make a quarter of the way to their own.
+        pace.usual = parcels.max(pace.usual - pace.usual.saturating_sub(parcels).div_ceil(4));
         pace.committing += committing;
     }
 }
@@ -158,7 +162,7 @@ mod tests {
     }
 
     fn of(pace: &UploadPace, job: usize) -> (usize, usize, Option<usize>) {
-        let LanePace { groups, committing, answered } = pace.of_lane(&lane(job));
+        let LanePace { groups, committing, answered, .. } = pace.of_lane(&lane(job));
         (groups, committing, answered.map(|answered| answered.parcels))
     }
 
@@ -176,6 +180,20 @@ mod tests {
         assert_eq!(of(&pace, 2), (0, 0, None));
         drop(second);
         assert_eq!(of(&pace, 1), (0, 0, Some(6)), "the second was not answered");
+    }
+
+    #[test]
+    fn what_is_usual_is_the_size_of_the_largest_group_of_late() {
+        let pace = Arc::new(UploadPace::default());
+        let usual_after = |groups: &[usize]| {
+            groups.iter().for_each(|parcels| drop(Arc::clone(&pace).begin(lane(1), *parcels, GroupIn::Commit, RECENT)));
+            pace.of_lane(&lane(1)).usual
+        };
+
+        assert_eq!(usual_after(&[2, 8]), 8);
+        assert_eq!(usual_after(&[3]), 6);
+        assert_eq!(usual_after(&[8, 8, 1]), 6, "a burst of two waves, and what it ends with");
+        assert_eq!(usual_after(&[1; 6]), 1, "one writer is left");
     }
 
     #[test]

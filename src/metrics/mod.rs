@@ -191,7 +191,9 @@ families! {
     /// Commits to the catalog.
     commits: IntCounter = "esker_catalog_commits_total", "Batches committed to the catalog";
     /// Requests that were answered before they were durable.
-    early_answers: IntCounter = "esker_early_answers_total", "Requests that were answered before they were durable: temporary names, lazy deletes";
+    early_answers: IntCounter = "esker_early_answers_total", "Requests that were answered before they were durable on storage: temporary names, deletes of state";
+    /// Groups of deletes that could not be noted in their ledger.
+    delete_ledger_failures: IntCounter = "esker_delete_ledger_failures_total", "Groups of deletes that waited for their commit, because merging.delete-ledger could not be written";
     /// Seconds for which the oldest write in progress has waited: for storage, or for a commit of the catalog.
     write_wait: Gauge = "esker_write_wait_seconds", "Seconds for which the oldest write in progress has waited for storage or a commit of the catalog; 0 if none is";
     /// Seconds by which the machine's clock is behind what is on record.

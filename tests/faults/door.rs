@@ -17,7 +17,7 @@ const FILES: u64 = 257;
 /// Longer than the pause of a client between two requests, on a machine that does much else.
 const PATIENT: [(&str, &str); 2] = [("merging.linger-min", "1 s"), ("merging.linger-max", "5 s")];
 /// What the product does by default, and the other tests turn off.
-const DEFAULTS: [(&str, &str); 2] = [(INLINE, "20 kb"), ("merging.inline-group-max", "256 kb")];
+const DEFAULTS: [(&str, &str); 2] = [(INLINE, "20 kb"), ("merging.inline-group-max", "1 mb")];
 
 /// Where Flink puts an exclusive state file of checkpoint 1.
 fn key(file: u64) -> Path {

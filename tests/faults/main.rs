@@ -21,6 +21,7 @@ mod cluster;
 mod conflicts;
 mod coordinator;
 mod crashes;
+mod delete_ledger;
 mod door;
 mod faults;
 mod identity;

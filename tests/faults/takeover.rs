@@ -70,6 +70,7 @@ async fn a_take_over_is_one_error_in_the_log_of_the_first() {
     let mut command = process::esker();
     command.args(["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--ready-file"]).arg(&ready);
     command.args(offline::keys(&server)).stdin(Stdio::null()).stdout(Stdio::null());
+    command.env_remove("STATE_DIRECTORY").env("XDG_STATE_HOME", folder.path());
     let mut first = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
     eventually("the first daemon is ready", SOON, || async { ready.exists() }).await;
 

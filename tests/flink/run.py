@@ -32,7 +32,8 @@ goes on through Esker from there; then `esker export` brings it out, and the job
     tests/flink/run move --backend hdfs              a real HDFS, on which Esker is, too
     tests/flink/run move --backend s3                a real S3 server, on which Esker is, too
 
-cost: the beginning of tally alone: what a checkpoint costs, and nothing is killed.
+cost: the beginning of tally alone: what a checkpoint costs, and nothing is killed. With --trace, which requests of Flink
+each write to the S3 server answered.
 
     tests/flink/run cost --backend s3 --backend-delay 30 --flink jobmanager.io-pool.size=16
 
@@ -107,7 +108,7 @@ def run_cost(options, folder, processes, say):
     shape = Shape(dict(setting.split("=", 1) for setting in options.flink))
     story = Scenario(processes, installed, jar, folder, options.seconds, options.claim_mode, say, shape)
     report = Report(options.plugin, options.backend)
-    report.measurements.append(story.measure_alone(storage_of(options, folder, processes, installed)))
+    report.measurements.append(story.measure_alone(storage_of(options, folder, processes, installed), options.trace))
     return report
 
 
@@ -214,6 +215,8 @@ def parse():
                              "answer in a few, one that is not in 30 to 50 (default 0)")
     parser.add_argument("--flink", action="append", default=[], metavar="KEY=VALUE",
                         help="cost: a setting of Flink's, once for each")
+    parser.add_argument("--trace", action="store_true",
+                        help="cost: tell which requests each write to the S3 server answered; needs --backend s3 and a delay")
     parser.add_argument("--plugin", choices=["native", "hadoop", "presto"],
                         help="which of Flink's S3 file systems to use (default native; the sink's is hadoop)")
     parser.add_argument("--seconds", type=int,
@@ -262,6 +265,8 @@ def parse():
         parser.error(f"the story of moving has these backends: {', '.join(SOURCES)}")
     if options.flink and options.story != "cost" or not all("=" in setting for setting in options.flink):
         parser.error("--flink KEY=VALUE is for the story of cost")
+    if options.trace and not (options.story == "cost" and options.backend == "s3" and options.backend_delay):
+        parser.error("--trace is for the story of cost with --backend s3 and --backend-delay")
     if options.backend_delay and options.backend not in ("s3", "none"):
         parser.error("--backend-delay is for a backend that is an S3 server")
     if options.backend == "none" and options.compare:

@@ -72,6 +72,7 @@ impl Process {
         let set =
             [store.as_str(), "auth.access-key=esker", "auth.secret-key=esker-secret", r#"server.buckets=["esker"]"#];
         command.args(set.iter().flat_map(|set| ["--set", set]));
+        command.env_remove("STATE_DIRECTORY");
         command.envs(environment.iter().map(|(key, value)| (key, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(append_to(&log)).spawn();
         Self { child: child.expect("the program starts"), ready_file, log }

@@ -3,7 +3,8 @@
 //! Between batches it does what earlier commands have left: short pieces, as long as no other command waits. What they change
 //! is written with the next batch, or as one of its own.
 //!
-//! A batch of lazy commands alone is answered here, once it is written, and nobody is told when it is durable.
+//! A batch of lazy commands alone is answered here, once it is written, and nobody is told when it is durable. Deletes that are
+//! noted in a ledger are handed over to whoever keeps it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::command::{Bind, Command, Move, Outcome, Refusal, Store};
+use super::command::{Bind, Command, Move, ObjectToDelete, Outcome, Refusal, Store};
 use super::hold::WriteHold;
 use super::lazy::{LazyBacklog, refuses};
+use super::ledger::DeletedObject;
 use super::mutation::Mutation;
-use super::shared::{Batch, CatalogError, CatalogShared, PendingReply, QueuedCommand, Settle};
+use super::shared::{Batch, CatalogError, CatalogShared, NotedBatch, PendingReply, QueuedCommand, Settle};
 use super::slate::{Commit, Haste, JournalError};
 use crate::metrics::Metrics;
 use crate::metrics::writes::WriteKind;
@@ -48,6 +50,8 @@ struct CatalogOwner {
     /// Answers that wait until as many pieces of work are done.
     held: VecDeque<(u64, PendingReply)>,
     lazy: LazyBacklog,
+    /// Who keeps the ledger, if there is one.
+    ledger: Option<mpsc::Sender<NotedBatch>>,
 }
 
 /// A batch that was applied, and is not in the journal yet.
@@ -58,6 +62,9 @@ struct AppliedBatch {
     answers: Vec<PendingReply>,
     /// Answers that wait until it is written.
     early: Vec<PendingReply>,
+    /// Answers that wait until the ledger has them, and what it has to have.
+    noted: Vec<PendingReply>,
+    deleted: Vec<DeletedObject>,
     /// Whether answers may be founded on what is lazy, though nothing was changed.
     founded_on_lazy: bool,
 }
@@ -67,11 +74,12 @@ pub(super) async fn own(
     shared: Arc<CatalogShared>,
     mut inbox: mpsc::Receiver<QueuedCommand>,
     batches: mpsc::Sender<Batch>,
+    ledger: Option<mpsc::Sender<NotedBatch>>,
     metrics: Metrics,
 ) {
     let (waiting, requests) = (VecDeque::new(), Vec::with_capacity(BATCH_COMMANDS_MAX));
     let (deferred, held, lazy) = (VecDeque::new(), VecDeque::new(), LazyBacklog::default());
-    let mut owner = CatalogOwner { shared, waiting, requests, deferred, held, lazy };
+    let mut owner = CatalogOwner { shared, waiting, requests, deferred, held, lazy, ledger };
     while owner.next_batch(&mut inbox).await {
         // Before the state changes: what is applied from here on would never be durable.
         if let Some(error) = owner.shared.lost_error() {
@@ -81,12 +89,12 @@ pub(super) async fn own(
         owner.bound_lazy();
         let haste = owner.haste();
         let batch = owner.apply(|| !inbox.is_empty());
-        if batch.pieces.all.is_empty() && batch.answers.is_empty() && batch.early.is_empty() {
+        if batch.is_empty() {
             continue;
         }
         metrics.commits.inc_by(batch.pieces.all.len() as u64);
         metrics.committed_bytes.inc_by(batch.pieces.weight());
-        metrics.early_answers.inc_by(batch.early.len() as u64);
+        metrics.early_answers.inc_by((batch.early.len() + batch.noted.len()) as u64);
         // The journal takes nothing for as long as its tables cannot be written.
         let waits = metrics.writes().begin(WriteKind::CommitTaken, Clock::instant());
         let written = owner.write(batch, haste).await;
@@ -148,7 +156,7 @@ impl CatalogOwner {
     /// Lazy commands for which there is no room wait for their commit like others.
     fn bound_lazy(&mut self) {
         let mut weight = 0;
-        for request in self.requests.iter_mut().filter(|request| request.settle == Settle::Lazily) {
+        for request in self.requests.iter_mut().filter(|request| request.settle.is_lazy()) {
             weight += request.command.as_ref().map_or(0, Command::weight);
             if !self.lazy.has_room(weight) {
                 request.settle = Settle::OnCommit;
@@ -159,7 +167,7 @@ impl CatalogOwner {
     /// A store has waited for company already, and its bytes are on their way; a change of a checkpoint can wait, and deletes
     /// longer, unless others are with them. Nobody waits for what is lazy.
     fn haste(&self) -> Haste {
-        let mut waiting = self.requests.iter().filter(|request| request.settle != Settle::Lazily);
+        let mut waiting = self.requests.iter().filter(|request| !request.settle.is_lazy());
         let urgent = |request: &QueuedCommand| matches!(request.command, None | Some(Command::Store(_)));
         let delete = |request: &QueuedCommand| matches!(request.command, Some(Command::DeleteObjects(..)));
         let nothing_else = self.deferred.is_empty() && self.held.is_empty() && !self.requests.is_empty();
@@ -178,7 +186,7 @@ impl CatalogOwner {
     /// Writes a batch to the journal, and answers those who do not wait until it is durable. None if nobody does, or the
     /// journal is lost.
     async fn write(&mut self, batch: AppliedBatch, haste: Haste) -> Option<Batch> {
-        let AppliedBatch { number, pieces, answers, early, founded_on_lazy } = batch;
+        let AppliedBatch { number, pieces, answers, early, noted, deleted, founded_on_lazy } = batch;
         let nobody_waits = answers.is_empty();
         // Something lazy was refused, and that is told once what it is founded on is durable.
         let haste = if haste == Haste::Lazy && !nobody_waits { Haste::Soon } else { haste };
@@ -186,11 +194,22 @@ impl CatalogOwner {
             Ok(written) => written,
             Err(error) => {
                 let error = self.shared.lose(error);
-                answers.into_iter().chain(early).for_each(|answer| reply(answer.reply, Err(error.clone())));
+                answers
+                    .into_iter()
+                    .chain(early)
+                    .chain(noted)
+                    .for_each(|answer| reply(answer.reply, Err(error.clone())));
                 self.give_up(&error);
                 return None;
             }
         };
+        if let Some(ledger) = self.ledger.as_ref().filter(|_| !noted.is_empty()) {
+            let batch = NotedBatch { deleted, commit: written.clone(), answers: noted };
+            if let Err(mpsc::error::SendError(batch)) = ledger.send(batch).await {
+                let gone = CatalogError::Closed;
+                batch.answers.into_iter().for_each(|answer| reply(answer.reply, Err(gone.clone())));
+            }
+        }
         let commit = match written {
             Some(commit) if haste == Haste::Lazy => {
                 self.lazy.wrote(commit.clone());
@@ -231,6 +250,7 @@ impl CatalogOwner {
         let now = shared.clock.now();
         let mut writing = WriteHold::begin(shared.state.write());
         let (mut answers, mut early) = (Vec::with_capacity(self.requests.len()), vec![]);
+        let (mut noted, mut deleted) = (vec![], vec![]);
         let (mut pieces, mut founded_on_lazy) = (JournalPieces::default(), false);
         // Confirmations and notes since the last batch come first: the commands below build on them.
         pieces.add(writing.state.take_mutations());
@@ -242,11 +262,16 @@ impl CatalogOwner {
             }
             let QueuedCommand { command, settle, reply } = request;
             let settle = match &command {
-                Some(command) if settle == Settle::Lazily && self.replaces(command, &writing) => Settle::OnCommit,
+                Some(command) if settle.is_lazy() && self.replaces(command, &writing) => Settle::OnCommit,
                 _ => settle,
             };
             match &command {
-                Some(command) if settle == Settle::Lazily => self.lazy.take(command),
+                Some(command) if settle.is_lazy() => {
+                    if settle == Settle::OnLedger {
+                        deleted.extend(deleted_by(command, &writing));
+                    }
+                    self.lazy.take(command);
+                }
                 Some(Command::DeleteObjects(bucket, objects)) => {
                     // Under the state's lock, before the state forgets them: a reader that finds nothing finds the key here.
                     let mut deleting = shared.deleting.lock();
@@ -254,16 +279,18 @@ impl CatalogOwner {
                 }
                 _ => {}
             }
-            founded_on_lazy |= settle != Settle::Lazily && self.lazy.may_found(command.as_ref());
+            founded_on_lazy |= !settle.is_lazy() && self.lazy.may_found(command.as_ref());
             let (before, _) = writing.state.work_counts();
             let outcome = command.map_or(Ok(Outcome::Done), |command| carry_out(&mut writing, command, now));
             pieces.add(writing.state.take_mutations());
             founded_on_lazy |= refuses(&outcome);
             let (added, ended) = writing.state.work_counts();
-            let is_early = settle == Settle::Lazily && !refuses(&outcome);
+            let is_early = settle.is_lazy() && !refuses(&outcome);
             let answer = PendingReply { outcome, settle, reply };
             if added > before.max(ended) {
                 self.held.push_back((added, answer));
+            } else if is_early && settle == Settle::OnLedger {
+                noted.push(answer);
             } else if is_early {
                 early.push(answer);
             } else {
@@ -282,7 +309,7 @@ impl CatalogOwner {
         let changes = writing.state.changes();
         drop(writing);
         shared.tell(changes);
-        AppliedBatch { number, pieces, answers, early, founded_on_lazy }
+        AppliedBatch { number, pieces, answers, early, noted, deleted, founded_on_lazy }
     }
 
     /// Whether a command stores an object where one stands or stood a moment ago: a crash that undid it would bring that back,
@@ -305,6 +332,30 @@ impl CatalogOwner {
     fn has_turn(&self, writing: &WriteHold<'_>) -> bool {
         !writing.state.is_idle() && !self.shared.closing.load(Ordering::Relaxed)
     }
+}
+
+impl AppliedBatch {
+    /// Whether nothing changed, and nobody waits.
+    fn is_empty(&self) -> bool {
+        self.pieces.all.is_empty() && self.answers.is_empty() && self.early.is_empty() && self.noted.is_empty()
+    }
+}
+
+/// The objects that a command is about to delete.
+fn deleted_by(command: &Command, writing: &WriteHold<'_>) -> Vec<DeletedObject> {
+    let Command::DeleteObjects(bucket, objects) = command else { return vec![] };
+    let known = |object: &ObjectToDelete| {
+        let view = writing.state.object(bucket, &object.key)?;
+        let (bucket, key, etag) = (bucket.clone(), object.key.clone(), view.head().etag.clone());
+        Some(DeletedObject {
+            bucket,
+            key,
+            etag,
+            modified: view.head().modified,
+            first: view.segments().first().copied(),
+        })
+    };
+    objects.iter().filter_map(known).collect()
 }
 
 /// Does some of what is left of earlier commands.
@@ -393,24 +444,6 @@ impl CatalogShared {
             commit = Some(self.journal.write(piece, haste).await?);
         }
         Ok(commit)
-    }
-}
-
-impl CatalogShared {
-    /// Answers what is written, though it is not durable.
-    fn answer_early(&self, early: Vec<PendingReply>) {
-        // As for those that are durable: once the catalog is lost, nothing is answered.
-        let error = self.lost_error();
-        for PendingReply { outcome, reply: waiting, .. } in early {
-            if error.is_none()
-                && let Ok(Outcome::Stored(token, _)) = &outcome
-            {
-                // Before the answer: whoever is told that it is stored finds it.
-                self.confirm(*token);
-            }
-            let answer = error.clone().map_or_else(|| outcome.map_err(CatalogError::Refused), Err);
-            reply(waiting, answer);
-        }
     }
 }
 

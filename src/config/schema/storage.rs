@@ -103,7 +103,7 @@ section! {
         /// Who shares a file on the S3 door, where keys name the job at most: `job` (default) or `daemon`.
         s3_boundary: Boundary = Boundary::Job,
         /// Object stores: a group waits for the next segment for this part of the store's recent latency, default
-        /// 0.25, 0 to 1; four times as long once most of the writers that were answered together are back.
+        /// 0.25, 0 to 1; four times as long while others are missing that were answered together, or usually come together.
         linger_fraction: f64 = 0.25,
         /// Lower bound of that wait, default 20 ms; all that a segment waits that comes alone to an idle lane.
         linger_min: Span = Span::millis(20),
@@ -117,15 +117,19 @@ section! {
         /// (default) or `at-once`. `with-rename` answers it from memory, up to `inline-group-max`, and saves its commit and
         /// that of its delete; a crash may lose it, and its rename fails then.
         temporary_names: TemporaryNames = TemporaryNames::WithRename,
-        /// Object stores: when a delete of state of Flink or Spark is durable, `commit` (default: before it is answered) or
-        /// `lazy`: with the next commit of anything. With `lazy` a crash may bring an object back whose delete was answered.
-        delete_durability: DeleteDurability = DeleteDurability::Commit,
+        /// Object stores: when a delete of state of Flink or Spark is durable: `ledger` (default), before it is answered in
+        /// `delete-ledger`, and on storage with the next commit of anything; `commit`, on storage before it is answered; `lazy`,
+        /// with the next commit of anything alone, so that a crash may bring an object back whose delete was answered.
+        delete_durability: DeleteDurability = DeleteDurability::Ledger,
+        /// Folder on a local disk in which such deletes are noted. Not set: `esker serve` takes `deletes` in
+        /// `$STATE_DIRECTORY`; without a folder, and in a cluster, deletes are durable on storage before they are answered.
+        delete_ledger: Option<PathBuf> = None,
         /// Object stores: what is answered before it is durable waits for a commit of something else for this long at most,
         /// default 1 s. Longer saves requests of an idle daemon; a crash undoes as much.
         lazy_linger: Span = Span::seconds(1),
         /// Object stores: a group up to this size goes into the catalog's record, one request instead of two; default
-        /// 256 kb, at most 1 mb, 0 is never. Within `catalog.inline-max`.
-        inline_group_max: MemorySize = MemorySize::kib(256),
+        /// 1 mb, which is the most, 0 is never. Within `catalog.inline-max`.
+        inline_group_max: MemorySize = MemorySize::mib(1),
         /// Physical files open at once, default 256; at the bound writers wait. Each may hold a buffer or descriptor.
         max_open_files: u32 = 256,
         /// An open file without a segment for this long is closed, default 30 s.

@@ -203,6 +203,13 @@ fn check_catalog(rules: &mut Rules) {
         &["merging.delete-durability", "store.url", "catalog.url"],
         "has no effect: on a local disk a commit costs no request",
     );
+    let merging = &rules.config.merging;
+    let (durability, has_ledger) = (merging.delete_durability, merging.delete_ledger.is_some());
+    rules.warn_if(
+        has_ledger && (on_a_disk || durability != DeleteDurability::Ledger || rules.config.cluster.enabled),
+        &["merging.delete-ledger"],
+        "has no effect: it is for `merging.delete-durability = \"ledger\"` on an object store, without a cluster",
+    );
     for (key, size, least) in [
         ("catalog.cache", catalog.cache, CACHE_MIN),
         ("catalog.unflushed-max", catalog.unflushed_max, UNFLUSHED_MIN),

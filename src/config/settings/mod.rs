@@ -249,6 +249,8 @@ pub struct MergingSettings {
     pub(crate) temporary_names: TemporaryNames,
     /// Object stores: when a delete of an engine's state is durable.
     pub(crate) delete_durability: DeleteDurability,
+    /// Object stores: the folder of the ledger of deletes; without one, they are durable on storage.
+    pub(crate) delete_ledger: Option<PathBuf>,
     /// Physical files open at once, at least 1; at the bound writers wait, as each file holds a buffer or a
     /// descriptor.
     pub(crate) open_files_max: usize,
@@ -600,6 +602,7 @@ fn merging(config: &Config) -> MergingSettings {
         inline_group_bytes_max: ours.inline_group_max.bytes(),
         temporary_names: ours.temporary_names,
         delete_durability: ours.delete_durability,
+        delete_ledger: ours.delete_ledger.clone().filter(|_| ours.delete_durability == DeleteDurability::Ledger),
         open_files_max: count(ours.max_open_files).min(writers),
         idle_close: ours.idle_close.duration(),
         take_deadline: ours.take_deadline.duration(),

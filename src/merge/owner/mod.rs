@@ -540,13 +540,14 @@ async fn group_is_over(open: &OpenFile, pace: &UploadPace, merging: &MergingSett
 fn load_of(age: &GroupAge, pace: &UploadPace, lane: &LaneKey, recent: Duration) -> LaneLoad {
     let now = Clock::instant();
     let ago = |then| now.saturating_duration_since(then);
-    let LanePace { groups, committing, answered } = pace.of_lane(lane);
+    let LanePace { groups, committing, answered, usual } = pace.of_lane(lane);
     // A moment before the group began, or since then.
     let answered = answered.filter(|answered| answered.is_recent(age.first, recent));
     LaneLoad {
         in_flight: groups,
         committing,
         answered: answered.map(|answered| (answered.parcels, ago(answered.at))),
+        usual,
         oldest: ago(age.first),
         newest: ago(age.last),
         segments: age.parcels,

@@ -10,6 +10,7 @@ proxy       holds a request between Flink and Esker at the moment at which the t
 expected    what the job must have counted
 report      what a checkpoint cost
 timeline    space over time, as Esker says
+trace       which requests of Flink each write to the S3 server answered
 story       what all stories do with a job
 scenario    exact state while everything under it is killed
 savepoints  exact state when a job goes on from a savepoint with fewer and with more subtasks

@@ -196,15 +196,49 @@ what Flink's file system asks for, whoever answers; most of it is `HEAD`, listin
 its catalog. *Alone* is the same job on the S3 server without Esker, with `s3.directory.marker.retention: keep`: without it
 Hadoop's S3A deletes the markers of all parent folders after each file, which versitygw refuses. Most objects that Esker
 creates are commits to its catalog, which take whatever arrives during the one before: many small requests at once make few
-of them. Half and more of them are of deletes, which this Flink sends two at a time.
+of them.
 
 {costs}
 
+## What each write is for
+
+`tests/flink/run cost --backend s3 --backend-delay 30 --trace` tells, for each write to the S3 server, which requests of Flink
+it answered and when in the checkpoint. Each request to versitygw takes 30 ms longer there; the row is *native*, and the
+settings of Flink and Esker are their defaults. A checkpoint of four subtasks, if the machine keeps up with it:
+
+| ms into the checkpoint | write | answers |
+| --- | --- | --- |
+| 400 | a commit, with the bytes if they are up to `merging.inline-group-max`, else a file beside it | 8 to 13 PUTs of `shared/..` |
+| 600 | a commit with its bytes | the 8 PUTs that tasks send once those are answered |
+| 800 | a commit with its bytes | the completion of `_metadata` |
+| any | carried by the commits above | 17 DELETEs of `shared/..`, and that of `_metadata` |
+
+Before, nine or ten of 15 to 18 writes were commits of two deletes each: Flink's JobManager deletes one by one, from
+`jobmanager.io-pool.size` threads, by default as many as it has cores, and each waits for its answer. With every delete
+durable on storage before its answer there are at least half as many commits as deletes, however long one waits for others.
+
+Objects created and what Flink sees, per checkpoint, 12 or 13 checkpoints a run, in turn, a debug build beside other work on two
+cores (load 6 to 13 but for the last row):
+
+| way, added to those above it | objects created | a DELETE, median | a checkpoint, median |
+| --- | --- | --- | --- |
+| every delete durable on storage before its answer, as before | 16.8, 17.2, 17.3, 17.8 | 44 to 48 ms | 1,314, 1,305, 1,281, 1,388 ms |
+| deletes noted in the ledger | 8.2, 9.5 | 4, 6 ms | 927, 848 ms |
+| groups of up to 512 kb in the record (in place of 256 kb) | 7.4, 8.2 | 8, 5 ms | 940, 857 ms |
+| of up to 1 mb | 6.1, 6.5, 7.2 | 3, 7 ms | 749, 926, 858 ms |
+| a burst waits for what usually comes together: the default | 5.5, 5.1 | 3, 3 ms | 846, 656 ms |
+| the default, at a load of 15 to 26 | 7.1, 6.4, 10.0 (17.2, 17.1, 17.2 before) | 4 to 9 ms | 1,160, 1,261, 1,318 ms (1,585, 1,245, 1,467 before) |
+
+`merging.delete-durability = "commit"` and `merging.inline-group-max = "256 kb"` are how it was before. Without a folder for the
+ledger ([doors.md](doors.md#deletes-on-the-local-disk)), `jobmanager.io-pool.size: 16` in Flink's configuration brings 9 to 11.
+What does not help: to have deletes wait longer, because the threads that send them wait, too. What has not been done:
+`linger-fraction = 1` without regard to what is usual has as few writes (4.7, 5.1, 5.5), and makes writers that take turns wait.
+
 ## Settings
 
-- `jobmanager.io-pool.size: 16`. Flink deletes what a checkpoint leaves one by one, from as many threads as the JobManager has
-  cores, and Esker makes one commit of those that come together: [figures.md](figures.md#files-and-requests-of-a-flink-checkpoint)
-  has what more threads bring. The rows above are without it.
+- Esker notes deletes on its local disk before it answers them, so that they need no request to storage:
+  [doors.md](doors.md#deletes-on-the-local-disk) says where. Without that, `jobmanager.io-pool.size: 16` makes fewer requests, because
+  Flink deletes from as many threads as that, and Esker makes one commit of deletes that come together.
 - ForSt needs the hadoop file system: it goes on writing to a file after it has synced it, which the native one refuses.
   It keeps connections while its files are open, hence `s3.connection.maximum`.
 - The native file system needs `s3.region`; all three take `s3.path-style-access: true`.

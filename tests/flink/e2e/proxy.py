@@ -6,6 +6,7 @@ journal, one line a request: after a failure that says what was asked for and ho
 """
 
 import itertools
+import json
 import re
 import select
 import socket
@@ -54,6 +55,8 @@ class Proxy:
         self.upstream = host, int(port)
         self.delay_seconds = delay_seconds
         self.journal = open(journal, "w", buffering=1)
+        # What `note_passed` writes to, if anything.
+        self.passed = None
         # How requests of uploads were answered.
         self.answers = Counter()
         self._began = time.monotonic()
@@ -78,6 +81,14 @@ class Proxy:
             of_key = itertools.dropwhile(lambda line: f"{key}?" not in line, journal)
             of_key = (line for line in of_key if f"{key}?" in line or HELD in line)
             yield from [f"--- {key}", *itertools.islice(of_key, lines)]
+
+    def note_passed(self, request, began, status):
+        """Lines for those who want to know of every request, with the time of day at its begin and its end."""
+        if self.passed:
+            length = re.search(rb"(?i)\r\n(?:x-amz-decoded-)?content-length: *(\d+)", request.head)
+            self.passed.write(json.dumps({
+                "began": began, "ended": time.time(), "method": request.method, "target": request.target,
+                "length": int(length[1]) if length else 0, "status": status}) + "\n")
 
     def note_answer(self, request, status):
         self.note(f"{request.operation:8} {status} {request.method} {request.target}")
@@ -140,11 +151,12 @@ class _Connection:
         """Passes on one request and its answer. Returns whether another may follow."""
         if not self._await_request():
             return False
-        request = Request(self.client.head())
+        request, began = Request(self.client.head()), time.time()
         status = "not answered"
         try:
             status = self._pass_on(request)
         finally:
+            self.proxy.note_passed(request, began, status)
             if request.operation:
                 self.proxy.note_answer(request, status)
         return isinstance(status, int)

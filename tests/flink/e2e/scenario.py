@@ -12,6 +12,7 @@ from .processes import Failed
 from .report import Measurement
 from .story import CHECKPOINTS_AFTER_A_KILL, CHECKPOINTS_SECONDS, Story
 from .timeline import Timeline
+from .trace import Trace
 
 NUMBERS_PER_SECOND = 2000
 # The resumed job does not have to be slow any more, only right.
@@ -63,12 +64,16 @@ class Scenario(Story):
         # More than the first job can count in its time: it is always cancelled in the middle.
         self.count = int(NUMBERS_PER_SECOND * (seconds * 1.5 + 180))
 
-    def measure_alone(self, storage):
-        """Measures undisturbed checkpoints on `storage` and leaves it stopped."""
+    def measure_alone(self, storage, traced=False):
+        """Measures undisturbed checkpoints on `storage` and leaves it stopped. Tells what each write was about, if `traced`."""
         storage.start()
         cluster = self._start_shaped(storage, "alone")
         job = self._submit_paced(cluster)
         measurement = self._measure(storage, job)
+        if traced:
+            checkpoints = job.checkpoints().completed()[-measurement.checkpoints - 1:]
+            trace = Trace(storage.server, storage.access_log, checkpoints)
+            print("\n".join(["", *trace.lines(3), "", *trace.summary()]))
         self._cancel(job)
         cluster.stop()
         storage.close()

@@ -60,7 +60,10 @@ class Versitygw:
 
     def delay(self, seconds):
         """From now on its clients reach it by way of something that takes so long for each request."""
-        self.endpoint = Proxy(f"127.0.0.1:{self.port}", self.folder / "requests.log", seconds).endpoint
+        proxy = Proxy(f"127.0.0.1:{self.port}", self.folder / "requests.log", seconds)
+        self.passed_log = self.folder / "passed.log"
+        proxy.passed = open(self.passed_log, "w", buffering=1)
+        self.endpoint = proxy.endpoint
 
     def start(self):
         self.process = self.processes.start(
@@ -194,6 +197,7 @@ class Esker(S3Door):
         self.ready_file = self.folder / "ready.json"
         self.s3_address, self.api_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.process = self.api = None
+        self.access_log = self.folder / "access.log"
 
     def start(self):
         self.ready_file.unlink(missing_ok=True)
@@ -309,6 +313,10 @@ class EskerOnServer(Esker):
 [auth]
 access-key = "esker-test"
 secret-key = "esker-test-secret"
+[merging]
+delete-ledger = "{self.folder}/deletes"
+[telemetry]
+access-log = "{self.access_log}"
 """)
         super().start()
 

@@ -215,6 +215,15 @@ fn the_store_is_checked() {
     assert_eq!(good.store.credentials, Some(pair));
     warned(&[("store.region", "eu-central-1")], "the store is not S3");
     warned(&[("merging.delete-durability", "lazy")], "a commit costs no request");
+    let ledger = ("merging.delete-ledger", "/var/lib/esker/deletes");
+    assert_eq!(settings(&[s3, ledger]).merging.delete_ledger, Some("/var/lib/esker/deletes".into()));
+    for without in ["commit", "lazy"] {
+        let other = [s3, ledger, ("merging.delete-durability", without)];
+        assert_eq!(settings(&other).merging.delete_ledger, None);
+        warned(&other, "on an object store, without a cluster");
+    }
+    warned(&[ledger], "on an object store, without a cluster");
+    assert_eq!(settings(&[s3, ("merging.delete-ledger", "")]).merging.delete_ledger, None);
     warned(&[("store.endpoint", "https://minio:9000")], "not S3, Google Cloud Storage or Azure");
 }
 
