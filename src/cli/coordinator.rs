@@ -106,6 +106,10 @@ async fn follow(client: &Client, args: &CheckpointsArgs) -> anyhow::Result<ExitC
                 eprintln!("job {} has ended", args.job);
                 return Ok(ExitCode::SUCCESS);
             }
+            Err(error) if is_known && args.follow && error.is_transient() => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
             figures => figures?,
         };
         is_known = true;
@@ -173,11 +177,36 @@ pub(super) fn stop(args: &StopArgs) -> anyhow::Result<ExitCode> {
     block_on(async {
         let key = key();
         loop {
-            if let Some(code) = told(&client.stop_job(job, &request, Some(&key)).await?) {
-                return Ok(code);
+            let answer = client.stop_job(job, &request, Some(&key)).await?;
+            match told(&answer) {
+                Some(_) if answer.state == "completed" => return until_it_has_ended(&client, job).await,
+                Some(code) => return Ok(code),
+                None => {}
             }
         }
     })
+}
+
+/// The savepoint is there. The job ends with its tasks; if one of them fails before it has finished, all begin anew from the
+/// savepoint, as in Flink.
+async fn until_it_has_ended(client: &Client, job: &str) -> anyhow::Result<ExitCode> {
+    loop {
+        match client.job(job).await {
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => return Ok(ExitCode::SUCCESS),
+            Err(error) if error.is_transient() => {}
+            info => match info?.coordinator.map(|of| of.status) {
+                None => return Ok(ExitCode::SUCCESS),
+                Some(status) if status == "stopping" || status == "ended" => {}
+                Some(_) => {
+                    eprintln!(
+                        "the job has not stopped: a task failed behind the savepoint, and all began anew from it"
+                    );
+                    return Ok(ExitCode::from(1));
+                }
+            },
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Names the request, so that it can be asked for again.

@@ -15,6 +15,9 @@ pub enum CoordinatorError {
     /// The job drives its checkpoints itself, or there is none.
     #[error("job {0} has no coordinator: create it with coordinated = true")]
     NotCoordinated(JobId),
+    /// The job had a coordinator, or none, and is over.
+    #[error("job {0} has ended")]
+    HasEnded(JobId),
     /// The job is there, with other operators or settings.
     #[error("job {0} exists with other {1}: {2}")]
     Exists(JobId, &'static str, &'static str),
@@ -103,7 +106,7 @@ impl CoordinatorError {
     /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotCoordinated(_) => ErrorKind::NotFound,
+            Self::NotCoordinated(_) | Self::HasEnded(_) => ErrorKind::NotFound,
             Self::Exists(..)
             | Self::OtherAttempt(_)
             | Self::Aborted(..)
@@ -133,7 +136,7 @@ impl CoordinatorError {
         Some(match self {
             Self::OtherShard(field, _) => field,
             Self::Runs(_) => "from",
-            Self::NotCoordinated(_) | Self::Exists(..) => "job",
+            Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) => "job",
             Self::Setting(_) | Self::FixedSetting(_) => "settings",
             Self::Iterative => "iterative",
             Self::Operators(_) | Self::Misfit(_) => "operators",

@@ -27,6 +27,7 @@ use super::topology::{OperatorSpec, TaskId, Topology, key_groups_of};
 use crate::config::{JobCheckpointing, PublishDir, Retention};
 use crate::engine::EngineError;
 use crate::engine::jobs::GoOn;
+use crate::error::ErrorKind;
 use crate::model::{CheckpointId, CheckpointKind, Claim, JobEnd, JobId, SegmentId, StateScope};
 
 /// Whoever asks waits so long for storage.
@@ -343,7 +344,13 @@ impl JobHandle {
         let mut reused = vec![];
         let mut seen = std::collections::BTreeSet::new();
         for state in states {
-            let view = engine.segment(state.segment)?;
+            let view = match engine.segment(state.segment) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    let why = "these segments do not exist, or not any more";
+                    return Err(CoordinatorError::NotReusable { why, segments: vec![state.segment] });
+                }
+                view => view?,
+            };
             if view.about.job != *job {
                 return Err(CoordinatorError::OtherJob(view.id));
             }
@@ -510,7 +517,8 @@ impl JobHandle {
         changed.await?
     }
 
-    /// What the tasks of the attempt start from; of one task, or of all.
+    /// What the tasks of the attempt start from; of one task, or of all. No tasks if nobody starts any more, and what they started
+    /// from is gone.
     ///
     /// # Errors
     /// [`CoordinatorError`].
@@ -532,7 +540,12 @@ impl JobHandle {
         }
         let restored = match &from {
             None => vec![],
-            Some(from) => self.metadata_of(from).await?.operators().map_err(MetadataFault::from)?,
+            Some(checkpoint) => match self.metadata_of(checkpoint).await {
+                Err(CoordinatorError::Metadata(fault)) if phase.has_begun() && fault.kind() == ErrorKind::NotFound => {
+                    return Ok(JobStart { phase, attempt, from, tasks: vec![] });
+                }
+                metadata => metadata?.operators().map_err(MetadataFault::from)?,
+            },
         };
         let mut tasks = vec![];
         for spec in operators {

@@ -166,14 +166,14 @@ impl Coordinators {
     /// The coordinator of a job.
     ///
     /// # Errors
-    /// [`CoordinatorError::NotCoordinated`]; [`CoordinatorError::Engine`] if there is no such job.
+    /// [`CoordinatorError::NotCoordinated`], [`CoordinatorError::HasEnded`]; [`CoordinatorError::Engine`] if there is no such job.
     pub fn get(&self, job: &JobId) -> Result<JobHandle, CoordinatorError> {
         match self.find(job) {
             Some(handle) => Ok(handle),
-            None => {
-                self.0.engine.job(job)?;
-                Err(CoordinatorError::NotCoordinated(job.clone()))
-            }
+            None => match self.0.engine.job(job)?.ended {
+                Some(_) => Err(CoordinatorError::HasEnded(job.clone())),
+                None => Err(CoordinatorError::NotCoordinated(job.clone())),
+            },
         }
     }
 

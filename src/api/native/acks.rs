@@ -9,7 +9,7 @@ use futures::Stream;
 use http::{StatusCode, header};
 use tokio::sync::oneshot;
 
-use super::batch::{check, next_bytes, next_head};
+use super::batch::{check, next_bytes, next_head, next_text};
 use super::parts::{Native, in_field, job_of, json, object};
 use crate::api::body::BodySource;
 use crate::api::status::ApiError;
@@ -42,15 +42,15 @@ pub(super) async fn acknowledge(
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
     let coordinator = native.coordinators.get(&job)?;
     let framed = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/octet-stream");
+    let states = native.engine.settings().limits.segments_per_request_max;
+    let max = STATE_BYTES.saturating_mul(states).saturating_add(ACK_BYTES).min(ACK_BYTES_MAX);
     if !framed {
-        let states = native.engine.settings().limits.segments_per_request_max;
-        let max = STATE_BYTES.saturating_mul(states).saturating_add(ACK_BYTES).min(ACK_BYTES_MAX);
         let ack: AckRequest = json(&native, request, max).await?;
         let ticket = admit(&native, &coordinator, id, &ack).await?;
         return take(&coordinator, id, &ticket, ack, vec![]).await;
     }
     let mut source = BodySource::new(request.into_body().into_data_stream());
-    let head = next_head(&native, &mut source).await?;
+    let head = next_text(&native, &mut source, "the acknowledgement", max as u64).await?;
     let head = head.ok_or_else(|| ApiError::invalid("body", "begins with a frame that is the acknowledgement"))?;
     let ack: AckRequest = object("body", &head)?;
     let ticket = match admit(&native, &coordinator, id, &ack).await {

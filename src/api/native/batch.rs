@@ -139,8 +139,22 @@ where
     Ok(Some(BatchSegment { result }))
 }
 
-/// Reads the head of the next frame; `None` at the end.
+/// Reads the head of the next segment; `None` at the end.
 pub(super) async fn next_head<S, E>(native: &Native, source: &mut BodySource<S>) -> Result<Option<Bytes>, ApiError>
+where
+    S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
+    E: std::error::Error + Send + 'static,
+{
+    next_text(native, source, "the head of a segment", HEAD_BYTES_MAX).await
+}
+
+/// Reads the text with which the next frame begins, `what`, of so many bytes at most; `None` at the end.
+pub(super) async fn next_text<S, E>(
+    native: &Native,
+    source: &mut BodySource<S>,
+    what: &str,
+    max: u64,
+) -> Result<Option<Bytes>, ApiError>
 where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: std::error::Error + Send + 'static,
@@ -152,8 +166,9 @@ where
         length.extend_from_slice(&more.ok_or_else(|| native.admission.cut_short(4, length.len()))?);
     }
     let head_len = u64::from(u32::from_le_bytes([length[0], length[1], length[2], length[3]]));
-    if head_len == 0 || head_len > HEAD_BYTES_MAX {
-        let message = format!("the head of a segment must have 1 to {HEAD_BYTES_MAX} bytes, is {head_len}");
+    if head_len == 0 || head_len > max {
+        let message =
+            format!("{what} must have 1 to {max} bytes, and {head_len} are announced: 4 bytes, little-endian");
         return Err(ApiError::invalid("head", message));
     }
     let received = native.engine.receive(Framed::new(source, &native.admission, head_len)).await;

@@ -19,6 +19,7 @@ use crate::api::status::ApiError;
 use crate::config::{PublishDir, Span};
 use crate::coordinator::RequestView;
 use crate::coordinator::ack::StateKind;
+use crate::coordinator::assign::TaskStart;
 use crate::coordinator::handle::{JobHandle, JobStanding, JobStart, RestoreWanted};
 use crate::coordinator::history::CheckpointFigures;
 use crate::coordinator::registry::NewCoordinatedJob;
@@ -26,7 +27,7 @@ use crate::coordinator::state::machine::JobPhase;
 use crate::coordinator::state::queue::{StopMode, WantedCheckpoint};
 use crate::coordinator::state::tasks::TaskState;
 use crate::coordinator::topology::{ConnectionPattern, OperatorInput, OperatorSpec, default_max_parallelism};
-use crate::engine::JobView;
+use crate::engine::{EngineError, JobView};
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, InvalidId, JobId, Label};
 
@@ -355,9 +356,28 @@ pub(super) async fn state(
 }
 
 fn state_info(native: &Native, job: &JobId, start: JobStart) -> Result<JobStateInfo, ApiError> {
+    let tasks = match task_states(native, start.tasks) {
+        // Nobody starts any more, and what they started from goes.
+        Err(error) if start.phase.has_begun() && error.kind() == ErrorKind::NotFound => vec![],
+        tasks => tasks?,
+    };
+    Ok(JobStateInfo {
+        job: job.to_string(),
+        status: status_of(start.phase).to_owned(),
+        attempt: start.attempt,
+        from: start.from.as_ref().map(|from| from.job.clone()),
+        checkpoint: start.from.map(|from| from.checkpoint),
+        tasks,
+    })
+}
+
+fn task_states(
+    native: &Native,
+    starts: Vec<(OperatorSpec, u32, TaskStart)>,
+) -> Result<Vec<TaskStateInfo>, EngineError> {
     let groups = |range: &std::ops::Range<u32>| KeyGroups { start: range.start, end: range.end };
     let mut tasks = vec![];
-    for (spec, subtask, start) in start.tasks {
+    for (spec, subtask, start) in starts {
         let mut state = vec![];
         for assigned in start.state {
             let view = native.engine.segment(assigned.entry.segment)?;
@@ -384,14 +404,7 @@ fn state_info(native: &Native, job: &JobId, start: JobStart) -> Result<JobStateI
             state,
         });
     }
-    Ok(JobStateInfo {
-        job: job.to_string(),
-        status: status_of(start.phase).to_owned(),
-        attempt: start.attempt,
-        from: start.from.as_ref().map(|from| from.job.clone()),
-        checkpoint: start.from.map(|from| from.checkpoint),
-        tasks,
-    })
+    Ok(tasks)
 }
 
 pub(super) fn kind_name(kind: StateKind) -> &'static str {

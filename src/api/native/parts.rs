@@ -160,13 +160,14 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
     object("body", &body)
 }
 
-/// Reads a JSON object. Without this check a list of values would do, in the order of the fields.
+/// Reads a JSON object; nothing is one without fields. Without this check a list of values would do, in the order of the fields.
 pub(super) fn object<T: DeserializeOwned>(field: &'static str, text: &[u8]) -> Result<T, ApiError> {
     parse_object(text).map_err(|why| ApiError::invalid(field, why))
 }
 
 fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     match text.trim_ascii_start().first() {
+        None => serde_json::from_slice(b"{}").map_err(|error| error.to_string()),
         Some(first) if *first != b'{' => Err("must be a JSON object".to_owned()),
         _ => serde_json::from_slice(text).map_err(|error| error.to_string()),
     }

@@ -65,6 +65,13 @@ pub enum JobPhase {
     Ended,
 }
 
+impl JobPhase {
+    /// Whether all tasks have begun: whoever begins now takes the place of one that is gone.
+    pub fn has_begun(self) -> bool {
+        matches!(self, Self::Running | Self::Stopping)
+    }
+}
+
 /// Decides about the checkpoints of one job. See the module's docs.
 #[derive(Debug, Clone)]
 pub struct Coordinator {

@@ -37,9 +37,10 @@ impl Coordinator {
         let forced = wanted.is_savepoint() && !self.rules.unaligned;
         let request = CheckpointRequest { number, wanted, forced, at: now };
         if self.ended || self.stopping.is_some() {
-            self.refuse(request, FailureReason::CoordinatorShutdown, now);
+            let message = if self.ended { "" } else { "the job is stopping" };
+            self.refuse(request, FailureReason::CoordinatorShutdown, message, now);
         } else if let Some(dropped) = self.queue.add(request) {
-            self.refuse(dropped, FailureReason::TooManyRequests, now);
+            self.refuse(dropped, FailureReason::TooManyRequests, "", now);
         }
         number
     }
@@ -66,7 +67,7 @@ impl Coordinator {
             let Some(delay) = too_early else { return self.queue.take() };
             self.queue.take();
             self.schedule.put_off(now, delay);
-            self.refuse(first, FailureReason::MinimumTime, now);
+            self.refuse(first, FailureReason::MinimumTime, "", now);
         }
     }
 
@@ -78,11 +79,11 @@ impl Coordinator {
 
     fn begin(&mut self, request: CheckpointRequest, now: Duration) {
         if request.wanted == WantedCheckpoint::Periodic && !self.schedule.runs() {
-            return self.refuse(request, FailureReason::PeriodicSchedulerShutdown, now);
+            return self.refuse(request, FailureReason::PeriodicSchedulerShutdown, "", now);
         }
         let (_, finished) = self.tasks.counts();
         if !self.tasks.all_run() || (finished > 0 && !self.rules.after_tasks_finish) {
-            return self.refuse(request, FailureReason::NotAllTasksRunning, now);
+            return self.refuse(request, FailureReason::NotAllTasksRunning, "", now);
         }
         let id = self.next_id;
         self.next_id = CheckpointId(id.0 + 1);
@@ -104,8 +105,8 @@ impl Coordinator {
     }
 
     /// A request that begins no checkpoint has failed.
-    pub(super) fn refuse(&mut self, request: CheckpointRequest, reason: FailureReason, now: Duration) {
-        self.request_failed(request, None, reason, String::new());
+    pub(super) fn refuse(&mut self, request: CheckpointRequest, reason: FailureReason, message: &str, now: Duration) {
+        self.request_failed(request, None, reason, message.to_owned());
         self.count_failure(None, request.wanted, reason, Blame::Coordinator, now);
         self.after_failed_stop(&request, now);
     }

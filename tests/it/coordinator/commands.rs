@@ -112,11 +112,25 @@ async fn a_savepoint_is_taken_and_a_job_stopped_by_hand() {
     daemon.client.report_tasks("j", &tasks_of(events.first, &both, "running")).await.unwrap();
     let stopping = begin(&daemon, &["stop", "--job", "j", "--drain"]);
     acknowledged(&mut events, ["three", "four"]).await;
+    let stop = events.find(|event| if let JobEvent::Stop(stop) = event { Some(stop.drain) } else { None }).await;
+    assert!(stop);
+    daemon.client.report_tasks("j", &tasks_of(events.first, &both[..1], "finished")).await.unwrap();
+    daemon.client.report_tasks("j", &tasks_of(events.first, &both[1..], "failed")).await.unwrap();
+    let (code, stopped, told) = texts(stopping.await.unwrap());
+    assert_eq!(code, Some(1), "{told}");
+    assert!(stopped.starts_with("s3://checkpoints/usual/savepoint-j-"), "it is there all the same: {stopped}");
+    assert!(told.contains("the job has not stopped"), "{told}");
+
+    events.first += 1;
+    daemon.client.report_tasks("j", &tasks_of(events.first, &both, "running")).await.unwrap();
+    let stopping = begin(&daemon, &["stop", "--job", "j"]);
+    acknowledged(&mut events, ["three", "four"]).await;
+    daemon.client.report_tasks("j", &tasks_of(events.first, &both, "finished")).await.unwrap();
     let (code, stopped, told) = texts(stopping.await.unwrap());
     assert_eq!(code, Some(0), "{told}");
     assert!(stopped.starts_with("s3://checkpoints/usual/savepoint-j-"), "{stopped}");
-    let stop = events.find(|event| if let JobEvent::Stop(stop) = event { Some(stop.drain) } else { None }).await;
-    assert!(stop);
+    let (_, _, told) = said(&daemon, &["checkpoints", "--job", "j"]).await;
+    assert!(told.contains("job j has ended"), "{told}");
 
     daemon.client.create(&job("next", &[], vec![operator("count", 2)])).await.unwrap();
     let from = RestoreJob { savepoint: Some(path), ..RestoreJob::default() };

@@ -383,7 +383,7 @@ async fn s5_8_segments_of_completed_checkpoints_are_used_again_if_the_job_is_inc
         .client
         .acknowledge("j", second, &ack(events.first, 1, vec![of("01ARZ3NDEKTSV4RRFFQ69G5FAV")]), &[])
         .await;
-    assert_eq!(unknown.unwrap_err().status(), Some(StatusCode::NOT_FOUND), "a placeholder for what is not there");
+    refused(unknown, StatusCode::CONFLICT, "state", "do not exist");
     let metadata = daemon.client.checkpoint_metadata("j", first).await.unwrap();
     let exclusive = metadata["operators"][0]["tasks"][1]["state"][0]["segment"].as_str().unwrap().to_owned();
     let refusal = daemon.client.acknowledge("j", second, &ack(events.first, 1, vec![of(&exclusive)]), &[]).await;
@@ -872,4 +872,59 @@ async fn a_worker_tells_the_next_daemon_that_it_runs() {
 
     let event = tokio::time::timeout(PATIENCE, events).await.expect("no checkpoint is triggered").unwrap();
     assert!(matches!(event, WorkerEvent::Snapshot(_)), "{event:?}");
+}
+
+/// Whoever begins then is told what to do by status and attempt; the state of all others is in use.
+#[tokio::test]
+async fn what_a_running_job_began_from_may_be_gone() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let mut events = running(&daemon, "j", &[]).await;
+    checkpoint_of(&mut events, ["one", "two"]).await;
+    let both = [("count", 0), ("count", 1)];
+    client.report_tasks("j", &tasks_of(events.first, &both[..1], "failed")).await.unwrap();
+    let state = client.job_state("j", None).await.unwrap();
+    assert_eq!((&*state.status, state.tasks.len()), ("restarting", 2));
+    events.first += 1;
+    client.report_tasks("j", &tasks_of(events.first, &both, "running")).await.unwrap();
+    checkpoint_of(&mut events, ["three", "four"]).await;
+
+    let told = async |client: &Client| {
+        let state = client.job_state("j", Some(("count", 1))).await.unwrap();
+        (state.status, state.attempt, state.tasks.len())
+    };
+    let gone = ("running".to_owned(), events.first, 0);
+    let begun = std::time::Instant::now();
+    while told(client).await != gone {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", told(client).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let first = events.first;
+    let daemon = daemon.restart().await;
+    assert_eq!(told(&daemon.client).await, ("running".to_owned(), first, 0), "nobody has read it there before");
+    daemon.client.report_tasks("j", &tasks_of(first, &both[1..], "failed")).await.unwrap();
+    let state = daemon.client.job_state("j", None).await.unwrap();
+    assert_eq!(starts(&daemon.client, &state).await, [["three"], ["four"]]);
+}
+
+#[tokio::test]
+async fn an_acknowledgement_may_have_as_many_key_groups_as_there_are() {
+    let daemon = daemon().await;
+    let wide = JobOperator { max_parallelism: Some(32_768), ..operator("count", 1) };
+    daemon.client.create(&job("j", &[], vec![wide])).await.unwrap();
+    let mut events = Events::of(&daemon.client, "j").await;
+    daemon.client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "running")).await.unwrap();
+    daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+    let id = events.triggered().await;
+
+    let keyed = AckState {
+        kind: Some("keyed".into()),
+        offsets: Some((0..32_768).collect()),
+        key_groups: Some(KeyGroups { start: 0, end: 32_768 }),
+        ..riding(0, "s")
+    };
+    let parts = [(BatchHead::default(), Bytes::from(vec![7; 32_768]))];
+    daemon.client.acknowledge("j", id, &ack(events.first, 0, vec![keyed]), &parts).await.unwrap();
+
+    assert_eq!(events.completed().await, id);
 }
