@@ -232,21 +232,21 @@ async fn without_a_folder_and_for_other_keys_a_delete_is_a_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_command_finds_a_folder_by_itself() {
+async fn the_command_takes_the_folder_of_a_service() {
     let world = World::new().await;
     let mut command = process::esker();
     command
         .args(["serve", "--s3", "127.0.0.1:0", "--api", "127.0.0.1:0", "--ready-file"])
         .arg(world.disk.path().join("ready"));
     command.args(offline::keys(&world.server)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.env_remove("STATE_DIRECTORY").env("XDG_STATE_HOME", world.disk.path());
+    command.env("STATE_DIRECTORY", world.disk.path());
 
     let mut daemon = command.spawn().unwrap();
     eventually("the daemon is ready", SOON, || async { world.disk.path().join("ready").exists() }).await;
     daemon.kill().unwrap();
     daemon.wait().unwrap();
 
-    assert_eq!(folders(&world.disk.path().join("esker/deletes")), 1);
+    assert_eq!(folders(&world.disk.path().join("deletes")), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
