@@ -25,7 +25,6 @@ use super::state::tasks::TaskState;
 use super::storage::{JobStorage, MetadataFault, PUBLISHED_NAME, holds_savepoints};
 use super::topology::{OperatorSpec, TaskId, Topology, key_groups_of};
 use crate::config::{JobCheckpointing, PublishDir, Retention};
-use crate::engine::EngineError;
 use crate::engine::jobs::GoOn;
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, CheckpointKind, Claim, JobEnd, JobId, SegmentId, StateScope};
@@ -115,8 +114,10 @@ pub struct AcknowledgedState {
 pub struct JobStart {
     /// Where the job stands.
     pub phase: JobPhase,
-    /// The attempt.
+    /// The attempt, and the first one of the job.
     pub attempt: u64,
+    /// See [`Self::attempt`].
+    pub first_attempt: u64,
     /// The checkpoint; `None`: nothing.
     pub from: Option<CheckpointOfJob>,
     /// Each task with its operator.
@@ -246,10 +247,18 @@ impl JobHandle {
                 let current = actor.coordinator.attempt();
                 return crate::runtime::reply(reply, Err(CoordinatorError::OtherAttempt(current)));
             }
+            let now = actor.now();
             if let Some(worker) = &worker {
+                let replaces = |task: TaskId| actor.coordinator.tasks().runs(task) && actor.is_of_another(task, worker);
+                if let Some((task, _)) = found.iter().find(|(task, _)| replaces(*task)) {
+                    // What the one before did since the last checkpoint is lost with it, and this one did not begin from there.
+                    actor.coordinator.replaced(*task, worker, now);
+                    actor.settle();
+                    let current = actor.coordinator.attempt();
+                    return crate::runtime::reply(reply, Err(CoordinatorError::OtherAttempt(current)));
+                }
                 actor.know_worker(worker, found.iter().map(|(task, _)| *task));
             }
-            let now = actor.now();
             actor.coordinator.report(attempt, &found, message.as_deref(), now);
             actor.settle();
             actor.once_recorded(Box::new(move |actor| crate::runtime::reply(reply, Ok(standing_of(actor)))));
@@ -525,14 +534,16 @@ impl JobHandle {
     pub async fn start(&self, of: Option<(String, u32)>) -> Result<JobStart, CoordinatorError> {
         let asked = self.ask(|actor| {
             let coordinator = &actor.coordinator;
-            // A checkpoint is being stored, and the new attempt may begin from it: nobody knows yet.
-            if coordinator.attempt() != actor.remembered.attempt {
+            // A checkpoint is being stored, and the new attempt may begin from it; or the attempt is not durable: another owner would
+            // give its number to another one.
+            if coordinator.attempt() != actor.recorded_attempt {
                 return Err(CoordinatorError::Busy);
             }
             let operators = coordinator.topology().operators().to_vec();
-            Ok((coordinator.phase(), coordinator.attempt(), actor.remembered.from.clone(), operators))
+            let first_attempt = coordinator.attempt() - coordinator.restarts();
+            Ok((coordinator.phase(), coordinator.attempt(), first_attempt, actor.remembered.from.clone(), operators))
         });
-        let (phase, attempt, from, operators) = asked.await??;
+        let (phase, attempt, first_attempt, from, operators) = asked.await??;
         if let Some((operator, subtask)) = &of
             && !operators.iter().any(|spec| spec.id == *operator && *subtask < spec.parallelism)
         {
@@ -542,7 +553,7 @@ impl JobHandle {
             None => vec![],
             Some(checkpoint) => match self.metadata_of(checkpoint).await {
                 Err(CoordinatorError::Metadata(fault)) if phase.has_begun() && fault.kind() == ErrorKind::NotFound => {
-                    return Ok(JobStart { phase, attempt, from, tasks: vec![] });
+                    return Ok(JobStart { phase, attempt, first_attempt, from, tasks: vec![] });
                 }
                 metadata => metadata?.operators().map_err(MetadataFault::from)?,
             },
@@ -558,7 +569,7 @@ impl JobHandle {
             let starts = (0_u32..).zip(starts).filter(|(subtask, _)| wanted(*subtask));
             tasks.extend(starts.map(|(subtask, start)| (spec.clone(), subtask, start)));
         }
-        Ok(JobStart { phase, attempt, from, tasks })
+        Ok(JobStart { phase, attempt, first_attempt, from, tasks })
     }
 
     async fn metadata_of(&self, from: &CheckpointOfJob) -> Result<Arc<CheckpointMetadata>, CoordinatorError> {
@@ -596,56 +607,23 @@ impl JobHandle {
         if !self.storage.engine().holds_job(&from) {
             return Err(CoordinatorError::OtherShard("from", format!("job {from}")));
         }
-        let known = self.storage.engine().checkpoints(&from)?;
-        let asked = self.ask(|actor| {
-            let (topology, iterative) = (actor.coordinator.topology().clone(), actor.remembered.iterative);
-            (actor.newest(), topology, iterative, actor.when_quiet.is_some())
-        });
-        let (newest, topology, iterative, busy) = asked.await?;
+        let wish = RestoreWish { from, checkpoint, claim, operators, allow_non_restored };
+        let asked = self.ask(|actor| (JobNow::of(actor), actor.when_quiet.is_some()));
+        let (now, busy) = asked.await?;
         if busy {
             return Err(CoordinatorError::Busy);
         }
-        let target = match checkpoint {
-            Some(id) => Some((from.clone(), id)),
-            None if from == job => {
-                newest.as_ref().and_then(|newest| Some((newest.job.parse().ok()?, CheckpointId(newest.checkpoint))))
-            }
-            None => Some((from.clone(), self.storage.engine().latest_completed(&from)?.id)),
-        };
-        let kind = |id: CheckpointId| known.iter().find(|known| known.id == id).map(|known| known.kind);
-        let is_savepoint = target.as_ref().is_some_and(|(_, id)| kind(*id) == Some(CheckpointKind::Savepoint));
-        if let Some((of, id)) = &target
-            && *of == job
-            && !is_savepoint
-            && newest.as_ref().is_some_and(|newest| newest.job == job.as_str() && newest.checkpoint != id.0)
-        {
-            return Err(CoordinatorError::NotNewest(*id));
+        // What is wrong is found before anything changes; then once more, as what is being stored may complete before that.
+        match wish.choose(&self.storage, now).await {
+            // A newer one has completed just now, and this one goes.
+            Err(error) if wish.checkpoint.is_none() && wish.from == job && error.kind() == ErrorKind::NotFound => {}
+            chosen => drop(chosen?),
         }
-        let claim = claim.unwrap_or(if is_savepoint { Claim::NoClaim } else { Claim::Claim });
-        if from != job && (claim == Claim::Claim || !is_savepoint) && self.storage.engine().is_coordinated(&from)? {
-            return Err(CoordinatorError::Runs(from));
-        }
-        let topology = operators.map_or(Ok(topology), |operators| {
-            check_operators(&operators, iterative).map(|()| Topology::new(operators))
-        })?;
-        let topology = match &target {
-            None => topology,
-            Some((of, id)) => {
-                let restored = self.storage.metadata(of, *id).await?.operators().map_err(MetadataFault::from)?;
-                fit(&topology, &restored, allow_non_restored)?
-            }
-        };
-        self.go_on(target, is_savepoint, claim, topology).await
+        self.go_on(wish).await
     }
 
-    async fn go_on(
-        &self,
-        target: Option<(JobId, CheckpointId)>,
-        is_savepoint: bool,
-        claim: Claim,
-        topology: Topology,
-    ) -> Result<(), CoordinatorError> {
-        let (storage, job) = (self.storage.clone(), self.storage.job().clone());
+    async fn go_on(&self, wish: RestoreWish) -> Result<(), CoordinatorError> {
+        let storage = self.storage.clone();
         let restored = self.ask_later(move |actor, reply| {
             if actor.when_quiet.is_some() {
                 return crate::runtime::reply(reply, Err(CoordinatorError::Busy));
@@ -653,18 +631,10 @@ impl JobHandle {
             let now = actor.now();
             actor.coordinator.halt(now);
             actor.when_quiet = Some(Box::new(move |actor| {
-                let foreign = target.clone().filter(|(from, _)| *from != job);
+                let now = JobNow::of(actor);
                 actor.alongside(Box::pin(async move {
-                    let taken = match foreign {
-                        None => Ok(()),
-                        Some((from, id)) => {
-                            let go_on = GoOn { job, from, checkpoint: Some(id), claim };
-                            storage.engine().go_on(go_on).await.map(|_| ())
-                        }
-                    };
-                    let message: Message = Box::new(move |actor| {
-                        begin_attempt(actor, taken, target, is_savepoint, claim, topology, reply)
-                    });
+                    let chosen = wish.take(&storage, now).await;
+                    let message: Message = Box::new(move |actor| begin_attempt(actor, chosen, reply));
                     message
                 }));
             }));
@@ -689,21 +659,110 @@ impl JobHandle {
     }
 }
 
-/// The state was taken over, or could not be: the attempt begins, or the job goes on as it was.
-fn begin_attempt(
-    actor: &mut JobActor,
-    taken: Result<(), EngineError>,
+/// A state that somebody wants a job to go on from, and how.
+struct RestoreWish {
+    from: JobId,
+    checkpoint: Option<CheckpointId>,
+    claim: Option<Claim>,
+    operators: Option<Vec<OperatorSpec>>,
+    allow_non_restored: bool,
+}
+
+/// What a restore depends on, of the job at a moment.
+struct JobNow {
+    newest: Option<CheckpointOfJob>,
+    topology: Topology,
+    iterative: bool,
+}
+
+/// What a restore comes to.
+struct ChosenRestore {
     target: Option<(JobId, CheckpointId)>,
     is_savepoint: bool,
     claim: Claim,
     topology: Topology,
+}
+
+impl JobNow {
+    fn of(actor: &JobActor) -> Self {
+        let (topology, iterative) = (actor.coordinator.topology().clone(), actor.remembered.iterative);
+        Self { newest: actor.newest(), topology, iterative }
+    }
+}
+
+impl RestoreWish {
+    /// What it comes to now. Changes nothing.
+    async fn choose(&self, storage: &JobStorage, now: JobNow) -> Result<ChosenRestore, CoordinatorError> {
+        let (job, engine, from) = (storage.job(), storage.engine(), &self.from);
+        let JobNow { newest, topology, iterative } = now;
+        let known = engine.checkpoints(from)?;
+        let target = match (self.checkpoint, &newest) {
+            (Some(id), _) => Some((from.clone(), id)),
+            (None, Some(newest)) if from == job => {
+                newest.job.parse().ok().map(|of| (of, CheckpointId(newest.checkpoint)))
+            }
+            // One of a job of this name that has ended.
+            (None, None) if from == job => engine.latest_completed(job).ok().map(|known| (job.clone(), known.id)),
+            (None, _) => Some((from.clone(), engine.latest_completed(from)?.id)),
+        };
+        let kind = |id: CheckpointId| known.iter().find(|known| known.id == id).map(|known| known.kind);
+        let is_savepoint = target.as_ref().is_some_and(|(_, id)| kind(*id) == Some(CheckpointKind::Savepoint));
+        if let Some((of, id)) = &target
+            && of == job
+            && !is_savepoint
+            && newest.as_ref().is_some_and(|newest| newest.job == job.as_str() && newest.checkpoint != id.0)
+        {
+            return Err(CoordinatorError::NotNewest(*id));
+        }
+        let claim = self.claim.unwrap_or(if is_savepoint { Claim::NoClaim } else { Claim::Claim });
+        if from != job && (claim == Claim::Claim || !is_savepoint) && engine.is_coordinated(from)? {
+            return Err(CoordinatorError::Runs(from.clone()));
+        }
+        if let Some((of, id)) = target.as_ref().filter(|(of, _)| of != job) {
+            engine.may_go_on(GoOn { job: job.clone(), from: of.clone(), checkpoint: Some(*id), claim })?;
+        }
+        let topology = match &self.operators {
+            None => topology,
+            Some(operators) => {
+                check_operators(operators, iterative)?;
+                Topology::new(operators.clone())
+            }
+        };
+        let topology = match &target {
+            None => topology,
+            Some((of, id)) => {
+                let restored = storage.metadata(of, *id).await?.operators().map_err(MetadataFault::from)?;
+                fit(&topology, &restored, self.allow_non_restored)?
+            }
+        };
+        Ok(ChosenRestore { target, is_savepoint, claim, topology })
+    }
+
+    /// The same, and takes what is another job's.
+    async fn take(&self, storage: &JobStorage, now: JobNow) -> Result<ChosenRestore, CoordinatorError> {
+        let chosen = self.choose(storage, now).await?;
+        if let Some((from, id)) = chosen.target.clone().filter(|(from, _)| from != storage.job()) {
+            let go_on = GoOn { job: storage.job().clone(), from, checkpoint: Some(id), claim: chosen.claim };
+            storage.engine().go_on(go_on).await?;
+        }
+        Ok(chosen)
+    }
+}
+
+/// The state was taken over, or could not be: the attempt begins, or the job goes on as it was.
+fn begin_attempt(
+    actor: &mut JobActor,
+    chosen: Result<ChosenRestore, CoordinatorError>,
     reply: oneshot::Sender<Result<(), CoordinatorError>>,
 ) {
     let now = actor.now();
-    if let Err(error) = taken {
-        actor.coordinator.resume(now);
-        return crate::runtime::reply(reply, Err(error.into()));
-    }
+    let ChosenRestore { target, is_savepoint, claim, topology } = match chosen {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            actor.coordinator.resume(now);
+            return crate::runtime::reply(reply, Err(error));
+        }
+    };
     let job = actor.storage.job().clone();
     let claimed = claim == Claim::Claim;
     let own = target.as_ref().is_some_and(|(from, _)| *from == job);

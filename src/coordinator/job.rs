@@ -136,6 +136,10 @@ pub(super) struct JobActor {
     record_on_its_way: bool,
     after_record: Vec<(u64, AfterRecord)>,
     pub when_quiet: Option<WhenQuiet>,
+    /// The attempt that is durable: no task begins in another one.
+    pub recorded_attempt: u64,
+    /// The job is being ended: nothing is recorded any more, which would bring it back.
+    ending: bool,
     pub over: bool,
 }
 
@@ -146,10 +150,13 @@ impl JobActor {
         remembered: RememberedJob,
         events: Arc<EventLog>,
     ) -> Self {
+        let recorded_attempt = remembered.attempt;
         Self {
             storage,
             coordinator,
             remembered,
+            recorded_attempt,
+            ending: false,
             events,
             history: History::default(),
             begun: Clock::instant(),
@@ -545,7 +552,7 @@ impl JobActor {
     }
 
     fn write_record(&mut self, after: Duration) {
-        if self.record_on_its_way || self.record_durable == self.record_wanted {
+        if self.record_on_its_way || self.record_durable == self.record_wanted || self.ending {
             return;
         }
         self.record_on_its_way = true;
@@ -609,6 +616,7 @@ impl JobActor {
         self.remembered.finished.clear();
         self.workers.clear();
         self.record(Box::new(move |actor| {
+            actor.recorded_attempt = actor.recorded_attempt.max(attempt);
             let from = actor.remembered.from.clone();
             let job = from.as_ref().map_or_else(|| actor.storage.job().to_string(), |from| from.job.clone());
             let checkpoint = from.map(|from| CheckpointId(from.checkpoint));
@@ -623,6 +631,12 @@ impl JobActor {
         if self.workers.len() < WORKERS_MAX || self.workers.contains_key(worker) {
             self.workers.entry(worker.to_owned()).or_default().extend(tasks);
         }
+    }
+
+    /// Whether another worker than this one has reported that the task runs, and this one has not.
+    pub(super) fn is_of_another(&self, task: TaskId, worker: &str) -> bool {
+        let others = self.workers.iter().any(|(known, tasks)| known != worker && tasks.contains(&task));
+        others && !self.workers.get(worker).is_some_and(|tasks| tasks.contains(&task))
     }
 
     /// A worker gave a sign of life.
@@ -664,6 +678,7 @@ impl JobActor {
                 own.map(|one| published_key(dir, actor.storage.job(), rules.create_subdir, one.id)).collect()
             });
             let storage = actor.storage.clone();
+            actor.ending = true;
             actor.alongside(Box::pin(async move {
                 storage.unpublish_all(published.unwrap_or_default()).await;
                 let ended = storage.engine().end_job(storage.job(), state, Some(retention)).await;
@@ -679,6 +694,8 @@ impl JobActor {
                         tracing::warn!(job = %actor.storage.job(), error = chain(&error), "the job was not ended");
                         let now = actor.now();
                         actor.coordinator.resume(now);
+                        actor.ending = false;
+                        actor.write_record(Duration::ZERO);
                         then(actor, Err(error.into()));
                     }
                 });

@@ -58,6 +58,9 @@ pub struct RememberedJob {
     /// The one that it began with: no job of the same name before had it, as far as chance goes.
     #[serde(default = "one")]
     pub first_attempt: u64,
+    /// Checkpoints below this were there before the job was created: it does not begin from them unless somebody says so.
+    #[serde(default)]
+    pub first_checkpoint: u64,
     /// What its tasks begin from; `None`: from nothing.
     pub from: Option<CheckpointOfJob>,
     /// Whether all tasks have run in it.
@@ -94,8 +97,9 @@ pub enum UnreadableJob {
 }
 
 impl RememberedJob {
-    /// Of a job that is new.
-    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool, first_attempt: u64) -> Self {
+    /// Of a job that is new, with the first attempt and checkpoint that are its own.
+    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool, first: (u64, u64)) -> Self {
+        let (first_attempt, first_checkpoint) = first;
         Self {
             version: VERSION,
             settings: rules.texts(),
@@ -103,6 +107,7 @@ impl RememberedJob {
             iterative,
             attempt: first_attempt,
             first_attempt,
+            first_checkpoint,
             from: None,
             ran: false,
             finished: BTreeMap::new(),
@@ -170,7 +175,7 @@ mod tests {
         let text = concat!(
             r#"{"version":1,"settings":{"execution.checkpointing.interval":"1 s"},"operators":[{"id":"a","parallelism":2,"#,
             r#""max_parallelism":128,"max_parallelism_given":true,"inputs":[{"from":"b","pattern":"pointwise"}],"#,
-            r#""union_list_state":true,"two_phase_commit":false,"unaligned":true}],"iterative":false,"attempt":417003,"first_attempt":417001,"from":{"job":"j","checkpoint":7},"ran":true,"#,
+            r#""union_list_state":true,"two_phase_commit":false,"unaligned":true}],"iterative":false,"attempt":417003,"first_attempt":417001,"first_checkpoint":6,"from":{"job":"j","checkpoint":7},"ran":true,"#,
             r#""finished":{"0":[1]},"ids_before":65,"start":{"job":"j","checkpoint":7,"claimed":false,"until":9}}"#
         );
         let read = RememberedJob::read(text).unwrap();
@@ -179,8 +184,8 @@ mod tests {
         assert_eq!(read.finished_tasks(), [TaskId { operator: 0, subtask: 1 }].into());
         let defaults = Settings::try_from(&Config::default()).unwrap().checkpointing.jobs;
         assert_eq!(read.rules(&defaults).unwrap().interval, Some(std::time::Duration::from_secs(1)));
-        let older = RememberedJob::read(&text.replace(r#""first_attempt":417001,"#, "")).unwrap();
-        assert_eq!(older, RememberedJob { first_attempt: 1, ..read });
+        let older = RememberedJob::read(&text.replace(r#""first_attempt":417001,"first_checkpoint":6,"#, "")).unwrap();
+        assert_eq!(older, RememberedJob { first_attempt: 1, first_checkpoint: 0, ..read });
         assert!(matches!(RememberedJob::read(r#"{"version":2}"#), Err(UnreadableJob::Version(2))));
     }
 }

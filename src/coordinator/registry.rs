@@ -86,12 +86,8 @@ impl Coordinators {
         let engine = &self.0.engine;
         let known = engine.checkpoints(job).unwrap_or_default();
         let retained = retained_of(&known, &remembered);
-        let used = known
-            .iter()
-            .map(|known| known.id.0)
-            .chain(engine.job(job).ok().and_then(|job| job.subsumed).map(|id| id.0));
-        let used = used.chain(remembered.start.as_ref().map(|start| start.checkpoint));
-        let next_id = CheckpointId(remembered.ids_before.max(behind(used)));
+        let used = remembered.start.iter().map(|start| start.checkpoint);
+        let next_id = CheckpointId(remembered.ids_before.max(behind_known(engine, job, &known)).max(behind(used)));
         remembered.ids_before = next_id.0;
         let newest = retained.iter().rev().find(|one| one.kind == RetainedKind::Checkpoint).map(|one| one.id.0);
         let full = remembered
@@ -210,18 +206,29 @@ impl Coordinators {
                 (_, false) => Err(CoordinatorError::Exists(job, "settings", "change them at its settings")),
             };
         }
-        let remembered = RememberedJob::new(&rules, &topology, iterative, first_attempt(self.0.engine.entropy()));
+        let engine = &self.0.engine;
+        let before = engine.checkpoints(&job).unwrap_or_default();
+        let first = (first_attempt(engine.entropy()), behind_known(engine, &job, &before));
+        let remembered = RememberedJob::new(&rules, &topology, iterative, first);
         self.0.engine.coordinate(&job, Arc::from(remembered.write())).await?;
         self.spawn(&job, remembered, rules);
         Ok(())
     }
 }
 
+/// The number behind those that the job has, or had.
+fn behind_known(engine: &Engine, job: &JobId, known: &[CheckpointView]) -> u64 {
+    let subsumed = engine.job(job).ok().and_then(|job| job.subsumed);
+    behind(known.iter().map(|known| known.id).chain(subsumed).map(|id| id.0))
+}
+
 /// Completed checkpoints that count, the oldest first.
 fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
     let completed = known.iter().filter(|known| known.state == CheckpointState::Completed);
     let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint).map(|known| known.id);
-    let own = own.filter(|id| id.0 < NUMBERS_MAX);
+    // One from before the job was created counts if the job has gone on from it.
+    let chosen = remembered.start.as_ref().filter(|start| start.claimed).map(|start| start.checkpoint);
+    let own = own.filter(|id| id.0 < NUMBERS_MAX && (id.0 >= remembered.first_checkpoint || Some(id.0) == chosen));
     let mut retained: Vec<RetainedCheckpoint> =
         own.map(|id| RetainedCheckpoint { id, kind: RetainedKind::Checkpoint }).collect();
     if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {

@@ -1,6 +1,7 @@
 //! A task of a job with a coordinator: what it starts from, when to take snapshots, what became of them.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::client::Client;
 use crate::error::ClientError;
 use crate::wire::{
     AckAnswer, AckRequest, AckState, BatchHead, DeclineRequest, EndData, EventInfo, EventPage, EventsParams, HelloData,
-    JobEvent, StopData, TaskReport, TaskStateInfo, TasksReport, TriggerData,
+    JobEvent, JobStateInfo, StopData, TaskReport, TaskStateInfo, TasksReport, TriggerData,
 };
 
 /// Between two tries of what may work later.
@@ -53,7 +54,7 @@ struct TaskOfJob {
 /// An answer.
 #[derive(Debug)]
 enum WorkerAnswer {
-    Start(u64, Option<u64>, TaskStateInfo),
+    Start(JobStateInfo, TaskStateInfo),
     Events(EventPage),
 }
 
@@ -104,8 +105,8 @@ impl TaskOfJob {
             let of = Some((&*self.operator, self.subtask));
             let state = self.again(|| self.client.job_state(&self.job, of)).await?;
             let runs = state.status == "running" || state.status == "stopping";
-            match state.tasks.into_iter().next().filter(|_| !runs) {
-                Some(task) => return Ok(WorkerAnswer::Start(state.attempt, state.checkpoint, task)),
+            match state.tasks.first().cloned().filter(|_| !runs) {
+                Some(task) => return Ok(WorkerAnswer::Start(state, task)),
                 None => self.report(state.attempt, "failed", Some("the process began anew")).await?,
             }
         }
@@ -127,6 +128,8 @@ impl TaskOfJob {
 #[derive(Debug)]
 pub struct Worker {
     of: Arc<TaskOfJob>,
+    /// The first attempt of the job.
+    first: Option<u64>,
     attempt: u64,
     restored: Option<u64>,
     /// The last event that was handled.
@@ -148,10 +151,12 @@ pub struct Worker {
 impl Worker {
     /// The task `subtask` of `operator`. Nothing is sent before [`Self::next`].
     pub fn new(client: Client, job: &str, operator: &str, subtask: u32) -> Self {
-        let name = format!("{operator}-{subtask}-{}", std::process::id());
+        // No other process has it, wherever it runs.
+        let name = format!("{operator}-{subtask}-{:x}", RandomState::new().hash_one(std::process::id()));
         let (job, operator, patience) = (job.to_owned(), operator.to_owned(), Duration::from_secs(60));
         Self {
             of: Arc::new(TaskOfJob { client, job, operator, subtask, name, patience }),
+            first: None,
             attempt: 0,
             restored: None,
             at: None,
@@ -204,8 +209,13 @@ impl Worker {
             let asked = asked.unwrap_or_else(|error| Err(ClientError::Answer(error.to_string())));
             match asked {
                 Ok(WorkerAnswer::Events(page)) => self.waiting.extend(page.events),
-                Ok(WorkerAnswer::Start(attempt, restored, task)) => {
-                    (self.attempt, self.restored, self.begun) = (attempt, restored, true);
+                // The job has ended meanwhile, and this is another one of its name.
+                Ok(WorkerAnswer::Start(state, _)) if self.first.is_some_and(|first| first != state.first_attempt) => {
+                    return Ok(WorkerEvent::End(EndData::default()));
+                }
+                Ok(WorkerAnswer::Start(state, task)) => {
+                    (self.attempt, self.restored, self.begun) = (state.attempt, state.checkpoint, true);
+                    self.first = Some(state.first_attempt);
                     self.open.clear();
                     return Ok(WorkerEvent::Start(task));
                 }

@@ -365,6 +365,7 @@ fn state_info(native: &Native, job: &JobId, start: JobStart) -> Result<JobStateI
         job: job.to_string(),
         status: status_of(start.phase).to_owned(),
         attempt: start.attempt,
+        first_attempt: start.first_attempt,
         from: start.from.as_ref().map(|from| from.job.clone()),
         checkpoint: start.from.map(|from| from.checkpoint),
         tasks,

@@ -16,6 +16,9 @@ use crate::model::CheckpointId;
 /// Checkpoints that were given up and that somebody may look at.
 const GIVEN_UP_KEPT: usize = 64;
 
+/// After the last checkpoint of tasks at the end of their data was given up, until the next one.
+const FINAL_AGAIN: Duration = Duration::from_secs(1);
+
 /// What became of an acknowledgement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckOutcome {
@@ -173,7 +176,10 @@ impl Coordinator {
             self.out.push(Decision::Subsumed(last));
             self.clean_subsumed(&gone);
         }
-        if let WantedCheckpoint::Stop(mode) = wanted {
+        // If a task has failed meanwhile, all begin anew from the savepoint, and the job has not stopped.
+        if let WantedCheckpoint::Stop(mode) = wanted
+            && self.restart_due.is_none()
+        {
             self.stopping = Some((pending.request.number, true));
             self.out.push(Decision::Stop(id, mode));
         }
@@ -249,6 +255,10 @@ impl Coordinator {
         if self.given_up.len() > GIVEN_UP_KEPT {
             self.given_up.pop_front();
         }
+        if self.final_asked && self.pending.is_empty() {
+            // Tasks at the end of their data wait for one.
+            self.final_again = Some(now + FINAL_AGAIN);
+        }
         self.count_failure(Some(id), wanted, reason, blame, now);
         self.after_failed_stop(&request, now);
     }
@@ -276,6 +286,7 @@ impl Coordinator {
             self.stopping = None;
             if self.tasks.all_run() && !self.ended {
                 self.start_schedule(now);
+                self.ask_for_the_last(now);
             }
         }
     }

@@ -101,6 +101,10 @@ pub struct Coordinator {
     pub(super) stopping: Option<(RequestNumber, bool)>,
     /// Whether the last checkpoint was asked for that tasks at the end of their data wait for.
     pub(super) final_asked: bool,
+    /// When it is asked for again, because it was given up.
+    pub(super) final_again: Option<Duration>,
+    /// Nothing begins: somebody has chosen another state, and what is being stored comes to its end first.
+    halted: bool,
     pub(super) ended: bool,
     pub(super) restart_due: Option<(RestartCause, String)>,
     pub(super) next_request: u64,
@@ -139,6 +143,8 @@ impl Coordinator {
             full,
             stopping: None,
             final_asked: false,
+            final_again: None,
+            halted: false,
             ended: false,
             restart_due: None,
             next_request: 0,
@@ -165,6 +171,10 @@ impl Coordinator {
         if self.schedule.fires(now, interval) {
             self.ask(WantedCheckpoint::Periodic, now);
         }
+        if self.final_again.is_some_and(|due| due <= now) {
+            (self.final_asked, self.final_again) = (false, None);
+            self.ask_for_the_last(now);
+        }
         self.begin_next(now);
     }
 
@@ -172,8 +182,8 @@ impl Coordinator {
     pub fn next_wake(&self) -> Option<Duration> {
         let expire = self.pending.values().filter(|pending| pending.phase != CheckpointPhase::Storing);
         let expiry = expire.map(|pending| pending.expires).min();
-        let lost = (self.tasks.is_settled() && !self.ended).then(|| self.looked_for_lost + self.look_every());
-        [self.schedule.planned(), expiry, lost].into_iter().flatten().min()
+        let lost = (self.tasks.may_be_lost() && !self.ended).then(|| self.looked_for_lost + self.look_every());
+        [self.schedule.planned(), expiry, lost, self.final_again].into_iter().flatten().min()
     }
 
     fn look_every(&self) -> Duration {
@@ -236,7 +246,7 @@ impl Coordinator {
         // First the attempt: what fails meanwhile does not fail the job once more.
         self.attempt += 1;
         self.tasks = TaskTable::new(&self.topology, now);
-        self.final_asked = false;
+        (self.final_asked, self.final_again) = (false, None);
         self.suspend(now, reason);
         self.stopping = None;
         self.restart_due.get_or_insert((cause, message));
@@ -252,13 +262,24 @@ impl Coordinator {
         }
     }
 
+    /// What was halted may begin again.
+    pub(super) fn go_on(&mut self) {
+        self.halted = false;
+    }
+
+    /// Whether nothing may begin.
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted
+    }
+
     /// Whether the metadata of a checkpoint is being stored.
     pub fn is_storing(&self) -> bool {
         self.pending.values().any(|pending| pending.phase == CheckpointPhase::Storing)
     }
 
-    /// Gives up what is in progress and begins nothing, before a restore or the end.
+    /// Gives up what is in progress and begins nothing, until a restore, the end, or [`resume`](Self::resume).
     pub fn halt(&mut self, now: Duration) {
+        self.halted = true;
         self.suspend(now, FailureReason::CoordinatorSuspend);
     }
 

@@ -55,13 +55,19 @@ impl Coordinator {
                 self.report_backlog(operator, false, now);
             }
         }
-        if self.rules.after_tasks_finish && self.tasks.all_at_end() && !self.final_asked && self.stopping.is_none() {
-            self.final_asked = true;
-            self.ask(WantedCheckpoint::Checkpoint, now);
-        }
+        self.ask_for_the_last(now);
         self.finish_if_over();
         self.begin_next(now);
         true
+    }
+
+    /// Tasks that have read all their input wait for a last checkpoint.
+    pub(super) fn ask_for_the_last(&mut self, now: Duration) {
+        let wanted = self.rules.after_tasks_finish && self.tasks.all_at_end() && !self.ended;
+        if wanted && !self.final_asked && self.stopping.is_none() {
+            self.final_asked = true;
+            self.ask(WantedCheckpoint::Checkpoint, now);
+        }
     }
 
     /// Checkpoints that a task has not acknowledged and that it never will.
@@ -81,6 +87,12 @@ impl Coordinator {
             self.schedule.stop();
             self.out.push(Decision::Finished);
         }
+    }
+
+    /// Another process has taken the place of a task that runs: all begin anew.
+    pub fn replaced(&mut self, task: TaskId, by: &str, now: Duration) {
+        let message = format!("task {} runs, and process {by} begins in its place", self.topology.name(task));
+        self.restart(RestartCause::TaskFailure, FailureReason::CoordinatorSuspend, message, now);
     }
 
     /// The daemon itself stood still for so long, and hears only now what tasks have said meanwhile.
@@ -133,6 +145,7 @@ impl Coordinator {
         self.backlog.clear();
         self.next_id = self.next_id.max(next_id);
         self.full = full;
+        self.go_on();
         self.restart(
             RestartCause::Restore,
             FailureReason::CoordinatorSuspend,
@@ -147,8 +160,10 @@ impl Coordinator {
 
     /// A restore that was begun with [`halt`](Self::halt) did not happen: periodic checkpoints go on.
     pub fn resume(&mut self, now: Duration) {
+        self.go_on();
         if self.tasks.all_run() && !self.ended && self.stopping.is_none() {
             self.start_schedule(now);
+            self.schedule.put_off(now, self.rules.interval.unwrap_or_default());
         }
         self.begin_next(now);
     }

@@ -38,7 +38,7 @@ pub struct TaskTable {
     ended: u64,
     finished: u64,
     all: u64,
-    /// Whether all of them have run in this attempt: from then on silence counts.
+    /// Whether all of them have run in this attempt.
     settled: bool,
 }
 
@@ -115,14 +115,26 @@ impl TaskTable {
         }
     }
 
-    /// The first task that was not heard of for longer than `patience`, if all of them have run.
+    /// The first task that was not heard of for longer than `patience`, of those that run. If all of them have run, those of which
+    /// this owner has not heard are missed, too.
     pub fn lost(&self, now: Duration, patience: Duration) -> Option<TaskId> {
-        if !self.settled {
-            return None;
-        }
-        let tasks = self.each();
         let silent = |heard: Duration| now.saturating_sub(heard) > patience;
-        tasks.filter(|(_, known, heard)| *known != KnownTask::Finished && silent(*heard)).map(|(task, ..)| task).next()
+        let missed = |known: KnownTask| match known {
+            KnownTask::Awaited => self.settled,
+            KnownTask::Runs { .. } => true,
+            KnownTask::Finished => false,
+        };
+        self.each().filter(|(_, known, heard)| missed(*known) && silent(*heard)).map(|(task, ..)| task).next()
+    }
+
+    /// Whether there is a task that may be lost.
+    pub fn may_be_lost(&self) -> bool {
+        self.settled || self.running > 0
+    }
+
+    /// Whether a task runs in this attempt.
+    pub fn runs(&self, task: TaskId) -> bool {
+        matches!(self.known(task), Some(KnownTask::Runs { .. }))
     }
 
     fn each(&self) -> impl Iterator<Item = (TaskId, KnownTask, Duration)> {

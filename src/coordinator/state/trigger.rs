@@ -55,6 +55,9 @@ impl Coordinator {
     /// The request that may begin now.
     fn choose(&mut self, now: Duration) -> Option<CheckpointRequest> {
         loop {
+            if self.is_halted() {
+                return None;
+            }
             let first = *self.queue.first()?;
             // More being freed than may be in progress: even savepoints wait, or what is to be deleted would pile up.
             if self.beginning.is_some() || self.cleaning > self.rules.concurrent_max {

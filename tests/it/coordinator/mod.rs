@@ -914,6 +914,7 @@ async fn an_acknowledgement_may_have_as_many_key_groups_as_there_are() {
     daemon.client.create(&job("j", &[], vec![wide])).await.unwrap();
     let mut events = Events::of(&daemon.client, "j").await;
     daemon.client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "running")).await.unwrap();
+    assert!(matches!(events.next().await, JobEvent::Hello(_)));
     daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     let id = events.triggered().await;
 
@@ -927,4 +928,161 @@ async fn an_acknowledgement_may_have_as_many_key_groups_as_there_are() {
     daemon.client.acknowledge("j", id, &ack(events.first, 0, vec![keyed]), &parts).await.unwrap();
 
     assert_eq!(events.completed().await, id);
+}
+
+/// Whatever completes just then: the state that was told to be complete last is where the job goes on.
+#[tokio::test]
+async fn a_restore_goes_on_from_what_completes_meanwhile() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let mut events = running(&daemon, "j", &[]).await;
+    checkpoint_of(&mut events, ["0", "0"]).await;
+    let both = [("count", 0), ("count", 1)];
+    for round in 1..=25 {
+        client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+        let id = events.triggered().await;
+        let text = round.to_string();
+        ack_with(client, "j", id, (events.first, 0), &text).await;
+        let last = async {
+            tokio::time::sleep(Duration::from_micros(200 * (round % 10))).await;
+            let parts = [(BatchHead::default(), Bytes::from(text.clone()))];
+            drop(client.acknowledge("j", id, &ack(events.first, 1, vec![riding(0, "count")]), &parts).await);
+        };
+        let restore = async {
+            tokio::time::sleep(Duration::from_micros(150 * round)).await;
+            client.restore_coordinated("j", &RestoreJob::default()).await
+        };
+        let ((), state) = tokio::join!(last, restore);
+        let state = state.unwrap();
+
+        let completed = events
+            .find(|event| match event {
+                JobEvent::Complete(complete) if complete.checkpoint == id => Some(true),
+                JobEvent::Restore(_) => Some(false),
+                _ => None,
+            })
+            .await;
+        if completed {
+            assert_eq!(state.checkpoint, Some(id), "round {round}: it was told to be complete");
+        }
+        assert!(starts(client, &state).await.concat().iter().all(|text| !text.is_empty()), "it is there");
+        events.first = state.attempt;
+        client.report_tasks("j", &tasks_of(state.attempt, &both, "running")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_restore_that_is_refused_leaves_a_savepoint_in_progress() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let mut others =
+        running(&daemon, "other", &[("externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION".into())]).await;
+    let of_other = checkpoint_of(&mut others, ["a", "b"]).await;
+    client.end_job("other", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+    let keys = [("interval", Value::from("1 d")), ("savepoint-dir", "s3://checkpoints/sp".into())];
+    let mut events = running(&daemon, "j", &keys).await;
+    checkpoint_of(&mut events, ["one", "two"]).await;
+    client.trigger_savepoint("j", &SavepointRequest::default(), Some("s")).await.unwrap();
+    let savepoint = events.triggered().await;
+
+    let claim = RestoreJob {
+        from: Some("other".into()),
+        checkpoint: Some(of_other),
+        mode: Some("claim".into()),
+        ..RestoreJob::default()
+    };
+    assert_eq!(client.restore_coordinated("j", &claim).await.unwrap_err().status(), Some(StatusCode::CONFLICT));
+
+    for subtask in 0..2 {
+        ack_with(client, "j", savepoint, (events.first, subtask), "x").await;
+    }
+    let waiting = SavepointRequest { wait: Some("20 s".into()), ..SavepointRequest::default() };
+    let done = client.trigger_savepoint("j", &waiting, Some("s")).await.unwrap();
+    assert_eq!((&*done.state, done.checkpoint), ("completed", Some(savepoint)));
+    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().restarts, 0);
+}
+
+#[tokio::test]
+async fn a_job_that_is_created_anew_begins_from_nothing_until_somebody_says_otherwise() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let keeps = [("externalized-checkpoint-retention", Value::from("RETAIN_ON_CANCELLATION"))];
+    let mut events = running(&daemon, "j", &keeps).await;
+    let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+    client.end_job("j", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+
+    let mut events = running(&daemon, "j", &keeps).await;
+    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().completed, None);
+    client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "failed")).await.unwrap();
+    let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
+    assert_eq!(restore.checkpoint, None);
+
+    let daemon = daemon.restart().await;
+    assert_eq!(daemon.client.job_state("j", None).await.unwrap().checkpoint, None);
+    let state = daemon.client.restore_coordinated("j", &RestoreJob::default()).await.unwrap();
+    assert_eq!(
+        (state.checkpoint, starts(&daemon.client, &state).await),
+        (Some(kept), vec![vec!["one".to_owned()], vec!["two".to_owned()]])
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_was_ended_stays_so_whatever_is_asked_of_it_meanwhile() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    for round in 0..12 {
+        let name: &'static str = Box::leak(format!("j{round}").into_boxed_str());
+        let events = running(&daemon, name, &[]).await;
+        let changes = JobSettings { settings: [("execution.checkpointing.interval".to_owned(), "1 h".into())].into() };
+        let ended = async {
+            tokio::time::sleep(Duration::from_micros(100 * round)).await;
+            client.end_job(name, &EndRequest { state: JobEnd::Canceled, retention: None }).await
+        };
+        let other = async {
+            if round % 2 == 0 {
+                drop(client.change_settings(name, &changes).await);
+            } else {
+                drop(client.report_tasks(name, &tasks_of(events.first, &[("count", 0)], "failed")).await);
+            }
+        };
+        let (ended, ()) = tokio::join!(ended, other);
+        ended.unwrap();
+        assert_eq!(client.job(name).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND), "nothing of it is kept");
+    }
+    let daemon = daemon.restart().await;
+    assert!(daemon.client.jobs().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn two_processes_are_never_the_same_task() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    client.create(&job("j", &[], vec![operator("count", 2)])).await.unwrap();
+    let first = first_attempt(client, "j").await;
+    let by =
+        |worker: &str| TasksReport { worker: Some(worker.to_owned()), ..tasks_of(first, &[("count", 0)], "running") };
+    client.report_tasks("j", &by("one")).await.unwrap();
+    client.report_tasks("j", &by("one")).await.unwrap();
+
+    let refusal = client.report_tasks("j", &by("two")).await;
+
+    refused(refusal, StatusCode::CONFLICT, "attempt", &format!("attempt {}", first + 1));
+    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().status, "restarting");
+}
+
+#[tokio::test]
+async fn a_worker_of_a_job_that_has_ended_is_none_of_the_next_one() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let one = || job("j", &[], vec![operator("count", 1)]);
+    client.create(&one()).await.unwrap();
+    let mut old = Worker::new(client.clone(), "j", "count", 0);
+    assert!(matches!(old.next().await.unwrap(), WorkerEvent::Start(_)));
+    old.running().await.unwrap();
+    client.end_job("j", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+    client.create(&one()).await.unwrap();
+
+    let event = tokio::time::timeout(PATIENCE, old.next()).await.expect("it hears of the end").unwrap();
+
+    assert!(matches!(event, WorkerEvent::End(_)), "{event:?}");
 }

@@ -246,6 +246,8 @@ class TaskState:
     #: The task was finished: it does nothing more but end.
     finished: bool
     state: tuple[StateEntry, ...]
+    #: The first attempt of the job: with another one it is another job of the same name.
+    first_attempt: int = 0
 
     @staticmethod
     def all_of(answer: Mapping[str, Any]) -> "list[TaskState]":
@@ -265,6 +267,7 @@ class TaskState:
                     KeyGroups(task["key_groups"]["start"], task["key_groups"]["end"]),
                     bool(task.get("finished")),
                     tuple(StateEntry.of(entry) for entry in task.get("state") or ()),
+                    int(answer.get("first_attempt") or 0),
                 )
                 for task in answer["tasks"]
             ]

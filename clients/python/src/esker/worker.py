@@ -360,6 +360,10 @@ class Worker:
                     raise
                 continue
             self._raise_end()
+            if self._task is not None and not new_process and task.first_attempt != self._task.first_attempt:
+                # The job has ended meanwhile, and this is another one of its name.
+                self._told.end(Ended(None, False))
+                continue
             # A daemon that is behind tells of the attempt before; and the next one may have begun since it was asked.
             if task.attempt > past and task.attempt >= self._told.newest_attempt:
                 break

@@ -525,6 +525,9 @@ pub struct JobStateInfo {
     pub status: String,
     /// The attempt.
     pub attempt: u64,
+    /// The first one of the job: with another one it is another job of the same name.
+    #[serde(default)]
+    pub first_attempt: u64,
     /// The job whose checkpoint it is.
     pub from: Option<String>,
     /// The checkpoint; none: from nothing.

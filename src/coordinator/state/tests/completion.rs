@@ -1,6 +1,7 @@
 //! Sections 5.6 to 5.8, 5.10, 5.11: how a checkpoint completes, what goes for it, savepoints.
 
 use super::*;
+use crate::coordinator::state::machine::JobPhase;
 use crate::coordinator::state::queue::StopMode;
 use crate::coordinator::state::retained::{RetainedCheckpoint, RetainedCheckpoints, RetainedKind};
 
@@ -260,4 +261,23 @@ fn s5_11_a_stop_suspends_periodic_checkpoints_and_a_failed_one_lets_the_job_go_o
     scene.pass(100);
 
     assert_eq!(scene.triggered(), [1, 2, 3]);
+}
+
+#[test]
+fn a_task_that_fails_while_the_savepoint_of_a_stop_is_being_stored_has_the_job_go_on() {
+    let mut scene = Scene::new(&[("interval", "100 ms")]);
+    scene.holds_store = true;
+    scene.act(|coordinator, now| coordinator.stop(StopMode::Suspend, now));
+    scene.ack_all(1);
+    scene.report(&[task(0, 0)], TaskState::Failed);
+
+    scene.act(|coordinator, now| coordinator.stored(chk(1), Ok(()), now));
+    assert_eq!((scene.restarts(), scene.completed()), (1, vec![1]));
+    assert!(!scene.log.iter().any(|decision| matches!(decision, Decision::Stop(..))), "{:?}", scene.log);
+    assert_eq!(scene.coordinator.phase(), JobPhase::Restarting);
+
+    scene.holds_store = false;
+    scene.all_run();
+    scene.pass(100);
+    assert_eq!(scene.triggered(), [1, 2], "periodic ones go on");
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::coordinator::state::decision::RestartCause;
 use crate::coordinator::state::machine::JobPhase;
+use crate::coordinator::state::queue::StopMode;
 
 fn finished() -> TaskSnapshot {
     TaskSnapshot { finished: true, ..TaskSnapshot::default() }
@@ -143,12 +144,66 @@ fn a_task_that_fails_restarts_the_job_and_gives_up_what_is_pending() {
 }
 
 #[test]
+fn a_task_that_runs_and_falls_silent_before_all_run_is_lost() {
+    let mut scene = Scene::created(&[("heartbeat.timeout", "20 s")], vec![operator("a", 2)]);
+    scene.pass_silently(100_000, false);
+    assert_eq!(scene.restarts(), 0, "none has begun");
+
+    scene.report(&[task(0, 0)], TaskState::Running);
+    scene.pass_silently(19_000, false);
+    assert_eq!(scene.restarts(), 0);
+    scene.pass_silently(4_000, false);
+    assert_eq!(scene.restarts(), 1, "what it has sent would be sent once more by the process that takes its place");
+}
+
+#[test]
+fn a_process_that_takes_the_place_of_a_task_has_all_begin_anew() {
+    let mut scene = Scene::created(&[], vec![operator("a", 2)]);
+    scene.report(&[task(0, 0)], TaskState::Running);
+
+    scene.act(|coordinator, now| coordinator.replaced(task(0, 0), "w", now));
+
+    assert_eq!((scene.restarts(), scene.coordinator.attempt()), (1, 2));
+}
+
+#[test]
+fn nothing_begins_while_another_state_is_being_chosen() {
+    let mut scene = Scene::new(&[("interval", "100 ms")]);
+    scene.act(Coordinator::halt);
+    let number = scene.ask(WantedCheckpoint::Checkpoint);
+    scene.all_run();
+    scene.pass(1000);
+    assert_eq!(scene.triggered(), [0; 0]);
+
+    scene.act(Coordinator::resume);
+    assert_eq!(scene.triggered(), [1], "the one that was asked for meanwhile: {number:?}");
+    scene.ack_all(1);
+    scene.pass(99);
+    assert_eq!(scene.triggered(), [1]);
+    scene.pass(1);
+    assert_eq!(scene.triggered(), [1, 2], "periodic ones after an interval");
+}
+
+#[test]
+fn the_last_checkpoint_is_asked_for_again_if_it_is_given_up() {
+    let mut scene = Scene::new(&[("tolerable-failed-checkpoints", "100"), ("timeout", "2 s")]);
+    let tasks: Vec<TaskId> = scene.coordinator.topology().tasks().collect();
+    scene.report(&tasks, TaskState::EndOfData);
+    scene.decline(1, FailureReason::DeclinedNotReady);
+    assert_eq!(scene.triggered(), [1]);
+    scene.pass(1000);
+    assert_eq!(scene.triggered(), [1, 2]);
+
+    scene.act(|coordinator, now| coordinator.stop(StopMode::Suspend, now));
+    scene.pass(2000);
+    assert_eq!(scene.aborted().last(), Some(&(3, FailureReason::Expired)));
+    scene.pass(1000);
+    assert_eq!(scene.triggered(), [1, 2, 3, 4], "and after a stop that failed");
+}
+
+#[test]
 fn a_task_that_falls_silent_is_lost_once_all_have_run() {
     let mut scene = Scene::created(&[("heartbeat.timeout", "20 s")], vec![operator("a", 2)]);
-    scene.report(&[task(0, 0)], TaskState::Running);
-    scene.pass_silently(100_000, false);
-    assert_eq!(scene.restarts(), 0, "not all have begun");
-
     scene.all_run();
     scene.pass_silently(19_000, false);
     scene.report(&[task(0, 0)], TaskState::Running);

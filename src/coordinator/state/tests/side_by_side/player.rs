@@ -144,7 +144,11 @@ impl Player {
             }
             "fail-store" => self.store_fails = true,
             "heal" => (self.begin_fails, self.store_fails) = (None, false),
-            "halt" => self.coordinator.halt(now),
+            "halt" => {
+                // There, what tasks report next goes on.
+                self.coordinator.halt(now);
+                self.coordinator.go_on();
+            }
             "end" => self.end(first),
             "pass" => {}
             what => panic!("nobody knows what {what} is"),
