@@ -191,16 +191,20 @@ impl JobHandle {
     /// How things stand for a worker that comes in.
     ///
     /// # Errors
-    /// [`CoordinatorError::Ended`].
+    /// [`CoordinatorError::Ended`]; [`CoordinatorError::Busy`] while the attempt is not durable.
     pub async fn greet(&self) -> Result<Greeting, CoordinatorError> {
-        self.ask(|actor| {
+        let asked = self.ask(|actor| {
             use super::state::pending::CheckpointPhase;
+            // Another owner would give the number of an attempt that is not durable to another one.
+            if actor.coordinator.attempt() != actor.recorded_attempt {
+                return Err(CoordinatorError::Busy);
+            }
             let told =
                 actor.coordinator.pending().iter().filter(|(_, pending)| pending.phase != CheckpointPhase::Beginning);
             let pending = told.map(|(id, pending)| actor.notice(*id, pending)).collect();
-            Greeting { standing: standing_of(actor), pending, last_event: actor.events.last() }
-        })
-        .await
+            Ok(Greeting { standing: standing_of(actor), pending, last_event: actor.events.last() })
+        });
+        asked.await?
     }
 
     /// Refuses a checkpoint that tasks take no snapshot for.
@@ -243,7 +247,7 @@ impl JobHandle {
                 Ok(found) => found,
                 Err(error) => return crate::runtime::reply(reply, Err(error)),
             };
-            if attempt != actor.coordinator.attempt() {
+            if attempt != actor.recorded_attempt || attempt != actor.coordinator.attempt() {
                 let current = actor.coordinator.attempt();
                 return crate::runtime::reply(reply, Err(CoordinatorError::OtherAttempt(current)));
             }
