@@ -76,6 +76,12 @@ pub enum CoordinatorError {
     /// A savepoint has to go somewhere.
     #[error("give the directory of the savepoint, or set execution.checkpointing.savepoint-dir")]
     NoSavepointDir,
+    /// Requests are remembered until they are over.
+    #[error("1,000 requests for checkpoints of the job are not over: wait for some of them, then repeat the request")]
+    TooManyRequests,
+    /// A key names one request.
+    #[error("was used for another request: repeat that one, or take another key")]
+    KeyOfAnother,
     /// A checkpoint does not fit the job.
     #[error(transparent)]
     Misfit(#[from] Misfit),
@@ -114,6 +120,7 @@ impl CoordinatorError {
             | Self::NotReusable { .. }
             | Self::Misfit(_)
             | Self::Runs(_)
+            | Self::KeyOfAnother
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -125,6 +132,7 @@ impl CoordinatorError {
             | Self::OtherShard(..)
             | Self::NoSavepointDir => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Unavailable,
+            Self::TooManyRequests => ErrorKind::Overloaded,
             Self::Metadata(fault) => fault.kind(),
             Self::Engine(error) => error.kind(),
             Self::Ended => ErrorKind::ShuttingDown,
@@ -145,8 +153,9 @@ impl CoordinatorError {
             Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
             Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } => "state",
             Self::NoSavepointDir => "dir",
+            Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
-            Self::Busy | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
+            Self::Busy | Self::TooManyRequests | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
         })
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ack::{StateEntry, StateKind, TaskSnapshot};
 use super::assign::{TaskStart, assign, fit};
-use super::checks::{check_operators, check_rules};
+use super::checks::{check_operators, check_rules, check_savepoint_dir};
 use super::error::CoordinatorError;
 use super::events::{EventLog, TriggerNotice};
 use super::history::CheckpointFigures;
@@ -452,13 +452,15 @@ impl JobHandle {
     /// Somebody asks for a checkpoint or savepoint. The answer shows how that goes.
     ///
     /// # Errors
-    /// [`CoordinatorError::NoSavepointDir`]; [`EngineError::Refused`] if there is no such bucket.
+    /// [`CoordinatorError::NoSavepointDir`], [`CoordinatorError::KeyOfAnother`], [`CoordinatorError::TooManyRequests`];
+    /// [`EngineError::Refused`] if there is no such bucket.
     pub async fn request(
         &self,
         wanted: WantedCheckpoint,
         dir: Option<PublishDir>,
         key: Option<String>,
     ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
+        let given = dir.clone();
         let dir = match wanted.is_savepoint() {
             false => None,
             true => {
@@ -471,7 +473,7 @@ impl JobHandle {
                 Some(dir)
             }
         };
-        self.ask(move |actor| actor.request(wanted, dir, key)).await
+        self.ask(move |actor| actor.request(wanted, (given, dir), key)).await?
     }
 
     /// Checkpoints in progress, and the last ones that are over, the newest first.
@@ -506,7 +508,14 @@ impl JobHandle {
                 let fixed = "execution.checkpointing.dir, create-subdir and storage".to_owned();
                 return crate::runtime::reply(reply, Err(CoordinatorError::FixedSetting(fixed)));
             }
-            if let Err(error) = check_rules(&rules, actor.remembered.iterative) {
+            let checked = check_rules(&rules, actor.remembered.iterative);
+            // The one that it has may be gone since, and other settings are to change.
+            let moved = rules.savepoint_dir != before.savepoint_dir;
+            let checked = checked.and_then(|()| match moved {
+                true => check_savepoint_dir(actor.storage.engine(), &rules),
+                false => Ok(()),
+            });
+            if let Err(error) = checked {
                 return crate::runtime::reply(reply, Err(error));
             }
             actor.remembered.settings = rules.texts();

@@ -8,7 +8,7 @@
 //! in the catalog before `complete` is told, an attempt is recorded before `restore` is told. Those in progress are given up
 //! by the next owner, whose workers hear of that by `hello`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,13 @@ use super::history::{CheckpointFigures, History};
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, RememberedJob};
 use super::state::decision::{Decision, RequestOutcome, RestartCause};
-use super::state::machine::Coordinator;
+use super::state::machine::{Coordinator, JobPhase};
 use super::state::pending::PendingCheckpoint;
 use super::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use super::state::retained::RetainedKind;
 use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
+use super::workers::WorkerTable;
 use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
 use crate::engine::jobs::leavings;
 use crate::error::chain;
@@ -38,10 +39,8 @@ use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
 const IDS_AT_ONCE: u64 = 64;
-/// Requests of people that are remembered.
+/// Requests of people that are remembered: all that are not over, and the last ones that are.
 const REQUESTS_KEPT: usize = 1000;
-/// Workers that have a name.
-const WORKERS_MAX: usize = 10_000;
 /// After a record that was not taken, until the next try.
 const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
@@ -68,6 +67,8 @@ struct KnownRequest {
     number: RequestNumber,
     wanted: WantedCheckpoint,
     key: Option<String>,
+    /// The directory that was given with it.
+    given: Option<PublishDir>,
     dir: Option<PublishDir>,
     view: watch::Sender<RequestView>,
 }
@@ -124,7 +125,7 @@ pub(super) struct JobActor {
     /// Completed ones that were just stored, until that is told.
     durable: BTreeMap<CheckpointId, DurableCheckpoint>,
     requests: VecDeque<KnownRequest>,
-    workers: BTreeMap<String, BTreeSet<TaskId>>,
+    workers: WorkerTable,
     work: FuturesUnordered<BoxFuture<'static, StorageEnd>>,
     /// Steps of checkpoints that wait for another step of the same.
     queued: BTreeMap<CheckpointId, VecDeque<StorageStep>>,
@@ -156,7 +157,7 @@ impl JobActor {
             triggered: BTreeMap::new(),
             durable: BTreeMap::new(),
             requests: VecDeque::new(),
-            workers: BTreeMap::new(),
+            workers: WorkerTable::default(),
             work: FuturesUnordered::new(),
             queued: BTreeMap::new(),
             clean_queue: VecDeque::new(),
@@ -339,17 +340,32 @@ impl JobActor {
 
     // ---- requests of people ----
 
-    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one.
+    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one. `dir` is where it goes, as it was
+    /// `given` or not.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::KeyOfAnother`], [`CoordinatorError::TooManyRequests`].
     pub(super) fn request(
         &mut self,
         wanted: WantedCheckpoint,
-        dir: Option<PublishDir>,
+        (given, dir): (Option<PublishDir>, Option<PublishDir>),
         key: Option<String>,
-    ) -> watch::Receiver<RequestView> {
+    ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
         if let Some(known) =
             key.as_ref().and_then(|key| self.requests.iter().find(|known| known.key.as_ref() == Some(key)))
         {
-            return known.view.subscribe();
+            return match known.wanted == wanted && known.given == given {
+                true => Ok(known.view.subscribe()),
+                false => Err(CoordinatorError::KeyOfAnother),
+            };
+        }
+        if self.requests.len() >= REQUESTS_KEPT {
+            match self.requests.iter().position(|known| known.view.borrow().ended.is_some()) {
+                Some(oldest) => drop(self.requests.remove(oldest)),
+                // A stop is taken all the same: it ends those that wait.
+                None if wanted.is_stop() && self.coordinator.phase() != JobPhase::Stopping => {}
+                None => return Err(CoordinatorError::TooManyRequests),
+            }
         }
         let id = crate::model::SegmentId(self.storage.engine().entropy().ulid()).to_string();
         let view = watch::Sender::new(RequestView { id, checkpoint: None, path: None, ended: None });
@@ -359,11 +375,8 @@ impl JobActor {
             WantedCheckpoint::Stop(mode) => self.coordinator.stop(mode, now),
             wanted => self.coordinator.request(wanted, now),
         };
-        self.requests.push_back(KnownRequest { number, wanted, key, dir, view });
-        if self.requests.len() > REQUESTS_KEPT {
-            self.requests.pop_front();
-        }
-        answer
+        self.requests.push_back(KnownRequest { number, wanted, key, given, dir, view });
+        Ok(answer)
     }
 
     fn show_request(&self, number: RequestNumber, show: impl FnOnce(&mut RequestView)) {
@@ -531,7 +544,7 @@ impl JobActor {
         metrics.last_checkpoint_seconds.set(figures.duration.as_secs_f64());
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         metrics.last_checkpoint_bytes.set(bytes(figures.bytes));
-        metrics.last_checkpoint_full_bytes.set(bytes(figures.bytes + figures.bytes_reused));
+        metrics.last_checkpoint_full_bytes.set(bytes(figures.bytes.saturating_add(figures.bytes_reused)));
         self.history.add(CheckpointFigures { ended: Some(Ok(())), ..figures });
     }
 
@@ -620,17 +633,13 @@ impl JobActor {
 
     /// Tasks are those of this worker.
     pub(super) fn know_worker(&mut self, worker: &str, tasks: impl IntoIterator<Item = TaskId>) {
-        if self.workers.len() < WORKERS_MAX || self.workers.contains_key(worker) {
-            self.workers.entry(worker.to_owned()).or_default().extend(tasks);
-        }
+        self.workers.know(worker, tasks);
     }
 
     /// A worker gave a sign of life.
     pub(super) fn heard_of_worker(&mut self, worker: &str) {
         let now = self.now();
-        if let Some(tasks) = self.workers.get(worker) {
-            self.coordinator.heard_of(tasks.iter().copied(), now);
-        }
+        self.coordinator.heard_of(self.workers.tasks_of(worker), now);
     }
 
     /// All checkpoints that are known, the newest first.

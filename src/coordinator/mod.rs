@@ -9,6 +9,7 @@
 //! - [`metadata`], [`record`]: what is durable: of a checkpoint, of a job.
 //! - [`events`]: what workers are told. [`history`]: how checkpoints went.
 //! - [`storage`]: records, completes, frees.
+//! - `workers`: which worker has which tasks.
 //! - `job`: the one task that drives all that for a job.
 //! - [`handle`]: what may be asked of it. `checks`: whether that makes sense.
 //! - [`registry`]: the coordinators of all jobs.
@@ -30,5 +31,6 @@ pub mod registry;
 pub mod state;
 pub mod storage;
 pub mod topology;
+mod workers;
 
 pub use job::RequestView;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::checks::{check_operators, check_rules};
+use super::checks::{check_operators, check_rules, check_savepoint_dir};
 use super::error::CoordinatorError;
 use super::events::EventLog;
 use super::handle::JobHandle;
@@ -15,7 +15,7 @@ use super::job::{JobActor, published_in};
 use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind};
 use super::state::machine::{Beginning, Coordinator};
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
-use super::storage::{JobStorage, holds_savepoints, published_key};
+use super::storage::{JobStorage, published_key};
 use super::topology::{OperatorSpec, Topology};
 use crate::config::JobCheckpointing;
 use crate::engine::{CheckpointView, Engine};
@@ -187,21 +187,19 @@ impl Coordinators {
         let rules = defaults.with(settings.iter().map(|(key, text)| (&**key, &**text)))?;
         check_rules(&rules, iterative)?;
         check_operators(&operators, iterative)?;
-        for dir in rules.dir.iter().chain(&rules.savepoint_dir) {
+        if let Some(dir) = &rules.dir {
             self.0.engine.check_bucket(&dir.bucket)?;
         }
         let published = rules.dir.as_ref().map(|dir| published_key(dir, &job, rules.create_subdir, CheckpointId(1)));
         if published.is_some_and(|(bucket, key)| !self.0.engine.holds_key(&bucket, &key)) {
             return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.dir".to_owned()));
         }
-        if rules.savepoint_dir.as_ref().is_some_and(|dir| !holds_savepoints(&self.0.engine, dir)) {
-            return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.savepoint-dir".to_owned()));
-        }
+        check_savepoint_dir(&self.0.engine, &rules)?;
         let _creating = self.0.creating.lock().await;
         let topology = Topology::new(operators);
         if let Some(handle) = self.find(&job) {
             let same = handle.ask(move |actor| {
-                let known = actor.coordinator.topology() == &topology;
+                let known = actor.coordinator.topology().is_as_wanted(&topology);
                 (known, actor.coordinator.rules() == &rules)
             });
             return match same.await? {

@@ -10,7 +10,7 @@ use http::{StatusCode, header};
 use tokio::sync::oneshot;
 
 use super::batch::{check, next_bytes, next_head, next_text};
-use super::parts::{Native, in_field, job_of, json, object};
+use super::parts::{Native, cut, in_field, job_of, json, object};
 use crate::api::body::BodySource;
 use crate::api::status::ApiError;
 use crate::coordinator::ack::{StateKind, TaskSnapshot};
@@ -275,6 +275,6 @@ pub(super) async fn decline(
     if !reason.is_of_a_task() {
         return Err(ApiError::invalid("reason", format!("{reason} is no reason for which a task declines")));
     }
-    coordinator.decline(id, (operator, subtask), attempt, (reason, message.unwrap_or_default())).await?;
+    coordinator.decline(id, (operator, subtask), attempt, (reason, message.map(cut).unwrap_or_default())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

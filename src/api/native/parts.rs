@@ -173,6 +173,20 @@ fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     }
 }
 
+/// Bytes of a message of a worker that are kept and told on.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
+/// A message as it is kept: of a long one its beginning, and that it was cut.
+pub(super) fn cut(mut message: String) -> String {
+    let len = message.len();
+    if len > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push_str(&format!("... (cut, it had {len} bytes)"));
+        message.shrink_to_fit();
+    }
+    message
+}
+
 /// Bytes of a body that says nothing.
 const NOTHING_BYTES_MAX: usize = 4 << 10;
 
