@@ -360,7 +360,7 @@ impl JobHandle {
                 kind: state.kind,
                 name: state.name,
                 segment: view.id,
-                offsets: state.offsets.unwrap_or_else(|| if keyed { vec![] } else { vec![0] }),
+                offsets: state.offsets.map_or_else(|| if keyed { [].into() } else { [0].into() }, Arc::from),
                 end: state.end.unwrap_or(len),
                 key_groups: state.key_groups.unwrap_or_default(),
             };
@@ -558,13 +558,13 @@ impl JobHandle {
         };
         let mut tasks = vec![];
         for spec in operators {
-            let wanted =
-                |subtask: u32| of.as_ref().is_none_or(|(operator, one)| *operator == spec.id && *one == subtask);
-            if !(0..spec.parallelism).any(wanted) {
-                continue;
-            }
-            let starts = assign(&spec, restored.iter().find(|restored| restored.spec.id == spec.id));
-            let starts = (0_u32..).zip(starts).filter(|(subtask, _)| wanted(*subtask));
+            let which = match &of {
+                None => 0..spec.parallelism,
+                Some((operator, one)) if *operator == spec.id => *one..one + 1,
+                Some(_) => continue,
+            };
+            let restored = restored.iter().find(|restored| restored.spec.id == spec.id);
+            let starts = which.clone().zip(assign(&spec, restored, which));
             tasks.extend(starts.map(|(subtask, start)| (spec.clone(), subtask, start)));
         }
         Ok(JobStart { phase, attempt, from, tasks })
