@@ -53,6 +53,12 @@ pub enum CoordinatorError {
     /// A segment is of another job.
     #[error("segment {0} is of another job")]
     OtherJob(SegmentId),
+    /// Acknowledgements of checkpoints in progress take too much memory.
+    #[error(
+        "acknowledgements {0} take all of the {1} bytes of memory that those may take, until their checkpoints are over: repeat \
+         it then, name fewer offsets, or raise limits.memory"
+    )]
+    AcksFull(&'static str, u64),
     /// Segments cannot be used again.
     #[error("{why}: store again, then acknowledge again: {}", names(.segments))]
     NotReusable {
@@ -132,7 +138,7 @@ impl CoordinatorError {
             | Self::OtherShard(..)
             | Self::NoSavepointDir => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Unavailable,
-            Self::TooManyRequests => ErrorKind::Overloaded,
+            Self::TooManyRequests | Self::AcksFull(..) => ErrorKind::Overloaded,
             Self::Metadata(fault) => fault.kind(),
             Self::Engine(error) => error.kind(),
             Self::Ended => ErrorKind::ShuttingDown,
@@ -151,10 +157,11 @@ impl CoordinatorError {
             Self::NoSuchTask(..) => "subtask",
             Self::OtherAttempt(_) => "attempt",
             Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
-            Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } => "state",
+            Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } | Self::AcksFull(..) => "state",
             Self::NoSavepointDir => "dir",
             Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
+            Self::Metadata(MetadataFault::TooLarge(_)) => "savepoint",
             Self::Busy | Self::TooManyRequests | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
         })
     }

@@ -14,6 +14,7 @@ use super::error::CoordinatorError;
 use super::events::{EventLog, TriggerNotice};
 use super::history::CheckpointFigures;
 use super::job::{JobActor, Message, RequestView};
+use super::memory::AckMemory;
 use super::metadata::CheckpointMetadata;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, ChosenStart, behind};
@@ -110,6 +111,14 @@ pub struct AcknowledgedState {
     pub key_groups: Option<std::ops::Range<u32>>,
 }
 
+impl AcknowledgedState {
+    /// Bytes of memory that it takes until its checkpoint is over.
+    fn kept_bytes(&self) -> usize {
+        let offsets = self.offsets.as_ref().map_or(1, Vec::len);
+        size_of::<StateEntry>() + self.name.len() + size_of::<u64>() * offsets
+    }
+}
+
 /// What each task starts from.
 #[derive(Debug, Clone)]
 pub struct JobStart {
@@ -152,6 +161,7 @@ pub struct JobHandle {
     pub(super) storage: JobStorage,
     /// The metadata that tasks start from now: all of them ask.
     pub(super) start: Arc<Mutex<KnownStart>>,
+    pub(super) acks: AckMemory,
 }
 
 crate::runtime::opaque_debug!(JobHandle);
@@ -304,6 +314,10 @@ impl JobHandle {
         snapshot: TaskSnapshot,
     ) -> Result<AckOutcome, CoordinatorError> {
         let task = ticket.task;
+        let paid = match ticket.repeated {
+            true => None,
+            false => Some(self.acks.pay(states.iter().map(AcknowledgedState::kept_bytes).sum()).await?),
+        };
         let snapshot = match ticket.repeated {
             // Ignored, whatever it says.
             true => snapshot,
@@ -320,7 +334,11 @@ impl JobHandle {
         let outcome = self
             .ask(move |actor| {
                 let now = actor.now();
-                actor.coordinator.acknowledge(id, task, attempt, snapshot, now)
+                let outcome = actor.coordinator.acknowledge(id, task, attempt, snapshot, now);
+                if matches!(outcome, AckOutcome::Taken { .. }) {
+                    actor.keep_paid(id, paid);
+                }
+                outcome
             })
             .await?;
         refuse(id, outcome)?;

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::CoordinatorError;
 use super::events::{CoordinatorEvent, EventLog, TriggerNotice};
 use super::history::{CheckpointFigures, History};
+use super::memory::PaidAck;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, RememberedJob};
 use super::state::decision::{Decision, RequestOutcome, RestartCause};
@@ -122,6 +123,8 @@ pub(super) struct JobActor {
     begun: Instant,
     /// When those in progress were triggered, and the attempt.
     triggered: BTreeMap<CheckpointId, (u64, u64)>,
+    /// What was paid for their acknowledgements.
+    paid: BTreeMap<CheckpointId, PaidAck>,
     /// Completed ones that were just stored, until that is told.
     durable: BTreeMap<CheckpointId, DurableCheckpoint>,
     requests: VecDeque<KnownRequest>,
@@ -140,6 +143,15 @@ pub(super) struct JobActor {
     pub over: bool,
 }
 
+/// However it ends, by a panic, too.
+impl Drop for JobActor {
+    fn drop(&mut self) {
+        let in_progress = i64::try_from(self.triggered.len()).unwrap_or(0);
+        self.storage.engine().metrics().checkpoints_in_progress.sub(in_progress);
+        self.events.close();
+    }
+}
+
 impl JobActor {
     pub(super) fn new(
         storage: JobStorage,
@@ -155,6 +167,7 @@ impl JobActor {
             history: History::default(),
             begun: Clock::instant(),
             triggered: BTreeMap::new(),
+            paid: BTreeMap::new(),
             durable: BTreeMap::new(),
             requests: VecDeque::new(),
             workers: WorkerTable::default(),
@@ -208,9 +221,6 @@ impl JobActor {
             }
             self.coordinator.tick(now);
         }
-        let in_progress = self.triggered.len();
-        self.storage.engine().metrics().checkpoints_in_progress.sub(i64::try_from(in_progress).unwrap_or(0));
-        self.events.close();
     }
 
     /// Does what was decided, before whoever asked is answered.
@@ -320,11 +330,21 @@ impl JobActor {
 
     /// One in progress is over. Returns when it was triggered, and its attempt.
     fn count_end(&mut self, id: CheckpointId) -> (u64, u64) {
+        self.paid.remove(&id);
         let known = self.triggered.remove(&id);
         if known.is_some() {
             self.storage.engine().metrics().checkpoints_in_progress.dec();
         }
         known.unwrap_or((0, self.coordinator.attempt()))
+    }
+
+    /// An acknowledgement is kept until its checkpoint is over.
+    pub(super) fn keep_paid(&mut self, id: CheckpointId, paid: Option<PaidAck>) {
+        let Some(paid) = paid else { return };
+        match self.paid.get_mut(&id) {
+            Some(known) => known.merge(paid),
+            None => drop(self.paid.insert(id, paid)),
+        }
     }
 
     fn show_failed(&mut self, id: CheckpointId, triggered: u64, reason: FailureReason) {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ack::{StateEntry, StateKind};
 use super::assign::RestoredOperator;
+use super::record::CheckpointOfJob;
 use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::model::{Handle, Label, SegmentId};
 
@@ -120,20 +121,31 @@ pub enum UnreadableCheckpoint {
     Segment(String),
 }
 
+/// The checkpoint that stored metadata is of. Nothing else of it is taken apart.
+///
+/// # Errors
+/// [`UnreadableCheckpoint`].
+pub fn checkpoint_of(bytes: &[u8]) -> Result<CheckpointOfJob, UnreadableCheckpoint> {
+    check_version(bytes)?;
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+fn check_version(bytes: &[u8]) -> Result<(), UnreadableCheckpoint> {
+    #[derive(Deserialize)]
+    struct MetadataVersion {
+        esker_checkpoint: u32,
+    }
+    let MetadataVersion { esker_checkpoint } = serde_json::from_slice(bytes)?;
+    if esker_checkpoint > VERSION { Err(UnreadableCheckpoint::Version(esker_checkpoint)) } else { Ok(()) }
+}
+
 impl CheckpointMetadata {
     /// Takes stored metadata apart.
     ///
     /// # Errors
     /// [`UnreadableCheckpoint`].
     pub fn read(bytes: &[u8]) -> Result<Self, UnreadableCheckpoint> {
-        #[derive(Deserialize)]
-        struct MetadataVersion {
-            esker_checkpoint: u32,
-        }
-        let MetadataVersion { esker_checkpoint } = serde_json::from_slice(bytes)?;
-        if esker_checkpoint > VERSION {
-            return Err(UnreadableCheckpoint::Version(esker_checkpoint));
-        }
+        check_version(bytes)?;
         Ok(serde_json::from_slice(bytes)?)
     }
 
@@ -262,6 +274,8 @@ mod tests {
 
         assert_eq!(String::from_utf8(metadata().write()).unwrap(), text);
         assert_eq!(CheckpointMetadata::read(text.as_bytes()).unwrap(), metadata());
+        let of = CheckpointOfJob { job: "wordcount".into(), checkpoint: 7 };
+        assert_eq!(checkpoint_of(text.as_bytes()).unwrap(), of);
     }
 
     #[test]

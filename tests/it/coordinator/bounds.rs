@@ -157,3 +157,96 @@ async fn the_same_job_again_is_the_same_after_it_took_key_groups_over() {
     let other = client.create(&job("j", &[], vec![chosen])).await;
     refused(other, StatusCode::CONFLICT, "job", "operators");
 }
+
+async fn rest(daemon: &TestDaemon, path: &str, body: String) -> (u16, Value) {
+    let mut stream = TcpStream::connect(daemon.api()).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        daemon.api(),
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn acknowledgements_have_so_many_offsets_and_pending_ones_so_much_memory() {
+    let keys = [("server.buckets", "checkpoints"), ("limits.memory", "256 mb")];
+    let daemon = TestDaemon::start(&keys).await;
+    let client = &daemon.client;
+    let timeout = [("timeout", Value::from("1 h")), ("tolerable-failed-checkpoints", 9.into())];
+    client.create(&job("j", &timeout, vec![operator("count", 64)])).await.unwrap();
+    let mut events = Events::of(client, "j").await;
+    let tasks: Vec<(&str, u32)> = (0..64).map(|subtask| ("count", subtask)).collect();
+    client.report_tasks("j", &tasks_of(events.first, &tasks, "running")).await.unwrap();
+    assert!(matches!(events.next().await, JobEvent::Hello(_)));
+    client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+    let id = events.triggered().await;
+    let stored = PutParams { checkpoint: Some(id), ..PutParams::default() };
+    let segment = client.put("j", &stored, None, "xx".into()).await.unwrap().segment;
+    let attempt = events.first;
+    let zeros = async |subtask: u32, id: u64, offsets: usize| {
+        let offsets = format!("{}0", "0,".repeat(offsets - 1));
+        let state = format!(r#"[{{"segment":"{segment}","offsets":[{offsets}]}}]"#);
+        let ack = format!(r#"{{"operator":"count","subtask":{subtask},"attempt":{attempt},"state":{state}}}"#);
+        rest(&daemon, &format!("/v1/jobs/j/checkpoints/{id}/ack"), ack).await
+    };
+
+    let (status, error) = zeros(0, id, (1 << 20) + 1).await;
+    assert_eq!((status, &error["error"]["field"]), (400, &json!("state")), "{error}");
+    let mut taken = 0;
+    let error = loop {
+        let (status, answer) = zeros(taken, id, 1 << 20).await;
+        if status != 200 {
+            assert_eq!(status, 503, "{answer}");
+            break answer;
+        }
+        taken += 1;
+        assert!(taken < 32, "32 x 8 MiB are all the memory that there is");
+    };
+    assert!(taken > 0);
+    assert_eq!((&error["error"]["kind"], &error["error"]["field"]), (&json!("overloaded"), &json!("state")));
+    // What is given up gives its memory back.
+    decline(&daemon, "j", id, String::new()).await;
+    events.find(|event| matches!(event, JobEvent::Abort(_)).then_some(())).await;
+    client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+    let next = events.triggered().await;
+    let stored = PutParams { checkpoint: Some(next), ..PutParams::default() };
+    let segment = client.put("j", &stored, None, "xx".into()).await.unwrap().segment;
+    for subtask in 0..taken {
+        let offsets = Some(vec![0; 1 << 20]);
+        let state = AckState { segment: Some(segment.clone()), offsets, ..AckState::default() };
+        client.acknowledge("j", next, &ack(attempt, subtask, vec![state]), &[]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn metadata_that_nobody_published_is_not_read_into_memory() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    client.create(&job("j", &[], vec![operator("count", 1)])).await.unwrap();
+    let len = (256 << 20) + 1;
+    let mut stream = TcpStream::connect(daemon.s3()).await.unwrap();
+    let head = format!(
+        "PUT /checkpoints/s/metadata.json HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n",
+        daemon.s3()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let piece = vec![b' '; 1 << 20];
+    for _ in 0..256 {
+        stream.write_all(&piece).await.unwrap();
+    }
+    stream.write_all(b"{").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let savepoint = Some("s3://checkpoints/s".to_owned());
+    let refused_one = client.restore_coordinated("j", &RestoreJob { savepoint, ..RestoreJob::default() }).await;
+
+    refused(refused_one, StatusCode::BAD_REQUEST, "savepoint", "268435457 bytes");
+}
