@@ -1,6 +1,7 @@
 //! What a task says of its part of a checkpoint.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,7 @@ pub struct StateEntry {
     /// The segment.
     pub segment: SegmentId,
     /// First bytes of its elements, not falling. Empty for keyed state that is read whole.
-    pub offsets: Vec<u64>,
+    pub offsets: Arc<[u64]>,
     /// The end of the last element.
     pub end: u64,
     /// The key groups of keyed state; empty of all other.

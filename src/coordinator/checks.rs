@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::CoordinatorError;
+use super::storage::holds_savepoints;
 use super::topology::{KEY_GROUPS_MAX, OperatorSpec};
 use crate::config::JobCheckpointing;
+use crate::engine::Engine;
 use crate::model::Label;
 
 /// Operators of a job, and tasks of all of them.
@@ -17,6 +19,19 @@ const TASKS_MAX: u64 = 1 << 16;
 /// [`CoordinatorError::Iterative`].
 pub(super) fn check_rules(rules: &JobCheckpointing, iterative: bool) -> Result<(), CoordinatorError> {
     if iterative && rules.unaligned && !rules.unaligned_forced { Err(CoordinatorError::Iterative) } else { Ok(()) }
+}
+
+/// Whether savepoints of a job of this engine can go where its settings say.
+///
+/// # Errors
+/// [`CoordinatorError::OtherShard`]; [`CoordinatorError::Engine`] if there is no such bucket.
+pub(super) fn check_savepoint_dir(engine: &Engine, rules: &JobCheckpointing) -> Result<(), CoordinatorError> {
+    let Some(dir) = &rules.savepoint_dir else { return Ok(()) };
+    engine.check_bucket(&dir.bucket)?;
+    match holds_savepoints(engine, dir) {
+        true => Ok(()),
+        false => Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.savepoint-dir".to_owned())),
+    }
 }
 
 /// Whether these may be the operators of a job, in which records go round only if it is `iterative`.

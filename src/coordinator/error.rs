@@ -53,6 +53,12 @@ pub enum CoordinatorError {
     /// A segment is of another job.
     #[error("segment {0} is of another job")]
     OtherJob(SegmentId),
+    /// Acknowledgements of checkpoints in progress take too much memory.
+    #[error(
+        "acknowledgements {0} take all of the {1} bytes of memory that those may take, until their checkpoints are over: repeat \
+         it then, name fewer offsets, or raise limits.memory"
+    )]
+    AcksFull(&'static str, u64),
     /// Segments cannot be used again.
     #[error("{why}: store again, then acknowledge again: {}", names(.segments))]
     NotReusable {
@@ -76,6 +82,12 @@ pub enum CoordinatorError {
     /// A savepoint has to go somewhere.
     #[error("give the directory of the savepoint, or set execution.checkpointing.savepoint-dir")]
     NoSavepointDir,
+    /// Requests are remembered until they are over.
+    #[error("1,000 requests for checkpoints of the job are not over: wait for some of them, then repeat the request")]
+    TooManyRequests,
+    /// A key names one request.
+    #[error("was used for another request: repeat that one, or take another key")]
+    KeyOfAnother,
     /// A checkpoint does not fit the job.
     #[error(transparent)]
     Misfit(#[from] Misfit),
@@ -114,6 +126,7 @@ impl CoordinatorError {
             | Self::NotReusable { .. }
             | Self::Misfit(_)
             | Self::Runs(_)
+            | Self::KeyOfAnother
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -125,6 +138,7 @@ impl CoordinatorError {
             | Self::OtherShard(..)
             | Self::NoSavepointDir => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Unavailable,
+            Self::TooManyRequests | Self::AcksFull(..) => ErrorKind::Overloaded,
             Self::Metadata(fault) => fault.kind(),
             Self::Engine(error) => error.kind(),
             Self::Ended => ErrorKind::ShuttingDown,
@@ -143,10 +157,12 @@ impl CoordinatorError {
             Self::NoSuchTask(..) => "subtask",
             Self::OtherAttempt(_) => "attempt",
             Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
-            Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } => "state",
+            Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } | Self::AcksFull(..) => "state",
             Self::NoSavepointDir => "dir",
+            Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
-            Self::Busy | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
+            Self::Metadata(MetadataFault::TooLarge(_)) => "savepoint",
+            Self::Busy | Self::TooManyRequests | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
         })
     }
 }

@@ -14,8 +14,9 @@ use super::state::queue::{StopMode, WantedCheckpoint};
 use crate::config::CheckpointMode;
 use crate::model::{CheckpointId, JobEnd};
 
-/// Events that are kept.
+/// Events that are kept, and the bytes that all of them may take; the newest one is kept, whatever it takes.
 const KEPT: usize = 4096;
+const KEPT_BYTES: usize = 4 << 20;
 
 /// A checkpoint that tasks take a snapshot for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,12 +109,28 @@ pub enum CoordinatorEvent {
     },
 }
 
+impl CoordinatorEvent {
+    /// Bytes that one takes in memory.
+    fn bytes(&self) -> usize {
+        let texts = match self {
+            Self::Trigger(_) | Self::Subsume(_) | Self::End { .. } => 0,
+            Self::Complete { metadata, path, .. } => metadata.len() + path.as_ref().map_or(0, String::len),
+            Self::Abort { message, .. } => message.len(),
+            Self::Restore { job, message, .. } => job.len() + message.len(),
+            Self::Stop { path, .. } => path.as_ref().map_or(0, String::len),
+        };
+        size_of::<NumberedEvent>() + texts
+    }
+}
+
 /// An event and its number.
 pub type NumberedEvent = (u64, CoordinatorEvent);
 
 #[derive(Debug)]
 struct Ring {
     events: VecDeque<NumberedEvent>,
+    /// Bytes that they take.
+    bytes: usize,
     /// The number of the newest one.
     last: u64,
     closed: bool,
@@ -142,7 +159,7 @@ pub enum EventsAfter {
 impl EventLog {
     /// No event yet.
     pub fn new(incarnation: String) -> Self {
-        let ring = Ring { events: VecDeque::new(), last: 0, closed: false };
+        let ring = Ring { events: VecDeque::new(), bytes: 0, last: 0, closed: false };
         Self { incarnation, ring: Mutex::new(ring), news: watch::Sender::new(0) }
     }
 
@@ -152,9 +169,11 @@ impl EventLog {
             let mut ring = self.ring.lock();
             ring.last += 1;
             let last = ring.last;
+            ring.bytes += event.bytes();
             ring.events.push_back((last, event));
-            if ring.events.len() > KEPT {
-                ring.events.pop_front();
+            while ring.events.len() > KEPT || (ring.bytes > KEPT_BYTES && ring.events.len() > 1) {
+                let Some((_, oldest)) = ring.events.pop_front() else { break };
+                ring.bytes -= oldest.bytes();
             }
             last
         };
@@ -238,6 +257,27 @@ mod tests {
 
         assert_eq!(log.after(0, 9), EventsAfter::TooOld);
         assert!(matches!(log.after(1, 9), EventsAfter::Events(events) if events.len() == 9));
+    }
+
+    #[test]
+    fn long_messages_are_kept_up_to_a_number_of_bytes() {
+        let log = EventLog::new("abc".into());
+        let abort = |bytes: usize| CoordinatorEvent::Abort {
+            checkpoint: CheckpointId(1),
+            attempt: 1,
+            wanted: WantedCheckpoint::Checkpoint,
+            reason: FailureReason::Declined,
+            message: "m".repeat(bytes),
+        };
+        (0..10).for_each(|_| log.publish(abort(KEPT_BYTES / 4)));
+
+        assert_eq!(log.after(6, 9), EventsAfter::TooOld);
+        assert!(matches!(log.after(7, 9), EventsAfter::Events(events) if events.len() == 3));
+        log.publish(abort(2 * KEPT_BYTES));
+        assert_eq!(log.after(9, 9), EventsAfter::TooOld);
+        assert!(matches!(log.after(10, 9), EventsAfter::Events(events) if events.len() == 1));
+        (0..KEPT as u64).for_each(|number| log.publish(subsume(number)));
+        assert!(matches!(log.after(11, KEPT), EventsAfter::Events(events) if events.len() == KEPT));
     }
 
     #[test]

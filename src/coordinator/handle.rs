@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ack::{StateEntry, StateKind, TaskSnapshot};
 use super::assign::{TaskStart, assign, fit};
-use super::checks::{check_operators, check_rules};
+use super::checks::{check_operators, check_rules, check_savepoint_dir};
 use super::error::CoordinatorError;
 use super::events::{EventLog, TriggerNotice};
 use super::history::CheckpointFigures;
 use super::job::{JobActor, Message, RequestView};
+use super::memory::AckMemory;
 use super::metadata::CheckpointMetadata;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, ChosenStart, behind};
@@ -109,6 +110,14 @@ pub struct AcknowledgedState {
     pub key_groups: Option<std::ops::Range<u32>>,
 }
 
+impl AcknowledgedState {
+    /// Bytes of memory that it takes until its checkpoint is over.
+    fn kept_bytes(&self) -> usize {
+        let offsets = self.offsets.as_ref().map_or(1, Vec::len);
+        size_of::<StateEntry>() + self.name.len() + size_of::<u64>() * offsets
+    }
+}
+
 /// What each task starts from.
 #[derive(Debug, Clone)]
 pub struct JobStart {
@@ -153,6 +162,7 @@ pub struct JobHandle {
     pub(super) storage: JobStorage,
     /// The metadata that tasks start from now: all of them ask.
     pub(super) start: Arc<Mutex<KnownStart>>,
+    pub(super) acks: AckMemory,
 }
 
 crate::runtime::opaque_debug!(JobHandle);
@@ -253,8 +263,10 @@ impl JobHandle {
             }
             let now = actor.now();
             if let Some(worker) = &worker {
-                let replaces = |task: TaskId| actor.coordinator.tasks().runs(task) && actor.is_of_another(task, worker);
-                if let Some((task, _)) = found.iter().find(|(task, _)| replaces(*task)) {
+                let begins = |state: TaskState| matches!(state, TaskState::Running | TaskState::EndOfData);
+                let replaces =
+                    |(task, state): &&(TaskId, TaskState)| begins(*state) && actor.runs_elsewhere(*task, worker);
+                if let Some((task, _)) = found.iter().find(replaces) {
                     // What the one before did since the last checkpoint is lost with it, and this one did not begin from there.
                     actor.coordinator.replaced(*task, worker, now);
                     actor.settle();
@@ -317,6 +329,10 @@ impl JobHandle {
         snapshot: TaskSnapshot,
     ) -> Result<AckOutcome, CoordinatorError> {
         let task = ticket.task;
+        let paid = match ticket.repeated {
+            true => None,
+            false => Some(self.acks.pay(states.iter().map(AcknowledgedState::kept_bytes).sum()).await?),
+        };
         let snapshot = match ticket.repeated {
             // Ignored, whatever it says.
             true => snapshot,
@@ -333,7 +349,11 @@ impl JobHandle {
         let outcome = self
             .ask(move |actor| {
                 let now = actor.now();
-                actor.coordinator.acknowledge(id, task, attempt, snapshot, now)
+                let outcome = actor.coordinator.acknowledge(id, task, attempt, snapshot, now);
+                if matches!(outcome, AckOutcome::Taken { .. }) {
+                    actor.keep_paid(id, paid);
+                }
+                outcome
             })
             .await?;
         refuse(id, outcome)?;
@@ -373,7 +393,7 @@ impl JobHandle {
                 kind: state.kind,
                 name: state.name,
                 segment: view.id,
-                offsets: state.offsets.unwrap_or_else(|| if keyed { vec![] } else { vec![0] }),
+                offsets: state.offsets.map_or_else(|| if keyed { [].into() } else { [0].into() }, Arc::from),
                 end: state.end.unwrap_or(len),
                 key_groups: state.key_groups.unwrap_or_default(),
             };
@@ -465,13 +485,15 @@ impl JobHandle {
     /// Somebody asks for a checkpoint or savepoint. The answer shows how that goes.
     ///
     /// # Errors
-    /// [`CoordinatorError::NoSavepointDir`]; [`EngineError::Refused`] if there is no such bucket.
+    /// [`CoordinatorError::NoSavepointDir`], [`CoordinatorError::KeyOfAnother`], [`CoordinatorError::TooManyRequests`];
+    /// [`EngineError::Refused`] if there is no such bucket.
     pub async fn request(
         &self,
         wanted: WantedCheckpoint,
         dir: Option<PublishDir>,
         key: Option<String>,
     ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
+        let given = dir.clone();
         let dir = match wanted.is_savepoint() {
             false => None,
             true => {
@@ -484,7 +506,7 @@ impl JobHandle {
                 Some(dir)
             }
         };
-        self.ask(move |actor| actor.request(wanted, dir, key)).await
+        self.ask(move |actor| actor.request(wanted, (given, dir), key)).await?
     }
 
     /// Checkpoints in progress, and the last ones that are over, the newest first.
@@ -519,7 +541,14 @@ impl JobHandle {
                 let fixed = "execution.checkpointing.dir, create-subdir and storage".to_owned();
                 return crate::runtime::reply(reply, Err(CoordinatorError::FixedSetting(fixed)));
             }
-            if let Err(error) = check_rules(&rules, actor.remembered.iterative) {
+            let checked = check_rules(&rules, actor.remembered.iterative);
+            // The one that it has may be gone since, and other settings are to change.
+            let moved = rules.savepoint_dir != before.savepoint_dir;
+            let checked = checked.and_then(|()| match moved {
+                true => check_savepoint_dir(actor.storage.engine(), &rules),
+                false => Ok(()),
+            });
+            if let Err(error) = checked {
                 return crate::runtime::reply(reply, Err(error));
             }
             actor.remembered.settings = rules.texts();
@@ -564,13 +593,13 @@ impl JobHandle {
         };
         let mut tasks = vec![];
         for spec in operators {
-            let wanted =
-                |subtask: u32| of.as_ref().is_none_or(|(operator, one)| *operator == spec.id && *one == subtask);
-            if !(0..spec.parallelism).any(wanted) {
-                continue;
-            }
-            let starts = assign(&spec, restored.iter().find(|restored| restored.spec.id == spec.id));
-            let starts = (0_u32..).zip(starts).filter(|(subtask, _)| wanted(*subtask));
+            let which = match &of {
+                None => 0..spec.parallelism,
+                Some((operator, one)) if *operator == spec.id => *one..one + 1,
+                Some(_) => continue,
+            };
+            let restored = restored.iter().find(|restored| restored.spec.id == spec.id);
+            let starts = which.clone().zip(assign(&spec, restored, which));
             tasks.extend(starts.map(|(subtask, start)| (spec.clone(), subtask, start)));
         }
         Ok(JobStart { phase, attempt, first_attempt, from, tasks })

@@ -52,7 +52,10 @@ impl CheckpointFigures {
         now: Duration,
     ) -> Self {
         let name = |task: TaskId| (topology.of(task).map(|spec| spec.id.clone()).unwrap_or_default(), task.subtask);
-        let sum = |of: fn(&crate::coordinator::ack::TaskSnapshot) -> u64| pending.snapshots.values().map(of).sum();
+        let sum = |of: fn(&crate::coordinator::ack::TaskSnapshot) -> u64| {
+            // Of what tasks say, which may be any number.
+            pending.snapshots.values().map(of).fold(0, u64::saturating_add)
+        };
         Self {
             id,
             savepoint: pending.wanted().is_savepoint(),

@@ -8,7 +8,7 @@
 //! in the catalog before `complete` is told, an attempt is recorded before `restore` is told. Those in progress are given up
 //! by the next owner, whose workers hear of that by `hello`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,15 +20,17 @@ use tokio_util::sync::CancellationToken;
 use super::error::CoordinatorError;
 use super::events::{CoordinatorEvent, EventLog, TriggerNotice};
 use super::history::{CheckpointFigures, History};
+use super::memory::PaidAck;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, RememberedJob};
 use super::state::decision::{Decision, RequestOutcome, RestartCause};
-use super::state::machine::Coordinator;
+use super::state::machine::{Coordinator, JobPhase};
 use super::state::pending::PendingCheckpoint;
 use super::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use super::state::retained::RetainedKind;
 use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
+use super::workers::WorkerTable;
 use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
 use crate::engine::jobs::leavings;
 use crate::error::chain;
@@ -38,10 +40,8 @@ use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
 const IDS_AT_ONCE: u64 = 64;
-/// Requests of people that are remembered.
+/// Requests of people that are remembered: all that are not over, and the last ones that are.
 const REQUESTS_KEPT: usize = 1000;
-/// Workers that have a name.
-const WORKERS_MAX: usize = 10_000;
 /// After a record that was not taken, until the next try.
 const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
@@ -68,6 +68,8 @@ struct KnownRequest {
     number: RequestNumber,
     wanted: WantedCheckpoint,
     key: Option<String>,
+    /// The directory that was given with it.
+    given: Option<PublishDir>,
     dir: Option<PublishDir>,
     view: watch::Sender<RequestView>,
 }
@@ -121,10 +123,12 @@ pub(super) struct JobActor {
     begun: Instant,
     /// When those in progress were triggered, and the attempt.
     triggered: BTreeMap<CheckpointId, (u64, u64)>,
+    /// What was paid for their acknowledgements.
+    paid: BTreeMap<CheckpointId, PaidAck>,
     /// Completed ones that were just stored, until that is told.
     durable: BTreeMap<CheckpointId, DurableCheckpoint>,
     requests: VecDeque<KnownRequest>,
-    workers: BTreeMap<String, BTreeSet<TaskId>>,
+    workers: WorkerTable,
     work: FuturesUnordered<BoxFuture<'static, StorageEnd>>,
     /// Steps of checkpoints that wait for another step of the same.
     queued: BTreeMap<CheckpointId, VecDeque<StorageStep>>,
@@ -141,6 +145,15 @@ pub(super) struct JobActor {
     /// The job is being ended: nothing is recorded any more, which would bring it back.
     ending: bool,
     pub over: bool,
+}
+
+/// However it ends, by a panic, too.
+impl Drop for JobActor {
+    fn drop(&mut self) {
+        let in_progress = i64::try_from(self.triggered.len()).unwrap_or(0);
+        self.storage.engine().metrics().checkpoints_in_progress.sub(in_progress);
+        self.events.close();
+    }
 }
 
 impl JobActor {
@@ -161,9 +174,10 @@ impl JobActor {
             history: History::default(),
             begun: Clock::instant(),
             triggered: BTreeMap::new(),
+            paid: BTreeMap::new(),
             durable: BTreeMap::new(),
             requests: VecDeque::new(),
-            workers: BTreeMap::new(),
+            workers: WorkerTable::default(),
             work: FuturesUnordered::new(),
             queued: BTreeMap::new(),
             clean_queue: VecDeque::new(),
@@ -214,9 +228,6 @@ impl JobActor {
             }
             self.coordinator.tick(now);
         }
-        let in_progress = self.triggered.len();
-        self.storage.engine().metrics().checkpoints_in_progress.sub(i64::try_from(in_progress).unwrap_or(0));
-        self.events.close();
     }
 
     /// Does what was decided, before whoever asked is answered.
@@ -326,11 +337,21 @@ impl JobActor {
 
     /// One in progress is over. Returns when it was triggered, and its attempt.
     fn count_end(&mut self, id: CheckpointId) -> (u64, u64) {
+        self.paid.remove(&id);
         let known = self.triggered.remove(&id);
         if known.is_some() {
             self.storage.engine().metrics().checkpoints_in_progress.dec();
         }
         known.unwrap_or((0, self.coordinator.attempt()))
+    }
+
+    /// An acknowledgement is kept until its checkpoint is over.
+    pub(super) fn keep_paid(&mut self, id: CheckpointId, paid: Option<PaidAck>) {
+        let Some(paid) = paid else { return };
+        match self.paid.get_mut(&id) {
+            Some(known) => known.merge(paid),
+            None => drop(self.paid.insert(id, paid)),
+        }
     }
 
     fn show_failed(&mut self, id: CheckpointId, triggered: u64, reason: FailureReason) {
@@ -346,17 +367,32 @@ impl JobActor {
 
     // ---- requests of people ----
 
-    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one.
+    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one. `dir` is where it goes, as it was
+    /// `given` or not.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::KeyOfAnother`], [`CoordinatorError::TooManyRequests`].
     pub(super) fn request(
         &mut self,
         wanted: WantedCheckpoint,
-        dir: Option<PublishDir>,
+        (given, dir): (Option<PublishDir>, Option<PublishDir>),
         key: Option<String>,
-    ) -> watch::Receiver<RequestView> {
+    ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
         if let Some(known) =
             key.as_ref().and_then(|key| self.requests.iter().find(|known| known.key.as_ref() == Some(key)))
         {
-            return known.view.subscribe();
+            return match known.wanted == wanted && known.given == given {
+                true => Ok(known.view.subscribe()),
+                false => Err(CoordinatorError::KeyOfAnother),
+            };
+        }
+        if self.requests.len() >= REQUESTS_KEPT {
+            match self.requests.iter().position(|known| known.view.borrow().ended.is_some()) {
+                Some(oldest) => drop(self.requests.remove(oldest)),
+                // A stop is taken all the same: it ends those that wait.
+                None if wanted.is_stop() && self.coordinator.phase() != JobPhase::Stopping => {}
+                None => return Err(CoordinatorError::TooManyRequests),
+            }
         }
         let id = crate::model::SegmentId(self.storage.engine().entropy().ulid()).to_string();
         let view = watch::Sender::new(RequestView { id, checkpoint: None, path: None, ended: None });
@@ -366,11 +402,8 @@ impl JobActor {
             WantedCheckpoint::Stop(mode) => self.coordinator.stop(mode, now),
             wanted => self.coordinator.request(wanted, now),
         };
-        self.requests.push_back(KnownRequest { number, wanted, key, dir, view });
-        if self.requests.len() > REQUESTS_KEPT {
-            self.requests.pop_front();
-        }
-        answer
+        self.requests.push_back(KnownRequest { number, wanted, key, given, dir, view });
+        Ok(answer)
     }
 
     fn show_request(&self, number: RequestNumber, show: impl FnOnce(&mut RequestView)) {
@@ -538,7 +571,7 @@ impl JobActor {
         metrics.last_checkpoint_seconds.set(figures.duration.as_secs_f64());
         let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         metrics.last_checkpoint_bytes.set(bytes(figures.bytes));
-        metrics.last_checkpoint_full_bytes.set(bytes(figures.bytes + figures.bytes_reused));
+        metrics.last_checkpoint_full_bytes.set(bytes(figures.bytes.saturating_add(figures.bytes_reused)));
         self.history.add(CheckpointFigures { ended: Some(Ok(())), ..figures });
     }
 
@@ -628,23 +661,18 @@ impl JobActor {
 
     /// Tasks are those of this worker.
     pub(super) fn know_worker(&mut self, worker: &str, tasks: impl IntoIterator<Item = TaskId>) {
-        if self.workers.len() < WORKERS_MAX || self.workers.contains_key(worker) {
-            self.workers.entry(worker.to_owned()).or_default().extend(tasks);
-        }
+        self.workers.know(worker, tasks);
     }
 
-    /// Whether another worker than this one has reported that the task runs, and this one has not.
-    pub(super) fn is_of_another(&self, task: TaskId, worker: &str) -> bool {
-        let others = self.workers.iter().any(|(known, tasks)| known != worker && tasks.contains(&task));
-        others && !self.workers.get(worker).is_some_and(|tasks| tasks.contains(&task))
+    /// Whether another worker than this one has reported that the task runs.
+    pub(super) fn runs_elsewhere(&self, task: TaskId, worker: &str) -> bool {
+        self.coordinator.tasks().runs(task) && self.workers.is_of_another(task, worker)
     }
 
     /// A worker gave a sign of life.
     pub(super) fn heard_of_worker(&mut self, worker: &str) {
         let now = self.now();
-        if let Some(tasks) = self.workers.get(worker) {
-            self.coordinator.heard_of(tasks.iter().copied(), now);
-        }
+        self.coordinator.heard_of(self.workers.tasks_of(worker), now);
     }
 
     /// All checkpoints that are known, the newest first.

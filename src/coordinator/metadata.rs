@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ack::{StateEntry, StateKind};
 use super::assign::RestoredOperator;
+use super::record::CheckpointOfJob;
 use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::model::{Handle, Label, SegmentId};
 
@@ -86,7 +88,7 @@ pub struct StateMetadata {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_groups: Option<Range<u32>>,
     /// First bytes of its elements.
-    pub offsets: Vec<u64>,
+    pub offsets: Arc<[u64]>,
     /// The end of the last one.
     pub end: u64,
     /// The bytes, in Base64, if they are in no file.
@@ -119,20 +121,31 @@ pub enum UnreadableCheckpoint {
     Segment(String),
 }
 
+/// The checkpoint that stored metadata is of. Nothing else of it is taken apart.
+///
+/// # Errors
+/// [`UnreadableCheckpoint`].
+pub fn checkpoint_of(bytes: &[u8]) -> Result<CheckpointOfJob, UnreadableCheckpoint> {
+    check_version(bytes)?;
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+fn check_version(bytes: &[u8]) -> Result<(), UnreadableCheckpoint> {
+    #[derive(Deserialize)]
+    struct MetadataVersion {
+        esker_checkpoint: u32,
+    }
+    let MetadataVersion { esker_checkpoint } = serde_json::from_slice(bytes)?;
+    if esker_checkpoint > VERSION { Err(UnreadableCheckpoint::Version(esker_checkpoint)) } else { Ok(()) }
+}
+
 impl CheckpointMetadata {
     /// Takes stored metadata apart.
     ///
     /// # Errors
     /// [`UnreadableCheckpoint`].
     pub fn read(bytes: &[u8]) -> Result<Self, UnreadableCheckpoint> {
-        #[derive(Deserialize)]
-        struct MetadataVersion {
-            esker_checkpoint: u32,
-        }
-        let MetadataVersion { esker_checkpoint } = serde_json::from_slice(bytes)?;
-        if esker_checkpoint > VERSION {
-            return Err(UnreadableCheckpoint::Version(esker_checkpoint));
-        }
+        check_version(bytes)?;
         Ok(serde_json::from_slice(bytes)?)
     }
 
@@ -149,7 +162,7 @@ impl CheckpointMetadata {
         let entry = |state: &StateMetadata| {
             let segment = state.segment.parse().map_err(|_| UnreadableCheckpoint::Segment(state.segment.clone()))?;
             let key_groups = state.key_groups.clone().unwrap_or_default();
-            let (kind, name, offsets) = (state.kind, state.name.clone(), state.offsets.clone());
+            let (kind, name, offsets) = (state.kind, state.name.clone(), Arc::clone(&state.offsets));
             Ok::<_, UnreadableCheckpoint>(StateEntry { kind, name, segment, offsets, end: state.end, key_groups })
         };
         let task = |task: &TaskMetadata| Ok((task.finished, task.state.iter().map(entry).collect::<Result<_, _>>()?));
@@ -182,15 +195,16 @@ pub fn operators(
             scope: stored.scope.clone(),
             len: stored.handle.location.len(),
             key_groups: (entry.kind == StateKind::Keyed).then(|| entry.key_groups.clone()),
-            offsets: entry.offsets.clone(),
+            offsets: Arc::clone(&entry.offsets),
             end: entry.end,
             data: stored.data.as_ref().map(|data| STANDARD.encode(data)),
         })
     };
     let task = |operator: usize, subtask: u32| {
         // Of a task that was over when the checkpoint began there is nothing.
-        let (finished, entries) = snapshots.get(&TaskId { operator, subtask }).cloned().unwrap_or((true, vec![]));
-        TaskMetadata { subtask, finished, state: entries.iter().filter_map(state).collect() }
+        let snapshot = snapshots.get(&TaskId { operator, subtask });
+        let state = snapshot.map(|(_, entries)| entries.iter().filter_map(state).collect()).unwrap_or_default();
+        TaskMetadata { subtask, finished: snapshot.is_none_or(|(finished, _)| *finished), state }
     };
     let of = |(at, spec): (usize, &OperatorSpec)| OperatorMetadata {
         spec: spec.clone(),
@@ -225,7 +239,7 @@ mod tests {
             kind: StateKind::Keyed,
             name: "counts".into(),
             segment: SegmentId(7),
-            offsets: vec![],
+            offsets: [].into(),
             end: 3,
             key_groups: 0..64,
         };
@@ -260,6 +274,8 @@ mod tests {
 
         assert_eq!(String::from_utf8(metadata().write()).unwrap(), text);
         assert_eq!(CheckpointMetadata::read(text.as_bytes()).unwrap(), metadata());
+        let of = CheckpointOfJob { job: "wordcount".into(), checkpoint: 7 };
+        assert_eq!(checkpoint_of(text.as_bytes()).unwrap(), of);
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! - [`metadata`], [`record`]: what is durable: of a checkpoint, of a job.
 //! - [`events`]: what workers are told. [`history`]: how checkpoints went.
 //! - [`storage`]: records, completes, frees.
+//! - `memory`: pays for what tasks have acknowledged.
+//! - `workers`: which worker has which tasks.
 //! - `job`: the one task that drives all that for a job.
 //! - [`handle`]: what may be asked of it. `checks`: whether that makes sense.
 //! - [`registry`]: the coordinators of all jobs.
@@ -23,6 +25,7 @@ pub mod events;
 pub mod handle;
 pub mod history;
 mod job;
+mod memory;
 pub mod metadata;
 pub mod reason;
 pub mod record;
@@ -30,5 +33,6 @@ pub mod registry;
 pub mod state;
 pub mod storage;
 pub mod topology;
+mod workers;
 
 pub use job::RequestView;

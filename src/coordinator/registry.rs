@@ -5,28 +5,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::checks::{check_operators, check_rules};
+use super::checks::{check_operators, check_rules, check_savepoint_dir};
 use super::error::CoordinatorError;
 use super::events::EventLog;
 use super::handle::JobHandle;
-use super::job::{JobActor, published_in};
+use super::job::{JobActor, Message, published_in};
+use super::memory::AckMemory;
 use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind};
 use super::state::machine::{Beginning, Coordinator};
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
-use super::storage::{JobStorage, holds_savepoints, published_key};
+use super::storage::{JobStorage, published_key};
 use super::topology::{OperatorSpec, Topology};
 use crate::config::JobCheckpointing;
 use crate::engine::{CheckpointView, Engine};
 use crate::error::chain;
 use crate::model::{CheckpointId, CheckpointKind, CheckpointState, JobId};
-use crate::runtime::{Entropy, Failure};
+use crate::runtime::{Entropy, Failure, reply};
 
 /// Jobs that have ended and whose last events can be heard.
 const ENDED_MAX: usize = 64;
 /// Messages that wait for the coordinator of a job.
 const INBOX_MAX: usize = 1024;
+/// After a panic of a coordinator, until the job has another one: one that panics again and again does so at leisure.
+const ANEW_AFTER: Duration = Duration::from_secs(1);
 
 /// A job to create with a coordinator.
 #[derive(Debug, Clone)]
@@ -49,6 +52,7 @@ crate::runtime::opaque_debug!(Coordinators);
 
 struct CoordinatorsShared {
     engine: Engine,
+    acks: AckMemory,
     jobs: Mutex<BTreeMap<JobId, JobHandle>>,
     /// Those that ended last: their workers may not have heard of it.
     ended: Mutex<VecDeque<(JobId, JobHandle)>>,
@@ -61,6 +65,7 @@ impl Coordinators {
     pub fn start(engine: &Engine) -> Self {
         let shared = CoordinatorsShared {
             engine: engine.clone(),
+            acks: AckMemory::of(engine),
             jobs: Mutex::default(),
             ended: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
@@ -115,7 +120,13 @@ impl Coordinators {
             Arc::clone(&events),
         );
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
-        let handle = JobHandle { inbox, events, storage: storage.clone(), start: Arc::default() };
+        let handle = JobHandle {
+            inbox,
+            events,
+            storage: storage.clone(),
+            start: Arc::default(),
+            acks: self.0.acks.of_another_job(),
+        };
         let pending = known.into_iter().filter(|known| known.state == CheckpointState::Pending).map(|known| known.id);
         let pending: Vec<CheckpointId> = pending.collect();
         let published = published
@@ -123,6 +134,8 @@ impl Coordinators {
         let (coordinators, job, own) = (Arc::downgrade(&self.0), job.clone(), handle.inbox.clone());
         let (stopping, lost) = (engine.stopping(), engine.lost());
         self.0.jobs.lock().insert(job.clone(), handle.clone());
+        let (over, ended) = oneshot::channel();
+        self.watch(job.clone(), own.clone(), ended);
         engine.tasks().spawn("coordinator", Failure::FailsItsWork, async move {
             // What an owner before had begun: nobody has its acknowledgements any more.
             storage.unpublish_all(published.unwrap_or_default()).await;
@@ -130,6 +143,8 @@ impl Coordinators {
                 storage.clean_aborted(id).await;
             }
             actor.run(messages, stopping, lost).await;
+            // Only now: a panic drops it, and is known by that.
+            reply(over, ());
             if let Some(shared) = coordinators.upgrade() {
                 let mut jobs = shared.jobs.lock();
                 // It may have been created anew meanwhile.
@@ -143,6 +158,44 @@ impl Coordinators {
             }
         });
         handle
+    }
+
+    /// Starts the coordinator of a job anew, from what is recorded, if a bug ends it: as another daemon would after a crash of this
+    /// one. What it had not told by then is not known to anybody.
+    fn watch(&self, job: JobId, own: mpsc::Sender<Message>, ended: oneshot::Receiver<()>) {
+        let (coordinators, engine) = (Arc::downgrade(&self.0), &self.0.engine);
+        let (stopping, lost) = (engine.stopping(), engine.lost());
+        engine.tasks().spawn("coordinator-watch", Failure::StopsTheDaemon, async move {
+            if ended.await.is_ok() {
+                return;
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = lost.cancelled() => return,
+                () = tokio::time::sleep(ANEW_AFTER) => {}
+            }
+            let Some(coordinators) = coordinators.upgrade().map(Self) else { return };
+            let _creating = coordinators.0.creating.lock().await;
+            // A job that has ended meanwhile needs none.
+            if !coordinators.find(&job).is_some_and(|known| known.inbox.same_channel(&own)) {
+                return;
+            }
+            let known = coordinators.0.engine.coordinated().unwrap_or_default();
+            let loaded = match known.iter().find(|(of, _)| *of == job) {
+                Some((_, text)) => coordinators.load(&job, text),
+                None => {
+                    coordinators.0.jobs.lock().remove(&job);
+                    return;
+                }
+            };
+            match loaded {
+                Ok(()) => tracing::warn!(%job, "the coordinator of a job panicked and begins anew from its record"),
+                Err(error) => {
+                    coordinators.0.jobs.lock().remove(&job);
+                    tracing::error!(%job, error = chain(&error), "a job has no coordinator");
+                }
+            }
+        });
     }
 
     /// The coordinator of a job, if it has one.
@@ -183,21 +236,19 @@ impl Coordinators {
         let rules = defaults.with(settings.iter().map(|(key, text)| (&**key, &**text)))?;
         check_rules(&rules, iterative)?;
         check_operators(&operators, iterative)?;
-        for dir in rules.dir.iter().chain(&rules.savepoint_dir) {
+        if let Some(dir) = &rules.dir {
             self.0.engine.check_bucket(&dir.bucket)?;
         }
         let published = rules.dir.as_ref().map(|dir| published_key(dir, &job, rules.create_subdir, CheckpointId(1)));
         if published.is_some_and(|(bucket, key)| !self.0.engine.holds_key(&bucket, &key)) {
             return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.dir".to_owned()));
         }
-        if rules.savepoint_dir.as_ref().is_some_and(|dir| !holds_savepoints(&self.0.engine, dir)) {
-            return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.savepoint-dir".to_owned()));
-        }
+        check_savepoint_dir(&self.0.engine, &rules)?;
         let _creating = self.0.creating.lock().await;
         let topology = Topology::new(operators);
         if let Some(handle) = self.find(&job) {
             let same = handle.ask(move |actor| {
-                let known = actor.coordinator.topology() == &topology;
+                let known = actor.coordinator.topology().is_as_wanted(&topology);
                 (known, actor.coordinator.rules() == &rules)
             });
             return match same.await? {
@@ -257,4 +308,71 @@ fn first_attempt(entropy: &Entropy) -> u64 {
 fn draw(engine: &Engine) -> f64 {
     let drawn = u32::from_str_radix(&engine.entropy().hex(4), 16).unwrap_or_default();
     f64::from(drawn) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::coordinator::state::queue::WantedCheckpoint;
+    use crate::coordinator::state::tasks::TaskState;
+    use crate::engine::EngineOptions;
+
+    fn job() -> NewCoordinatedJob {
+        let operator = OperatorSpec {
+            id: "a".to_owned(),
+            parallelism: 1,
+            max_parallelism: 128,
+            max_parallelism_given: false,
+            inputs: vec![],
+            union_list_state: false,
+            two_phase_commit: false,
+            unaligned: true,
+        };
+        let (job, settings) = ("j".parse().unwrap(), BTreeMap::new());
+        NewCoordinatedJob { job, settings, operators: vec![operator], iterative: false }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_panics_is_followed_by_another_one_from_its_record() {
+        let flags = [("store.url".to_owned(), "memory:".to_owned())];
+        let settings = Config::load_with(None, [], &flags).unwrap().settings().unwrap();
+        let running = Engine::open(settings, EngineOptions::default()).await.unwrap();
+        let coordinators = Coordinators::start(running.engine());
+        coordinators.create(job()).await.unwrap();
+        let first = coordinators.get(&job().job).unwrap();
+        let attempt = first.standing().await.unwrap().attempt;
+        let runs = || vec![("a".to_owned(), 0, TaskState::Running)];
+        first.report(attempt, None, runs(), None).await.unwrap();
+        let request = first.request(WantedCheckpoint::Checkpoint, None, None).await.unwrap();
+        while request.borrow().checkpoint.is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(running.engine().metrics().checkpoints_in_progress.get(), 1);
+
+        let panicked = first.ask(|_| -> () { panic!("a bug") }).await;
+
+        assert!(matches!(panicked, Err(CoordinatorError::Ended)), "{panicked:?}");
+        let next = async {
+            loop {
+                let handle = coordinators.get(&job().job).unwrap();
+                match handle.standing().await {
+                    Ok(standing) => return (handle, standing),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        let (next, standing) = tokio::time::timeout(Duration::from_secs(20), next).await.unwrap();
+        assert_eq!((standing.attempt, standing.restarts), (attempt, 0));
+        assert_eq!(running.engine().metrics().checkpoints_in_progress.get(), 0);
+        assert_eq!(first.events.after(first.events.last(), 1), super::super::events::EventsAfter::Closed);
+        next.report(attempt, None, runs(), None).await.unwrap();
+        let earlier = request.borrow().checkpoint;
+        let again = next.request(WantedCheckpoint::Checkpoint, None, None).await.unwrap();
+        while again.borrow().checkpoint.is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(again.borrow().checkpoint > earlier, "a number is not used twice");
+        drop(coordinators);
+    }
 }

@@ -15,6 +15,7 @@ use futures::TryStreamExt;
 use super::ack::StateEntry;
 use super::metadata::{self, CheckpointMetadata, StoredState, UnreadableCheckpoint};
 use super::reason::FailureReason;
+use super::record::CheckpointOfJob;
 use super::topology::{TaskId, Topology};
 use crate::config::PublishDir;
 use crate::engine::intake::{Body, Digests, Rejected};
@@ -25,11 +26,14 @@ use crate::error::{ErrorKind, chain};
 use crate::model::{
     About, CheckpointId, CheckpointKind, CheckpointState, JobId, ObjectHeaders, SegmentId, StateScope, Writer,
 };
+use crate::runtime::PaidBytes;
 
 /// The name of the copy of a savepoint's metadata in its folder.
 pub const PUBLISHED_NAME: &str = "metadata.json";
 /// Names that are tried for the folder of a savepoint, as in Flink.
 const NAMES_TRIED: usize = 10;
+/// Bytes of published metadata that are read.
+const PUBLISHED_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of states that are in no file, which go into the metadata; beyond that it says where they are and no more.
 const EMBEDDED_BYTES_MAX: u64 = 8 << 20;
 
@@ -86,6 +90,12 @@ pub enum MetadataFault {
     /// It is not understood.
     #[error(transparent)]
     Unreadable(#[from] UnreadableCheckpoint),
+    /// No coordinator has published so much.
+    #[error(
+        "the object has {0} bytes, and published metadata has at most {PUBLISHED_BYTES_MAX}: give the folder of a savepoint, or go on \
+         from the job and the number of the checkpoint (from, checkpoint)"
+    )]
+    TooLarge(u64),
     /// Its bytes are wrong.
     #[error("the metadata cannot be read: {0}")]
     Bytes(String),
@@ -98,6 +108,7 @@ impl MetadataFault {
             Self::Engine(error) => error.kind(),
             Self::None(..) => ErrorKind::NotFound,
             Self::Unreadable(_) => ErrorKind::Corrupt,
+            Self::TooLarge(_) => ErrorKind::Invalid,
             Self::Bytes(_) => ErrorKind::Unavailable,
         }
     }
@@ -355,22 +366,37 @@ impl JobStorage {
         // The coordinator's is the last one that was stored.
         let newest = own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id);
         let view = newest.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
+        let _paid = self.pay(view.location.len()).await?;
         Ok(CheckpointMetadata::read(&self.bytes_of(&view).await?)?)
     }
 
-    /// The metadata that was published as an object, by bucket and key.
+    /// The checkpoint whose metadata was published as an object, by bucket and key.
     ///
     /// # Errors
     /// [`MetadataFault`].
-    pub async fn published(&self, bucket: &str, key: &str) -> Result<CheckpointMetadata, MetadataFault> {
+    pub async fn published(&self, bucket: &str, key: &str) -> Result<CheckpointOfJob, MetadataFault> {
         let object = self.engine.object(bucket, key).await?;
-        let stream = self.engine.read_object(&object, 0..object.head().len).await?;
-        let bytes = stream.try_fold(Vec::new(), |mut all, piece| async move {
+        let len = object.head().len;
+        if len > PUBLISHED_BYTES_MAX {
+            return Err(MetadataFault::TooLarge(len));
+        }
+        let _paid = self.pay(len).await?;
+        let stream = self.engine.read_object(&object, 0..len).await?;
+        let room = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        let bytes = stream.try_fold(room, |mut all, piece| async move {
             all.extend_from_slice(&piece);
             Ok(all)
         });
         let bytes = bytes.await.map_err(|error| MetadataFault::Bytes(chain(&error)))?;
-        Ok(CheckpointMetadata::read(&bytes)?)
+        Ok(metadata::checkpoint_of(&bytes)?)
+    }
+
+    /// Pays for metadata while it is read: as the daemon's own, as reading it pays, too, maybe from the same share. Of more than half
+    /// of all memory for writes that half.
+    async fn pay(&self, len: u64) -> Result<PaidBytes, EngineError> {
+        let mut paid = self.engine.pay(len.min(self.engine.budgets().writes.total() / 2)).await?;
+        paid.belongs_to_nobody();
+        Ok(paid)
     }
 }
 

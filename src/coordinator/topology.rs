@@ -101,6 +101,17 @@ impl Topology {
         Self { operators }
     }
 
+    /// Whether these are the operators that somebody wants. Key groups that nobody chose may be those of the state that the job went on
+    /// from, in place of the default.
+    pub fn is_as_wanted(&self, wanted: &Self) -> bool {
+        let same = |(own, wanted): (&OperatorSpec, &OperatorSpec)| {
+            let open = !own.max_parallelism_given && !wanted.max_parallelism_given;
+            let max_parallelism = if open { own.max_parallelism } else { wanted.max_parallelism };
+            *own == OperatorSpec { max_parallelism, ..wanted.clone() }
+        };
+        self.operators.len() == wanted.operators.len() && self.operators.iter().zip(&wanted.operators).all(same)
+    }
+
     /// The operators in order.
     pub fn operators(&self) -> &[OperatorSpec] {
         &self.operators

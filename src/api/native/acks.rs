@@ -9,8 +9,9 @@ use futures::Stream;
 use http::{StatusCode, header};
 use tokio::sync::oneshot;
 
+use super::ack_size::ack_of;
 use super::batch::{check, next_bytes, next_head, next_text};
-use super::parts::{Native, in_field, job_of, json, object};
+use super::parts::{Native, cut, in_field, job_of, json, object, text};
 use crate::api::body::BodySource;
 use crate::api::status::ApiError;
 use crate::coordinator::ack::{StateKind, TaskSnapshot};
@@ -19,7 +20,7 @@ use crate::coordinator::reason::{FailureReason, UnknownReason};
 use crate::coordinator::state::acks::AckOutcome;
 use crate::engine::EngineError;
 use crate::model::{CheckpointId, Handle, JobId, SegmentId};
-use crate::runtime::{Failure, Payer, reply};
+use crate::runtime::{Failure, PaidBytes, Payer, reply};
 
 /// Bytes of an acknowledgement beside its states, and for each of them, rather more.
 const ACK_BYTES: usize = 64 << 10;
@@ -45,15 +46,18 @@ pub(super) async fn acknowledge(
     let states = native.engine.settings().limits.segments_per_request_max;
     let max = STATE_BYTES.saturating_mul(states).saturating_add(ACK_BYTES).min(ACK_BYTES_MAX);
     if !framed {
-        let ack: AckRequest = json(&native, request, max).await?;
-        let ticket = admit(&native, &coordinator, id, &ack).await?;
+        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+        let _paid = pay(&native, announced.unwrap_or(max).min(max)).await?;
+        let ack = ack_of(&text(&native, request, max).await?, states)?;
+        let ticket = admit(&coordinator, id, &ack).await?;
         return take(&coordinator, id, &ticket, ack, vec![]).await;
     }
     let mut source = BodySource::new(request.into_body().into_data_stream());
     let head = next_text(&native, &mut source, "the acknowledgement", max as u64).await?;
     let head = head.ok_or_else(|| ApiError::invalid("body", "begins with a frame that is the acknowledgement"))?;
-    let ack: AckRequest = object("body", &head)?;
-    let ticket = match admit(&native, &coordinator, id, &ack).await {
+    let _paid = pay(&native, head.len()).await?;
+    let ack = ack_of(&head, states)?;
+    let ticket = match admit(&coordinator, id, &ack).await {
         Ok(ticket) => ticket,
         Err(error) => {
             // Nobody wants what follows.
@@ -72,17 +76,15 @@ pub(super) async fn acknowledge(
     take(&coordinator, id, &ticket, ack, parts).await
 }
 
-async fn admit(
-    native: &Native,
-    coordinator: &JobHandle,
-    id: CheckpointId,
-    ack: &AckRequest,
-) -> Result<AckTicket, ApiError> {
-    let max = native.engine.settings().limits.segments_per_request_max;
-    if ack.state.len() > max {
-        let message = format!("{} states, limits.segments-per-request-max is {max}", ack.state.len());
-        return Err(ApiError::invalid("state", message));
+/// Pays for the text of an acknowledgement; small ones are free, as other requests are.
+async fn pay(native: &Native, bytes: usize) -> Result<Option<PaidBytes>, ApiError> {
+    if bytes <= ACK_BYTES {
+        return Ok(None);
     }
+    native.engine.pay(bytes as u64).await.map(Some).map_err(|error| native.turned_away(error))
+}
+
+async fn admit(coordinator: &JobHandle, id: CheckpointId, ack: &AckRequest) -> Result<AckTicket, ApiError> {
     Ok(coordinator.admit(id, ack.operator.clone(), ack.subtask, ack.attempt).await?)
 }
 
@@ -275,6 +277,6 @@ pub(super) async fn decline(
     if !reason.is_of_a_task() {
         return Err(ApiError::invalid("reason", format!("{reason} is no reason for which a task declines")));
     }
-    coordinator.decline(id, (operator, subtask), attempt, (reason, message.unwrap_or_default())).await?;
+    coordinator.decline(id, (operator, subtask), attempt, (reason, message.map(cut).unwrap_or_default())).await?;
     Ok(StatusCode::NO_CONTENT)
 }

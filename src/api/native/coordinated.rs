@@ -14,7 +14,7 @@ use esker_client::wire::{
 use http::{StatusCode, Uri};
 use tokio::sync::watch;
 
-use super::parts::{Native, claim_of, header_text, in_field, job_of, json, query};
+use super::parts::{Native, claim_of, cut, header_text, in_field, job_of, json, query};
 use crate::api::status::ApiError;
 use crate::config::{PublishDir, Span};
 use crate::coordinator::RequestView;
@@ -196,7 +196,7 @@ pub(super) async fn report_tasks(
     let worker = worker.map(|worker| Label::parse("worker", &worker).map(|_| worker)).transpose()?;
     let tasks = tasks.into_iter().map(|task| Ok((task.operator, task.subtask, task_state(&task.state)?)));
     let tasks = tasks.collect::<Result<Vec<_>, ApiError>>()?;
-    let standing = coordinator.report(attempt, worker, tasks, message).await?;
+    let standing = coordinator.report(attempt, worker, tasks, message.map(cut)).await?;
     Ok(Json(TasksAnswer {
         attempt: standing.attempt,
         status: status_of(standing.phase).to_owned(),

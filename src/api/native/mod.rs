@@ -15,6 +15,7 @@
 //! - [`audit`]: what the checkpoints of Flink name.
 //! - [`space`]: what takes space, and getting it back now.
 
+mod ack_size;
 mod acks;
 mod audit;
 mod batch;

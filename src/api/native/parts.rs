@@ -21,6 +21,7 @@ use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
 use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
 use crate::runtime::{Clock, Payer};
+use bytes::Bytes;
 use esker_client::wire::PutParams;
 
 /// The native API. Clones share everything.
@@ -149,15 +150,19 @@ pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
 
 /// Reads a body of JSON of at most `max` bytes, within the time that a body may stall.
 pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request, max: usize) -> Result<T, ApiError> {
+    object("body", &text(native, request, max).await?)
+}
+
+/// Reads a body of at most `max` bytes, within the time that a body may stall.
+pub(super) async fn text(native: &Native, request: Request, max: usize) -> Result<Bytes, ApiError> {
     let patience = native.engine.settings().limits.body_timeout;
     let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
     let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
     let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
-    let body = body.map_err(|error| match BodyError::is_slow(&error) {
+    body.map_err(|error| match BodyError::is_slow(&error) {
         true => too_slow(native.engine.metrics()),
         false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
-    })?;
-    object("body", &body)
+    })
 }
 
 /// Reads a JSON object; nothing is one without fields. Without this check a list of values would do, in the order of the fields.
@@ -171,6 +176,20 @@ fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
         Some(first) if *first != b'{' => Err("must be a JSON object".to_owned()),
         _ => serde_json::from_slice(text).map_err(|error| error.to_string()),
     }
+}
+
+/// Bytes of a message of a worker that are kept and told on.
+const MESSAGE_BYTES_MAX: usize = 1 << 10;
+
+/// A message as it is kept: of a long one its beginning, and that it was cut.
+pub(super) fn cut(mut message: String) -> String {
+    let len = message.len();
+    if len > MESSAGE_BYTES_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+        message.push_str(&format!("... (cut, it had {len} bytes)"));
+        message.shrink_to_fit();
+    }
+    message
 }
 
 /// Bytes of a body that says nothing.

@@ -166,25 +166,34 @@ fn check_finished(operators: &[OperatorSpec], state: &[RestoredOperator]) -> Res
     Ok(())
 }
 
-/// What each task of an operator starts from. `restored` is its state, which fits it.
-pub fn assign(spec: &OperatorSpec, restored: Option<&RestoredOperator>) -> Vec<TaskStart> {
-    let fresh = |subtask| TaskStart {
-        key_groups: key_groups_of(spec.max_parallelism, spec.parallelism, subtask),
-        ..TaskStart::default()
+/// A task, by its index, and what it starts from.
+type StartOf = (u32, TaskStart);
+
+/// What some tasks of an operator start from, in order: of the others nothing is worked out. `restored` is its state, which fits it.
+pub fn assign(spec: &OperatorSpec, restored: Option<&RestoredOperator>, which: Range<u32>) -> Vec<TaskStart> {
+    let fresh = |subtask| {
+        let key_groups = key_groups_of(spec.max_parallelism, spec.parallelism, subtask);
+        (subtask, TaskStart { key_groups, ..TaskStart::default() })
     };
-    let mut starts: Vec<TaskStart> = (0..spec.parallelism).map(fresh).collect();
-    let Some(restored) = restored else { return starts };
+    let mut starts: Vec<StartOf> = (which.start..which.end.min(spec.parallelism)).map(fresh).collect();
+    if let Some(restored) = restored {
+        assign_state(&mut starts, spec, restored);
+    }
+    starts.into_iter().map(|(_, start)| start).collect()
+}
+
+fn assign_state(starts: &mut [StartOf], spec: &OperatorSpec, restored: &RestoredOperator) {
     let same = restored.spec.parallelism == spec.parallelism;
     let finished = how_finished(Some(restored));
-    for (at, start) in starts.iter_mut().enumerate() {
+    for (at, start) in starts.iter_mut() {
         // At another parallelism nobody can tell whose work was done, unless everybody's was.
         start.finished = match finished {
             HowFinished::Fully => true,
-            HowFinished::Partly if same => restored.tasks.get(at).is_some_and(|(finished, _)| *finished),
+            HowFinished::Partly if same => restored.tasks.get(*at as usize).is_some_and(|(finished, _)| *finished),
             HowFinished::Partly | HowFinished::Not => false,
         };
     }
-    assign_keyed(&mut starts, restored, same);
+    assign_keyed(starts, restored, same);
     let mut named: BTreeMap<(StateKind, &str), Vec<(u32, &StateEntry)>> = BTreeMap::new();
     for (from, (_, state)) in (0_u32..).zip(&restored.tasks) {
         for entry in state.iter().filter(|entry| entry.kind != StateKind::Keyed) {
@@ -194,17 +203,22 @@ pub fn assign(spec: &OperatorSpec, restored: Option<&RestoredOperator>) -> Vec<T
     let mut turn = 0;
     for ((kind, _), entries) in named {
         match kind {
-            StateKind::Union => starts.iter_mut().for_each(|start| start.state.extend(entries.iter().map(whole))),
-            StateKind::Split if !same => turn = deal_out(&mut starts, &entries, turn),
-            StateKind::Broadcast if !same || finished == HowFinished::Partly => hand_around(&mut starts, &entries),
+            StateKind::Union => starts.iter_mut().for_each(|(_, start)| start.state.extend(entries.iter().map(whole))),
+            StateKind::Split if !same => turn = deal_out(starts, spec.parallelism, &entries, turn),
+            StateKind::Broadcast if !same || finished == HowFinished::Partly => hand_around(starts, &entries),
             StateKind::Keyed | StateKind::Split | StateKind::Broadcast | StateKind::Channel => {
                 for (from, entry) in entries {
-                    starts.get_mut(from as usize).into_iter().for_each(|start| start.state.push(whole(&(from, entry))));
+                    start_of(starts, from).into_iter().for_each(|start| start.state.push(whole(&(from, entry))));
                 }
             }
         }
     }
-    starts
+}
+
+/// That of one task, if it is among these.
+fn start_of(starts: &mut [StartOf], task: u32) -> Option<&mut TaskStart> {
+    let first = starts.first()?.0;
+    starts.get_mut(task.checked_sub(first)? as usize).map(|(_, start)| start)
 }
 
 fn whole((from, entry): &(u32, &StateEntry)) -> AssignedState {
@@ -212,13 +226,13 @@ fn whole((from, entry): &(u32, &StateEntry)) -> AssignedState {
     AssignedState { entry: (*entry).clone(), from: *from, key_groups: 0..0, ranges }
 }
 
-fn assign_keyed(starts: &mut [TaskStart], restored: &RestoredOperator, same: bool) {
+fn assign_keyed(starts: &mut [StartOf], restored: &RestoredOperator, same: bool) {
     for (from, (_, state)) in (0_u32..).zip(&restored.tasks) {
         for entry in state.iter().filter(|entry| entry.kind == StateKind::Keyed) {
-            for (at, start) in (0_u32..).zip(starts.iter_mut()) {
+            for (at, start) in starts.iter_mut() {
                 let has = &entry.key_groups;
                 let own = has.start.max(start.key_groups.start)..has.end.min(start.key_groups.end);
-                if own.is_empty() || (same && at != from) {
+                if own.is_empty() || (same && *at != from) {
                     continue;
                 }
                 let which = (own.start - has.start) as usize..(own.end - has.start) as usize;
@@ -230,14 +244,18 @@ fn assign_keyed(starts: &mut [TaskStart], restored: &RestoredOperator, same: boo
 }
 
 /// Deals the elements of one state out. Returns the task at which the next state begins.
-fn deal_out(starts: &mut [TaskStart], entries: &[(u32, &StateEntry)], turn: usize) -> usize {
-    let tasks = starts.len();
+fn deal_out(starts: &mut [StartOf], parallelism: u32, entries: &[(u32, &StateEntry)], turn: u32) -> u32 {
+    let tasks = parallelism as usize;
     let elements: usize = entries.iter().map(|(_, entry)| entry.offsets.len()).sum();
     let (base, odd) = (elements / tasks, elements % tasks);
     let mut left = entries.iter().flat_map(|(from, entry)| (0..entry.offsets.len()).map(move |at| (*from, *entry, at)));
-    for number in 0..tasks {
-        let Some(start) = starts.get_mut((turn + number) % tasks) else { continue };
-        let share = base + usize::from(number < odd);
+    for number in 0..parallelism {
+        let share = base + usize::from((number as usize) < odd);
+        let at = (turn + number) % parallelism;
+        let Some(start) = start_of(starts, at) else {
+            left.by_ref().take(share).for_each(drop);
+            continue;
+        };
         for (from, entry, at) in left.by_ref().take(share) {
             let range = entry.ranges(at..at + 1);
             match start.state.last_mut().filter(|last| is_of(last, from, entry)) {
@@ -249,7 +267,8 @@ fn deal_out(starts: &mut [TaskStart], entries: &[(u32, &StateEntry)], turn: usiz
             }
         }
     }
-    (turn + odd) % tasks
+    // Fewer than there are tasks are odd.
+    (turn + u32::try_from(odd).unwrap_or(0)) % parallelism
 }
 
 fn is_of(state: &AssignedState, from: u32, entry: &StateEntry) -> bool {
@@ -257,11 +276,11 @@ fn is_of(state: &AssignedState, from: u32, entry: &StateEntry) -> bool {
 }
 
 /// Gives each task what one of those had that wrote it.
-fn hand_around(starts: &mut [TaskStart], entries: &[(u32, &StateEntry)]) {
+fn hand_around(starts: &mut [StartOf], entries: &[(u32, &StateEntry)]) {
     let mut writers: Vec<u32> = entries.iter().map(|(from, _)| *from).collect();
     writers.dedup();
-    for (at, start) in starts.iter_mut().enumerate() {
-        let Some(writer) = writers.get(at % writers.len().max(1)) else { continue };
+    for (at, start) in starts.iter_mut() {
+        let Some(writer) = writers.get(*at as usize % writers.len().max(1)) else { continue };
         start.state.extend(entries.iter().filter(|(from, _)| from == writer).map(whole));
     }
 }

@@ -29,7 +29,7 @@ fn entry(kind: StateKind, name: &str, segment: u128, elements: u64) -> StateEntr
 
 fn keyed(segment: u128, key_groups: Range<u32>, offsets: bool) -> StateEntry {
     let count = u64::from(key_groups.end - key_groups.start);
-    let offsets = if offsets { (0..count).map(|at| at * 10).collect() } else { vec![] };
+    let offsets = if offsets { (0..count).map(|at| at * 10).collect() } else { [].into() };
     let (kind, name, end) = (StateKind::Keyed, "k".to_owned(), count * 10);
     StateEntry { kind, name, segment: SegmentId(segment), offsets, end, key_groups }
 }
@@ -37,6 +37,14 @@ fn keyed(segment: u128, key_groups: Range<u32>, offsets: bool) -> StateEntry {
 fn restored(id: &str, tasks: Vec<Vec<StateEntry>>) -> RestoredOperator {
     let spec = spec(id, u32::try_from(tasks.len()).unwrap());
     RestoredOperator { spec, tasks: tasks.into_iter().map(|state| (false, state)).collect() }
+}
+
+/// What all tasks start from; each by itself starts from the same.
+fn assign_all(spec: &OperatorSpec, restored: Option<&RestoredOperator>) -> Vec<TaskStart> {
+    let all = assign(spec, restored, 0..spec.parallelism);
+    let each = (0..spec.parallelism).flat_map(|subtask| assign(spec, restored, subtask..subtask + 1));
+    assert_eq!(each.collect::<Vec<_>>(), all);
+    all
 }
 
 /// By task: (segment, number of elements) of everything that it gets.
@@ -51,7 +59,7 @@ fn s5_8_key_groups_follow_their_tasks_to_another_parallelism() {
     let state = groups(2).zip(1_u128..).map(|(groups, id)| vec![keyed(id, groups, true)]).collect();
     let restored = restored("a", state);
 
-    let starts = assign(&spec("a", 3), Some(&restored));
+    let starts = assign_all(&spec("a", 3), Some(&restored));
 
     let got: Vec<Vec<(u128, Range<u32>)>> = starts
         .iter()
@@ -71,7 +79,7 @@ fn s5_8_key_groups_follow_their_tasks_to_another_parallelism() {
 fn keyed_state_without_offsets_is_read_whole_by_everybody_who_has_some_of_it() {
     let restored = restored("a", vec![vec![keyed(1, 0..128, false)]]);
 
-    let starts = assign(&spec("a", 2), Some(&restored));
+    let starts = assign_all(&spec("a", 2), Some(&restored));
 
     assert!(starts.iter().all(|start| start.state[0].ranges == [(0, 1280)]));
     assert_eq!(starts[1].state[0].key_groups, 64..128);
@@ -88,7 +96,7 @@ fn at_the_same_parallelism_everybody_keeps_its_own() {
     });
     let restored = restored("a", state.collect());
 
-    let starts = assign(&spec("a", 3), Some(&restored));
+    let starts = assign_all(&spec("a", 3), Some(&restored));
 
     assert_eq!(counts(&starts)[1], [(2, 4), (12, 1), (22, 1)]);
 }
@@ -103,7 +111,7 @@ fn split_state_is_dealt_out_as_flink_does() {
     ];
     let restored = restored("op", state);
 
-    let starts = assign(&spec("op", 4), Some(&restored));
+    let starts = assign_all(&spec("op", 4), Some(&restored));
 
     // 10 elements: 3, 3, 2, 2. The second state begins at the third task, where the first ran out of odd ones.
     let expected = [vec![(1, 1), (2, 2)], vec![(2, 2), (3, 1)], vec![(3, 2), (4, 1)], vec![(3, 2), (4, 1)]];
@@ -117,7 +125,7 @@ fn every_element_of_split_state_goes_to_one_task() {
         let state = (0..before).map(|at| vec![entry(StateKind::Split, "s", at, (at * 7 % 4) as u64)]).collect();
         let restored = restored("a", state);
 
-        let starts = assign(&spec("a", after), Some(&restored));
+        let starts = assign_all(&spec("a", after), Some(&restored));
 
         let all: usize = restored.tasks.iter().flat_map(|(_, state)| state).map(|entry| entry.offsets.len()).sum();
         let each: Vec<usize> =
@@ -139,7 +147,7 @@ fn every_element_of_split_state_goes_to_one_task() {
 fn union_state_goes_to_everybody_whole() {
     let state = (1..=2).map(|id| vec![entry(StateKind::Union, "u", id, 3)]).collect();
     for parallelism in [2, 3] {
-        let starts = assign(&spec("a", parallelism), Some(&restored("a", Vec::clone(&state))));
+        let starts = assign_all(&spec("a", parallelism), Some(&restored("a", Vec::clone(&state))));
 
         assert!(counts(&starts).iter().all(|got| *got == [(1, 3), (2, 3)]));
     }
@@ -149,7 +157,7 @@ fn union_state_goes_to_everybody_whole() {
 fn broadcast_state_goes_around() {
     let state = (1..=2).map(|id| vec![entry(StateKind::Broadcast, "b", id, 1)]).collect();
 
-    let starts = assign(&spec("a", 5), Some(&restored("a", state)));
+    let starts = assign_all(&spec("a", 5), Some(&restored("a", state)));
 
     assert_eq!(counts(&starts), [[(1, 1)], [(2, 1)], [(1, 1)], [(2, 1)], [(1, 1)]]);
 }
@@ -159,7 +167,7 @@ fn broadcast_state_of_partly_finished_tasks_goes_to_all() {
     let mut operator = restored("a", vec![vec![], vec![entry(StateKind::Broadcast, "b", 7, 1)]]);
     operator.tasks[0].0 = true;
 
-    let starts = assign(&spec("a", 2), Some(&operator));
+    let starts = assign_all(&spec("a", 2), Some(&operator));
 
     assert_eq!(counts(&starts), [[(7, 1)], [(7, 1)]]);
     assert_eq!(starts.iter().map(|start| start.finished).collect::<Vec<_>>(), [true, false]);

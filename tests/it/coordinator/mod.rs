@@ -1,5 +1,6 @@
 //! Jobs whose checkpoints the daemon coordinates, as their workers see it.
 
+mod bounds;
 mod commands;
 
 use std::collections::BTreeMap;
