@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::error::CoordinatorError;
 use super::storage::holds_savepoints;
 use super::topology::{KEY_GROUPS_MAX, OperatorSpec};
-use crate::config::JobCheckpointing;
+use crate::config::{JobCheckpointing, PublishDir};
 use crate::engine::Engine;
 use crate::model::Label;
 
@@ -26,11 +26,23 @@ pub(super) fn check_rules(rules: &JobCheckpointing, iterative: bool) -> Result<(
 /// # Errors
 /// [`CoordinatorError::OtherShard`]; [`CoordinatorError::Engine`] if there is no such bucket.
 pub(super) fn check_savepoint_dir(engine: &Engine, rules: &JobCheckpointing) -> Result<(), CoordinatorError> {
-    let Some(dir) = &rules.savepoint_dir else { return Ok(()) };
+    let of = ("settings", "execution.checkpointing.savepoint-dir");
+    rules.savepoint_dir.as_ref().map_or(Ok(()), |dir| check_dir_of_savepoints(engine, dir, of))
+}
+
+/// The same of a directory that is `named` in a field of a request.
+///
+/// # Errors
+/// As [`check_savepoint_dir`].
+pub(super) fn check_dir_of_savepoints(
+    engine: &Engine,
+    dir: &PublishDir,
+    (field, named): (&'static str, &str),
+) -> Result<(), CoordinatorError> {
     engine.check_bucket(&dir.bucket)?;
     match holds_savepoints(engine, dir) {
         true => Ok(()),
-        false => Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.savepoint-dir".to_owned())),
+        false => Err(CoordinatorError::OtherShard(field, named.to_owned())),
     }
 }
 
@@ -97,16 +109,7 @@ mod tests {
 
     fn operator(id: &str, inputs: &[&str]) -> OperatorSpec {
         let input = |from: &&str| OperatorInput { from: (*from).to_owned(), pattern: ConnectionPattern::AllToAll };
-        OperatorSpec {
-            id: id.to_owned(),
-            parallelism: 1,
-            max_parallelism: 128,
-            max_parallelism_given: false,
-            inputs: inputs.iter().map(input).collect(),
-            union_list_state: false,
-            two_phase_commit: false,
-            unaligned: true,
-        }
+        OperatorSpec { inputs: inputs.iter().map(input).collect(), ..OperatorSpec::plain(id, 1) }
     }
 
     #[test]

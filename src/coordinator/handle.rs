@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ack::{StateEntry, StateKind, TaskSnapshot};
 use super::assign::{TaskStart, assign, fit};
-use super::checks::{check_operators, check_rules, check_savepoint_dir};
+use super::checks::{check_dir_of_savepoints, check_operators, check_rules, check_savepoint_dir};
 use super::error::CoordinatorError;
 use super::events::{EventLog, TriggerNotice};
 use super::history::CheckpointFigures;
@@ -23,7 +23,7 @@ use super::state::machine::JobPhase;
 use super::state::queue::WantedCheckpoint;
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
 use super::state::tasks::TaskState;
-use super::storage::{JobStorage, MetadataFault, PUBLISHED_NAME, holds_savepoints};
+use super::storage::{JobStorage, MetadataFault, PUBLISHED_NAME};
 use super::topology::{OperatorSpec, TaskId, Topology, key_groups_of};
 use crate::config::{JobCheckpointing, PublishDir, Retention};
 use crate::engine::jobs::GoOn;
@@ -499,10 +499,7 @@ impl JobHandle {
             true => {
                 let default = self.ask(|actor| actor.coordinator.rules().savepoint_dir.clone()).await?;
                 let dir = dir.or(default).ok_or(CoordinatorError::NoSavepointDir)?;
-                self.storage.engine().check_bucket(&dir.bucket)?;
-                if !holds_savepoints(self.storage.engine(), &dir) {
-                    return Err(CoordinatorError::OtherShard("dir", "the directory".to_owned()));
-                }
+                check_dir_of_savepoints(self.storage.engine(), &dir, ("dir", "the directory"))?;
                 Some(dir)
             }
         };
@@ -573,10 +570,10 @@ impl JobHandle {
                 return Err(CoordinatorError::Busy);
             }
             let operators = coordinator.topology().operators().to_vec();
-            let first_attempt = coordinator.attempt() - coordinator.restarts();
-            Ok((coordinator.phase(), coordinator.attempt(), first_attempt, actor.remembered.from.clone(), operators))
+            let attempts = (coordinator.attempt(), coordinator.first_attempt());
+            Ok((coordinator.phase(), attempts, actor.remembered.from.clone(), operators))
         });
-        let (phase, attempt, first_attempt, from, operators) = asked.await??;
+        let (phase, (attempt, first_attempt), from, operators) = asked.await??;
         if let Some((operator, subtask)) = &of
             && !operators.iter().any(|spec| spec.id == *operator && *subtask < spec.parallelism)
         {

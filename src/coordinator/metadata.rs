@@ -224,16 +224,7 @@ mod tests {
     use crate::model::Location;
 
     fn metadata() -> CheckpointMetadata {
-        let spec = OperatorSpec {
-            id: "count".into(),
-            parallelism: 2,
-            max_parallelism: 128,
-            max_parallelism_given: false,
-            inputs: vec![],
-            union_list_state: false,
-            two_phase_commit: true,
-            unaligned: true,
-        };
+        let spec = OperatorSpec { two_phase_commit: true, ..OperatorSpec::plain("count", 2) };
         let topology = Topology::new(vec![spec]);
         let entry = StateEntry {
             kind: StateKind::Keyed,

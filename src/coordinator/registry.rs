@@ -319,18 +319,8 @@ mod tests {
     use crate::engine::EngineOptions;
 
     fn job() -> NewCoordinatedJob {
-        let operator = OperatorSpec {
-            id: "a".to_owned(),
-            parallelism: 1,
-            max_parallelism: 128,
-            max_parallelism_given: false,
-            inputs: vec![],
-            union_list_state: false,
-            two_phase_commit: false,
-            unaligned: true,
-        };
         let (job, settings) = ("j".parse().unwrap(), BTreeMap::new());
-        NewCoordinatedJob { job, settings, operators: vec![operator], iterative: false }
+        NewCoordinatedJob { job, settings, operators: vec![OperatorSpec::plain("a", 1)], iterative: false }
     }
 
     #[tokio::test]

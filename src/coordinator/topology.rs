@@ -64,6 +64,23 @@ pub struct OperatorSpec {
     pub unaligned: bool,
 }
 
+#[cfg(test)]
+impl OperatorSpec {
+    /// One about which nothing is said but this.
+    pub(crate) fn plain(id: &str, parallelism: u32) -> Self {
+        Self {
+            id: id.to_owned(),
+            parallelism,
+            max_parallelism: 128,
+            max_parallelism_given: false,
+            inputs: vec![],
+            union_list_state: false,
+            two_phase_commit: false,
+            unaligned: true,
+        }
+    }
+}
+
 fn yes() -> bool {
     true
 }

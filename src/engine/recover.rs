@@ -481,6 +481,7 @@ mod tests {
         Bind, Command, Condition, NewSegment, ObjectContent, Outcome, PutObject, Store, StoreFile, StoreItem,
     };
     use crate::catalog::mutation::Mutation;
+    use crate::catalog::state::written::WrittenRecords;
     use crate::format::{FRAME_BYTES, Header};
     use crate::metrics::Metrics;
     use crate::model::{
@@ -675,15 +676,7 @@ mod tests {
         let Outcome::Stored(token, _) = running.apply(put(&whole, 1), Millis(1)).unwrap() else { panic!("not stored") };
         running.confirm(token, Millis(1));
         running.apply(put(&lost, 2), Millis(1)).unwrap();
-        let mut records = std::collections::BTreeMap::new();
-        for mutation in running.take_mutations() {
-            match mutation {
-                Mutation::Put { key, value } => drop(records.insert(key, value)),
-                Mutation::Delete { key } => drop(records.remove(&key)),
-            }
-        }
-        let mut state = CatalogState::default();
-        records.iter().for_each(|(key, value)| state.load(key, value).unwrap());
+        let mut state = WrittenRecords::of(&mut running).loaded();
         let all = DataStore::Local(store);
 
         for _ in 0..2 {

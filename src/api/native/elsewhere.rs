@@ -103,11 +103,7 @@ pub(super) async fn restore(native: &Native, restore: WantedRestore<'_>) -> Resu
         Claim::NoClaim => {
             native.engine.go_on_from_elsewhere(job).await?;
             let read = EngineCall::Restored { job: from.to_string(), checkpoint };
-            let answer = siblings.call_raw(shard, &read).await?;
-            if !answer.status().is_success() {
-                return Err(calls::read::<()>(answer).await.err().unwrap_or(EngineError::NoAnswerGiven).into());
-            }
-            Ok(Some(answer))
+            Ok(Some(calls::succeeded(siblings.call_raw(shard, &read).await?).await?))
         }
         Claim::Claim => go_there(native, siblings, shard, &restore).await.map(Some),
     }

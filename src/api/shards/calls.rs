@@ -110,6 +110,19 @@ pub enum EngineCall {
 }
 
 impl EngineCall {
+    /// Lists one page.
+    pub fn list(bucket: &str, query: &ListQuery<'_>) -> Self {
+        Self::List {
+            bucket: bucket.to_owned(),
+            prefix: query.prefix.to_owned(),
+            delimiter: query.delimiter.to_owned(),
+            after: query.after.to_owned(),
+            max: query.max,
+        }
+    }
+}
+
+impl EngineCall {
     /// Whether it can be made again when nobody knows whether it was carried out.
     pub(in crate::api) fn is_repeatable(&self) -> bool {
         match self {
@@ -130,6 +143,12 @@ pub struct Doomed {
     pub if_match: Option<String>,
     /// When it must have been put.
     pub if_put_at: Option<Millis>,
+}
+
+impl From<ObjectToDelete> for Doomed {
+    fn from(ObjectToDelete { key, if_match, if_put_at }: ObjectToDelete) -> Self {
+        Self { key, if_match, if_put_at }
+    }
 }
 
 /// Whether a job may go on from a checkpoint.
@@ -441,6 +460,17 @@ pub(in crate::api) async fn read<T: DeserializeOwned>(answer: Response<AxumBody>
     }
     let failure = serde_json::from_slice::<CallFailure>(&bytes);
     Err(failure.map_or_else(|_| broken(&format!("it answers {status}")), EngineError::from))
+}
+
+/// An answer whose bytes are read as they come.
+///
+/// # Errors
+/// What the engine says in place of them.
+pub(in crate::api) async fn succeeded(answer: Response<AxumBody>) -> Result<Response<AxumBody>, EngineError> {
+    match answer.status().is_success() {
+        true => Ok(answer),
+        false => Err(read::<()>(answer).await.err().unwrap_or(EngineError::NoAnswerGiven)),
+    }
 }
 
 fn broken(why: &str) -> EngineError {

@@ -34,13 +34,7 @@ impl Shards for Siblings {
         query: ListQuery<'a>,
     ) -> BoxFuture<'a, Result<ListPage, EngineError>> {
         async move {
-            let call = EngineCall::List {
-                bucket: bucket.to_owned(),
-                prefix: query.prefix.to_owned(),
-                delimiter: query.delimiter.to_owned(),
-                after: query.after.to_owned(),
-                max: query.max,
-            };
+            let call = EngineCall::list(bucket, &query);
             let page = self.call::<ListedPage>(shard, &call).await.map(ListPage::from);
             or_without_bucket(page, || ListPage { entries: vec![], truncated: false })
         }
@@ -77,10 +71,7 @@ impl Shards for Siblings {
         async move {
             let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), head.etag.clone());
             let call = EngineCall::Read { bucket, key, etag, start: 0, end: head.len };
-            let answer = self.call_raw(shard, &call).await?;
-            if !answer.status().is_success() {
-                return Err(calls::read::<()>(answer).await.err().unwrap_or(EngineError::NoAnswerGiven));
-            }
+            let answer = calls::succeeded(self.call_raw(shard, &call).await?).await?;
             let cut = |error: axum::Error| EngineError::Elsewhere {
                 kind: ErrorKind::Unavailable,
                 message: format!("bytes of another shard did not come: {error}"),
@@ -97,10 +88,8 @@ impl Shards for Siblings {
         objects: Vec<ObjectToDelete>,
     ) -> BoxFuture<'a, Result<Vec<Result<(), EngineError>>, EngineError>> {
         async move {
-            let objects = objects.into_iter();
-            let objects =
-                objects.map(|ObjectToDelete { key, if_match, if_put_at }| Doomed { key, if_match, if_put_at });
-            let call = EngineCall::Delete { bucket: bucket.to_owned(), objects: objects.collect() };
+            let objects = objects.into_iter().map(Doomed::from).collect();
+            let call = EngineCall::Delete { bucket: bucket.to_owned(), objects };
             let answers: Vec<Option<CallFailure>> = self.call(shard, &call).await?;
             Ok(answers.into_iter().map(|failure| failure.map_or(Ok(()), |failure| Err(failure.into()))).collect())
         }

@@ -221,13 +221,7 @@ impl Siblings {
     /// # Errors
     /// As [`Engine::list`].
     pub async fn list(&self, own: &Engine, bucket: &str, query: &ListQuery<'_>) -> Result<ListPage, EngineError> {
-        let call = EngineCall::List {
-            bucket: bucket.to_owned(),
-            prefix: query.prefix.to_owned(),
-            delimiter: query.delimiter.to_owned(),
-            after: query.after.to_owned(),
-            max: query.max,
-        };
+        let call = EngineCall::list(bucket, query);
         let shards = self.with_prefix(bucket, query.prefix);
         let pages = self.ask_of_bucket::<ListedPage>(own, bucket, &shards, &call).await?;
         Ok(merged(pages.into_iter().map(ListPage::from).collect(), query.max))
@@ -284,9 +278,9 @@ impl Siblings {
     ) -> Result<Vec<Result<(), EngineError>>, EngineError> {
         let mut by_shard: BTreeMap<u32, Vec<(usize, Doomed)>> = BTreeMap::new();
         let all = objects.len();
-        for (place, ObjectToDelete { key, if_match, if_put_at }) in objects.into_iter().enumerate() {
-            let doomed = by_shard.entry(self.routing().of_key(bucket, &key)).or_default();
-            doomed.push((place, Doomed { key, if_match, if_put_at }));
+        for (place, object) in objects.into_iter().enumerate() {
+            let doomed = by_shard.entry(self.routing().of_key(bucket, &object.key)).or_default();
+            doomed.push((place, Doomed::from(object)));
         }
         let parts = by_shard.into_iter().map(|(shard, doomed)| async move {
             let (places, objects): (Vec<usize>, Vec<Doomed>) = doomed.into_iter().unzip();
@@ -337,11 +331,8 @@ impl Siblings {
     ) -> Result<impl Stream<Item = Result<Bytes, axum::Error>> + Send + use<>, EngineError> {
         let (bucket, key, etag) = (bucket.to_owned(), key.to_owned(), etag.to_owned());
         let call = EngineCall::Read { bucket, key, etag, start: range.start, end: range.end };
-        let answer = self.send(own, shard, &call).await?;
-        if answer.status().is_success() {
-            return Ok(answer.into_body().into_data_stream().into_stream());
-        }
-        Err(calls::read::<()>(answer).await.err().unwrap_or(EngineError::NoAnswerGiven))
+        let answer = calls::succeeded(self.send(own, shard, &call).await?).await?;
+        Ok(answer.into_body().into_data_stream().into_stream())
     }
 }
 

@@ -439,6 +439,7 @@ mod tests {
     use super::*;
     use crate::catalog::command::{Bind, Command, NewSegment, Outcome, Store, StoreItem};
     use crate::catalog::state::CatalogState;
+    use crate::catalog::state::written::WrittenRecords;
     use crate::model::{About, Lane, LaneOf, Segment, SegmentCrc, StateScope, Writer};
 
     fn place(file: &PhysicalFileId, number: u64) -> Segment {
@@ -479,15 +480,7 @@ mod tests {
         assert!(matches!(state.file(&from).unwrap().state, FileState::Closed { .. }));
 
         // A start in between forgets nothing.
-        let mut reloaded = CatalogState::default();
-        let mut written = std::collections::BTreeMap::new();
-        for mutation in state.take_mutations() {
-            match mutation {
-                crate::catalog::mutation::Mutation::Put { key, value } => drop(written.insert(key, value)),
-                crate::catalog::mutation::Mutation::Delete { key } => drop(written.remove(&key)),
-            }
-        }
-        written.iter().for_each(|(key, value)| reloaded.load(key, value).unwrap());
+        let reloaded = WrittenRecords::of(&mut state).loaded();
         for mut state in [state, reloaded] {
             state.apply(Command::SubsumeCheckpoint(lane.job.clone().unwrap(), CheckpointId(1)), Millis(3)).unwrap();
 

@@ -39,6 +39,8 @@ mod uploads;
 mod views;
 mod walks;
 mod work;
+#[cfg(test)]
+pub(crate) mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -87,7 +87,7 @@ impl CatalogState {
 mod tests {
     use super::*;
     use crate::catalog::command::Command;
-    use crate::catalog::mutation::Mutation;
+    use crate::catalog::state::written::WrittenRecords;
     use crate::model::{CheckpointId, CheckpointKind};
 
     const NOW: Millis = Millis(7);
@@ -98,17 +98,7 @@ mod tests {
 
     /// What a restart knows.
     fn reloaded(state: &mut CatalogState) -> CatalogState {
-        let mut kept = std::collections::BTreeMap::new();
-        for mutation in state.take_mutations() {
-            match mutation {
-                Mutation::Put { key, value } => drop(kept.insert(key, value)),
-                Mutation::Delete { key } => drop(kept.remove(&key)),
-            }
-        }
-        let mut again = CatalogState::default();
-        for (key, value) in &kept {
-            again.load(key, value).unwrap();
-        }
+        let again = WrittenRecords::of(state).loaded();
         assert_eq!(again.check(), Vec::<String>::new());
         again
     }

@@ -122,13 +122,12 @@ pub(super) fn arrived(versions: &[PartVersion]) -> Option<&PartRecord> {
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
     use crate::catalog::command::{
         Bind, Command, Condition, MadeBy, ObjectContent, Outcome, PutObject, Store, StoreFile, StoreItem,
     };
     use crate::catalog::mutation::Mutation;
+    use crate::catalog::state::written::WrittenRecords;
     use crate::model::{
         About, Label, Lane, LaneOf, Location, NewUpload, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment,
         SegmentCrc, StateScope, Writer,
@@ -137,29 +136,6 @@ mod tests {
     const UPLOAD: &str = "01JDSW0000000000000000000";
     const KEY: &str = "sink/2026-11-28--22/part-5b1d8f5e-8c2f-4a52-9d34-0a1b2c3d4e5f-0";
     const NOW: Millis = Millis(1);
-
-    /// What the journal holds.
-    #[derive(Clone, Default)]
-    struct Journal(BTreeMap<Bytes, Bytes>);
-
-    impl Journal {
-        fn write(&mut self, mutations: &[Mutation]) {
-            for mutation in mutations {
-                match mutation {
-                    Mutation::Put { key, value } => drop(self.0.insert(key.clone(), value.clone())),
-                    Mutation::Delete { key } => drop(self.0.remove(key)),
-                }
-            }
-        }
-
-        /// What the next daemon makes of it.
-        fn recover(&self) -> CatalogState {
-            let mut state = CatalogState::default();
-            self.0.iter().for_each(|(key, value)| state.load(key, value).unwrap());
-            state.finish_recovery(NOW);
-            state
-        }
-    }
 
     fn about() -> About {
         About {
@@ -224,8 +200,8 @@ mod tests {
     }
 
     /// An upload whose parts have the segments 1 to `parts`, and what was written of it.
-    fn uploaded(parts: u16) -> (CatalogState, Journal) {
-        let (mut state, mut journal) = (CatalogState::default(), Journal::default());
+    fn uploaded(parts: u16) -> (CatalogState, WrittenRecords) {
+        let (mut state, mut journal) = (CatalogState::default(), WrittenRecords::default());
         state.apply(Command::CreateBucket("bucket".into()), NOW).unwrap();
         state.apply(Command::CreateUpload(UPLOAD.into(), upload(), NOW), NOW).unwrap();
         for number in 1..=parts {
@@ -247,16 +223,16 @@ mod tests {
     }
 
     /// The states after a crash behind each of the changes of `command`.
-    fn crashes(state: &mut CatalogState, journal: &Journal, command: Command) -> Vec<CatalogState> {
+    fn crashes(state: &mut CatalogState, journal: &WrittenRecords, command: Command) -> Vec<CatalogState> {
         state.apply(command, NOW).unwrap();
         let mutations = state.take_mutations();
         let crash = |written| {
             let mut journal = journal.clone();
             journal.write(&mutations[..written]);
-            let mut state = journal.recover();
+            let mut state = journal.recovered(NOW);
             assert_eq!(state.check(), Vec::<String>::new(), "after {written} of {mutations:?}");
             journal.write(&state.take_mutations());
-            assert_eq!(living(&journal.recover()), living(&state));
+            assert_eq!(living(&journal.recovered(NOW)), living(&state));
             state
         };
         (0..=mutations.len()).map(crash).collect()
@@ -299,7 +275,7 @@ mod tests {
         let lost = stored(&mut state, store(1, 7));
         journal.write(&state.take_mutations());
         assert_eq!((etag(&state), living(&state)), (Some(1), vec![1, 7]));
-        assert_eq!(living(&journal.recover()), [7], "a crash after which the bytes were found");
+        assert_eq!(living(&journal.recovered(NOW)), [7], "a crash after which the bytes were found");
         state.fail(lost, NOW);
         assert_eq!((etag(&state), living(&state)), (Some(1), vec![1]));
 
@@ -307,7 +283,7 @@ mod tests {
         state.confirm(arrives, NOW);
         assert_eq!((etag(&state), living(&state)), (Some(8), vec![8]));
         journal.write(&state.take_mutations());
-        assert_eq!(living(&journal.recover()), [8]);
+        assert_eq!(living(&journal.recovered(NOW)), [8]);
         assert_eq!(state.check(), Vec::<String>::new());
     }
 
@@ -335,7 +311,7 @@ mod tests {
         let mutations = state.take_mutations();
         assert!(mutations.iter().map(Mutation::weight).sum::<usize>() < 8 << 20);
         journal.write(&mutations);
-        let state = journal.recover();
+        let state = journal.recovered(NOW);
         assert_eq!(state.check(), Vec::<String>::new());
         assert_eq!(state.object("bucket", KEY).unwrap().segments().len(), 10_000);
         assert_eq!(state.uploads().count(), 0);
@@ -351,14 +327,14 @@ mod tests {
         journal.0.retain(|key, _| !key.starts_with(b"u"));
         journal.0.insert(RecordKey::Upload(UPLOAD.into()).encode(), value.into());
 
-        let mut migrated = journal.recover();
+        let mut migrated = journal.recovered(NOW);
 
         assert_eq!((numbers(&migrated), living(&migrated)), (numbers(&state), living(&state)));
         journal.write(&migrated.take_mutations());
         let token = stored(&mut state, completion(1..=2));
         state.confirm(token, NOW);
         journal.write(&state.take_mutations());
-        let completed = journal.recover();
+        let completed = journal.recovered(NOW);
         assert_eq!(completed.check(), Vec::<String>::new());
         assert!(journal.0.keys().all(|key| !key.starts_with(b"u")), "records of the upload are left");
     }

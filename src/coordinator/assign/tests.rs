@@ -3,16 +3,7 @@ use crate::coordinator::topology::OperatorInput;
 use crate::model::SegmentId;
 
 fn spec(id: &str, parallelism: u32) -> OperatorSpec {
-    OperatorSpec {
-        id: id.to_owned(),
-        parallelism,
-        max_parallelism: 128,
-        max_parallelism_given: false,
-        inputs: vec![],
-        union_list_state: false,
-        two_phase_commit: false,
-        unaligned: true,
-    }
+    OperatorSpec::plain(id, parallelism)
 }
 
 /// A state of `elements` elements of 10 bytes each in segment `segment`.

@@ -342,6 +342,11 @@ impl Coordinator {
         self.attempt
     }
 
+    /// The first attempt of the job.
+    pub fn first_attempt(&self) -> u64 {
+        self.first_attempt
+    }
+
     /// How often all tasks have begun anew.
     pub fn restarts(&self) -> u64 {
         self.attempt - self.first_attempt

@@ -7,7 +7,7 @@ use crate::catalog::command::{
     Bind, Command, Condition, NewSegment, ObjectContent, Outcome, PutObject, Refusal, RestorePoint, Store, StoreFile,
     StoreItem,
 };
-use crate::catalog::mutation::Mutation;
+use crate::catalog::state::written::WrittenRecords;
 use crate::catalog::state::{Count, GoesOn, LaneCount, ListPage, ListQuery};
 use crate::model::{
     About, Claim, JobEnd, Lane, LaneOf, Leavings, Location, ObjectHead, ObjectHeaders, PhysicalFileId, Segment,
@@ -16,29 +16,6 @@ use crate::model::{
 
 const NOW: Millis = Millis(1);
 const MANY: u64 = 200;
-
-/// The records in the journal.
-#[derive(Clone, Default)]
-struct Written(BTreeMap<Bytes, Bytes>);
-
-impl Written {
-    fn take(&mut self, state: &mut CatalogState) {
-        for mutation in state.take_mutations() {
-            match mutation {
-                Mutation::Put { key, value } => drop(self.0.insert(key, value)),
-                Mutation::Delete { key } => drop(self.0.remove(&key)),
-            }
-        }
-    }
-
-    /// Starts the next daemon from it.
-    fn recover(&self) -> CatalogState {
-        let mut state = CatalogState::default();
-        self.0.iter().for_each(|(key, value)| state.load(key, value).unwrap());
-        state.finish_recovery(NOW);
-        state
-    }
-}
 
 fn job(name: &str) -> JobId {
     name.parse().unwrap()
@@ -82,7 +59,7 @@ fn reuse(state: &mut CatalogState, job: &JobId, checkpoint: u64, segments: std::
 
 /// A job with checkpoints 1 and 2, which shares some segments with 1, a savepoint 3, and a checkpoint 4 that has begun,
 /// with segments of its own and of earlier ones.
-fn a_job() -> Written {
+fn a_job() -> WrittenRecords {
     let (mut state, a) = (CatalogState::default(), job("a"));
     state.apply(Command::CreateJob(a.clone()), NOW).unwrap();
     store(&mut state, &a, 1, 0, MANY);
@@ -95,8 +72,7 @@ fn a_job() -> Written {
     state.apply(Command::CompleteCheckpoint(a.clone(), CheckpointId(3)), NOW).unwrap();
     store(&mut state, &a, 4, 3000, MANY);
     assert_eq!(reuse(&mut state, &a, 4, 100..MANY), []);
-    let mut written = Written::default();
-    written.take(&mut state);
+    let written = WrittenRecords::of(&mut state);
     written
 }
 
@@ -135,17 +111,17 @@ fn piece(state: &mut CatalogState) -> bool {
 #[track_caller]
 fn is_done_in_pieces(command: &Command, asked: impl Fn(&CatalogState) -> Vec<u128>) {
     let before = a_job();
-    let mut whole = before.recover();
+    let mut whole = before.recovered(NOW);
     whole.apply(command.clone(), NOW).unwrap();
     assert_eq!(whole.check(), Vec::<String>::new());
-    let (mut state, mut written, mut pieces) = (before.recover(), before, 0);
+    let (mut state, mut written, mut pieces) = (before.recovered(NOW), before, 0);
 
     state.begin(command.clone(), NOW).unwrap();
     loop {
         assert_eq!(state.check(), Vec::<String>::new(), "after {pieces} pieces");
         assert_eq!((visible(&state), asked(&state)), (visible(&whole), asked(&whole)), "after {pieces} pieces");
-        written.take(&mut state);
-        let recovered = written.recover();
+        written.write(&state.take_mutations());
+        let recovered = written.recovered(NOW);
         assert_eq!(recovered.check(), Vec::<String>::new(), "a crash after {pieces} pieces");
         assert_eq!(picture(&recovered), picture(&whole), "a crash after {pieces} pieces");
         if !piece(&mut state) {
@@ -161,9 +137,9 @@ fn is_done_in_pieces(command: &Command, asked: impl Fn(&CatalogState) -> Vec<u12
 #[test]
 fn a_claim_is_carried_out_in_pieces() {
     is_done_in_pieces(&claim(2), |state| of_checkpoint(state, &job("b"), 2));
-    let claimed = of_checkpoint(&a_job().recover(), &job("a"), 2);
+    let claimed = of_checkpoint(&a_job().recovered(NOW), &job("a"), 2);
 
-    let mut state = a_job().recover();
+    let mut state = a_job().recovered(NOW);
     state.apply(claim(2), NOW).unwrap();
 
     assert_eq!(of_checkpoint(&state, &job("b"), 2), claimed);
@@ -190,7 +166,7 @@ fn what_frees_segments_is_carried_out_in_pieces() {
 
 #[test]
 fn what_is_claimed_and_subsumed_before_it_has_changed_hands_is_freed() {
-    let mut state = a_job().recover();
+    let mut state = a_job().recovered(NOW);
     state.begin(claim(2), NOW).unwrap();
     assert!(piece(&mut state));
     state.begin(Command::SubsumeCheckpoint(job("b"), CheckpointId(2)), NOW).unwrap();
@@ -206,12 +182,11 @@ fn what_is_claimed_and_subsumed_before_it_has_changed_hands_is_freed() {
 /// The start does not do what is left: it may be more than there is memory for.
 #[test]
 fn a_start_leaves_what_is_left_to_be_done_in_pieces() {
-    let (mut state, mut written) = (a_job().recover(), a_job());
+    let (mut state, mut written) = (a_job().recovered(NOW), a_job());
     state.begin(Command::EndJob(job("a"), JobEnd::Finished, Leavings::Delete), NOW).unwrap();
-    written.take(&mut state);
+    written.write(&state.take_mutations());
 
-    let mut state = CatalogState::default();
-    written.0.iter().for_each(|(key, value)| state.load(key, value).unwrap());
+    let mut state = written.loaded();
     state.end_loading(NOW);
 
     assert!(!state.is_idle() && state.take_mutations().is_empty());
@@ -222,7 +197,7 @@ fn a_start_leaves_what_is_left_to_be_done_in_pieces() {
 
 #[test]
 fn a_job_goes_on_once_nothing_of_its_end_is_left() {
-    let mut state = a_job().recover();
+    let mut state = a_job().recovered(NOW);
     state.begin(Command::EndJob(job("a"), JobEnd::Finished, Leavings::Delete), NOW).unwrap();
     assert!(piece(&mut state));
     let go_on = Command::CreateJob(job("a"));
@@ -264,7 +239,7 @@ impl NewSegments {
 
 #[test]
 fn what_is_leaving_is_not_used_again() {
-    let (mut state, a) = (a_job().recover(), job("a"));
+    let (mut state, a) = (a_job().recovered(NOW), job("a"));
     state.begin(Command::DiscardSavepoint(a.clone(), CheckpointId(3)), NOW).unwrap();
     state.begin(Command::SubsumeCheckpoint(a.clone(), CheckpointId(1)), NOW).unwrap();
     assert!(!state.is_idle());
@@ -293,7 +268,7 @@ fn stopped_each_time(mut look: impl FnMut(GoesOn<'_>) -> bool) -> usize {
 
 #[test]
 fn a_look_in_pieces_sees_what_a_look_at_once_sees() {
-    let mut state = a_job().recover();
+    let mut state = a_job().recovered(NOW);
     state.apply(Command::EndJob(job("a"), JobEnd::Failed, Leavings::Keep), NOW).unwrap();
     store_more(&mut state);
     let a = job("a");

@@ -43,16 +43,7 @@ fn rules(keys: &[(&str, &str)]) -> JobCheckpointing {
 }
 
 fn operator(id: &str, parallelism: u32) -> OperatorSpec {
-    OperatorSpec {
-        id: id.to_owned(),
-        parallelism,
-        max_parallelism: 128,
-        max_parallelism_given: false,
-        inputs: vec![],
-        union_list_state: false,
-        two_phase_commit: false,
-        unaligned: true,
-    }
+    OperatorSpec::plain(id, parallelism)
 }
 
 const fn task(operator: usize, subtask: u32) -> TaskId {
