@@ -72,8 +72,7 @@ fn a_job() -> WrittenRecords {
     state.apply(Command::CompleteCheckpoint(a.clone(), CheckpointId(3)), NOW).unwrap();
     store(&mut state, &a, 4, 3000, MANY);
     assert_eq!(reuse(&mut state, &a, 4, 100..MANY), []);
-    let written = WrittenRecords::of(&mut state);
-    written
+    WrittenRecords::of(&mut state)
 }
 
 fn claim(checkpoint: u64) -> Command {
