@@ -128,6 +128,17 @@ pub struct ObjectToDelete {
     pub if_put_at: Option<Millis>,
 }
 
+/// What a delete of an object has to have reached before it is answered, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeleteReach {
+    /// Memory: storage follows with the next commit of anything.
+    Memory,
+    /// The ledger on the local disk, where there is one; storage follows.
+    Ledger,
+    /// Storage.
+    Storage,
+}
+
 /// The checkpoint that a job resumes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePoint {

@@ -33,12 +33,20 @@ impl LazyBacklog {
         self.bytes + weight <= BYTES_MAX
     }
 
-    /// Takes in a command that will be answered before it is durable.
-    pub(super) fn take(&mut self, command: &Command) {
+    /// Takes in a command that will be answered before it is durable. Deletes of what is not there change nothing.
+    pub(super) fn take(&mut self, command: &Command, is_there: impl Fn(&str, &str) -> bool) {
         self.bytes += command.weight();
+        let deletes = matches!(command, Command::DeleteObjects(..));
         each_key(command, |bucket, key| {
-            self.keys.insert((bucket.to_owned(), key.to_owned()));
+            if !deletes || is_there(bucket, key) {
+                self.keys.insert((bucket.to_owned(), key.to_owned()));
+            }
         });
+    }
+
+    /// Whether one of them names this bucket and key.
+    pub(super) fn names(&self, named: &(String, String)) -> bool {
+        self.keys.contains(named)
     }
 
     /// They are in the journal up to this commit.

@@ -61,7 +61,7 @@ use crate::metrics::Metrics;
 use crate::metrics::writes::WriteKind;
 use crate::model::{Millis, PhysicalFileId, SegmentId};
 use crate::runtime::{Clock, Failure, TaskGroup};
-use command::{Command, ObjectToDelete, Outcome, Refusal, Store, StoreToken, Stored};
+use command::{Command, DeleteReach, ObjectToDelete, Outcome, Refusal, Store, StoreToken, Stored};
 use ledger::{DeletedObject, Ledger};
 pub use record::RecordError;
 use record::RecordKey;
@@ -166,17 +166,9 @@ impl Catalog {
         self.shared.journal.kind() == JournalKind::Object
     }
 
-    /// Does what `command` says, and resolves once that is so in memory: it becomes durable with the next commit of anything,
-    /// and after [`slate::CompanyWait::lazy`] at the latest. A crash before that undoes it, but nothing that was answered as
-    /// durable after it. Where commits cost no requests it is durable at once.
-    ///
-    /// # Errors
-    /// As [`Self::execute`].
-    pub async fn execute_lazily(&self, command: Command) -> Result<Outcome, CatalogError> {
-        self.request(Some(command), self.lazily()).await
-    }
-
-    /// The same for items that have no bytes outside the catalog, as [`Self::store`]. They are visible.
+    /// Stores items that have no bytes outside the catalog, and resolves once they are visible: they become durable with the
+    /// next commit of anything, and after [`slate::CompanyWait::lazy`] at the latest. A crash before that undoes it, but
+    /// nothing that was answered as durable after it. Where commits cost no requests they are durable at once.
     ///
     /// # Errors
     /// As [`Self::store`].
@@ -184,15 +176,27 @@ impl Catalog {
         self.store_settled(store, self.lazily()).await
     }
 
-    /// Does what `command` says, which is a delete of objects, and resolves once that is so in memory and noted on the local
-    /// disk: durable as long as that is not lost, and on storage with the next commit of anything, as in
-    /// [`Self::execute_lazily`]. Without a ledger it resolves once it is durable on storage.
+    /// Deletes objects, each with what that has to reach. Resolves once all that were there have reached it: those that were
+    /// not there are no reason to wait, unless their delete is on its way. Without a ledger, or where commits cost no requests, more is
+    /// reached than was asked for.
     ///
     /// # Errors
-    /// As [`Self::execute`].
-    pub async fn execute_on_ledger(&self, command: Command) -> Result<Outcome, CatalogError> {
-        let settle = if self.has_ledger { Settle::OnLedger } else { Settle::OnCommit };
-        self.request(Some(command), settle).await
+    /// As [`Self::execute`]; each may be refused by itself.
+    pub async fn delete_objects(
+        &self,
+        bucket: &str,
+        objects: Vec<(ObjectToDelete, DeleteReach)>,
+    ) -> Result<Outcome, CatalogError> {
+        let (objects, mut reaches): (Vec<_>, Vec<_>) = objects.into_iter().unzip();
+        for reach in &mut reaches {
+            *reach = match *reach {
+                DeleteReach::Memory if !self.commits_cost_requests() => DeleteReach::Storage,
+                DeleteReach::Ledger if !self.has_ledger => DeleteReach::Storage,
+                reach => reach,
+            };
+        }
+        let settle = reaches.iter().max().map_or(Settle::OnCommit, |most| Settle::of_delete(*most));
+        self.queue(Some(Command::DeleteObjects(bucket.to_owned(), objects)), settle, reaches).await
     }
 
     /// Deletes objects again that an earlier owner has noted as deleted, if they are the same. Resolves with their number once
@@ -245,8 +249,17 @@ impl Catalog {
     }
 
     async fn request(&self, command: Option<Command>, settle: Settle) -> Result<Outcome, CatalogError> {
+        self.queue(command, settle, vec![]).await
+    }
+
+    async fn queue(
+        &self,
+        command: Option<Command>,
+        settle: Settle,
+        reaches: Vec<DeleteReach>,
+    ) -> Result<Outcome, CatalogError> {
         let (reply, answer) = oneshot::channel();
-        let request = QueuedCommand { command, settle, reply };
+        let request = QueuedCommand { command, settle, reaches, reply };
         self.commands.send(request).await.map_err(|_| self.gone())?;
         let mut awaited = Awaited { catalog: self, answer };
         (&mut awaited.answer).await.map_err(|_| self.gone())?

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{Command, Outcome, Refusal, StoreToken};
+use super::command::{Command, DeleteReach, Outcome, Refusal, StoreToken};
 use super::ledger::DeletedObject;
 use super::slate::{Commit, Journal, JournalError};
 use super::state::{CatalogState, Changes};
@@ -69,6 +69,8 @@ pub(super) struct CatalogShared {
 pub(super) struct QueuedCommand {
     pub(super) command: Option<Command>,
     pub(super) settle: Settle,
+    /// Of a delete of objects: what that of each has to reach. Only those that are there decide how it is settled.
+    pub(super) reaches: Vec<DeleteReach>,
     pub(super) reply: oneshot::Sender<Result<Outcome, CatalogError>>,
 }
 
@@ -86,6 +88,15 @@ pub(super) enum Settle {
 }
 
 impl Settle {
+    /// How a delete is settled, by what it has to reach.
+    pub(super) fn of_delete(reach: DeleteReach) -> Self {
+        match reach {
+            DeleteReach::Memory => Self::Lazily,
+            DeleteReach::Ledger => Self::OnLedger,
+            DeleteReach::Storage => Self::OnCommit,
+        }
+    }
+
     /// Whether its commit is durable with the next one of anything.
     pub(super) fn is_lazy(self) -> bool {
         matches!(self, Self::Lazily | Self::OnLedger)

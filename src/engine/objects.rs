@@ -4,7 +4,7 @@ use super::arrivals::Arrival;
 use super::intake::{Body, Counts, Digests, Rejected};
 use super::{Engine, EngineError};
 use crate::catalog::command::{
-    Bind, Command, Condition, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, Stored,
+    Bind, Command, Condition, DeleteReach, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, Stored,
 };
 use crate::config::{DeleteDurability, EtagKind, TemporaryNames};
 use crate::model::{KeyContract, KeyLayout, Millis, ObjectChecksum, ObjectHead, ObjectHeaders, SegmentId};
@@ -160,8 +160,8 @@ impl Engine {
     }
 
     /// Deletes objects. An answer for each, in order; those that are not there count as deleted. Resolves once that is
-    /// durable; or once it is so in memory, and perhaps on the local disk, if the keys and `merging` allow that for all of
-    /// them.
+    /// durable; or once it is so in memory, and perhaps on the local disk, if the keys and `merging` allow that for all
+    /// that were there.
     ///
     /// # Errors
     /// [`EngineError::Refused`] if there is no such bucket.
@@ -170,34 +170,31 @@ impl Engine {
         bucket: &str,
         objects: Vec<ObjectToDelete>,
     ) -> Result<Vec<Result<(), Refusal>>, EngineError> {
-        let all = |may: &[DeleteDurability]| objects.iter().all(|object| may.contains(&self.durability(object)));
-        let durability = match () {
-            () if all(&[DeleteDurability::Lazy]) => DeleteDurability::Lazy,
-            () if all(&[DeleteDurability::Lazy, DeleteDurability::Ledger]) => DeleteDurability::Ledger,
-            () => DeleteDurability::Commit,
-        };
-        let delete = Command::DeleteObjects(bucket.to_owned(), objects);
         self.admit_write().await?;
-        let outcome = match durability {
-            DeleteDurability::Lazy => self.catalog.execute_lazily(delete).await?,
-            DeleteDurability::Ledger => self.catalog.execute_on_ledger(delete).await?,
-            DeleteDurability::Commit => self.catalog.execute(delete).await?,
-        };
+        let reaching = objects.into_iter().map(|object| {
+            let reach = self.reach_of_delete(&object);
+            (object, reach)
+        });
+        let outcome = self.catalog.delete_objects(bucket, reaching.collect()).await?;
         match outcome {
             Outcome::Deleted(answers) => Ok(answers),
             _ => Err(EngineError::Unexpected("a delete")),
         }
     }
 
-    /// When a delete has to be durable, by its key and the settings. One with a condition is at once: whoever makes conditions
-    /// wants to know.
-    fn durability(&self, object: &ObjectToDelete) -> DeleteDurability {
+    /// What a delete has to reach before it is answered, by its key and the settings. One with a condition has to reach
+    /// storage: whoever makes conditions wants to know.
+    fn reach_of_delete(&self, object: &ObjectToDelete) -> DeleteReach {
         let merging = &self.settings.merging;
         match KeyContract::of(&object.key) {
-            _ if object.if_match.is_some() || object.if_put_at.is_some() => DeleteDurability::Commit,
-            KeyContract::Temporary if merging.temporary_names == TemporaryNames::WithRename => DeleteDurability::Lazy,
-            KeyContract::State => merging.delete_durability,
-            KeyContract::Temporary | KeyContract::Other => DeleteDurability::Commit,
+            _ if object.if_match.is_some() || object.if_put_at.is_some() => DeleteReach::Storage,
+            KeyContract::Temporary if merging.temporary_names == TemporaryNames::WithRename => DeleteReach::Memory,
+            KeyContract::State => match merging.delete_durability {
+                DeleteDurability::Lazy => DeleteReach::Memory,
+                DeleteDurability::Ledger => DeleteReach::Ledger,
+                DeleteDurability::Commit => DeleteReach::Storage,
+            },
+            KeyContract::Temporary | KeyContract::Other => DeleteReach::Storage,
         }
     }
 

@@ -14,13 +14,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::command::{Bind, Command, Move, ObjectToDelete, Outcome, Refusal, Store};
+use super::command::{Bind, Command, DeleteReach, Move, ObjectToDelete, Outcome, Refusal, Store};
 use super::hold::WriteHold;
 use super::lazy::{LazyBacklog, refuses};
 use super::ledger::DeletedObject;
 use super::mutation::Mutation;
 use super::shared::{Batch, CatalogError, CatalogShared, NotedBatch, PendingReply, QueuedCommand, Settle};
 use super::slate::{Commit, Haste, JournalError};
+use super::state::CatalogState;
 use crate::metrics::Metrics;
 use crate::metrics::writes::WriteKind;
 use crate::model::Millis;
@@ -86,6 +87,7 @@ pub(super) async fn own(
             owner.give_up(&error);
             continue;
         }
+        owner.settle_deletes();
         owner.bound_lazy();
         let haste = owner.haste();
         let batch = owner.apply(|| !inbox.is_empty());
@@ -153,6 +155,34 @@ impl CatalogOwner {
         !given_up && !self.shared.state.read().is_idle()
     }
 
+    /// Looks at what deletes would delete now; when they are applied is what counts.
+    fn settle_deletes(&mut self) {
+        if self.requests.iter().any(|request| !request.reaches.is_empty()) {
+            let mut requests = std::mem::take(&mut self.requests);
+            let state = self.shared.state.read();
+            requests.iter_mut().for_each(|request| request.settle = self.settle(request, &state));
+            drop(state);
+            self.requests = requests;
+        }
+    }
+
+    /// How a request is settled. Of a delete, those objects ask for what they have to reach that are there, or whose delete
+    /// is on its way; the others for no more than an answer behind those before.
+    fn settle(&self, request: &QueuedCommand, state: &CatalogState) -> Settle {
+        let QueuedCommand { command: Some(Command::DeleteObjects(bucket, objects)), reaches, .. } = request else {
+            return request.settle;
+        };
+        let nothing = if self.ledger.is_some() { DeleteReach::Ledger } else { DeleteReach::Memory };
+        let deleting = self.shared.deleting.lock();
+        let counts = |key: &str| {
+            let named = || (bucket.clone(), key.to_owned());
+            state.has_versions(bucket, key) || self.lazy.names(&named()) || deleting.contains_key(&named())
+        };
+        let reaches = objects.iter().zip(reaches);
+        let asked = reaches.map(|(object, reach)| if counts(&object.key) { *reach } else { nothing.min(*reach) });
+        asked.max().map_or(request.settle, Settle::of_delete)
+    }
+
     /// Lazy commands for which there is no room wait for their commit like others.
     fn bound_lazy(&mut self) {
         let mut weight = 0;
@@ -160,6 +190,7 @@ impl CatalogOwner {
             weight += request.command.as_ref().map_or(0, Command::weight);
             if !self.lazy.has_room(weight) {
                 request.settle = Settle::OnCommit;
+                request.reaches.fill(DeleteReach::Storage);
             }
         }
     }
@@ -260,7 +291,8 @@ impl CatalogOwner {
                 self.deferred.push_back(request);
                 continue;
             }
-            let QueuedCommand { command, settle, reply } = request;
+            let settle = self.settle(&request, &writing.state);
+            let QueuedCommand { command, reply, .. } = request;
             let settle = match &command {
                 Some(command) if settle.is_lazy() && self.replaces(command, &writing) => Settle::OnCommit,
                 _ => settle,
@@ -270,7 +302,7 @@ impl CatalogOwner {
                     if settle == Settle::OnLedger {
                         deleted.extend(deleted_by(command, &writing));
                     }
-                    self.lazy.take(command);
+                    self.lazy.take(command, |bucket, key| writing.state.has_versions(bucket, key));
                 }
                 Some(Command::DeleteObjects(bucket, objects)) => {
                     // Under the state's lock, before the state forgets them: a reader that finds nothing finds the key here.

@@ -101,6 +101,19 @@ fn delete(number: u64) -> Command {
     Command::DeleteObjects("bucket".to_owned(), vec![object])
 }
 
+/// Deletes objects, of each of which is said what its delete has to reach.
+async fn delete_reaching(catalog: &Catalog, numbers: &[(u64, DeleteReach)]) {
+    let objects = numbers
+        .iter()
+        .map(|(number, reach)| (ObjectToDelete { key: number.to_string(), if_match: None, if_put_at: None }, *reach));
+    let outcome = catalog.delete_objects("bucket", objects.collect()).await.unwrap();
+    assert!(matches!(outcome, Outcome::Deleted(answers) if answers.iter().all(Result::is_ok)));
+}
+
+async fn delete_lazily(catalog: &Catalog, number: u64) {
+    delete_reaching(catalog, &[(number, DeleteReach::Memory)]).await;
+}
+
 /// A catalog with objects, in which nothing lazy is flushed by itself.
 async fn with_objects(store: &Arc<InMemory>, numbers: std::ops::Range<u64>) -> Catalog {
     let company_wait = CompanyWait { lazy: Duration::from_secs(3600), ..CompanyWait::default() };
@@ -146,7 +159,7 @@ async fn lazy_commands_cost_no_commit_and_are_durable_with_the_next_one() {
     let before = commits(&store).await;
 
     for number in 0..5 {
-        catalog.execute_lazily(delete(number)).await.unwrap();
+        delete_lazily(&catalog, number).await;
         assert!(!is_there(&catalog, number).await, "{number} is gone at once");
     }
     catalog.store_lazily(objects(20..21)).await.unwrap();
@@ -154,7 +167,7 @@ async fn lazy_commands_cost_no_commit_and_are_durable_with_the_next_one() {
     assert_eq!(catalog.inline_data(SegmentId(20)).await.unwrap(), Some(Bytes::from_static(b"x")));
     assert_eq!(commits(&store).await, before);
     catalog.store(copy(20, 21)).await.unwrap().remove(0).unwrap();
-    catalog.execute_lazily(delete(20)).await.unwrap();
+    delete_lazily(&catalog, 20).await;
 
     assert_eq!(commits(&store).await, before + 1);
     // As after a crash: the other owner finds what is durable.
@@ -172,9 +185,9 @@ async fn a_crash_undoes_lazy_commands_from_the_last_one_on() {
     let store = Arc::default();
     let catalog = with_objects(&store, 0..4).await;
 
-    catalog.execute_lazily(delete(0)).await.unwrap();
-    catalog.execute_lazily(delete(1)).await.unwrap();
-    catalog.execute_lazily(delete(2)).await.unwrap();
+    delete_lazily(&catalog, 0).await;
+    delete_lazily(&catalog, 1).await;
+    delete_lazily(&catalog, 2).await;
     catalog.store_lazily(objects(30..31)).await.unwrap();
 
     let next = open(&store).await;
@@ -190,7 +203,7 @@ async fn a_refusal_that_is_founded_on_a_lazy_delete_makes_it_durable() {
     let store = Arc::default();
     let catalog = with_objects(&store, 0..4).await;
 
-    catalog.execute_lazily(delete(0)).await.unwrap();
+    delete_lazily(&catalog, 0).await;
     let refused = catalog.store(copy(0, 9)).await.unwrap().remove(0);
 
     assert!(matches!(refused, Err(Refusal::NoSuchKey(_))), "{refused:?}");
@@ -203,7 +216,7 @@ async fn deleting_what_was_deleted_lazily_makes_that_durable_and_other_keys_do_n
     let catalog = with_objects(&store, 0..4).await;
     let before = commits(&store).await;
 
-    catalog.execute_lazily(delete(0)).await.unwrap();
+    delete_lazily(&catalog, 0).await;
     // A folder's marker, which was never there.
     catalog.execute(delete(77)).await.unwrap();
     assert_eq!(commits(&store).await, before);
@@ -211,6 +224,48 @@ async fn deleting_what_was_deleted_lazily_makes_that_durable_and_other_keys_do_n
 
     assert_eq!(commits(&store).await, before + 1);
     assert!(!is_there(&open(&store).await, 0).await);
+}
+
+#[tokio::test]
+async fn a_delete_of_several_waits_for_a_commit_only_if_one_that_was_there_asks_for_it() {
+    let store = Arc::default();
+    let catalog = with_objects(&store, 0..8).await;
+    let before = commits(&store).await;
+    let batch = |state, marker| [(state, DeleteReach::Memory), (marker, DeleteReach::Storage)];
+
+    // Folders above an object, whose markers never were.
+    delete_reaching(&catalog, &batch(0, 77)).await;
+    delete_reaching(&catalog, &batch(1, 77)).await;
+    assert_eq!(commits(&store).await, before, "nobody asked for more than memory of what was there");
+    delete_reaching(&catalog, &batch(2, 3)).await;
+    assert_eq!(commits(&store).await, before + 1, "3 was there");
+    delete_reaching(&catalog, &batch(4, 3)).await;
+    assert_eq!(commits(&store).await, before + 1, "and its delete is durable");
+
+    let next = open(&store).await;
+    for (number, there) in [(0, false), (1, false), (2, false), (3, false), (4, true), (5, true)] {
+        assert_eq!(is_there(&next, number).await, there, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_delete_of_what_another_is_deleting_is_not_answered_before_it() {
+    let company_wait = CompanyWait { deletes: Duration::from_millis(300), ..CompanyWait::default() };
+    let store = Arc::default();
+    let catalog = open_with(&store, JournalSettings { company_wait, ..JournalSettings::default() }).await;
+    catalog.execute(Command::CreateBucket("bucket".to_owned())).await.unwrap();
+    catalog.store(objects(0..2)).await.unwrap();
+    catalog.sync().await.unwrap();
+
+    let first = delete_reaching(&catalog, &[(0, DeleteReach::Storage), (1, DeleteReach::Storage)]);
+    let second = async {
+        while catalog.shared.state.read().has_versions("bucket", "0") {
+            tokio::task::yield_now().await;
+        }
+        delete_reaching(&catalog, &[(0, DeleteReach::Storage)]).await;
+        assert!(!is_there(&open(&store).await, 0).await, "answered, and yet not durable");
+    };
+    tokio::join!(first, second);
 }
 
 /// The object of number `id`, under the key of another.
@@ -230,7 +285,7 @@ async fn a_lazy_store_in_the_place_of_something_waits_until_it_is_durable() {
 
     catalog.store_lazily(object_over(0, 10)).await.unwrap();
     assert_eq!(commits(&store).await, before + 1);
-    catalog.execute_lazily(delete(1)).await.unwrap();
+    delete_lazily(&catalog, 1).await;
     catalog.store_lazily(object_over(1, 11)).await.unwrap();
     assert_eq!(commits(&store).await, before + 2);
     catalog.store_lazily(objects(12..13)).await.unwrap();
@@ -248,7 +303,7 @@ async fn a_sync_makes_lazy_commands_durable() {
     let store = Arc::default();
     let catalog = with_objects(&store, 0..4).await;
 
-    catalog.execute_lazily(delete(0)).await.unwrap();
+    delete_lazily(&catalog, 0).await;
     catalog.sync().await.unwrap();
 
     assert!(!is_there(&open(&store).await, 0).await);

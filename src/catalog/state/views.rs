@@ -510,6 +510,11 @@ impl CatalogState {
         self.buckets.contains_key(bucket)
     }
 
+    /// Whether an object stands under a key, or is on its way there.
+    pub fn has_versions(&self, bucket: &str, key: &str) -> bool {
+        self.buckets.get(bucket).is_some_and(|bucket| bucket.objects.get(key).is_some())
+    }
+
     /// The object that stands under a key.
     pub fn object(&self, bucket: &str, key: &str) -> Option<ObjectView> {
         let slot = self.buckets.get(bucket)?.objects.get(key)?;
