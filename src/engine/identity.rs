@@ -42,7 +42,7 @@ use crate::metrics::Metrics;
 use crate::runtime::{Clock, Entropy};
 use crate::store::{
     DATA_SIDE, DataStore, IdentitySlot, NotTheStore, OpenError, OpenedStore, Placement, StoreError, StoreGuard,
-    StoreIdentity, StoreLock, StoreOwner, credentials_hint, missing_bucket, open_data, place_of_catalog,
+    StoreIdentity, StoreLock, StoreOwner, StoreOwners, credentials_hint, missing_bucket, open_data, place_of_catalog,
 };
 
 /// Why a place is not used. Nothing there was made, changed or deleted.
@@ -223,7 +223,7 @@ async fn look_once(
         (Some(expected), Some(_)) if has_journal => Ok(StoreStanding::Known(expected)),
         (Some(expected), found) => {
             check_not_missing(&CatalogState::default(), &data.list().await?)?;
-            match (found, data.newest_owner().await?) {
+            match (found, data.owners().await?.newest) {
                 (Some(found), Some(_)) => Err(gone(&data_slot, found, &catalog_slot)),
                 _ => Ok(StoreStanding::Begun(expected)),
             }
@@ -320,6 +320,8 @@ pub struct Owned {
     pub data: DataStore,
     /// Keeps others off for as long as it is held.
     pub lock: StoreLock,
+    /// Whose marks were there.
+    pub earlier: StoreOwners,
 }
 
 crate::runtime::opaque_debug!(Owned);
@@ -347,7 +349,8 @@ impl Taker<'_> {
     }
 
     /// Makes sure that the journal, which was opened and loaded into `state`, was the last one in use; gives an older store
-    /// its identity; and leaves word that this is the owner now.
+    /// its identity; and leaves word that this is the owner now. `earlier` are those who did so before, where they were looked
+    /// for since the journal was opened, and nobody has to be locked out for that.
     ///
     /// # Errors
     /// [`IdentityError`]; the data was not touched then.
@@ -358,6 +361,7 @@ impl Taker<'_> {
         journal: &Journal,
         data: DataStore,
         catalog: &IdentitySlot,
+        earlier: Option<StoreOwners>,
     ) -> Result<Owned, IdentityError> {
         let is_marked = identity.is_some();
         let identity = match identity {
@@ -370,29 +374,43 @@ impl Taker<'_> {
             // First of all: whoever holds it may be at work.
             lock = Some(StoreLock::take(&data).await?.ok_or_else(in_use)?);
         }
-        check_owner(state, data.newest_owner().await?)?;
+        let earlier = match earlier {
+            Some(earlier) => earlier,
+            None => data.owners().await?,
+        };
+        check_owner(state, earlier.newest.clone())?;
         let owner = StoreOwner { epoch: journal.epoch(), incarnation: self.entropy.hex(16) };
         // In the journal before beside the data: a crash between leaves an older object there, never a newer one.
         state.set_owner(identity.text(), owner.clone());
-        save(state, journal).await?;
-        if !is_marked {
-            mark_data(&data, &identity, catalog).await?;
-            catalog.create(&identity.text()).await?;
-            tracing::info!(store = %identity, "the store of an older version has its identity now");
-        }
-        let lock = match lock {
-            Some(lock) => lock,
-            None => StoreLock::take(&data).await?.ok_or_else(in_use)?,
+        let guarded = |identity, lock: &StoreLock| -> Result<DataStore, StoreError> {
+            let guard = StoreGuard::new(identity, owner.epoch, lock, self.metrics.clone())?;
+            Ok(data.clone().guarded(guard))
         };
-        let guard = StoreGuard::new(identity, owner.epoch, &lock, self.metrics.clone())?;
-        let data = data.guarded(guard);
-        data.look().await?;
+        let (lock, data) = match lock {
+            Some(lock) => {
+                let data = guarded(identity, &lock)?;
+                let (saved, looked) = futures::join!(save(state, journal), data.look());
+                saved?;
+                looked?;
+                (lock, data)
+            }
+            None => {
+                save(state, journal).await?;
+                mark_data(&data, &identity, catalog).await?;
+                catalog.create(&identity.text()).await?;
+                tracing::info!(store = %identity, "the store of an older version has its identity now");
+                let lock = StoreLock::take(&data).await?.ok_or_else(in_use)?;
+                let data = guarded(identity, &lock)?;
+                data.look().await?;
+                (lock, data)
+            }
+        };
         let there = data.leave_owner(&owner).await?;
         if there != owner {
             let known = state.owner().map_or(0, |owner| owner.epoch);
             return Err(IdentityError::CatalogOlder { there: there.epoch, known, owners: OWNERS });
         }
-        Ok(Owned { data, lock })
+        Ok(Owned { data, lock, earlier })
     }
 
     /// The identity of an older store, if all that its catalog knows is there.
@@ -434,7 +452,7 @@ pub(super) async fn of_data(
         Some(identity) => identity,
         None => StoreIdentity::parse(&slot.create(&new().text()).await?, &slot.to_string())?,
     };
-    let newest = data.newest_owner().await?.unwrap_or(StoreOwner { epoch: 0, incarnation: String::new() });
+    let newest = data.owners().await?.newest.unwrap_or(StoreOwner { epoch: 0, incarnation: String::new() });
     Ok((identity, newest))
 }
 

@@ -287,7 +287,7 @@ impl Engine {
         let space = opened.space.clone();
         let taker =
             Taker { settings: &settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
-        let (state, journal, Owned { data, lock: store_lock }) = load(opened, standing, &taker, claim).await?;
+        let (state, journal, Owned { data, lock: store_lock, .. }) = load(opened, standing, &taker, claim).await?;
         let shard = journal.shard();
         let opened = deletes::open(folder, &state, &journal).await;
         let (ledger, noted) = opened.map_err(unusable)?.unzip();
@@ -469,6 +469,7 @@ async fn load(
     }
     let url = taker.settings.store.url.to_string();
     let recovering = recover(&mut state, &owned.data, journal.epoch(), taker.clock.now(), Missing::Refuse);
+    let recovering = async { futures::join!(recovering, owned.data.remove_owners(&owned.earlier, journal.epoch())).0 };
     let recovered = taker.progress.told("settling what was left open", &url, recovering).await?;
     taker.metrics.set_aside_files.inc_by(recovered.set_aside as u64);
     recover::log(&recovered);
@@ -507,15 +508,19 @@ pub(super) async fn take_over(
     let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());
     let opening = Journal::open(catalog, settings, |key, value| state.load(&key, &value));
     let journal = taker.progress.told("opening the catalog", &place, opening).await?;
-    if let Some(still_mine) = still_mine
-        && let Err(why) = still_mine.await
-    {
-        if let Err(error) = journal.close().await {
-            tracing::debug!(%error, "closing a catalog that is another one's by now");
+    let mut earlier = None;
+    if let Some(still_mine) = still_mine {
+        // Both are asked at once: the shorter nobody has the catalog, the better.
+        let (still_mine, owners) = futures::join!(still_mine, data.owners());
+        if let Err(why) = still_mine {
+            if let Err(error) = journal.close().await {
+                tracing::debug!(%error, "closing a catalog that is another one's by now");
+            }
+            return Err(OpeningError::NotMine(why));
         }
-        return Err(OpeningError::NotMine(why));
+        earlier = Some(owners.map_err(IdentityError::from)?);
     }
-    let taking = taker.take(identity, state, &journal, data, &slot);
+    let taking = taker.take(identity, state, &journal, data, &slot, earlier);
     let owned = taker.progress.told("taking over the store", &url, taking).await?;
     Ok((journal, owned))
 }

@@ -153,6 +153,7 @@ impl Stopped {
         let (mut state, data) = (CatalogState::default(), open_data(&settings.store, &metrics)?);
         // As any owner: what is put right here is what a daemon would do.
         let (journal, owned) = take_over(data, placement, standing, &taker, None, &mut state).await?;
+        owned.data.remove_owners(&owned.earlier, journal.epoch()).await;
         let mut actions = repair(&mut state, &owned.data, journal.epoch(), clock.now(), missing).await?;
         let written = save(&mut state, &journal).await.map_err(StoppedError::Write)?;
         if written > 0 {

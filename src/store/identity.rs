@@ -333,6 +333,15 @@ impl StoreOwner {
     }
 }
 
+/// Those who left their mark beside the data, as far as it was not removed.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOwners {
+    /// Their epochs, in order.
+    pub epochs: Vec<u64>,
+    /// The last of them.
+    pub newest: Option<StoreOwner>,
+}
+
 fn owner_name(epoch: u64) -> String {
     format!("{OWNERS}/{epoch:020}")
 }
@@ -386,17 +395,18 @@ impl DataStore {
         Ok(epochs)
     }
 
-    /// The newest of them; `None` if there was no owner yet.
+    /// Those who left their object.
     ///
     /// # Errors
     /// [`StoreError::Failed`] if storage does not tell.
-    pub async fn newest_owner(&self) -> Result<Option<StoreOwner>, StoreError> {
-        let Some(epoch) = self.owner_epochs().await?.pop() else { return Ok(None) };
+    pub async fn owners(&self) -> Result<StoreOwners, StoreError> {
+        let epochs = self.owner_epochs().await?;
+        let Some(&epoch) = epochs.last() else { return Ok(StoreOwners::default()) };
         let incarnation = self.owner_slot(epoch).read().await?.unwrap_or_default().trim().to_owned();
-        Ok(Some(StoreOwner { epoch, incarnation }))
+        Ok(StoreOwners { epochs, newest: Some(StoreOwner { epoch, incarnation }) })
     }
 
-    /// Leaves the object of an owner; those of earlier ones are removed, they say nothing more. Returns who has the epoch.
+    /// Leaves the object of an owner, behind which those of earlier ones say nothing more. Returns who has the epoch.
     ///
     /// # Errors
     /// [`StoreError::Failed`]; it can be repeated.
@@ -407,20 +417,20 @@ impl DataStore {
         };
         let there = self.owner_slot(owner.epoch).create_in(&format!("{}\n", owner.incarnation), space).await?;
         let there = StoreOwner { epoch: owner.epoch, incarnation: there.trim().to_owned() };
-        if there == *owner {
-            // Only those below its own: whatever a stale daemon removes, the newest one's stays.
-            let earlier: Vec<u64> = self.owner_epochs().await?.into_iter().filter(|e| *e < owner.epoch).collect();
-            self.remove_owners(&earlier).await;
-            if let Self::Hdfs(store) = self {
-                // Whoever was putting an object is shut out, or has ended.
-                store.sweep_staged().boxed().await;
-            }
+        if let Self::Hdfs(store) = self
+            && there == *owner
+        {
+            // Whoever was putting an object is shut out, or has ended.
+            store.sweep_staged().boxed().await;
         }
         Ok(there)
     }
 
-    async fn remove_owners(&self, epochs: &[u64]) {
-        let slots: Vec<IdentitySlot> = epochs.iter().map(|epoch| self.owner_slot(*epoch)).collect();
+    /// Removes the objects of owners before the one of `epoch`, which has left its own: whatever a stale daemon removes, the
+    /// newest one's stays.
+    pub async fn remove_owners(&self, owners: &StoreOwners, epoch: u64) {
+        let earlier = owners.epochs.iter().filter(|earlier| **earlier < epoch);
+        let slots: Vec<IdentitySlot> = earlier.map(|earlier| self.owner_slot(*earlier)).collect();
         for slot in slots {
             let removed = match &slot {
                 IdentitySlot::File(path) => {
@@ -568,15 +578,27 @@ impl StoreGuard {
         let at = Clock::instant();
         let owners = prefix.clone().join(OWNERS);
         let name = |epoch: u64| owners.clone().join(format!("{epoch:020}"));
-        let listed = store.list_with_offset(Some(&owners), &name(self.0.epoch.saturating_sub(1)));
-        let listed = listed.take(2).try_collect::<Vec<_>>().await;
+        let listing = store.list_with_offset(Some(&owners), &name(self.0.epoch.saturating_sub(1)));
+        let listing = listing.take(2).try_collect::<Vec<_>>();
+        // The first look needs both, and at once: a start waits for it.
+        let (listed, found) = match before {
+            Some(_) => (listing.await, None),
+            None => {
+                let (listed, found) = futures::join!(listing, self.look_at_identity(store, prefix));
+                (listed, Some(found?))
+            }
+        };
         let listed = listed.map_err(|error| StoreError::failed("list", OWNERS, error))?;
         let (own, later): (Vec<_>, Vec<_>) = listed.into_iter().partition(|meta| meta.location == name(self.0.epoch));
         let (own, later) =
             (own.into_iter().next(), later.first().and_then(|meta| meta.location.filename()?.parse().ok()));
         // One request instead of two: the identity was read beside this very object.
         let same = own.is_some() && before.is_some_and(|before| before.own == own);
-        let found = if same { Ok(()) } else { self.look_at_identity(store, prefix).await? };
+        let found = match found {
+            Some(found) => found,
+            None if same => Ok(()),
+            None => self.look_at_identity(store, prefix).await?,
+        };
         self.settle(found.and_then(|()| later.map_or(Ok(()), |epoch| Err(NotTheStore::Owned { epoch }))))?;
         *self.0.looked.lock() = Some(Looked { at, own });
         Ok(())

@@ -53,7 +53,7 @@ pub use counted::{CountedStore, Multipart, Traffic};
 pub use data::{DataStore, FileWrites};
 pub use hdfs::{HdfsProbeError, HdfsStore};
 pub use identity::{
-    CATALOG_SIDE, DATA_SIDE, IdentitySlot, NotTheStore, StoreGuard, StoreIdentity, StoreLock, StoreOwner,
+    CATALOG_SIDE, DATA_SIDE, IdentitySlot, NotTheStore, StoreGuard, StoreIdentity, StoreLock, StoreOwner, StoreOwners,
 };
 pub use inode::{HeldInode, Inode};
 pub use leftover::remove_leftover;

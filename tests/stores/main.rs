@@ -364,13 +364,17 @@ async fn an_owner_leaves_its_mark_and_the_newest_one_is_told() {
     for place in places().await {
         let (name, store) = (place.name, place.open().await.data);
         let owner = |epoch, incarnation: &str| StoreOwner { epoch, incarnation: incarnation.to_owned() };
-        assert_eq!(store.newest_owner().await.unwrap(), None, "{name}");
+        assert_eq!(store.owners().await.unwrap().newest, None, "{name}");
 
         assert_eq!(store.leave_owner(&owner(7, "aa")).await.unwrap(), owner(7, "aa"), "{name}");
         assert_eq!(store.leave_owner(&owner(7, "bb")).await.unwrap(), owner(7, "aa"), "{name}: the epoch is taken");
         assert_eq!(store.leave_owner(&owner(12, "cc")).await.unwrap(), owner(12, "cc"), "{name}");
 
-        assert_eq!(store.newest_owner().await.unwrap(), Some(owner(12, "cc")), "{name}");
+        let owners = store.owners().await.unwrap();
+        assert_eq!(owners.newest, Some(owner(12, "cc")), "{name}");
+        assert_eq!(owners.epochs, [7, 12], "{name}");
+        store.remove_owners(&owners, 12).await;
+        assert_eq!(store.owners().await.unwrap().epochs, [12], "{name}: its own stays");
         assert_eq!(store.identity_slot().create("first").await.unwrap(), "first", "{name}");
         assert_eq!(store.identity_slot().create("second").await.unwrap(), "first", "{name}");
     }

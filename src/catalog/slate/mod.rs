@@ -29,13 +29,13 @@
 mod disk;
 mod group;
 mod marker;
+mod opening;
 mod quiet;
 mod room;
 mod scan;
 mod settings;
 mod snapshot;
 mod successor;
-mod tail;
 mod ticks;
 mod usual;
 
@@ -58,6 +58,7 @@ use self::disk::{Damaged, DiskObjects};
 use self::group::GroupCommit;
 pub use self::marker::Present;
 use self::marker::{Checked, JournalMarker};
+use self::opening::OpeningObjects;
 pub use self::quiet::Quiet;
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
@@ -65,7 +66,6 @@ pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};
 use self::settings::{Updates, block_cache, gc_options, slate_settings};
 pub use self::snapshot::Snapshot;
 use self::successor::Successor;
-use self::tail::LogTail;
 use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
 use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
@@ -699,9 +699,19 @@ async fn open_object(
     opening: OpenMode,
 ) -> Result<Journal, JournalError> {
     let marker = marker_of(&store, &prefix, log_folder.is_some()).await?;
-    let Checked { epochs_before, shard } = opening.check(&marker, settings.claim).await?;
+    let objects = OpeningObjects::new(Arc::clone(&store), &prefix);
+    // With a log of its own a database is asked as ever.
+    let seen: Arc<dyn ObjectStore> = match &log_folder {
+        None => Arc::new(objects.clone()),
+        Some(_) => Arc::clone(&store),
+    };
+    let on_record = OnRecord::new(Arc::clone(&seen), prefix.clone(), settings.clock.clone());
+    let (checked, raised) = futures::join!(opening.check(&marker, settings.claim), on_record.raise_to_tables());
+    let Checked { epochs_before, shard } = checked?;
+    raised?;
     let log = leased_log(&marker, log_folder, settings);
-    let db = build_on_object(&store, &prefix, updates, log, settings).await?;
+    let db = build_on_object(&seen, &prefix, updates, log, settings, &on_record).await?;
+    objects.done().await;
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = ShutOut::Successor(successor.found().clone());
@@ -709,24 +719,18 @@ async fn open_object(
     Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker, shard })
 }
 
-/// Opens the database with a clock that is not behind what is on record.
+/// Opens the database with a clock that is not behind what is on record: it was raised to the tables before.
 async fn build_on_object(
     store: &Arc<dyn ObjectStore>,
     prefix: &Path,
     updates: Updates,
     log: Option<Arc<LeasedLog>>,
     settings: &JournalSettings,
+    on_record: &OnRecord,
 ) -> Result<Db, JournalError> {
-    let on_record = OnRecord::new(Arc::clone(store), prefix.clone(), settings.clock.clone());
-    on_record.raise_to_tables().await?;
     let ticks = Arc::new(Ticks(settings.clock.clone()));
-    let tail = LogTail::new(Arc::clone(store), prefix);
     let db = loop {
-        let objects: Arc<dyn ObjectStore> = match &log {
-            None => Arc::new(tail.clone()),
-            Some(_) => Arc::clone(store),
-        };
-        let building = Db::builder(prefix.clone(), objects)
+        let building = Db::builder(prefix.clone(), Arc::clone(store))
             .with_settings(slate_settings(settings, updates))
             .with_db_cache(block_cache(settings), 0)
             .with_system_clock(Arc::<Ticks>::clone(&ticks));
@@ -754,7 +758,6 @@ async fn build_on_object(
             },
         }
     };
-    tail.done().await;
     // Before the first write: its stamps have to be later than those on record, and than every replayed one.
     match log {
         None => {
