@@ -15,12 +15,13 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::Method;
 use serde::{Serialize, Serializer};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AccessLogPlace;

@@ -7,11 +7,11 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use std::time::Instant;
 
 use http::header::{REFERER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::access_log::{AccessLine, AccessLog};
 use crate::metrics::labels::{DoorLabel, MetricLabel};

@@ -29,6 +29,7 @@ use super::tls::Tls;
 use super::unread::{Orderly, RequestBody};
 use crate::config::LimitsSettings;
 use crate::metrics::labels::HandshakeFailure;
+use crate::runtime::network::{Accept, NetworkSocket};
 use crate::runtime::{Failure, TaskGroup};
 
 /// Bytes of a connection's read buffer: enough for a head, and for a body to arrive in pieces of some size.
@@ -46,6 +47,8 @@ const UNSENT_BYTES_MAX: u32 = 128 << 10;
 pub enum Listener {
     /// A TCP port, with TLS or without.
     Tcp(TcpListener, Option<Tls>),
+    /// On a network that is not the operating system's.
+    Given(Box<dyn Accept>),
     /// A Unix socket; its name is removed when the door closes.
     Unix(UnixListener, SocketName),
 }
@@ -55,7 +58,7 @@ impl Listener {
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener, _) => listener.local_addr().ok(),
-            Self::Unix(..) => None,
+            Self::Given(_) | Self::Unix(..) => None,
         }
     }
 }
@@ -147,6 +150,7 @@ impl Serving {
         let counted = || Arc::clone(peer);
         match stream {
             AcceptedStream::Tcp(stream) => self.serve_on(CountedSocket::new(stream, counted()), peer, service).await,
+            AcceptedStream::Given(stream) => self.serve_on(CountedSocket::new(stream, counted()), peer, service).await,
             AcceptedStream::Unix(stream) => self.serve_on(CountedSocket::new(stream, counted()), peer, service).await,
             AcceptedStream::Tls(stream, tls) => match self.shake_hands(stream, &tls, peer).await {
                 Some(Shaken::Tls(stream)) => self.serve_on(*stream, peer, service).await,
@@ -276,6 +280,7 @@ enum Shaken {
 enum AcceptedStream {
     Tcp(TcpStream),
     Tls(TcpStream, Tls),
+    Given(Box<dyn NetworkSocket>),
     Unix(UnixStream),
 }
 
@@ -292,6 +297,10 @@ async fn accept(listener: &Listener) -> std::io::Result<(AcceptedStream, Option<
                 None => AcceptedStream::Tcp(stream),
             };
             (stream, Some(address))
+        }
+        Listener::Given(listener) => {
+            let (stream, address) = listener.accept().await?;
+            (AcceptedStream::Given(stream), Some(address))
         }
         Listener::Unix(listener, _) => (AcceptedStream::Unix(listener.accept().await?.0), None),
     })

@@ -1,8 +1,9 @@
 //! Bounds how long the state's lock is held at a time: whoever has much to look at or to change lets others in after [`HOLD`].
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::RwLockWriteGuard;
+use tokio::time::Instant;
 
 use super::state::CatalogState;
 use crate::runtime::Clock;

@@ -9,11 +9,15 @@ use super::map::{ClusterMap, Member};
 use super::peer::PeerLink;
 use crate::config::Secret;
 use crate::metrics::Metrics;
+use crate::runtime::Clock;
+use crate::runtime::network::Network;
 
 /// A link to each process that was ever asked for, as long as it is a member.
 pub struct PeerLinks {
     me: Member,
     token: Option<Secret>,
+    network: Arc<dyn Network>,
+    clock: Clock,
     metrics: Metrics,
     links: Mutex<HashMap<String, Arc<PeerLink>>>,
 }
@@ -21,9 +25,9 @@ pub struct PeerLinks {
 crate::runtime::opaque_debug!(PeerLinks);
 
 impl PeerLinks {
-    /// Those of `me`.
-    pub fn new(me: Member, token: Option<Secret>, metrics: Metrics) -> Self {
-        Self { me, token, metrics, links: Mutex::default() }
+    /// Those of `me`, over `network`.
+    pub fn new(me: Member, token: Option<Secret>, network: Arc<dyn Network>, clock: Clock, metrics: Metrics) -> Self {
+        Self { me, token, network, clock, metrics, links: Mutex::default() }
     }
 
     /// The member that it is itself.
@@ -35,7 +39,9 @@ impl PeerLinks {
     pub fn to(&self, member: &Member) -> Arc<PeerLink> {
         let mut links = self.links.lock();
         let link = links.entry(member.incarnation.clone());
-        Arc::clone(link.or_insert_with(|| PeerLink::new(member.clone(), self.token.clone(), self.metrics.clone())))
+        let Self { token, network, clock, metrics, .. } = self;
+        let new = || PeerLink::new(member.clone(), token.clone(), Arc::clone(network), clock.clone(), metrics.clone());
+        Arc::clone(link.or_insert_with(new))
     }
 
     /// The ways to all members of `map` but itself and `without`. Those that are no members any more are forgotten.

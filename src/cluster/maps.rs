@@ -92,6 +92,7 @@ pub struct ClusterMaps {
     known: Mutex<Arc<NumberedMap>>,
     /// The highest number that is known, or that peers have told of.
     told: watch::Sender<u64>,
+    clock: Clock,
     entropy: Entropy,
     metrics: Metrics,
 }
@@ -100,10 +101,10 @@ crate::runtime::opaque_debug!(ClusterMaps);
 
 impl ClusterMaps {
     /// Those on storage. None is known yet.
-    pub fn new(objects: NumberedObjects, entropy: Entropy, metrics: Metrics) -> Self {
+    pub fn new(objects: NumberedObjects, clock: Clock, entropy: Entropy, metrics: Metrics) -> Self {
         let known = Mutex::new(Arc::new(NumberedMap { number: 0, map: ClusterMap::empty(1) }));
         let (waiting, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { objects, waiting, turn, known, told: watch::Sender::new(0), entropy, metrics }
+        Self { objects, waiting, turn, known, told: watch::Sender::new(0), clock, entropy, metrics }
     }
 
     /// The last map that was seen, without a request.
@@ -136,7 +137,7 @@ impl ClusterMaps {
     /// # Errors
     /// [`MapError::Store`], [`MapError::Invalid`].
     pub async fn read(&self) -> Result<MapRead, MapError> {
-        let begun = Clock::since_boot();
+        let begun = self.clock.since_boot();
         let known = self.known();
         let last = match self.objects.newest(known.number).await? {
             Some((number, bytes)) => self.learn(NumberedMap { number, map: ClusterMap::parse(number, &bytes)? }),
@@ -262,7 +263,7 @@ mod tests {
         let catalog =
             Placement::Object { store, prefix: Path::from("c/catalog"), can: Capabilities::OBJECT, log: None };
         let objects = NumberedObjects::beside(&catalog, "cluster/map", ".map").unwrap();
-        ClusterMaps::new(objects, Entropy::from_seed(seed, Clock::System), Metrics::new())
+        ClusterMaps::new(objects, Clock::System, Entropy::from_seed(seed, Clock::System), Metrics::new())
     }
 
     /// Joins a member, unless it is one.

@@ -9,7 +9,6 @@
 //! - [`plan`]: which shard should have another owner.
 //! - [`place`]: the store that they share.
 //! - [`proof`]: whether what was read may be answered.
-//! - [`presence`]: whether another process of this machine is gone.
 //! - [`peer`]: calls to other members.
 //! - [`links`]: the ways to all of them.
 //! - [`watch`]: whether another member is there.
@@ -24,7 +23,6 @@ pub mod maps;
 pub mod peer;
 pub mod place;
 pub mod plan;
-pub mod presence;
 pub mod proof;
 pub mod upkeep;
 pub mod watch;

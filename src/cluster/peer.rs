@@ -18,7 +18,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +26,7 @@ use crate::config::Secret;
 use crate::metrics::Metrics;
 use crate::metrics::labels::PeerCall;
 use crate::runtime::Clock;
+use crate::runtime::network::Network;
 
 /// The door at which a request came to the member that passes it on: `s3` or `api`; `engine` of a question of that member itself.
 pub const DOOR: HeaderName = HeaderName::from_static("esker-peer-door");
@@ -154,6 +154,8 @@ pub struct PeerLink {
     heard: AtomicU64,
     /// The last map that it has told of.
     told: AtomicU64,
+    network: Arc<dyn Network>,
+    clock: Clock,
     metrics: Metrics,
 }
 
@@ -170,7 +172,13 @@ crate::runtime::opaque_debug!(PeerConnection);
 
 impl PeerLink {
     /// To this process. Nothing is connected yet.
-    pub fn new(member: Member, token: Option<Secret>, metrics: Metrics) -> Arc<Self> {
+    pub fn new(
+        member: Member,
+        token: Option<Secret>,
+        network: Arc<dyn Network>,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         let authority = member.url.parse::<Uri>().ok().and_then(|uri| uri.authority().map(ToString::to_string));
         let mut authority = authority.unwrap_or_default();
         if member.url.parse::<Uri>().is_ok_and(|uri| uri.port().is_none()) {
@@ -178,7 +186,7 @@ impl PeerLink {
         }
         let (words, requests, next) = (Mutex::default(), Default::default(), AtomicUsize::new(0));
         let (heard, told) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { member, authority, token, words, requests, next, heard, told, metrics })
+        Arc::new(Self { member, authority, token, words, requests, next, heard, told, network, clock, metrics })
     }
 
     /// Who is there.
@@ -189,6 +197,11 @@ impl PeerLink {
     /// The number of the last map that it has told of; 0 if it has told of none.
     pub fn told(&self) -> u64 {
         self.told.load(Ordering::Acquire)
+    }
+
+    /// The time since the boot, as [`Self::has_answered_since`] takes it.
+    pub fn now(&self) -> Duration {
+        self.clock.since_boot()
     }
 
     /// Whether it has answered anything since then, in time since the boot.
@@ -207,7 +220,7 @@ impl PeerLink {
         }
         *connection = None;
         let url = || self.member.url.clone();
-        let connecting = tokio::time::timeout(CONNECT_PATIENCE, TcpStream::connect(&self.authority));
+        let connecting = tokio::time::timeout(CONNECT_PATIENCE, self.network.connect(&self.authority));
         let socket = match connecting.await {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -216,8 +229,6 @@ impl PeerLink {
             Ok(Err(source)) => return Err(PeerError::Unreachable { url: url(), source }),
             Err(_) => return Err(PeerError::Silent(url())),
         };
-        // It only costs time.
-        drop(socket.set_nodelay(true));
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -302,7 +313,7 @@ impl PeerLink {
         let is_its_own = ![StatusCode::MISDIRECTED_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::UPGRADE_REQUIRED]
             .contains(&answer.status());
         if is_its_own {
-            let now = u64::try_from(Clock::since_boot().as_millis()).unwrap_or_default();
+            let now = u64::try_from(self.clock.since_boot().as_millis()).unwrap_or_default();
             self.heard.fetch_max(now, Ordering::AcqRel);
         }
         if let Some(map) = number(&answer).filter(|_| is_its_own) {

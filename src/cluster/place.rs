@@ -10,7 +10,7 @@ use crate::config::{Settings, StoreSettings};
 use crate::engine::{OpeningError, StartProgress, TriedStore};
 use crate::metrics::Metrics;
 use crate::model::ShardOf;
-use crate::runtime::Entropy;
+use crate::runtime::{Clock, Entropy};
 use crate::store::{NumberedObjects, OpenError, OpenedStore, Placement, open, place_of_catalog};
 
 /// The folder of the maps, beside that of the catalog.
@@ -24,6 +24,7 @@ pub struct ClusterPlace {
     catalog: Placement,
     settings: Settings,
     metrics: Metrics,
+    clock: Clock,
     entropy: Entropy,
     /// The store that it is a shard of, which was tried; `None` if it is no shard.
     parent: Option<OpenedStore>,
@@ -37,20 +38,20 @@ impl ClusterPlace {
     ///
     /// # Errors
     /// [`OpenError`] if there is no client for it.
-    pub fn new(settings: &Settings, metrics: &Metrics, entropy: &Entropy) -> Result<Self, OpenError> {
+    pub fn new(settings: &Settings, metrics: &Metrics, clock: &Clock, entropy: &Entropy) -> Result<Self, OpenError> {
         let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), metrics)?;
-        let (settings, metrics, entropy) = (settings.clone(), metrics.clone(), entropy.clone());
+        let (settings, metrics, clock, entropy) = (settings.clone(), metrics.clone(), clock.clone(), entropy.clone());
         let (parent, shard) = (None, ShardOf::WHOLE);
-        Ok(Self { catalog, settings, metrics, entropy, parent, shard, whole: Mutex::default() })
+        Ok(Self { catalog, settings, metrics, clock, entropy, parent, shard, whole: Mutex::default() })
     }
 
     /// The place of one shard of this store, as it was opened.
     pub fn of_shard(&self, shard: ShardOf, opened: &OpenedStore) -> Self {
         let settings = self.settings.of_shard(shard);
-        let (metrics, entropy) = (self.metrics.clone(), self.entropy.clone());
+        let (metrics, clock, entropy) = (self.metrics.clone(), self.clock.clone(), self.entropy.clone());
         let catalog = shard.folder().map_or_else(|| self.catalog.clone(), |folders| self.catalog.below(&folders));
         let parent = Some(opened.clone());
-        Self { catalog, settings, metrics, entropy, parent, shard, whole: Mutex::default() }
+        Self { catalog, settings, metrics, clock, entropy, parent, shard, whole: Mutex::default() }
     }
 
     /// Opens and tries a store that is divided: there is nothing at its root that could be looked at.
@@ -112,7 +113,7 @@ impl ClusterPlace {
     /// The maps; `None` where a name cannot be created once.
     pub fn maps(&self) -> Option<ClusterMaps> {
         let objects = NumberedObjects::beside(&self.catalog, MAPS, ".map")?;
-        Some(ClusterMaps::new(objects, self.entropy.clone(), self.metrics.clone()))
+        Some(ClusterMaps::new(objects, self.clock.clone(), self.entropy.clone(), self.metrics.clone()))
     }
 
     /// The epoch of the last owner of the catalog. Shuts nobody out.

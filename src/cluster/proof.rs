@@ -69,6 +69,7 @@ crate::runtime::opaque_debug!(Proofs);
 
 struct Shared {
     evidence: Box<dyn Evidence>,
+    clock: Clock,
     /// The begin of the last READ that said "mine", in milliseconds since the boot.
     last_read: AtomicU64,
     /// Until then it is alone, likewise, if the map that is known says so, too.
@@ -83,11 +84,11 @@ fn millis(since_boot: Duration) -> u64 {
 }
 
 impl Proofs {
-    /// Of an owner with this evidence.
-    pub fn new(evidence: impl Evidence + 'static, metrics: Metrics) -> Self {
+    /// Of an owner with this evidence, on the machine of `clock`.
+    pub fn new(evidence: impl Evidence + 'static, clock: Clock, metrics: Metrics) -> Self {
         let (last_read, alone_until) = (AtomicU64::new(0), AtomicU64::new(0));
         let (evidence, reading) = (Box::new(evidence), Mutex::new(None));
-        Self { shared: Arc::new(Shared { evidence, last_read, alone_until, reading, metrics }) }
+        Self { shared: Arc::new(Shared { evidence, clock, last_read, alone_until, reading, metrics }) }
     }
 
     /// Resolves when what was read before the call may be answered.
@@ -95,10 +96,10 @@ impl Proofs {
     /// # Errors
     /// [`NotProven`]: nothing of it may be answered.
     pub async fn prove(&self) -> Result<(), NotProven> {
-        let kind = match self.standing_proof(Clock::since_boot()) {
+        let kind = match self.standing_proof(self.shared.clock.since_boot()) {
             Some(kind) => kind,
             None => {
-                self.read_after(Clock::since_boot()).await?;
+                self.read_after(self.shared.clock.since_boot()).await?;
                 ProofKind::Read
             }
         };
@@ -127,7 +128,7 @@ impl Proofs {
         if let Some((_, why)) = failed.as_ref().filter(|(begun, _)| *begun > view) {
             return Err(NotProven::Unknown(why.clone()));
         }
-        let begun = Clock::since_boot();
+        let begun = self.shared.clock.since_boot();
         let read = self.read().await;
         if let Err(NotProven::Unknown(why)) = &read {
             *failed = Some((begun, why.clone()));
@@ -175,7 +176,7 @@ mod tests {
     impl Evidence for Arc<World> {
         fn read_map(&self) -> BoxFuture<'_, Result<(Duration, Standing), String>> {
             Box::pin(async move {
-                let begun = Clock::since_boot();
+                let begun = Clock::System.since_boot();
                 self.reads.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(self.takes).await;
                 self.says.lock().clone().map(|standing| (begun, standing))
@@ -199,7 +200,7 @@ mod tests {
             commit: AtomicU64::new(0),
             takes,
         });
-        (Arc::clone(&world), Proofs::new(world, Metrics::new()))
+        (Arc::clone(&world), Proofs::new(world, Clock::System, Metrics::new()))
     }
 
     #[tokio::test]
@@ -216,7 +217,7 @@ mod tests {
     async fn a_read_and_a_commit_count_for_300_ms_and_no_longer() {
         let (world, proofs) = world(Standing::Mine, Duration::ZERO);
         proofs.prove().await.unwrap();
-        let now = Clock::since_boot();
+        let now = Clock::System.since_boot();
 
         assert_eq!(proofs.standing_proof(now), Some(ProofKind::Recent));
         assert_eq!(proofs.standing_proof(now + PROOF_COUNTS + Duration::from_millis(1)), None);
@@ -231,7 +232,7 @@ mod tests {
     async fn the_only_member_needs_no_proof_for_10_s_unless_another_one_comes() {
         let (world, proofs) = world(Standing::MineAlone, Duration::ZERO);
         proofs.prove().await.unwrap();
-        let now = Clock::since_boot();
+        let now = Clock::System.since_boot();
 
         assert_eq!(proofs.standing_proof(now + Duration::from_secs(9)), Some(ProofKind::Alone));
         assert_eq!(proofs.standing_proof(now + Duration::from_secs(11)), None);

@@ -33,7 +33,7 @@ pub enum UpkeepError {
 }
 
 fn place_of(settings: &Settings) -> Result<(ClusterPlace, ClusterMaps), UpkeepError> {
-    let place = ClusterPlace::new(settings, &Metrics::new(), &Entropy::from_os(Clock::System))?;
+    let place = ClusterPlace::new(settings, &Metrics::new(), &Clock::System, &Entropy::from_os(Clock::System))?;
     let maps = place.maps().ok_or_else(|| UpkeepError::NoCluster(settings.store.url.to_string()))?;
     Ok((place, maps))
 }

@@ -37,7 +37,7 @@ pub enum OwnerVerdict {
 /// answer until then, however late, shows that it is.
 pub async fn judge(link: &PeerLink, shard: u32, others: &[Arc<PeerLink>], map: u64, lease: Duration) -> OwnerVerdict {
     let interval = lease / PINGS;
-    let (begun, begun_at) = (Clock::instant(), Clock::since_boot());
+    let (begun, begun_at) = (Clock::instant(), link.now());
     let (mut sent, mut refused) = (0, 0);
     let mut pings = FuturesUnordered::new();
     let mut asking = std::pin::pin!(is_reached_by(others, link, map, interval).fuse());

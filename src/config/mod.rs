@@ -48,9 +48,9 @@ pub use load::Loaded;
 pub use schema::Config;
 pub use settings::{
     AccessLogPlace, AuthSettings, AzureSettings, CatalogSettings, CheckpointBoundary, CheckpointingSettings,
-    ClusterSettings, Credentials, HdfsSettings, JobCheckpointing, JobSettingError, LimitsSettings, LingerSettings,
-    LocalCopySettings, MergingSettings, PoolMode, PublishDir, ReclaimSettings, S3Key, ServerSettings, Settings,
-    StoreSettings, TelemetrySettings, TlsSettings,
+    ClusterSettings, Credentials, GivenObjects, HdfsSettings, JobCheckpointing, JobSettingError, LimitsSettings,
+    LingerSettings, LocalCopySettings, MergingSettings, PoolMode, PublishDir, ReclaimSettings, S3Key, ServerSettings,
+    Settings, StoreSettings, TelemetrySettings, TlsSettings,
 };
 pub use url::StoreUrl;
 pub use values::{MemorySize, Secret, Span, ValueError};

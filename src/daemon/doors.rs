@@ -34,6 +34,7 @@ use crate::config::{AuthSettings, ConfigErrors, KeysFile, Settings, TlsDoors, Tl
 use crate::engine::Foundation;
 use crate::engine::open::step;
 use crate::metrics::labels::DoorLabel;
+use crate::runtime::network::{Accept, Network};
 use crate::runtime::{Clock, Failure, TaskGroup};
 
 /// A stop waits so long for the last lines of the access log: nobody may be taking them.
@@ -78,14 +79,19 @@ impl Doors {
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then.
-    pub(super) async fn open(settings: &Settings, foundation: &Foundation, clock: &Clock) -> Result<Self, StartError> {
+    pub(super) async fn open(
+        settings: &Settings,
+        foundation: &Foundation,
+        clock: &Clock,
+        network: &dyn Network,
+    ) -> Result<Self, StartError> {
         let Foundation { metrics, entropy, budgets, failed, progress } = foundation;
         let tls = match &settings.tls {
             Some(tls) => Some(Tls::new(tls.clone(), tls_files(tls, clock)?, metrics.clone(), clock.clone())?),
             None => None,
         };
         let keys = KeyRing::new(settings, keys_file(&settings.auth)?, metrics.clone());
-        let listeners = Listeners::bind(settings).await?;
+        let listeners = Listeners::bind(settings, network).await?;
         let (tasks, beside) = (TaskGroup::new(failed.clone()), TaskGroup::new(failed.clone()));
         let stop_beside = CancellationToken::new();
         let log = match settings.telemetry.access_log.clone() {
@@ -140,8 +146,7 @@ impl Doors {
         };
         let doors = settings.tls.as_ref().map(|tls| tls.doors);
         let tls_of = |other: TlsDoors| self.tls.clone().filter(|_| doors != Some(other));
-        let (s3, api) =
-            (Listener::Tcp(listeners.s3, tls_of(TlsDoors::Api)), Listener::Tcp(listeners.api, tls_of(TlsDoors::S3)));
+        let (s3, api) = (listeners.s3.listener(tls_of(TlsDoors::Api)), listeners.api.listener(tls_of(TlsDoors::S3)));
         let mut listening = vec![
             ("s3-door", serving(DoorLabel::S3).accept(s3, self.s3.clone()).boxed()),
             ("api-door", serving(DoorLabel::Native).accept(api, self.api.clone()).boxed()),
@@ -257,17 +262,17 @@ fn keys_file(auth: &AuthSettings) -> Result<ReadKeys, ConfigErrors> {
 
 /// The bound addresses.
 struct Listeners {
-    s3: TcpListener,
-    api: TcpListener,
+    s3: BoundTo,
+    api: BoundTo,
     unix: Option<Listener>,
     addresses: Addresses,
 }
 
 impl Listeners {
-    async fn bind(settings: &Settings) -> Result<Self, StartError> {
+    async fn bind(settings: &Settings, network: &dyn Network) -> Result<Self, StartError> {
         let server = &settings.server;
-        let (s3, s3_address) = tcp("the S3 door", server.s3, "server.s3").await?;
-        let (api, api_address) = tcp("the native API", server.api, "server.api").await?;
+        let (s3, s3_address) = bound(network, "the S3 door", server.s3, "server.s3").await?;
+        let (api, api_address) = bound(network, "the native API", server.api, "server.api").await?;
         let unix = server.api_unix_socket.as_ref().map(|path| {
             crate::api::socket::bind(path).map(|(listener, name)| Listener::Unix(listener, name)).map_err(|source| {
                 let (door, key) = ("the native API", "server.api-unix-socket");
@@ -279,15 +284,34 @@ impl Listeners {
     }
 }
 
-async fn tcp(
+/// An address that is listened on.
+enum BoundTo {
+    Tcp(TcpListener),
+    Given(Box<dyn Accept>),
+}
+
+impl BoundTo {
+    fn listener(self, tls: Option<Tls>) -> Listener {
+        match self {
+            Self::Tcp(listener) => Listener::Tcp(listener, tls),
+            Self::Given(listener) => Listener::Given(listener),
+        }
+    }
+}
+
+async fn bound(
+    network: &dyn Network,
     door: &'static str,
     address: SocketAddr,
     key: &'static str,
-) -> Result<(TcpListener, SocketAddr), StartError> {
+) -> Result<(BoundTo, SocketAddr), StartError> {
     let bind = async {
+        if let Some(listening) = network.listen(address) {
+            return listening.map(|(listener, local)| (BoundTo::Given(listener), local));
+        }
         let listener = TcpListener::bind(address).await?;
         let local = listener.local_addr()?;
-        Ok((listener, local))
+        Ok((BoundTo::Tcp(listener), local))
     };
     bind.await.map_err(|source| StartError::Bind { door, address: address.to_string(), key, source })
 }

@@ -29,6 +29,7 @@ use crate::config::{KeysFile, Settings};
 use crate::engine::{Engine, EngineOptions, Foundation, Running, StopError};
 use crate::metrics::Metrics;
 use crate::metrics::labels::{DoorLabel, SegmentOutcome};
+use crate::runtime::network::{Network, ThisMachine};
 use crate::runtime::{Clock, Failure, TaskGroup};
 pub use doors::Addresses;
 use doors::Doors;
@@ -58,6 +59,23 @@ impl DaemonSummary {
     }
 }
 
+/// What a daemon finds around it.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The time.
+    pub clock: Clock,
+    /// Draws the same names again; without one, the operating system's randomness is used.
+    pub seed: Option<u64>,
+    /// Those who talk to it, and to whom it talks.
+    pub network: Arc<dyn Network>,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { clock: Clock::System, seed: None, network: Arc::new(ThisMachine) }
+    }
+}
+
 /// A running daemon. Dropping it is a crash.
 pub struct Daemon {
     life: Life,
@@ -83,7 +101,7 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
-        Self::start_by(settings, Clock::System).await
+        Self::start_in(settings, Surroundings::default()).await
     }
 
     /// The same by another clock.
@@ -91,14 +109,23 @@ impl Daemon {
     /// # Errors
     /// [`StartError`]; nothing runs then.
     pub async fn start_by(settings: Settings, clock: Clock) -> Result<Self, StartError> {
+        Self::start_in(settings, Surroundings { clock, ..Surroundings::default() }).await
+    }
+
+    /// The same in other surroundings.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start_in(settings: Settings, surroundings: Surroundings) -> Result<Self, StartError> {
+        let Surroundings { clock, seed, network } = surroundings;
         let clock = clock.floored();
-        let foundation = Foundation::new(&settings.limits, &clock, None);
-        let doors = Doors::open(&settings, &foundation, &clock).await?;
+        let foundation = Foundation::new(&settings.limits, &clock, seed);
+        let doors = Doors::open(&settings, &foundation, &clock, &*network).await?;
         let (metrics, drain_timeout) = (foundation.metrics.clone(), settings.server.drain_timeout);
         let reload_interval = settings.server.reload_interval;
         let ready = Arc::new(AtomicBool::new(true));
         // In a box: it is the largest of all, and whoever starts several daemons would have it on the stack for each.
-        let life = match Life::begin(settings, foundation, clock, &doors, &ready).boxed().await {
+        let life = match Life::begin(settings, foundation, clock, network, &doors, &ready).boxed().await {
             Ok(life) => life,
             Err(error) => {
                 doors.abandon().await;
@@ -182,12 +209,13 @@ impl Life {
         settings: Settings,
         foundation: Foundation,
         clock: Clock,
+        network: Arc<dyn Network>,
         doors: &Doors,
         ready: &Arc<AtomicBool>,
     ) -> Result<Self, StartError> {
         if let Some(cluster) = settings.cluster.clone() {
             let (api, keys) = (doors.addresses().api, doors.keys().clone());
-            let member = Membership::new(settings, cluster, api, keys, foundation, clock)?;
+            let member = Membership::new(settings, cluster, api, keys, foundation, clock, network)?;
             // Requests that come before it has joined are held like others that nobody can answer yet.
             doors.lead_to_cluster(&member, Arc::clone(ready));
             doors.accept();

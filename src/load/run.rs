@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::histogram::Histogram;

@@ -14,8 +14,9 @@
 //! run for `reclaim.sweep-grace`, or by `esker gc --force`, it is closed, and from then on it is a file like any other.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::sweep::{SetAside, SweepError, Sweeper};

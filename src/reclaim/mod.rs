@@ -49,9 +49,10 @@ pub mod watch;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, watch as signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::CatalogError;

@@ -1,7 +1,9 @@
 //! Whether writers or the backend need the bandwidth now.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::merge::pace::UploadPace;
 use crate::metrics::Metrics;

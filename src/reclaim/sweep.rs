@@ -11,7 +11,9 @@
 //! its next start.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::guard::{Refused, check_unnamed};
 use crate::catalog::{Catalog, CatalogError};

@@ -7,9 +7,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::catalog::state::{ForgottenFile, LaneSpace};
 use crate::config::{ReclaimSettings, Settings};

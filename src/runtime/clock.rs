@@ -1,11 +1,23 @@
 //! Time.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::Instant;
 
 use super::floor::{Ages, Floored};
 use crate::model::Millis;
+
+/// The clocks of a machine.
+pub trait MachineClocks: fmt::Debug + Send + Sync {
+    /// The wall clock, in milliseconds since 1970.
+    fn wall(&self) -> Millis;
+
+    /// The time since the boot: see [`Clock::since_boot`].
+    fn since_boot(&self) -> Duration;
+}
 
 /// Tells the time. A clone tells the same time.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +29,8 @@ pub enum Clock {
     Shifted(Arc<AtomicI64>),
     /// A clock that tests set, in milliseconds since 1970.
     Manual(Arc<AtomicU64>),
+    /// The clocks of a machine that is not this one: a simulated one's.
+    Given(Arc<dyn MachineClocks>),
     /// One of the above that never says less than was recorded before: see [`Clock::floored`].
     Floored(Arc<Floored>),
 }
@@ -45,6 +59,7 @@ impl Clock {
             Self::System => system(),
             Self::Shifted(by) => Millis(system().0.saturating_add_signed(by.load(Ordering::Relaxed))),
             Self::Manual(now) => Millis(now.load(Ordering::Relaxed)),
+            Self::Given(clocks) => clocks.wall(),
             Self::Floored(floored) => floored.wall(),
         }
     }
@@ -78,13 +93,18 @@ impl Clock {
     }
 
     /// The time since the machine was booted, that in which it was suspended or this process stopped among it.
-    pub fn since_boot() -> Duration {
+    pub fn since_boot(&self) -> Duration {
+        match self {
+            Self::Given(clocks) => return clocks.since_boot(),
+            Self::Floored(floored) => return floored.since_boot(),
+            Self::System | Self::Shifted(_) | Self::Manual(_) => {}
+        }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let (seconds, nanos) = (u64::try_from(now.tv_sec), u32::try_from(now.tv_nsec));
         Duration::new(seconds.unwrap_or_default(), nanos.unwrap_or_default())
     }
 
-    /// A point in time that only measures durations.
+    /// A point in time that only measures durations, by the clock that the sleeps of the runtime go by.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     pub fn instant() -> Instant {
         Instant::now()

@@ -10,9 +10,10 @@
 //! Ages are measured where they can be: by the machine's clock for a stamp that it has reached, by the monotonic clock for
 //! one that it has not.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::clock::{Clock, since};
 use crate::model::Millis;
@@ -97,6 +98,10 @@ impl Floored {
         let (now, begun) = (wall.wall(), Clock::instant());
         let line = LastStamp { last: 0, lead: None, looked: (now, begun), agree: begun, untold: None };
         Self { wall, begun, line: Mutex::new(line) }
+    }
+
+    pub(super) fn since_boot(&self) -> Duration {
+        self.wall.since_boot()
     }
 
     pub(super) fn wall(&self) -> Millis {

@@ -23,11 +23,12 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 use prometheus::IntCounter;
+use tokio::time::Instant;
 
 use super::Clock;
 use crate::model::PhysicalFileId;

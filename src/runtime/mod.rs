@@ -1,5 +1,5 @@
-//! The ground that every part of the daemon stands on: time, randomness, tasks and their answers, and the budget of bytes
-//! in memory.
+//! The ground that every part of the daemon stands on: time, randomness, tasks and their answers, the network, and the budget of
+//! bytes in memory.
 //!
 //! Nothing outside this module reads a clock or draws a random number; tests bring their own of both.
 
@@ -10,14 +10,16 @@ pub mod descriptors;
 mod entropy;
 mod floor;
 mod leases;
+pub mod network;
 mod opaque;
 mod payer;
+pub mod presence;
 mod reply;
 mod tasks;
 
 pub use budget::{BudgetError, Budgets, ByteBudget, PaidByBoth, PaidBytes};
 pub use buffer::Buffer;
-pub use clock::Clock;
+pub use clock::{Clock, MachineClocks};
 pub use entropy::Entropy;
 pub use floor::{Ages, Floored};
 pub use leases::{Lease, Leases, Reading, Ticket};

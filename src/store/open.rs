@@ -22,7 +22,7 @@ use super::{
     Capabilities, CountedStore, DataStore, DiskSpace, LocalCopy, LocalStore, Multipart, ObjectFiles, Placement,
     ProbeError, Traffic, probe,
 };
-use crate::config::{StoreSettings, StoreUrl};
+use crate::config::{GivenObjects, StoreSettings, StoreUrl};
 use crate::metrics::Metrics;
 use crate::model::{PhysicalFileId, ShardOf};
 use crate::runtime::{Clock, Entropy};
@@ -461,6 +461,9 @@ pub(super) fn service_client(
     completion: UploadCompletion,
 ) -> Result<ServiceClient, OpenError> {
     let client = |source| OpenError::Client { url: url.to_string(), source };
+    if let Some(GivenObjects { objects, multipart }) = settings.given.clone() {
+        return Ok(ServiceClient { objects, multipart, can: Capabilities::OBJECT });
+    }
     match url {
         StoreUrl::S3 { bucket, .. } => {
             let store = Arc::new(s3(bucket, settings, completion).map_err(client)?);

@@ -5,7 +5,7 @@
 //! may know: a write on a condition is not. The clients of all others are told to come back.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body as AxumBody;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use s3s::{HttpError, HttpResponse, StdError};
+use tokio::time::Instant;
 
 use super::route::{Here, RouteTo, Routes, ShardRoutes};
 use super::target::RequestTarget;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -224,10 +225,18 @@ mod tests {
     use super::*;
     use crate::cluster::map::Member;
     use crate::metrics::Metrics;
+    use crate::runtime::Clock;
+    use crate::runtime::network::ThisMachine;
 
     fn there(incarnation: &str) -> RouteTo {
         let [id, incarnation, url, host, since] = ["b", incarnation, "http://b:1", "", ""].map(str::to_owned);
-        RouteTo::There(PeerLink::new(Member { id, incarnation, url, host, since }, None, Metrics::new()))
+        RouteTo::There(PeerLink::new(
+            Member { id, incarnation, url, host, since },
+            None,
+            Arc::new(ThisMachine),
+            Clock::System,
+            Metrics::new(),
+        ))
     }
 
     #[tokio::test(start_paused = true)]
@@ -236,7 +245,7 @@ mod tests {
         let (first, second) = (there("1"), there("2"));
         routes.lead_to(first.clone());
         let begun = tokio::time::Instant::now();
-        routes.miss(Some(begun.into_std()));
+        routes.miss(Some(begun));
 
         routes.gone(&first, patience).await;
         assert_eq!(begun.elapsed().as_secs(), 10);

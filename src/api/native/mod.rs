@@ -29,6 +29,8 @@ mod restore;
 mod segments;
 mod space;
 
+use std::sync::LazyLock;
+
 use axum::Router;
 use axum::middleware;
 use http::{StatusCode, Uri};
@@ -99,6 +101,16 @@ fn routes() -> OpenApiRouter<Native> {
         .routes(routes!(restore::list_objects))
 }
 
+/// The same for requests. Made once: a member needs it for each shard that it takes over, while clients wait.
+static ROUTES: LazyLock<Router<Native>> = LazyLock::new(|| {
+    Router::from(routes()).fallback(|uri: Uri| async move { no_such_path(uri.path()) }).method_not_allowed_fallback(
+        || async {
+            ApiError::invalid("method", "this path does not take this method")
+                .with_status(StatusCode::METHOD_NOT_ALLOWED)
+        },
+    )
+});
+
 /// Describes the API; `clients/openapi.json` is this.
 pub fn openapi() -> openapi::OpenApi {
     let mut api = routes().into_openapi();
@@ -111,12 +123,8 @@ pub fn openapi() -> openapi::OpenApi {
 impl Native {
     /// Every route below `/v1`.
     pub fn router(self) -> Router {
-        Router::from(routes())
-            .fallback(|uri: Uri| async move { no_such_path(uri.path()) })
-            .method_not_allowed_fallback(|| async {
-                ApiError::invalid("method", "this path does not take this method")
-                    .with_status(StatusCode::METHOD_NOT_ALLOWED)
-            })
+        ROUTES
+            .clone()
             .layer(middleware::from_fn_with_state(self.clone(), elsewhere::lead_on))
             .layer(middleware::from_fn_with_state(self.clone(), parts::authorize))
             .with_state(self)

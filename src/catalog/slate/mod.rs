@@ -85,6 +85,7 @@ pub struct Journal {
     shut_out: ShutOut,
     marker: JournalMarker,
     shard: ShardOf,
+    clock: Clock,
 }
 
 /// The reason for which a journal cannot be used any more, from outside.
@@ -500,7 +501,7 @@ impl Journal {
     /// # Cancel safety
     /// Not cancel safe: a dropped call may still apply the batch.
     pub async fn write(&self, batch: Vec<Mutation>, haste: Haste) -> Result<Commit, JournalError> {
-        let (batch, begun) = (write_batch(batch)?, Clock::since_boot());
+        let (batch, begun) = (write_batch(batch)?, self.clock.since_boot());
         let written = self.db.write(batch).await;
         let handle = written.map_err(|error| self.shut_out.explain(error))?;
         if let Backend::Object(group_commit) = &self.backend {
@@ -716,7 +717,16 @@ async fn open_object(
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = ShutOut::Successor(successor.found().clone());
     let group_commit = GroupCommit::start(db.clone(), settings.company_wait, successor);
-    Ok(Journal { epoch: epochs_before + epoch, backend: Backend::Object(group_commit), shut_out, db, marker, shard })
+    let clock = settings.clock.clone();
+    Ok(Journal {
+        epoch: epochs_before + epoch,
+        backend: Backend::Object(group_commit),
+        shut_out,
+        db,
+        marker,
+        shard,
+        clock,
+    })
 }
 
 /// Opens the database with a clock that is not behind what is on record: it was raised to the tables before.
@@ -831,6 +841,7 @@ async fn open_local(
         db,
         marker,
         shard,
+        clock: settings.clock.clone(),
     })
 }
 

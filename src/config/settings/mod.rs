@@ -21,12 +21,16 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use checkpointing::CheckpointingSettings;
 pub use jobs::{JobCheckpointing, JobSettingError, PublishDir};
+use object_store::ObjectStore;
+use object_store::multipart::MultipartStore;
 
 use self::rules::Rules;
 use super::choices::{
@@ -163,6 +167,39 @@ pub struct StoreSettings {
     pub(crate) azure: AzureSettings,
     /// For a store, or a catalog, on HDFS.
     pub(crate) hdfs: HdfsSettings,
+    /// In place of the client that the URL of an object storage service makes.
+    pub(crate) given: Option<GivenObjects>,
+}
+
+/// A client of an object storage service that is there already.
+#[derive(Clone)]
+pub struct GivenObjects {
+    /// Its objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Its uploads in parts.
+    pub multipart: Arc<dyn MultipartStore>,
+}
+
+impl fmt::Debug for GivenObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GivenObjects({})", self.objects)
+    }
+}
+
+#[cfg(test)]
+impl PartialEq for GivenObjects {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.objects, &other.objects)
+    }
+}
+
+impl Settings {
+    /// The same on objects that are there already: `store.url` is an `s3://` URL, of which only the prefix counts.
+    #[must_use]
+    pub fn on(mut self, objects: GivenObjects) -> Self {
+        self.store.given = Some(objects);
+        self
+    }
 }
 
 /// A store on Azure Blob Storage.
@@ -553,6 +590,7 @@ fn store(config: &Config) -> StoreSettings {
             write_timeout: store.hdfs.write_timeout.duration(),
             open_bytes_max: memory::open_file_bytes(config),
         },
+        given: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! A member looks at the map, joins again if it has to, and follows whoever has the catalog of a shard.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::{MemberShared, Membership, OwnerSeen, PAUSE, ShardMember, ShardState};
 use crate::api::cluster::route::RouteTo;

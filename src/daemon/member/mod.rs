@@ -12,6 +12,7 @@ mod balance;
 mod follow;
 mod own;
 
+use std::any::Any;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,12 +29,12 @@ use crate::cluster::links::PeerLinks;
 use crate::cluster::map::{ClusterMap, Member, Succession};
 use crate::cluster::maps::{ClusterMaps, MapError, Written};
 use crate::cluster::place::ClusterPlace;
-use crate::cluster::presence::{self, Presence};
 use crate::config::{ClusterSettings, Secret, Settings};
 use crate::engine::open::step;
 use crate::engine::{Foundation, OpeningError, StopError};
 use crate::error::chain;
 use crate::model::ShardOf;
+use crate::runtime::network::Network;
 use crate::runtime::{Clock, Failure, TaskGroup};
 
 /// Between two tries while storage does not answer.
@@ -46,7 +47,8 @@ pub(super) struct Membership(Arc<MemberShared>);
 struct MemberShared {
     me: Member,
     /// Shows other processes of this machine that this one is there.
-    _presence: Presence,
+    _presence: Box<dyn Any + Send + Sync>,
+    network: Arc<dyn Network>,
     cluster: ClusterSettings,
     clock: Clock,
     foundation: Foundation,
@@ -95,7 +97,7 @@ struct ShardMember(Arc<MemberShared>, Arc<ShardState>);
 struct OwnerSeen {
     /// Its process; empty before the first.
     owner: String,
-    since: Option<std::time::Instant>,
+    since: Option<tokio::time::Instant>,
     /// For how long it is left alone when it is only silent.
     hold_down: Duration,
 }
@@ -123,16 +125,19 @@ impl Membership {
         keys: KeyRing,
         foundation: Foundation,
         clock: Clock,
+        network: Arc<dyn Network>,
     ) -> Result<Self, StartError> {
         let Foundation { metrics, entropy, failed, .. } = &foundation;
         let url = cluster.url.clone().unwrap_or_else(|| format!("http://{address}"));
         let id = cluster.id.clone().unwrap_or_else(|| url.trim_start_matches("http://").to_owned());
-        let me = Member { id, incarnation: entropy.hex(16), url, host: presence::host(), since: now(&clock) };
-        let presence = Presence::show(&me.incarnation).map_err(StartError::Presence)?;
-        let store = Arc::new(ClusterPlace::new(&settings, metrics, entropy).map_err(OpeningError::from)?);
+        let me = Member { id, incarnation: entropy.hex(16), url, host: network.host(), since: now(&clock) };
+        let presence = network.show(&me.incarnation).map_err(StartError::Presence)?;
+        let store = Arc::new(ClusterPlace::new(&settings, metrics, &clock, entropy).map_err(OpeningError::from)?);
         let maps = store.maps().ok_or_else(|| StartError::NoCluster(settings.store.url.to_string()))?;
         let maps = Arc::new(maps);
-        let links = Arc::new(PeerLinks::new(me.clone(), cluster.token.clone(), metrics.clone()));
+        let links =
+            PeerLinks::new(me.clone(), cluster.token.clone(), Arc::clone(&network), clock.clone(), metrics.clone());
+        let links = Arc::new(links);
         let routes = ShardRoutes::default();
         let domains = settings.server.virtual_host_domains.clone();
         let kept_bytes_max = foundation.budgets.writes.total() / 8;
@@ -141,6 +146,7 @@ impl Membership {
         Ok(Self(Arc::new(MemberShared {
             me,
             _presence: presence,
+            network,
             tasks: TaskGroup::new(failed.clone()),
             cluster,
             clock,
@@ -355,7 +361,7 @@ impl Membership {
             let map = ClusterMap { shards, ..last.map.clone() }.joined(me.clone());
             match maps.write(&last, &me.id, map).await? {
                 Written::Ours(map) => {
-                    *self.0.joined.lock() = JoinedAt { number: map.number, at: Clock::since_boot(), found };
+                    *self.0.joined.lock() = JoinedAt { number: map.number, at: self.0.clock.since_boot(), found };
                     tracing::info!(
                         id = me.id,
                         url = me.url,

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{JoinedAt, MemberShared, PAUSE, ShardMember, ShardState, now};
@@ -18,13 +19,13 @@ use crate::api::shards::siblings::Siblings;
 use crate::cluster::map::{ClusterMap, Member, Ownership, Succession};
 use crate::cluster::maps::{Changed, ClusterMaps, NumberedMap};
 use crate::cluster::peer::PeerLink;
-use crate::cluster::presence::{self, ProcessSeen};
 use crate::cluster::proof::{ALONE_ENDS, Evidence, NotProven, PROOF_COUNTS, Proofs, Standing};
 use crate::daemon::error::StartError;
 use crate::engine::{CatalogClaim, Engine, EngineOptions, OpeningError, Running};
 use crate::error::chain;
 use crate::metrics::labels::TakeOverCause;
 use crate::model::ShardOf;
+use crate::runtime::presence::ProcessSeen;
 use crate::runtime::{Clock, Failure};
 
 /// Beyond [`PROOF_COUNTS`] a new owner waits so much longer: clocks run differently, and milliseconds are cut off.
@@ -183,7 +184,7 @@ impl ShardMember {
     fn still_mine(&self, epoch_before: u64, fenced: Arc<AtomicU64>) -> BoxFuture<'static, Result<(), String>> {
         let member = self.clone();
         async move {
-            fenced.store(u64::try_from(Clock::since_boot().as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+            fenced.store(u64::try_from(member.0.clock.since_boot().as_millis()).unwrap_or(u64::MAX), Ordering::Release);
             let read = member.0.maps.read().await.map_err(|error| chain(&error))?;
             match is_mine(&read.last.map, member.1.shard, &member.0.me, epoch_before) {
                 true => Ok(()),
@@ -199,12 +200,12 @@ impl ShardMember {
         let MemberShared { maps, links, joined, .. } = &*self.0;
         let JoinedAt { number, at, found } = joined.lock().clone();
         let until = at + ALONE_ENDS;
-        if until <= Clock::since_boot() {
+        if until <= self.0.clock.since_boot() {
             return Duration::ZERO;
         }
         let known = maps.known();
         for (incarnation, host) in found {
-            if presence::look(&incarnation, &host) == ProcessSeen::Dead {
+            if self.0.network.look(&incarnation, &host) == ProcessSeen::Dead {
                 continue;
             }
             let link = known.map.members.iter().find(|member| member.incarnation == incarnation);
@@ -218,7 +219,7 @@ impl ShardMember {
 
     async fn wait_until(&self, until: Duration) {
         loop {
-            let left = until.saturating_sub(Clock::since_boot());
+            let left = until.saturating_sub(self.0.clock.since_boot());
             if left.is_zero() || self.0.stop.is_cancelled() {
                 return;
             }
@@ -258,7 +259,7 @@ impl ShardMember {
             shard: shard.shard,
             s3: crate::api::s3::service(s3),
             api: native.router(),
-            proofs: Proofs::new(evidence, self.0.foundation.metrics.clone()),
+            proofs: Proofs::new(evidence, self.0.clock.clone(), self.0.foundation.metrics.clone()),
             lost,
             requests: TaskTracker::new(),
             engine,

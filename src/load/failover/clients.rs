@@ -1,7 +1,7 @@
 //! The clients: each writes numbers under a key of its own and reads them back.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::members::Balancer;

@@ -15,9 +15,10 @@ pub mod members;
 mod options;
 pub mod report;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::time::Instant;
 
 use self::clients::Clients;
 use self::members::Members;

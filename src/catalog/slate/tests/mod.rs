@@ -6,13 +6,14 @@ use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::future::{join_all, try_join_all};
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::*;
 use crate::metrics::Metrics;
