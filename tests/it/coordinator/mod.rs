@@ -1,7 +1,9 @@
 //! Jobs whose checkpoints the daemon coordinates, as their workers see it.
 
+mod anew;
 mod bounds;
 mod commands;
+mod statements;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
