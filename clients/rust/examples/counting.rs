@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use arguments::Given;
+use arguments::GivenArguments;
 use bytes::Bytes;
 use esker_client::wire::{AckRequest, AckState, BatchHead, JobOperator, NewJob, TaskStateInfo};
 use esker_client::{Client, Worker, WorkerEvent};
@@ -57,7 +57,7 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self, Failure> {
-        let (creates, mut given) = Given::read("create")?;
+        let (creates, mut given) = GivenArguments::read("create")?;
         let arguments = Self {
             api: given.take("--api", Some("http://127.0.0.1:9001"))?,
             job: given.take("--job", Some("counting"))?,

@@ -6,12 +6,12 @@
 
 mod arguments;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use arguments::Given;
+use arguments::GivenArguments;
 use bytes::Bytes;
 use esker_client::wire::{AckRequest, AckState, AssignedStateInfo, BatchHead, KeyGroups, TaskStateInfo, TriggerData};
 use esker_client::{Client, ClientError, Worker, WorkerEvent};
@@ -288,7 +288,7 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self, Failure> {
-        let (_, mut given) = Given::read("")?;
+        let (_, mut given) = GivenArguments::read("")?;
         let arguments = Self {
             api: given.take("--api", None)?,
             job: given.take("--job", None)?,
