@@ -39,7 +39,7 @@ fn segment(id: u64, location: Location, inline: Option<Bytes>) -> StoreItem {
         name: None,
     };
     let new = NewSegment { id: SegmentId(u128::from(id)), about, location, inline, crc: SegmentCrc::default() };
-    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None } }
+    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None, run: None } }
 }
 
 fn in_file(id: u64) -> Command {

@@ -261,5 +261,5 @@ fn native_segment(number: u64, place: Segment) -> StoreItem {
     let crc = SegmentCrc { whole: scrambled(number) as u32, ..SegmentCrc::default() };
     let location = Location::File(place);
     let new = NewSegment { id: id(number), about, location, inline: None, crc };
-    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None } }
+    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None, run: None } }
 }

@@ -232,7 +232,7 @@ fn item(job: &JobId, number: u64, location: Location, inline: Option<Bytes>) -> 
         .map_or(SegmentCrc { whole: number as u32, ..SegmentCrc::default() }, |data| SegmentCrc::of(data));
     let scope = if inline.is_some() { StateScope::Shared } else { StateScope::Exclusive };
     let new = NewSegment { id: id(number), about: about(job, scope, number), location, inline, crc };
-    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None } }
+    StoreItem { segments: vec![new], bind: Bind::Checkpoint { idempotency_key: None, run: None } }
 }
 
 async fn put_objects(catalog: &Catalog, objects: u64) {

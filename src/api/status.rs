@@ -128,6 +128,8 @@ impl From<Refusal> for ApiError {
             | Refusal::CheckpointExists(..)
             | Refusal::CheckpointIncomplete(..)
             | Refusal::CheckpointKind(..)
+            | Refusal::SavepointHolds(..)
+            | Refusal::OtherRun(..)
             | Refusal::NewerCheckpoint(..) => Some("checkpoint"),
             Refusal::KeyReused(_) | Refusal::KeyInFlight(_) => Some("idempotency-key"),
             _ => None,

@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use crate::error::ErrorKind;
 use crate::model::{
-    About, CheckpointId, CheckpointKind, Claim, Handle, IdempotencyKey, JobEnd, JobId, Lane, Leavings, Location,
-    Millis, NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment, SegmentCrc,
-    SegmentId,
+    About, CheckpointId, CheckpointKind, Claim, Handle, IdempotencyKey, JobEnd, JobId, JobRun, Lane, Leavings,
+    Location, Millis, NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead, PhysicalFileId, Segment,
+    SegmentCrc, SegmentId,
 };
 
 /// One thing the catalog is told to do. Applied whole or refused whole.
@@ -27,8 +27,14 @@ pub enum Command {
     SubsumeCheckpoint(JobId, CheckpointId),
     /// A savepoint is not wanted any more: frees its segments.
     DiscardSavepoint(JobId, CheckpointId),
-    /// A checkpoint uses segments that exist.
-    Reuse(JobId, CheckpointId, Vec<SegmentId>),
+    /// Frees segments that were stored for a savepoint in progress, which does without them.
+    FreeOfSavepoint(JobId, CheckpointId, Vec<SegmentId>),
+    /// A savepoint is complete, if just so many segments are held for it.
+    CompleteSavepoint(JobId, CheckpointId, u64),
+    /// A checkpoint uses segments that exist. With a run: of the job in that run.
+    Reuse(JobId, CheckpointId, Vec<SegmentId>, Option<JobRun>),
+    /// Another run of a job begins: what is on its way for it since before is refused.
+    BeginRun(JobId),
     /// A job goes on from a checkpoint, of its own or of another job.
     Restore(RestorePoint),
     /// A job goes on from a checkpoint that stays another job's, of another shard: it is made known, and what it had begun is aborted.
@@ -108,7 +114,7 @@ impl Command {
                 (store.items.len() + parts) * RECORD + segments
             }
             Self::DeleteObjects(_, objects) => objects.iter().map(|object| RECORD + object.key.len()).sum(),
-            Self::Reuse(_, _, segments) => RECORD * (1 + segments.len()),
+            Self::Reuse(_, _, segments, _) | Self::FreeOfSavepoint(_, _, segments) => RECORD * (1 + segments.len()),
             Self::FilesPunched(files) => RECORD * (1 + files.len()),
             Self::Move(moved) => RECORD * (1 + moved.segments.len()),
             Self::Coordinate(_, text) => RECORD + text.len(),
@@ -230,6 +236,8 @@ pub enum Bind {
     Checkpoint {
         /// The key under which a repeat is recognised.
         idempotency_key: Option<IdempotencyKey>,
+        /// The run of the job in which it was begun, if that matters: it is of no other.
+        run: Option<JobRun>,
     },
     /// An S3 object.
     Object(Box<PutObject>),
@@ -399,6 +407,12 @@ pub enum Refusal {
     /// A checkpoint is no savepoint, or the other way round.
     #[error("checkpoint {1} of job {0} is {2}")]
     CheckpointKind(JobId, CheckpointId, &'static str),
+    /// More or fewer segments are held for a savepoint.
+    #[error("{2} segments are held for savepoint {1} of job {0}")]
+    SavepointHolds(JobId, CheckpointId, u64),
+    /// What was begun in one run of a job is of no other.
+    #[error("checkpoint {1} of job {0} is over: the job, or its coordinator, has begun anew since the request came")]
+    OtherRun(JobId, CheckpointId),
     /// Another job's newer checkpoint stands in the way of a claim.
     #[error(
         "job {0} has completed checkpoint {1} since, which shares state with this one: claim that one, or do not claim"

@@ -538,7 +538,10 @@ mod tests {
         };
         Store {
             file: None,
-            items: vec![StoreItem { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } }],
+            items: vec![StoreItem {
+                segments: vec![segment],
+                bind: Bind::Checkpoint { idempotency_key: None, run: None },
+            }],
         }
     }
 

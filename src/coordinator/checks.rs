@@ -12,6 +12,8 @@ use crate::model::Label;
 /// Operators of a job, and tasks of all of them.
 const OPERATORS_MAX: usize = 1000;
 const TASKS_MAX: u64 = 1 << 16;
+/// Characters of an id that is wrong which are told.
+const ID_SHOWN: usize = 64;
 
 /// Whether settings fit a job.
 ///
@@ -63,7 +65,9 @@ pub(super) fn check_operators(operators: &[OperatorSpec], iterative: bool) -> Re
     for spec in operators {
         let id = &spec.id;
         if let Err(error) = Label::parse("operators", id) {
-            return wrong(format!("id {id:?} {}", error.why));
+            let shown: String = id.chars().take(ID_SHOWN).collect();
+            let rest = if shown.len() < id.len() { ".." } else { "" };
+            return wrong(format!("id {shown:?}{rest} {}", error.why));
         }
         if !ids.insert(&**id) {
             return wrong(format!("two operators have the id {id:?}"));

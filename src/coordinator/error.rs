@@ -24,6 +24,12 @@ pub enum CoordinatorError {
     /// A setting is wrong.
     #[error(transparent)]
     Setting(#[from] JobSettingError),
+    /// Two jobs would write under the same names.
+    #[error(
+        "job {1} publishes its metadata in {0}, under the names that this one would take: choose another execution.checkpointing.dir, or \
+         leave execution.checkpointing.create-subdir at true"
+    )]
+    FolderOfAnother(String, JobId),
     /// A setting stays as it is.
     #[error("{0} cannot change while the job exists")]
     FixedSetting(String),
@@ -120,6 +126,7 @@ impl CoordinatorError {
         match self {
             Self::NotCoordinated(_) | Self::HasEnded(_) => ErrorKind::NotFound,
             Self::Exists(..)
+            | Self::FolderOfAnother(..)
             | Self::OtherAttempt(_)
             | Self::Aborted(..)
             | Self::Unknown(_)
@@ -151,7 +158,7 @@ impl CoordinatorError {
             Self::OtherShard(field, _) => field,
             Self::Runs(_) => "from",
             Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) => "job",
-            Self::Setting(_) | Self::FixedSetting(_) => "settings",
+            Self::Setting(_) | Self::FixedSetting(_) | Self::FolderOfAnother(..) => "settings",
             Self::Iterative => "iterative",
             Self::Operators(_) | Self::Misfit(_) => "operators",
             Self::NoSuchTask(..) => "subtask",

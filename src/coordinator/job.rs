@@ -8,7 +8,7 @@
 //! in the catalog before `complete` is told, an attempt is recorded before `restore` is told. Those in progress are given up
 //! by the next owner, whose workers hear of that by `hello`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,30 +19,30 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::error::CoordinatorError;
-use super::events::{CoordinatorEvent, EventLog, TriggerNotice};
-use super::history::{CheckpointFigures, History};
+use super::events::{CoordinatorEvent, EventLog};
+use super::history::History;
 use super::memory::PaidAck;
 use super::reason::FailureReason;
 use super::record::{CheckpointOfJob, RememberedJob};
-use super::state::decision::{Decision, RequestOutcome, RestartCause};
+use super::recorder::Recorder;
+use super::requests::{NewRequest, RequestBook, RequestView};
+use super::state::decision::{Decision, RestartCause};
 use super::state::machine::{Coordinator, JobPhase};
 use super::state::pending::PendingCheckpoint;
-use super::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
+use super::state::queue::WantedCheckpoint;
 use super::state::retained::RetainedKind;
+use super::steps::{StepQueue, StorageStep};
 use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
 use super::workers::WorkerTable;
 use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
 use crate::engine::jobs::leavings;
 use crate::error::chain;
-use crate::metrics::labels::TakenKind;
-use crate::model::{CheckpointId, CheckpointKind, JobEnd, Leavings};
+use crate::model::{CheckpointId, CheckpointKind, JobEnd, Leavings, SegmentId};
 use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
 const IDS_AT_ONCE: u64 = 64;
-/// Requests of people that are remembered: all that are not over, and the last ones that are.
-const REQUESTS_KEPT: usize = 1000;
 /// After a record that was not taken, until the next try.
 const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
@@ -52,50 +52,7 @@ const DEAF_AFTER: Duration = Duration::from_secs(1);
 /// What somebody asks of a job.
 pub(super) type Message = Box<dyn FnOnce(&mut JobActor) + Send>;
 
-/// How a request of people stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestView {
-    /// Names it.
-    pub id: String,
-    /// The checkpoint that it began.
-    pub checkpoint: Option<CheckpointId>,
-    /// Where the savepoint is.
-    pub path: Option<String>,
-    /// `None` while it is not over.
-    pub ended: Option<Result<(), (FailureReason, String)>>,
-}
-
-struct KnownRequest {
-    number: RequestNumber,
-    wanted: WantedCheckpoint,
-    key: Option<String>,
-    /// The directory that was given with it.
-    given: Option<PublishDir>,
-    dir: Option<PublishDir>,
-    view: watch::Sender<RequestView>,
-}
-
-/// What storage is asked about a checkpoint.
-enum StorageStep {
-    Begin { id: CheckpointId, savepoint: bool },
-    Store(CheckpointId),
-    CleanAborted(CheckpointId),
-    CleanSubsumed(CheckpointId),
-}
-
-impl StorageStep {
-    fn id(&self) -> CheckpointId {
-        match self {
-            Self::Begin { id, .. } | Self::Store(id) | Self::CleanAborted(id) | Self::CleanSubsumed(id) => *id,
-        }
-    }
-
-    fn cleans(&self) -> bool {
-        matches!(self, Self::CleanAborted(_) | Self::CleanSubsumed(_))
-    }
-}
-
-/// What came of it.
+/// What came of what storage was asked.
 enum StorageEnd {
     Begun(CheckpointId, Result<(), (FailureReason, String)>),
     Stored(CheckpointId, Result<DurableCheckpoint, String>),
@@ -123,23 +80,17 @@ pub(super) struct JobActor {
     pub history: History,
     begun: Instant,
     /// When those in progress were triggered, and the attempt.
-    triggered: BTreeMap<CheckpointId, (u64, u64)>,
+    pub(super) triggered: BTreeMap<CheckpointId, (u64, u64)>,
     /// What was paid for their acknowledgements.
-    paid: BTreeMap<CheckpointId, PaidAck>,
+    pub(super) paid: BTreeMap<CheckpointId, PaidAck>,
     /// Completed ones that were just stored, until that is told.
-    durable: BTreeMap<CheckpointId, DurableCheckpoint>,
-    requests: VecDeque<KnownRequest>,
+    pub(super) durable: BTreeMap<CheckpointId, DurableCheckpoint>,
+    pub(super) requests: RequestBook,
     workers: WorkerTable,
     work: FuturesUnordered<BoxFuture<'static, StorageEnd>>,
-    /// Steps of checkpoints that wait for another step of the same.
-    queued: BTreeMap<CheckpointId, VecDeque<StorageStep>>,
-    /// Cleaning that waits for its turn, one after the other.
-    clean_queue: VecDeque<StorageStep>,
-    cleaning: bool,
-    record_wanted: u64,
-    record_durable: u64,
-    record_on_its_way: bool,
-    after_record: Vec<(u64, AfterRecord)>,
+    steps: StepQueue,
+    recorder: Recorder<AfterRecord>,
+    after_attempt: Vec<AfterRecord>,
     pub when_quiet: Option<WhenQuiet>,
     /// The attempt that is durable: no task begins in another one.
     pub recorded_attempt: u64,
@@ -177,16 +128,12 @@ impl JobActor {
             triggered: BTreeMap::new(),
             paid: BTreeMap::new(),
             durable: BTreeMap::new(),
-            requests: VecDeque::new(),
+            requests: RequestBook::default(),
             workers: WorkerTable::default(),
             work: FuturesUnordered::new(),
-            queued: BTreeMap::new(),
-            clean_queue: VecDeque::new(),
-            cleaning: false,
-            record_wanted: 0,
-            record_durable: 0,
-            record_on_its_way: false,
-            after_record: vec![],
+            steps: StepQueue::default(),
+            recorder: Recorder::default(),
+            after_attempt: vec![],
             when_quiet: None,
             over: false,
         }
@@ -282,170 +229,37 @@ impl JobActor {
         }
     }
 
-    // ---- telling ----
-
-    /// What is told of a checkpoint that tasks take a snapshot for.
-    pub(super) fn notice(&self, id: CheckpointId, pending: &PendingCheckpoint) -> TriggerNotice {
-        let rules = self.coordinator.rules();
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let unaligned = rules.unaligned && !pending.wanted().is_savepoint();
-        TriggerNotice {
-            checkpoint: id,
-            attempt: pending.attempt,
-            wanted: pending.wanted(),
-            timestamp_ms: self.triggered_ms(id),
-            timeout_ms: millis(rules.timeout),
-            mode: rules.mode,
-            unaligned_after_ms: unaligned.then(|| millis(rules.aligned_timeout)),
-            incremental: !pending.full,
-            full: pending.full,
-            channel_subtasks_per_file_max: rules.channel_subtasks_per_file_max,
-        }
-    }
-
-    fn tell_trigger(&self, id: CheckpointId) {
-        if let Some(pending) = self.coordinator.pending().get(&id) {
-            // Not before: whoever is told of a checkpoint may acknowledge it.
-            self.show_request(pending.request.number, |view| view.checkpoint = Some(id));
-            self.events.publish(CoordinatorEvent::Trigger(self.notice(id, pending)));
-        }
-    }
-
-    fn tell_completed(&mut self, id: CheckpointId, wanted: WantedCheckpoint, last_subsumed: Option<CheckpointId>) {
-        let durable = self.durable.remove(&id);
-        let (_, attempt) = self.count_end(id);
-        self.storage.engine().metrics().checkpoints_completed.inc();
-        let (metadata, published) = durable.map(|durable| (durable.metadata, durable.published)).unwrap_or_default();
-        let path = published.map(|(bucket, key)| path_of(wanted, &bucket, &key));
-        if wanted == WantedCheckpoint::Savepoint {
-            return;
-        }
-        self.events.publish(CoordinatorEvent::Complete {
-            checkpoint: id,
-            attempt,
-            wanted,
-            metadata,
-            path,
-            last_subsumed,
-        });
-    }
-
-    fn tell_stop(&self, id: CheckpointId, mode: StopMode) {
-        let stop = |request: &&KnownRequest| request.view.borrow().checkpoint == Some(id);
-        let path = self.requests.iter().find(stop).and_then(|request| request.view.borrow().path.clone());
-        self.events.publish(CoordinatorEvent::Stop { checkpoint: id, path, mode });
-    }
-
-    /// One in progress is over. Returns when it was triggered, and its attempt.
-    fn count_end(&mut self, id: CheckpointId) -> (u64, u64) {
-        self.paid.remove(&id);
-        let known = self.triggered.remove(&id);
-        if known.is_some() {
-            self.storage.engine().metrics().checkpoints_in_progress.dec();
-        }
-        known.unwrap_or((0, self.coordinator.attempt()))
-    }
-
-    /// An acknowledgement is kept until its checkpoint is over.
-    pub(super) fn keep_paid(&mut self, id: CheckpointId, paid: Option<PaidAck>) {
-        let Some(paid) = paid else { return };
-        match self.paid.get_mut(&id) {
-            Some(known) => known.merge(paid),
-            None => drop(self.paid.insert(id, paid)),
-        }
-    }
-
-    fn show_failed(&mut self, id: CheckpointId, triggered: u64, reason: FailureReason) {
-        if let Some(pending) = self.coordinator.take_given_up(id) {
-            let figures = CheckpointFigures::of(id, &pending, triggered, self.coordinator.topology(), self.now());
-            self.history.add(CheckpointFigures { ended: Some(Err(reason)), ..figures });
-        }
-    }
-
-    fn triggered_ms(&self, id: CheckpointId) -> u64 {
-        self.triggered.get(&id).map_or(0, |(at, _)| *at)
-    }
-
     // ---- requests of people ----
 
-    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one. `dir` is where it goes, as it was
-    /// `given` or not.
+    /// Somebody asks for a checkpoint or savepoint; with a key that was used before, for that one.
     ///
     /// # Errors
     /// [`CoordinatorError::KeyOfAnother`], [`CoordinatorError::TooManyRequests`].
-    pub(super) fn request(
-        &mut self,
-        wanted: WantedCheckpoint,
-        (given, dir): (Option<PublishDir>, Option<PublishDir>),
-        key: Option<String>,
-    ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
-        if let Some(known) =
-            key.as_ref().and_then(|key| self.requests.iter().find(|known| known.key.as_ref() == Some(key)))
-        {
-            return match known.wanted == wanted && known.given == given {
-                true => Ok(known.view.subscribe()),
-                false => Err(CoordinatorError::KeyOfAnother),
-            };
+    pub(super) fn request(&mut self, new: NewRequest) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
+        if let Some(earlier) = self.requests.earlier(&new)? {
+            return Ok(earlier);
         }
-        if self.requests.len() >= REQUESTS_KEPT {
-            match self.requests.iter().position(|known| known.view.borrow().ended.is_some()) {
-                Some(oldest) => drop(self.requests.remove(oldest)),
-                // A stop is taken all the same: it ends those that wait.
-                None if wanted.is_stop() && self.coordinator.phase() != JobPhase::Stopping => {}
-                None => return Err(CoordinatorError::TooManyRequests),
-            }
-        }
-        let id = crate::model::SegmentId(self.storage.engine().entropy().ulid()).to_string();
-        let view = watch::Sender::new(RequestView { id, checkpoint: None, path: None, ended: None });
-        let answer = view.subscribe();
+        // A stop is taken all the same: it ends those that wait.
+        self.requests.make_room(new.wanted.is_stop() && self.coordinator.phase() != JobPhase::Stopping)?;
+        let id = SegmentId(self.storage.engine().entropy().ulid()).to_string();
         let now = self.now();
-        let number = match wanted {
+        let number = match new.wanted {
             WantedCheckpoint::Stop(mode) => self.coordinator.stop(mode, now),
             wanted => self.coordinator.request(wanted, now),
         };
-        self.requests.push_back(KnownRequest { number, wanted, key, given, dir, view });
-        Ok(answer)
-    }
-
-    fn show_request(&self, number: RequestNumber, show: impl FnOnce(&mut RequestView)) {
-        if let Some(known) = self.requests.iter().find(|known| known.number == number) {
-            known.view.send_modify(show);
-        }
-    }
-
-    fn answer(&self, number: RequestNumber, end: RequestOutcome) {
-        let wanted = self.requests.iter().find(|known| known.number == number).map(|known| known.wanted);
-        self.show_request(number, |view| match end {
-            RequestOutcome::Completed(id) => {
-                let published = self.durable.get(&id).and_then(|durable| durable.published.as_ref());
-                view.path = published.zip(wanted).map(|((bucket, key), wanted)| path_of(wanted, bucket, key));
-                view.checkpoint = Some(id);
-                view.ended = Some(Ok(()));
-            }
-            RequestOutcome::Failed(id, reason, message) => {
-                view.checkpoint = id;
-                view.ended = Some(Err((reason, message)));
-            }
-        });
+        Ok(self.requests.add(id, number, new))
     }
 
     // ---- storage ----
 
     fn ask_storage(&mut self, step: StorageStep) {
-        match self.queued.get_mut(&step.id()) {
-            // Another step of the same checkpoint is on its way.
-            Some(queue) => queue.push_back(step),
-            None if step.cleans() && !self.coordinator.rules().cleans_in_parallel && self.cleaning => {
-                self.clean_queue.push_back(step);
-            }
-            None => self.start(step),
+        if let Some(step) = self.steps.add(step, self.coordinator.rules().cleans_in_parallel) {
+            self.start(step);
         }
     }
 
     fn start(&mut self, step: StorageStep) {
         let id = step.id();
-        self.queued.entry(id).or_default();
-        self.cleaning |= step.cleans();
         let storage = self.storage.clone();
         match step {
             StorageStep::Begin { savepoint, .. } => self.begin(id, savepoint),
@@ -505,10 +319,7 @@ impl JobActor {
         let wanted = pending.wanted();
         let rules = self.coordinator.rules();
         let publish = match wanted.is_savepoint() {
-            true => {
-                let known = self.requests.iter().find(|known| known.number == pending.request.number);
-                known.and_then(|known| known.dir.clone()).map_or(Publish::Nowhere, Publish::NewFolder)
-            }
+            true => self.requests.dir(pending.request.number).map_or(Publish::Nowhere, Publish::NewFolder),
             false => published_in(rules).map_or(Publish::Nowhere, |dir| {
                 let (bucket, key) = published_key(dir, self.storage.job(), rules.create_subdir, id);
                 Publish::At(bucket, key)
@@ -532,7 +343,7 @@ impl JobActor {
         match end {
             StorageEnd::Begun(id, begun) => {
                 self.coordinator.begun(id, begun, now);
-                self.next_step(id);
+                self.step_ended(id, false);
             }
             StorageEnd::Stored(id, stored) => {
                 self.show_figures(id, stored.is_ok());
@@ -540,57 +351,36 @@ impl JobActor {
                     self.durable.insert(id, durable);
                 });
                 self.coordinator.stored(id, stored, now);
-                self.next_step(id);
+                self.step_ended(id, false);
             }
             StorageEnd::Cleaned(id) => {
-                self.cleaning = false;
                 self.coordinator.cleaned(now);
-                self.next_step(id);
-                if let Some(step) = self.clean_queue.pop_front() {
-                    self.ask_storage(step);
-                }
+                self.step_ended(id, true);
             }
             StorageEnd::Recorded(number, durable) => self.recorded(number, durable),
             StorageEnd::Then(then) => then(self),
         }
     }
 
-    fn next_step(&mut self, id: CheckpointId) {
-        match self.queued.get_mut(&id).and_then(VecDeque::pop_front) {
-            Some(step) => self.start(step),
-            None => drop(self.queued.remove(&id)),
-        }
-    }
-
-    fn show_figures(&mut self, id: CheckpointId, completed: bool) {
-        let Some(pending) = self.coordinator.pending().get(&id).filter(|_| completed) else { return };
-        let triggered = self.triggered_ms(id);
-        let figures = CheckpointFigures::of(id, pending, triggered, self.coordinator.topology(), self.now());
-        let metrics = self.storage.engine().metrics();
-        let kind = if figures.savepoint { TakenKind::Savepoint } else { TakenKind::Checkpoint };
-        metrics.checkpoint_seconds.of(kind).observe(figures.duration.as_secs_f64());
-        metrics.last_checkpoint_seconds.set(figures.duration.as_secs_f64());
-        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        metrics.last_checkpoint_bytes.set(bytes(figures.bytes));
-        metrics.last_checkpoint_full_bytes.set(bytes(figures.bytes.saturating_add(figures.bytes_reused)));
-        self.history.add(CheckpointFigures { ended: Some(Ok(())), ..figures });
+    fn step_ended(&mut self, id: CheckpointId, cleaned: bool) {
+        let begin = self.steps.ended(id, cleaned, self.coordinator.rules().cleans_in_parallel);
+        begin.into_iter().for_each(|step| self.start(step));
     }
 
     // ---- records ----
 
     /// Keeps what is remembered now; `then` is done once that is durable.
     pub(super) fn record(&mut self, then: AfterRecord) {
-        self.record_wanted += 1;
-        self.after_record.push((self.record_wanted, then));
+        self.recorder.changed(then);
         self.write_record(Duration::ZERO);
     }
 
     fn write_record(&mut self, after: Duration) {
-        if self.record_on_its_way || self.record_durable == self.record_wanted || self.ending {
+        if self.ending {
             return;
         }
-        self.record_on_its_way = true;
-        let (number, text, storage) = (self.record_wanted, self.remembered.write(), self.storage.clone());
+        let Some(number) = self.recorder.begin() else { return };
+        let (text, storage) = (self.remembered.write(), self.storage.clone());
         self.work.push(Box::pin(async move {
             tokio::time::sleep(after).await;
             let kept = storage.remember(text).await;
@@ -602,15 +392,15 @@ impl JobActor {
     }
 
     fn recorded(&mut self, number: u64, durable: bool) {
-        self.record_on_its_way = false;
-        if durable {
-            self.record_durable = number;
-            let (due, later) = std::mem::take(&mut self.after_record).into_iter().partition(|(of, _)| *of <= number);
-            self.after_record = later;
-            let due: Vec<(u64, AfterRecord)> = due;
-            due.into_iter().for_each(|(_, then)| then(self));
-        }
+        self.recorder.ended(number, durable).into_iter().for_each(|then| then(self));
         self.write_record(if durable { Duration::ZERO } else { RECORD_AGAIN });
+    }
+
+    /// Answers once what is remembered so far is durable.
+    pub(super) fn once_recorded(&mut self, then: AfterRecord) {
+        if let Some(then) = self.recorder.behind(then) {
+            then(self);
+        }
     }
 
     fn note_tasks(&mut self) {
@@ -620,15 +410,15 @@ impl JobActor {
         self.record(Box::new(|_| {}));
     }
 
-    /// Answers once what is remembered so far is durable.
-    pub(super) fn once_recorded(&mut self, then: AfterRecord) {
-        if self.record_durable == self.record_wanted {
-            return then(self);
-        }
-        self.after_record.push((self.record_wanted, then));
-    }
-
     // ---- attempts ----
+
+    /// Does `then` once the attempt at which the job is is durable: until then nobody is told its number.
+    pub(super) fn once_attempt_is_durable(&mut self, then: AfterRecord) {
+        match self.recorded_attempt == self.coordinator.attempt() {
+            true => then(self),
+            false => self.after_attempt.push(then),
+        }
+    }
 
     /// The checkpoint that tasks begin from now: the newest, unless somebody chose another one since.
     pub(super) fn newest(&self) -> Option<CheckpointOfJob> {
@@ -655,6 +445,9 @@ impl JobActor {
             let job = from.as_ref().map_or_else(|| actor.storage.job().to_string(), |from| from.job.clone());
             let checkpoint = from.map(|from| CheckpointId(from.checkpoint));
             actor.events.publish(CoordinatorEvent::Restore { attempt, job, checkpoint, cause, message });
+            if actor.recorded_attempt == actor.coordinator.attempt() {
+                std::mem::take(&mut actor.after_attempt).into_iter().for_each(|then| then(actor));
+            }
         }));
     }
 
@@ -674,17 +467,6 @@ impl JobActor {
     pub(super) fn heard_of_worker(&mut self, worker: &str) {
         let now = self.now();
         self.coordinator.heard_of(self.workers.tasks_of(worker), now);
-    }
-
-    /// All checkpoints that are known, the newest first.
-    pub(super) fn figures(&self) -> Vec<CheckpointFigures> {
-        let now = self.now();
-        let topology = self.coordinator.topology();
-        let pending = self.coordinator.pending().iter().rev().map(|(id, pending)| {
-            let triggered = self.triggered_ms(*id);
-            CheckpointFigures::of(*id, pending, triggered, topology, now)
-        });
-        pending.chain(self.history.iter().cloned()).collect()
     }
 
     // ---- the end ----
@@ -737,13 +519,4 @@ impl JobActor {
 /// The directory in which metadata is published.
 pub(super) fn published_in(rules: &JobCheckpointing) -> Option<&PublishDir> {
     rules.dir.as_ref().filter(|_| rules.storage != Some(CheckpointStorage::JobManager))
-}
-
-/// How people name what is published: a checkpoint by its metadata, a savepoint by its folder.
-fn path_of(wanted: WantedCheckpoint, bucket: &str, key: &str) -> String {
-    let key = match wanted.is_savepoint() {
-        true => key.rsplit_once('/').map_or(key, |(folder, _)| folder),
-        false => key,
-    };
-    format!("s3://{bucket}/{key}")
 }

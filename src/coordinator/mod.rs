@@ -11,7 +11,8 @@
 //! - [`storage`]: records, completes, frees.
 //! - `memory`: pays for what tasks have acknowledged.
 //! - `workers`: which worker has which tasks.
-//! - `job`: the one task that drives all that for a job.
+//! - `requests`: what people have asked for. `steps`: what storage is asked, in order. `recorder`: what waits for a record.
+//! - `job`: the one task that drives all that for a job. `telling`: what it tells.
 //! - [`handle`]: what may be asked of it. `checks`: whether that makes sense.
 //! - [`registry`]: the coordinators of all jobs.
 //!
@@ -29,10 +30,14 @@ mod memory;
 pub mod metadata;
 pub mod reason;
 pub mod record;
+mod recorder;
 pub mod registry;
+mod requests;
 pub mod state;
+mod steps;
 pub mod storage;
+mod telling;
 pub mod topology;
 mod workers;
 
-pub use job::RequestView;
+pub use requests::RequestView;

@@ -49,6 +49,9 @@ pub struct RememberedJob {
     pub version: u32,
     /// The settings, all of them.
     pub settings: BTreeMap<String, String>,
+    /// Those that somebody has said, as they are kept: the others are what the daemon had at that time. `None`: nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<BTreeMap<String, String>>,
     /// The operators.
     pub operators: Vec<OperatorSpec>,
     /// Whether it has cycles.
@@ -77,6 +80,11 @@ pub struct RememberedJob {
     pub stop_savepoint: Option<u64>,
 }
 
+/// Settings as they were said, as they are kept.
+pub fn said_of(rules: &JobCheckpointing, said: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    rules.texts().into_iter().filter(|(key, _)| said.contains_key(key)).collect()
+}
+
 /// The first attempt of jobs whose record does not tell it.
 fn one() -> u64 {
     1
@@ -97,12 +105,18 @@ pub enum UnreadableJob {
 }
 
 impl RememberedJob {
-    /// Of a job that is new, with the first attempt and checkpoint that are its own.
-    pub fn new(rules: &JobCheckpointing, topology: &Topology, iterative: bool, first: (u64, u64)) -> Self {
+    /// Of a job that is new, with the settings that were said, and the first attempt and checkpoint that are its own.
+    pub fn new(
+        (rules, said): (&JobCheckpointing, &BTreeMap<String, String>),
+        topology: &Topology,
+        iterative: bool,
+        first: (u64, u64),
+    ) -> Self {
         let (first_attempt, first_checkpoint) = first;
         Self {
             version: VERSION,
             settings: rules.texts(),
+            said: Some(said_of(rules, said)),
             operators: topology.operators().to_vec(),
             iterative,
             attempt: first_attempt,

@@ -13,14 +13,14 @@ use super::events::EventLog;
 use super::handle::JobHandle;
 use super::job::{JobActor, Message, published_in};
 use super::memory::AckMemory;
-use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind};
+use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind, said_of};
 use super::state::machine::{Beginning, Coordinator};
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
-use super::storage::{JobStorage, published_key};
+use super::storage::{JobStorage, published_folder, published_key};
 use super::topology::{OperatorSpec, Topology};
 use crate::config::JobCheckpointing;
 use crate::engine::{CheckpointView, Engine};
-use crate::error::chain;
+use crate::error::{ErrorKind, chain};
 use crate::model::{CheckpointId, CheckpointKind, CheckpointState, JobId};
 use crate::runtime::{Entropy, Failure, reply};
 
@@ -112,6 +112,7 @@ impl Coordinators {
             draw: draw(engine),
         };
         let storage = JobStorage::new(engine.clone(), job.clone());
+        let folder = published.as_ref().map(|(dir, subdir)| published_folder(dir, job, *subdir));
         let events = Arc::new(EventLog::new(engine.entropy().hex(6)));
         let actor = JobActor::new(
             storage.clone(),
@@ -126,6 +127,7 @@ impl Coordinators {
             storage: storage.clone(),
             start: Arc::default(),
             acks: self.0.acks.of_another_job(),
+            folder,
         };
         let pending = known.into_iter().filter(|known| known.state == CheckpointState::Pending).map(|known| known.id);
         let pending: Vec<CheckpointId> = pending.collect();
@@ -180,9 +182,16 @@ impl Coordinators {
             if !coordinators.find(&job).is_some_and(|known| known.inbox.same_channel(&own)) {
                 return;
             }
+            // First: what the one before had asked of the catalog has happened then, and what its workers still store is refused.
+            if let Err(error) = coordinators.0.engine.begin_run(&job).await
+                && !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Conflict)
+            {
+                return tracing::error!(%job, error = chain(&error), "the coordinator of a job does not begin anew");
+            }
             let known = coordinators.0.engine.coordinated().unwrap_or_default();
             let loaded = match known.iter().find(|(of, _)| *of == job) {
                 Some((_, text)) => coordinators.load(&job, text),
+                // It has ended with the last that was asked.
                 None => {
                     coordinators.0.jobs.lock().remove(&job);
                     return;
@@ -231,6 +240,10 @@ impl Coordinators {
     /// # Errors
     /// [`CoordinatorError`].
     pub async fn create(&self, new: NewCoordinatedJob) -> Result<(), CoordinatorError> {
+        let _creating = self.0.creating.lock().await;
+        if let Some(handle) = self.find(&new.job) {
+            return self.is_the_same(&handle, new).await;
+        }
         let NewCoordinatedJob { job, settings, operators, iterative } = new;
         let defaults = &self.0.engine.settings().checkpointing.jobs;
         let rules = defaults.with(settings.iter().map(|(key, text)| (&**key, &**text)))?;
@@ -244,25 +257,54 @@ impl Coordinators {
             return Err(CoordinatorError::OtherShard("settings", "execution.checkpointing.dir".to_owned()));
         }
         check_savepoint_dir(&self.0.engine, &rules)?;
-        let _creating = self.0.creating.lock().await;
+        self.check_folder(&job, &rules)?;
         let topology = Topology::new(operators);
-        if let Some(handle) = self.find(&job) {
-            let same = handle.ask(move |actor| {
-                let known = actor.coordinator.topology().is_as_wanted(&topology);
-                (known, actor.coordinator.rules() == &rules)
-            });
-            return match same.await? {
-                (true, true) => Ok(()),
-                (false, _) => Err(CoordinatorError::Exists(job, "operators", "change them by a restore")),
-                (_, false) => Err(CoordinatorError::Exists(job, "settings", "change them at its settings")),
-            };
-        }
         let engine = &self.0.engine;
         let before = engine.checkpoints(&job).unwrap_or_default();
         let first = (first_attempt(engine.entropy()), behind_known(engine, &job, &before));
-        let remembered = RememberedJob::new(&rules, &topology, iterative, first);
-        self.0.engine.coordinate(&job, Arc::from(remembered.write())).await?;
+        let remembered = RememberedJob::new((&rules, &settings), &topology, iterative, first);
+        engine.coordinate(&job, Arc::from(remembered.write())).await?;
+        // Segments that are on their way are not for its checkpoints, which nobody knows yet.
+        engine.begin_run(&job).await?;
         self.spawn(&job, remembered, rules);
+        Ok(())
+    }
+
+    /// Whether a job that exists is the one that somebody wants to create: by what was said, whatever the daemon's defaults are by now.
+    async fn is_the_same(&self, handle: &JobHandle, new: NewCoordinatedJob) -> Result<(), CoordinatorError> {
+        let NewCoordinatedJob { job, settings, operators, iterative } = new;
+        let (defaults, topology) = (self.0.engine.settings().checkpointing.jobs.clone(), Topology::new(operators));
+        let same = handle.ask(move |actor| {
+            let texts = || settings.iter().map(|(key, text)| (&**key, &**text));
+            let rules = actor.coordinator.rules();
+            let same_settings = match &actor.remembered.said {
+                Some(said) => said_of(&rules.with(texts())?, &settings) == *said,
+                None => defaults.with(texts())? == *rules,
+            };
+            let same_flow =
+                actor.coordinator.topology().is_as_wanted(&topology) && actor.remembered.iterative == iterative;
+            Ok::<_, CoordinatorError>((same_flow, same_settings))
+        });
+        match same.await?? {
+            (true, true) => Ok(()),
+            (false, _) => Err(CoordinatorError::Exists(job, "operators", "change them by a restore")),
+            (_, false) => Err(CoordinatorError::Exists(job, "settings", "change them at its settings")),
+        }
+    }
+
+    /// Refuses a folder for metadata in which another job publishes its own: they have the same names.
+    fn check_folder(&self, job: &JobId, rules: &JobCheckpointing) -> Result<(), CoordinatorError> {
+        let Some(folder) = published_in(rules).map(|dir| published_folder(dir, job, rules.create_subdir)) else {
+            return Ok(());
+        };
+        let same = |(_, other): &(&JobId, &JobHandle)| other.folder.as_ref() == Some(&folder);
+        let others: Vec<JobId> = self.0.jobs.lock().iter().filter(same).map(|(other, _)| other.clone()).collect();
+        for other in others {
+            // One that has just ended may still be in the list.
+            if self.0.engine.is_coordinated(&other)? {
+                return Err(CoordinatorError::FolderOfAnother(format!("s3://{}/{}", folder.0, folder.1), other));
+            }
+        }
         Ok(())
     }
 }
@@ -276,12 +318,16 @@ fn behind_known(engine: &Engine, job: &JobId, known: &[CheckpointView]) -> u64 {
 /// Completed checkpoints that count, the oldest first.
 fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
     let completed = known.iter().filter(|known| known.state == CheckpointState::Completed);
-    let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint).map(|known| known.id);
-    // One from before the job was created counts if the job has gone on from it.
+    let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint);
+    // One from before the job was created, or that it has claimed, counts if the job has gone on from it. If it has not, somebody died
+    // between the claim and the record of it: the tasks are those of before.
     let chosen = remembered.start.as_ref().filter(|start| start.claimed).map(|start| start.checkpoint);
-    let own = own.filter(|id| id.0 < NUMBERS_MAX && (id.0 >= remembered.first_checkpoint || Some(id.0) == chosen));
+    let own = own.filter(|known| {
+        let (id, came) = (known.id.0, known.claimed_from.is_some() || known.id.0 < remembered.first_checkpoint);
+        id < NUMBERS_MAX && (!came || Some(id) == chosen)
+    });
     let mut retained: Vec<RetainedCheckpoint> =
-        own.map(|id| RetainedCheckpoint { id, kind: RetainedKind::Checkpoint }).collect();
+        own.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::Checkpoint }).collect();
     if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {
         let id = CheckpointId(start.checkpoint);
         if retained.iter().all(|one| one.id != id) {
@@ -314,13 +360,52 @@ fn draw(engine: &Engine) -> f64 {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::coordinator::record::ChosenStart;
     use crate::coordinator::state::queue::WantedCheckpoint;
     use crate::coordinator::state::tasks::TaskState;
     use crate::engine::EngineOptions;
+    use crate::engine::intake::Whole;
+    use crate::engine::jobs::{CheckpointStep, GoOn};
+    use crate::model::{About, Claim, SegmentCrc, StateScope, Writer};
 
     fn job() -> NewCoordinatedJob {
         let (job, settings) = ("j".parse().unwrap(), BTreeMap::new());
         NewCoordinatedJob { job, settings, operators: vec![OperatorSpec::plain("a", 1)], iterative: false }
+    }
+
+    fn about(checkpoint: Option<CheckpointId>) -> About {
+        let (scope, writer) = (StateScope::Exclusive, Writer::default());
+        About { job: job().job, scope, writer, checkpoint, name: None }
+    }
+
+    fn state() -> Whole {
+        Whole { data: "state".into(), crc: SegmentCrc::of(b"state"), paid: None }
+    }
+
+    /// Whoever waits for a checkpoint would take it for complete if a higher one were told to be.
+    #[tokio::test]
+    async fn a_checkpoint_that_was_claimed_counts_once_the_job_has_gone_on_from_it() {
+        let flags = [("store.url".to_owned(), "memory:".to_owned())];
+        let settings = Config::load_with(None, [], &flags).unwrap().settings().unwrap();
+        let running = Engine::open(settings, EngineOptions::default()).await.unwrap();
+        let (engine, from) = (running.engine(), "from".parse::<JobId>().unwrap());
+        Coordinators::start(engine).create(job()).await.unwrap();
+        engine.create_job(&from).await.unwrap();
+        let of_from = About { job: from.clone(), ..about(Some(CheckpointId(40))) };
+        engine.store(of_from, None, None, state()).await.unwrap();
+        engine.step(&from, CheckpointId(40), CheckpointStep::Complete).await.unwrap();
+        let claim = GoOn { job: job().job, from, checkpoint: None, claim: Claim::Claim };
+        engine.go_on(claim).await.unwrap();
+        let known = engine.checkpoints(&job().job).unwrap();
+        assert_eq!(known.len(), 1);
+        let (_, text) = engine.coordinated().unwrap().remove(0);
+        let mut remembered = RememberedJob::read(&text).unwrap();
+
+        assert_eq!(retained_of(&known, &remembered), []);
+        let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41 };
+        remembered.start = Some(start);
+        let kind = RetainedKind::Checkpoint;
+        assert_eq!(retained_of(&known, &remembered), [RetainedCheckpoint { id: CheckpointId(40), kind }]);
     }
 
     #[tokio::test]
@@ -339,6 +424,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(running.engine().metrics().checkpoints_in_progress.get(), 1);
+        // A task has begun to store its state by now.
+        let run = running.engine().would_take(&job().job, request.borrow().checkpoint.unwrap()).unwrap();
 
         let panicked = first.ask(|_| -> () { panic!("a bug") }).await;
 
@@ -363,6 +450,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(again.borrow().checkpoint > earlier, "a number is not used twice");
+        let late = running.engine().store(about(earlier), None, Some(run), state()).await.unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Conflict, "{late}");
+        let known = running.engine().checkpoints(&job().job).unwrap();
+        assert!(known.iter().all(|known| known.state != CheckpointState::Pending), "{known:?}");
         drop(coordinators);
     }
 }

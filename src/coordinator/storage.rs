@@ -5,7 +5,7 @@
 //! an object, for people and for other jobs. It is put before the checkpoint completes, and deleted before that is freed: what
 //! it names is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::engine::objects::NewObject;
 use crate::engine::{Condition, Engine, EngineError, ObjectToDelete, SegmentView};
 use crate::error::{ErrorKind, chain};
 use crate::model::{
-    About, CheckpointId, CheckpointKind, CheckpointState, JobId, ObjectHeaders, SegmentId, StateScope, Writer,
+    About, CheckpointId, CheckpointKind, CheckpointState, JobId, JobRun, ObjectHeaders, SegmentId, StateScope, Writer,
 };
 use crate::runtime::PaidBytes;
 
@@ -114,6 +114,20 @@ impl MetadataFault {
     }
 }
 
+/// Why a checkpoint is not complete.
+#[derive(Debug, thiserror::Error)]
+enum CompletionFault {
+    /// The engine did not do what it should.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Another job has kept what stands in its place.
+    #[error(
+        "s3://{bucket}/{key} is the metadata of a checkpoint that job {job} has kept: move it, or create the job with another \
+         execution.checkpointing.dir"
+    )]
+    OtherJob { bucket: String, key: String, job: String },
+}
+
 /// Bytes in memory, as a body.
 struct WholeBody {
     bytes: Option<Bytes>,
@@ -162,14 +176,20 @@ fn of_engine(rejected: Rejected<Infallible>) -> EngineError {
 pub struct JobStorage {
     engine: Engine,
     job: JobId,
+    run: JobRun,
 }
 
 crate::runtime::opaque_debug!(JobStorage);
 
 impl JobStorage {
-    /// That of `job`.
+    /// That of `job`, in the run that it is in.
     pub fn new(engine: Engine, job: JobId) -> Self {
-        Self { engine, job }
+        Self { run: engine.run_of(&job), engine, job }
+    }
+
+    /// The run that the job was in when this began.
+    pub fn run(&self) -> JobRun {
+        self.run
     }
 
     /// The engine.
@@ -225,8 +245,10 @@ impl JobStorage {
         &self,
         completion: AcknowledgedCheckpoint,
         published: &mut Option<(String, String)>,
-    ) -> Result<String, EngineError> {
-        let (id, publish) = (completion.id, completion.publish.clone());
+    ) -> Result<String, CompletionFault> {
+        let (id, kind, publish) = (completion.id, completion.kind, completion.publish.clone());
+        let named = completion.snapshots.values().flat_map(|(_, state)| state).map(|entry| entry.segment);
+        let mut keeps: BTreeSet<SegmentId> = named.collect();
         let bytes = Bytes::from(self.metadata_of(completion).await?.write());
         let about = About {
             job: self.job.clone(),
@@ -235,10 +257,17 @@ impl JobStorage {
             checkpoint: Some(id),
             name: metadata::segment_name(),
         };
-        let stored = self.engine.put_segment(about, None, WholeBody::of(bytes.clone())).await;
+        let stored = self.engine.put_segment(about, None, Some(self.run), WholeBody::of(bytes.clone())).await;
         let handle = stored.map_err(of_engine)?;
         *published = self.publish(publish, bytes).await?;
-        self.engine.step(&self.job, id, CheckpointStep::Complete).await?;
+        match kind {
+            CheckpointKind::Checkpoint => drop(self.engine.step(&self.job, id, CheckpointStep::Complete).await?),
+            // It stays until somebody deletes it: what refused acknowledgements have brought would, too.
+            CheckpointKind::Savepoint => {
+                keeps.insert(handle.id);
+                self.engine.complete_savepoint(&self.job, id, &keeps).await?;
+            }
+        }
         Ok(handle.to_string())
     }
 
@@ -287,7 +316,7 @@ impl JobStorage {
     }
 
     /// Puts a copy of the metadata where it should be. Returns bucket and key.
-    async fn publish(&self, publish: Publish, bytes: Bytes) -> Result<Option<(String, String)>, EngineError> {
+    async fn publish(&self, publish: Publish, bytes: Bytes) -> Result<Option<(String, String)>, CompletionFault> {
         let put = async |bucket: &str, key: &str, condition: Condition| {
             let content_type = Some("application/json".to_owned());
             let headers = ObjectHeaders { content_type, ..ObjectHeaders::default() };
@@ -297,7 +326,18 @@ impl JobStorage {
         match publish {
             Publish::Nowhere => Ok(None),
             Publish::At(bucket, key) => {
-                put(&bucket, &key, Condition::None).await?;
+                match self.is_in_own_folder(&key) {
+                    true => put(&bucket, &key, Condition::None).await?,
+                    false => match put(&bucket, &key, Condition::Absent).await {
+                        Err(error) if error.kind() == ErrorKind::Precondition => {
+                            if let Some(job) = self.of_another_job(&bucket, &key).await {
+                                return Err(CompletionFault::OtherJob { bucket, key, job });
+                            }
+                            put(&bucket, &key, Condition::None).await?;
+                        }
+                        done => done?,
+                    },
+                }
                 Ok(Some((bucket, key)))
             }
             Publish::NewFolder(PublishDir { bucket, prefix }) => {
@@ -312,7 +352,7 @@ impl JobStorage {
                     match put(&bucket, &key, Condition::Absent).await {
                         Ok(()) => return Ok(Some((bucket, key))),
                         Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}
-                        Err(error) => return Err(error),
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 Ok(None)
@@ -320,8 +360,24 @@ impl JobStorage {
         }
     }
 
+    /// Whether only this job publishes there.
+    fn is_in_own_folder(&self, key: &str) -> bool {
+        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let above = folder.strip_suffix(self.job.as_str());
+        above.is_some_and(|above| above.is_empty() || above.ends_with('/')) || key.ends_with(PUBLISHED_NAME)
+    }
+
+    /// The job that has published what stands there, if it is another one: one that has ended, and kept it.
+    async fn of_another_job(&self, bucket: &str, key: &str) -> Option<String> {
+        let known = self.published(bucket, key).await.ok()?;
+        (known.job != self.job.as_str()).then_some(known.job)
+    }
+
     /// Deletes a copy. What is not there counts as deleted; a failure is logged: the copy then names what is not there.
     async fn unpublish(&self, bucket: &str, key: &str) {
+        if !self.is_in_own_folder(key) && self.of_another_job(bucket, key).await.is_some() {
+            return;
+        }
         let object = ObjectToDelete { key: key.to_owned(), if_match: None, if_put_at: None };
         if let Err(error) = self.engine.delete_objects(bucket, vec![object]).await {
             let error = chain(&error);
@@ -419,8 +475,14 @@ pub fn holds_savepoints(engine: &Engine, dir: &PublishDir) -> bool {
     dir.prefix.is_empty() || engine.holds_key(&dir.bucket, &format!("{}savepoint/{PUBLISHED_NAME}", dir.prefix))
 }
 
+/// Where metadata of checkpoints is published in a directory: its bucket, and what all keys begin with.
+pub fn published_folder(dir: &PublishDir, job: &JobId, subdir: bool) -> (String, String) {
+    let folder = if subdir { format!("{job}/") } else { String::new() };
+    (dir.bucket.clone(), format!("{}{folder}", dir.prefix))
+}
+
 /// Where the metadata of a checkpoint is published in a directory.
 pub fn published_key(dir: &PublishDir, job: &JobId, subdir: bool, id: CheckpointId) -> (String, String) {
-    let folder = if subdir { format!("{job}/") } else { String::new() };
-    (dir.bucket.clone(), format!("{}{folder}metadata-{id}.json", dir.prefix))
+    let (bucket, folder) = published_folder(dir, job, subdir);
+    (bucket, format!("{folder}metadata-{id}.json"))
 }

@@ -1,14 +1,19 @@
 //! Jobs and their checkpoints: their lives, reuse, restore, savepoints, the end of a job.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::{Engine, EngineError, aside};
+use super::{Engine, EngineError, Refusal, aside};
 use crate::catalog::command::{Command, Outcome, RestorePoint};
 use crate::catalog::state::{CheckpointView, JobView, SegmentView};
 use crate::config::Retention;
 use crate::metrics::labels::ReuseOutcome;
-use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Claim, JobEnd, JobId, Leavings, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Claim, JobEnd, JobId, JobRun, Leavings, SegmentId};
+
+/// Segments that a savepoint does without and that are freed at once.
+const SURPLUS_AT_ONCE: usize = 4096;
+/// How often a savepoint looks for segments that it does without, while others are on their way.
+const SURPLUS_LOOKS: usize = 16;
 
 /// A step in the life of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +71,21 @@ impl Engine {
         self.admit_write().await?;
         self.catalog.execute(Command::Coordinate(job.clone(), remembered)).await?;
         Ok(())
+    }
+
+    /// Another run of a job begins. Resolves once all that was asked of the catalog before has happened; segments that are still on
+    /// their way for the job are refused.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if the job is not known, or has ended.
+    pub async fn begin_run(&self, job: &JobId) -> Result<JobRun, EngineError> {
+        self.catalog.execute(Command::BeginRun(job.clone())).await?;
+        Ok(self.run_of(job))
+    }
+
+    /// The run that a job is in; zero if nothing is known of it.
+    pub fn run_of(&self, job: &JobId) -> JobRun {
+        self.catalog.run_of(job)
     }
 
     /// Jobs that have a coordinator, with what it remembers.
@@ -146,6 +166,42 @@ impl Engine {
         Ok(self.catalog.checkpoint(job, id))
     }
 
+    /// A savepoint is complete, with these of the segments that were stored for it. The others are freed, as it is never subsumed.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`].
+    ///
+    /// # Crash
+    /// The others go first: they are missed by nobody, or the savepoint is aborted.
+    pub async fn complete_savepoint(
+        &self,
+        job: &JobId,
+        id: CheckpointId,
+        keeps: &BTreeSet<SegmentId>,
+    ) -> Result<(), EngineError> {
+        for _ in 0..SURPLUS_LOOKS {
+            let (catalog, of) = (self.catalog.clone(), job.clone());
+            let held = aside("the segments of a savepoint", move || catalog.held_by_savepoint(&of, id)).await?;
+            let (kept, surplus): (Vec<_>, Vec<_>) = held.into_iter().partition(|segment| keeps.contains(segment));
+            for some in surplus.chunks(SURPLUS_AT_ONCE) {
+                self.catalog.execute(Command::FreeOfSavepoint(job.clone(), id, some.to_vec())).await?;
+            }
+            let complete = Command::CompleteSavepoint(job.clone(), id, kept.len() as u64);
+            match self.catalog.execute(complete).await.map_err(EngineError::from) {
+                // One that was on its way has come: it is looked at, too.
+                Err(EngineError::Refused(Refusal::SavepointHolds(..))) => {}
+                done => {
+                    done?;
+                    self.merger.checkpoint_barrier(job, id);
+                    return Ok(());
+                }
+            }
+        }
+        // Somebody goes on storing for it: better one that holds too much than none.
+        tracing::warn!(%job, savepoint = %id, "segments that a savepoint does without stay with it");
+        self.step(job, id, CheckpointStep::Complete).await.map(|_| ())
+    }
+
     /// Checkpoints of a job that are not subsumed, in order.
     ///
     /// # Errors
@@ -186,7 +242,7 @@ impl Engine {
     }
 
     /// A checkpoint uses segments of earlier ones, which live as long as it does. Returns those that may not be reused and
-    /// have to be stored again.
+    /// have to be stored again. With a run it is refused once the job is in another one.
     ///
     /// # Errors
     /// [`EngineError::Refused`] if the checkpoint takes nothing.
@@ -195,10 +251,11 @@ impl Engine {
         job: &JobId,
         id: CheckpointId,
         segments: Vec<SegmentId>,
+        run: Option<JobRun>,
     ) -> Result<HashSet<SegmentId>, EngineError> {
         let named = segments.clone();
         self.admit_write().await?;
-        let outcome = self.catalog.execute(Command::Reuse(job.clone(), id, segments)).await?;
+        let outcome = self.catalog.execute(Command::Reuse(job.clone(), id, segments, run)).await?;
         let Outcome::Reused(refused) = outcome else { return Err(EngineError::Unexpected("a reuse")) };
         let refused: HashSet<SegmentId> = refused.into_iter().collect();
         let again = named.iter().filter(|id| refused.contains(id)).count();

@@ -511,7 +511,10 @@ mod tests {
             let about = About { job: job.clone(), scope, writer, checkpoint: None, name: None };
             let location = Location::File(place);
             let segment = NewSegment { id: SegmentId(number.into()), about, location, inline: None, crc };
-            items.push(StoreItem { segments: vec![segment], bind: Bind::Checkpoint { idempotency_key: None } });
+            items.push(StoreItem {
+                segments: vec![segment],
+                bind: Bind::Checkpoint { idempotency_key: None, run: None },
+            });
         }
         let mut file = store.create(&id).await.unwrap();
         file.append(vec![Bytes::from(bytes.clone())]).await.unwrap();

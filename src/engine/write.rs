@@ -3,14 +3,15 @@
 use super::intake::{Body, Counts, Rejected, Whole};
 use super::{Engine, EngineError};
 use crate::catalog::command::{Bind, Stored};
-use crate::model::{About, CheckpointId, Handle, IdempotencyKey, JobId};
+use crate::model::{About, CheckpointId, Handle, IdempotencyKey, JobId, JobRun};
 
 impl Engine {
-    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
+    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body. Returns the run of the job, which
+    /// goes with the segment: should the job end meanwhile, it is none of another one of its name.
     ///
     /// # Errors
     /// [`EngineError::Refused`].
-    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<(), EngineError> {
+    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<JobRun, EngineError> {
         Ok(self.catalog.would_take(job, checkpoint)?)
     }
 
@@ -25,7 +26,7 @@ impl Engine {
     }
 
     /// Receives a body and stores it as one segment. Resolves once it is durable and visible. A repeat with the same key
-    /// gets the same segment.
+    /// gets the same segment. With a run it is refused once the job is in another one.
     ///
     /// # Errors
     /// [`Rejected`]; a segment that was not answered may exist, which aborting its checkpoint frees.
@@ -36,10 +37,11 @@ impl Engine {
         &self,
         about: About,
         key: Option<IdempotencyKey>,
+        run: Option<JobRun>,
         body: B,
     ) -> Result<Handle, Rejected<B::Fault>> {
         let len = body.announced();
-        let bind = Bind::Checkpoint { idempotency_key: key };
+        let bind = Bind::Checkpoint { idempotency_key: key, run };
         let put = self.take_in(self.merger.new_id(), about, body, |_| bind);
         let (stored, _) = self.counted::<B, _>(Counts::Segment, put.await)?;
         self.count_bytes(Counts::Segment, len);
@@ -57,10 +59,11 @@ impl Engine {
         &self,
         about: About,
         key: Option<IdempotencyKey>,
+        run: Option<JobRun>,
         segment: Whole,
     ) -> Result<Handle, EngineError> {
         let len = segment.data.len() as u64;
-        let bind = Bind::Checkpoint { idempotency_key: key };
+        let bind = Bind::Checkpoint { idempotency_key: key, run };
         let stored = self.store_whole(self.merger.new_id(), about, segment, bind).await;
         let stored = self.counted_store(Counts::Segment, stored)?;
         self.count_bytes(Counts::Segment, len);

@@ -441,7 +441,7 @@ mod tests {
         };
         let data: bytes::Bytes = vec![7; len].into();
         let piece = WholeSegment { id: SegmentId(1), about, crc: SegmentCrc::of(&data), data };
-        let bind = Bind::Checkpoint { idempotency_key: None };
+        let bind = Bind::Checkpoint { idempotency_key: None, run: None };
         let parcel = Parcel { pieces: vec![piece], bind, paid: None };
         PendingParcel { parcel, reply: oneshot::channel().0 }
     }

@@ -86,6 +86,11 @@ impl Label {
     }
 }
 
+/// A run of a job: from when it is made known, or another coordinator of it begins, to its end or to the next one. Counts within one
+/// process: what a request began in one run is of no other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobRun(pub u64);
+
 /// A client's mark on a put, so that a repeat of it is recognised. Unique within a job.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IdempotencyKey(Arc<str>);

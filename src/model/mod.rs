@@ -15,7 +15,7 @@ pub use checkpoint::{CheckpointKind, CheckpointState, Claim, JobEnd, Leavings};
 pub use checksum::{BLOCK_BYTES, SegmentCrc, SegmentHasher, crc32c};
 pub use contract::KeyContract;
 pub use file::{FileState, Forgotten, InvalidFileId, PhysicalFileId};
-pub use ids::{CheckpointId, IdempotencyKey, InvalidId, JobId, Label, Millis, PartTag, SegmentId};
+pub use ids::{CheckpointId, IdempotencyKey, InvalidId, JobId, JobRun, Label, Millis, PartTag, SegmentId};
 pub use lane::{Lane, LaneOf};
 pub use layout::{FlinkKey, FlinkPlace, KeyLayout};
 pub use object::{NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead};

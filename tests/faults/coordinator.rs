@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_client::wire::{
-    AckRequest, AckState, BatchHead, CheckpointState, EventsParams, JobEvent, JobOperator, NewJob, TaskReport,
-    TasksReport, TriggerRequest,
+    AckRequest, AckState, BatchHead, CheckpointState, DeclineRequest, EventsParams, JobEvent, JobOperator, NewJob,
+    RestoreJob, TaskReport, TasksReport, TriggerRequest,
 };
 use esker_client::{Client, ClientError};
 use http::StatusCode;
 
 use crate::cluster::{member_with, owned_by};
-use crate::faults::{Fault, Gate, Op, Rule, any, eventually};
+use crate::faults::{Fault, Gate, Op, Rule, any, data, eventually};
 use crate::s3_server::S3Server;
 use crate::support::{INLINE, Running, SOON, server_and_daemon, settings};
 
@@ -49,7 +49,8 @@ async fn attempt(client: &Client) -> Result<u64, ClientError> {
 
 async fn runs(client: &Client) -> Result<(), ClientError> {
     let task = TaskReport { operator: "a".into(), subtask: 0, state: "running".into() };
-    let report = TasksReport { attempt: attempt(client).await?, worker: None, tasks: vec![task], message: None };
+    let worker = Some("w".to_owned());
+    let report = TasksReport { attempt: attempt(client).await?, worker, tasks: vec![task], message: None };
     client.report_tasks(COORDINATED, &report).await.map(drop)
 }
 
@@ -181,6 +182,75 @@ async fn a_coordinator_that_dies_at_any_request_that_arrives_late_leaves_what_it
     for number in 0..puts_of_a_checkpoint("0").await {
         dies_at(number, Fault::Held, "0").await;
     }
+}
+
+/// Returns the attempt that is told.
+async fn reports(client: Client, attempt: u64, state: &'static str) -> Result<u64, ClientError> {
+    let task = TaskReport { operator: "a".into(), subtask: 0, state: state.into() };
+    let report = TasksReport { attempt, worker: Some("w".into()), tasks: vec![task], message: None };
+    Ok(client.report_tasks(COORDINATED, &report).await?.attempt)
+}
+
+async fn acknowledges(client: Client, attempt: u64) -> Result<u64, ClientError> {
+    let ack = AckRequest { operator: "a".into(), attempt, ..AckRequest::default() };
+    client.acknowledge(COORDINATED, 1, &ack, &[]).await.map(|_| attempt)
+}
+
+async fn declines(client: Client, attempt: u64) -> Result<u64, ClientError> {
+    let declined = DeclineRequest { operator: "a".into(), subtask: 0, attempt, reason: None, message: None };
+    client.decline(COORDINATED, 1, &declined).await.map(|()| attempt)
+}
+
+/// Until another attempt is durable another owner may give its number to another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_an_attempt_is_told_to_nobody_before_it_is_durable() {
+    let (server, daemon) = server_and_daemon(&[("store.request-timeout", "20 s")]).await;
+    let client = &daemon.client;
+    create(client).await.unwrap();
+    runs(client).await.unwrap();
+    let first = attempt(client).await.unwrap();
+
+    let gate = Gate::closed();
+    let rule = server.faults().add(Rule::on(Op::Put, any), Fault::Held(gate.clone()));
+    let failed = tokio::spawn(reports(daemon.new_client(), first, "failed"));
+    gate.arrived(1).await;
+    let early = [
+        tokio::spawn(reports(daemon.new_client(), first, "running")),
+        tokio::spawn(acknowledges(daemon.new_client(), first)),
+        tokio::spawn(declines(daemon.new_client(), first)),
+    ];
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    assert_eq!(attempt(client).await.unwrap(), first);
+    assert!(!failed.is_finished() && early.iter().all(|asked| !asked.is_finished()), "somebody was told");
+    rule.lift();
+    gate.open();
+    assert_eq!(failed.await.unwrap().unwrap(), first + 1);
+    for asked in early {
+        let error = asked.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains(&format!("attempt {}", first + 1)), "{error}");
+    }
+    assert_eq!(attempt(client).await.unwrap(), first + 1);
+    daemon.kill().await;
+}
+
+/// Whatever it has to look at, and however often: a checkpoint that has completed does not change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_reads_the_metadata_once() {
+    let (server, daemon) = server_and_daemon(&[]).await;
+    create(&daemon.client).await.unwrap();
+    runs(&daemon.client).await.unwrap();
+    checkpoint(&daemon.client, &mut Told::default()).await.unwrap();
+    let gets = || server.faults().count(|logged| logged.op == Op::Get && data(&logged.key));
+    let before = gets();
+
+    let state = daemon.client.restore_coordinated(COORDINATED, &RestoreJob::default()).await.unwrap();
+
+    assert_eq!((state.checkpoint, state.tasks[0].state.len()), (Some(1), 1));
+    assert_eq!(gets() - before, 1);
+    daemon.client.job_state(COORDINATED, Some(("a", 0))).await.unwrap();
+    assert_eq!(gets() - before, 1, "whoever asks for its state then has what was read");
+    daemon.kill().await;
 }
 
 async fn member(server: &S3Server, id: &str) -> Running {

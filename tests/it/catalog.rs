@@ -487,7 +487,7 @@ impl World {
         let all: Vec<SegmentId> = self.model.lens.keys().copied().collect();
         let segments: Vec<SegmentId> = which.iter().filter(|_| !all.is_empty()).map(|which| *which.get(&all)).collect();
         let wanted = self.model.takes(&job(n), checkpoint) && !self.model.is_savepoint(&job(n), checkpoint);
-        let outcome = self.apply(Command::Reuse(job(n), CheckpointId(checkpoint), segments.clone()));
+        let outcome = self.apply(Command::Reuse(job(n), CheckpointId(checkpoint), segments.clone(), None));
         assert_eq!(outcome.is_ok(), wanted, "{outcome:?}");
         let Ok(Outcome::Reused(refused)) = outcome else { return };
         self.model.jobs.get_mut(&job(n)).unwrap().checkpoints.insert(checkpoint, ("pending", false));
@@ -794,7 +794,7 @@ impl World {
         let (segments, bind) = match brings {
             Brings::Segment { key, .. } => {
                 let idempotency_key = key.map(|n| format!("key-{n}").parse().unwrap());
-                (vec![segment], Bind::Checkpoint { idempotency_key })
+                (vec![segment], Bind::Checkpoint { idempotency_key, run: None })
             }
             Brings::Object { key: n, condition } => {
                 let (condition, _) = self.condition(&key(*n), *condition);

@@ -47,7 +47,7 @@ async fn what_was_stored_without_doors_is_restored_after_a_restart() {
     let engine = running.engine();
     engine.create_job(&job()).await.unwrap();
     engine.step(&job(), CHECKPOINT, CheckpointStep::Begin(CheckpointKind::Checkpoint)).await.unwrap();
-    let handle = engine.store(about(), None, whole(b"state")).await.unwrap();
+    let handle = engine.store(about(), None, None, whole(b"state")).await.unwrap();
     let early = engine.read_checkpoint(&job(), CHECKPOINT).await.err().unwrap();
     engine.step(&job(), CHECKPOINT, CheckpointStep::Complete).await.unwrap();
     running.stop().await.unwrap();

@@ -7,10 +7,13 @@
 //! `examples/python/count.py --rust target/debug/examples/counting` starts five of them, kills them and the daemon, and compares.
 //! Its own workers read and write the same state: tasks of both kinds make one job.
 
+mod arguments;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use arguments::GivenArguments;
 use bytes::Bytes;
 use esker_client::wire::{AckRequest, AckState, BatchHead, JobOperator, NewJob, TaskStateInfo};
 use esker_client::{Client, Worker, WorkerEvent};
@@ -52,34 +55,25 @@ struct Arguments {
     creates: bool,
 }
 
-fn arguments() -> Result<Arguments, Failure> {
-    let mut given: BTreeMap<String, String> = BTreeMap::new();
-    let mut words = std::env::args().skip(1).peekable();
-    let creates = words.next_if(|word| word == "create").is_some();
-    while let Some(name) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{name} wants a value"))?;
-        given.insert(name, value);
-    }
-    let mut take = |name: &str, default: &str| given.remove(name).unwrap_or_else(|| default.to_owned());
-    let arguments = Arguments {
-        api: take("--api", "http://127.0.0.1:9001"),
-        job: take("--job", "counting"),
-        creates,
-        subtask: take("--subtask", if creates { "0" } else { "" })
-            .parse()
-            .map_err(|_| format!("--subtask wants a number below {TASKS}"))?,
-        words: take("--words", "8000").parse()?,
-        out: take("--out", ".").into(),
-    };
-    match given.keys().next() {
-        Some(unknown) => Err(format!("{unknown} is not known").into()),
-        None => Ok(arguments),
+impl Arguments {
+    fn read() -> Result<Self, Failure> {
+        let (creates, mut given) = GivenArguments::read("create")?;
+        let arguments = Self {
+            api: given.take("--api", Some("http://127.0.0.1:9001"))?,
+            job: given.take("--job", Some("counting"))?,
+            creates,
+            subtask: given.take("--subtask", creates.then_some("0"))?,
+            words: given.take("--words", Some("8000"))?,
+            out: given.take("--out", Some("."))?,
+        };
+        given.finish()?;
+        Ok(arguments)
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let arguments = arguments()?;
+    let arguments = Arguments::read()?;
     let client = Client::new(&arguments.api, None)?;
     if arguments.creates {
         // The same job again changes nothing.

@@ -4,11 +4,14 @@
 //! checkpoint stores the blocks that have changed and names those of completed checkpoints again. An example of incremental keyed
 //! state.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod arguments;
+
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use arguments::GivenArguments;
 use bytes::Bytes;
 use esker_client::wire::{AckRequest, AckState, AssignedStateInfo, BatchHead, KeyGroups, TaskStateInfo, TriggerData};
 use esker_client::{Client, ClientError, Worker, WorkerEvent};
@@ -285,24 +288,17 @@ struct Arguments {
 
 impl Arguments {
     fn read() -> Result<Self, Failure> {
-        let words: Vec<String> = std::env::args().skip(1).collect();
-        let known = BTreeSet::from(["--api", "--job", "--journal", "--subtask", "--megabytes", "--rate"]);
-        let mut given = BTreeMap::new();
-        for pair in words.chunks(2) {
-            match pair {
-                [name, value] if known.contains(&**name) => given.insert(&**name, value.clone()),
-                _ => return Err(format!("{pair:?}: give each of {known:?} and its value").into()),
-            };
-        }
-        let mut take = |name: &str| given.remove(name).ok_or_else(|| format!("{name} is missing"));
-        Ok(Self {
-            api: take("--api")?,
-            job: take("--job")?,
-            journal: take("--journal")?.into(),
-            subtask: take("--subtask")?.parse()?,
-            megabytes: take("--megabytes")?.parse()?,
-            rate: take("--rate")?.parse()?,
-        })
+        let (_, mut given) = GivenArguments::read("")?;
+        let arguments = Self {
+            api: given.take("--api", None)?,
+            job: given.take("--job", None)?,
+            journal: given.take("--journal", None)?,
+            subtask: given.take("--subtask", None)?,
+            megabytes: given.take("--megabytes", None)?,
+            rate: given.take("--rate", None)?,
+        };
+        given.finish()?;
+        Ok(arguments)
     }
 
     /// Numbers in a block, so that each of five tasks has the megabytes that were asked for.

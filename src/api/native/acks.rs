@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::ack_size::ack_of;
 use super::batch::{check, next_bytes, next_head, next_text};
-use super::parts::{Native, cut, in_field, job_of, json, object, text};
+use super::parts::{Native, cut, in_field, job_of, json, object, pay_for_text, text};
 use crate::api::body::BodySource;
 use crate::api::status::ApiError;
 use crate::coordinator::ack::{StateKind, TaskSnapshot};
@@ -19,8 +19,8 @@ use crate::coordinator::handle::{AckTicket, AcknowledgedState, JobHandle};
 use crate::coordinator::reason::{FailureReason, UnknownReason};
 use crate::coordinator::state::acks::AckOutcome;
 use crate::engine::EngineError;
-use crate::model::{CheckpointId, Handle, JobId, SegmentId};
-use crate::runtime::{Failure, PaidBytes, Payer, reply};
+use crate::model::{CheckpointId, Handle, JobId, JobRun, SegmentId};
+use crate::runtime::{Failure, Payer, reply};
 
 /// Bytes of an acknowledgement beside its states, and for each of them, rather more.
 const ACK_BYTES: usize = 64 << 10;
@@ -46,16 +46,15 @@ pub(super) async fn acknowledge(
     let states = native.engine.settings().limits.segments_per_request_max;
     let max = STATE_BYTES.saturating_mul(states).saturating_add(ACK_BYTES).min(ACK_BYTES_MAX);
     if !framed {
-        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
-        let _paid = pay(&native, announced.unwrap_or(max).min(max)).await?;
-        let ack = ack_of(&text(&native, request, max).await?, states)?;
+        let body = text(&native, request, max).await?;
+        let ack = ack_of(&body, states)?;
         let ticket = admit(&coordinator, id, &ack).await?;
         return take(&coordinator, id, &ticket, ack, vec![]).await;
     }
     let mut source = BodySource::new(request.into_body().into_data_stream());
     let head = next_text(&native, &mut source, "the acknowledgement", max as u64).await?;
     let head = head.ok_or_else(|| ApiError::invalid("body", "begins with a frame that is the acknowledgement"))?;
-    let _paid = pay(&native, head.len()).await?;
+    let _paid = pay_for_text(&native, head.len()).await?;
     let ack = ack_of(&head, states)?;
     let ticket = match admit(&coordinator, id, &ack).await {
         Ok(ticket) => ticket,
@@ -65,7 +64,7 @@ pub(super) async fn acknowledge(
             return Err(error);
         }
     };
-    let riding = Riding { native: &native, job: &job, id, ack: &ack, ticket: &ticket };
+    let riding = Riding { native: &native, job: &job, id, ack: &ack, ticket: &ticket, run: coordinator.run() };
     let parts = match riding.store(&mut source).await {
         Ok(parts) => parts,
         Err(error) => {
@@ -74,14 +73,6 @@ pub(super) async fn acknowledge(
         }
     };
     take(&coordinator, id, &ticket, ack, parts).await
-}
-
-/// Pays for the text of an acknowledgement; small ones are free, as other requests are.
-async fn pay(native: &Native, bytes: usize) -> Result<Option<PaidBytes>, ApiError> {
-    if bytes <= ACK_BYTES {
-        return Ok(None);
-    }
-    native.engine.pay(bytes as u64).await.map(Some).map_err(|error| native.turned_away(error))
 }
 
 async fn admit(coordinator: &JobHandle, id: CheckpointId, ack: &AckRequest) -> Result<AckTicket, ApiError> {
@@ -95,6 +86,9 @@ struct Riding<'a> {
     id: CheckpointId,
     ack: &'a AckRequest,
     ticket: &'a AckTicket,
+    /// The run that the coordinator is of, which has admitted the task: should the job end meanwhile, nothing of it lands in another one
+    /// of its name.
+    run: JobRun,
 }
 
 impl Riding<'_> {
@@ -122,7 +116,8 @@ impl Riding<'_> {
             let (about, key) = check(self.native, self.job, &head, whole.crc.whole)?;
             let (writer, answer) = oneshot::channel();
             let native = self.native.clone();
-            let storing = async move { reply(writer, native.engine.store(about, key, whole).await) };
+            let run = Some(self.run);
+            let storing = async move { reply(writer, native.engine.store(about, key, run, whole).await) };
             let storing = Payer::inherit(Payer::current(), storing);
             self.native.engine.tasks().spawn("ack-segment", Failure::FailsItsWork, storing);
             stored.push(answer);
@@ -158,6 +153,8 @@ impl Riding<'_> {
         if self.ack.state.iter().find(of_part).is_some_and(|state| state.kind.as_deref() == Some("channel")) {
             // Exclusive state is merged across a task manager: these subtasks are one, and share a file.
             let group = subtask / self.ticket.channel_subtasks_per_file_max.max(1);
+            // By the operator's place: its id may be as long as a label.
+            let operator = self.ticket.task.operator;
             head.task_manager = Some(format!("channel-state-{operator}-{group}"));
         }
         Ok(head)

@@ -20,7 +20,7 @@ use super::parts::{Native, about_of, check_crc_form, idempotency_key, job_of, ob
 use crate::api::body::{BodySource, Framed, check_crc, check_len};
 use crate::api::status::ApiError;
 use crate::engine::intake::Whole;
-use crate::model::{About, IdempotencyKey, JobId};
+use crate::model::{About, IdempotencyKey, JobId, JobRun};
 use crate::runtime::{Failure, Payer, reply};
 
 /// Longest head of a segment in bytes.
@@ -43,9 +43,11 @@ pub(super) async fn put_segments(
 ) -> Result<Response, ApiError> {
     let job = job_of(&job)?;
     native.engine.check_writes(&job)?;
+    // Whatever becomes of the job meanwhile, all of them are of this run of it.
+    let run = native.engine.run_of(&job);
     let (answers, lines) = mpsc::channel::<oneshot::Receiver<SegmentResult>>(ANSWERS_MAX);
     let tasks = native.engine.tasks();
-    let receiving = receive(native, job, request.into_body().into_data_stream(), answers);
+    let receiving = receive(native, (job, run), request.into_body().into_data_stream(), answers);
     tasks.spawn("batch", Failure::FailsItsWork, Payer::inherit(Payer::current(), receiving));
     let stream = futures::stream::unfold(lines, |mut lines| async move {
         let answer = lines.recv().await?.await;
@@ -68,8 +70,12 @@ fn line(answer: SegmentResult) -> Bytes {
 }
 
 /// Reads the segments of a request; each is stored by a task of its own while the next one arrives.
-async fn receive<S, E>(native: Native, job: JobId, body: S, answers: mpsc::Sender<oneshot::Receiver<SegmentResult>>)
-where
+async fn receive<S, E>(
+    native: Native,
+    (job, run): (JobId, JobRun),
+    body: S,
+    answers: mpsc::Sender<oneshot::Receiver<SegmentResult>>,
+) where
     S: Stream<Item = Result<Bytes, E>> + Unpin + Send,
     E: std::error::Error + Send + 'static,
 {
@@ -94,7 +100,7 @@ where
             Ok(BatchSegment { result: Ok((about, key, whole)) }) => {
                 let storing = native.clone();
                 native.engine.tasks().spawn("batch-segment", Failure::FailsItsWork, async move {
-                    let stored = storing.engine.store(about, key, whole).await;
+                    let stored = storing.engine.store(about, key, Some(run), whole).await;
                     let answer = stored.map(|handle| SegmentInfo::from(&handle));
                     reply(writer, answer.map_err(|error| storing.turned_away(error)));
                 });

@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 
-use super::parts::{Native, in_field, job_of, json, nothing, query};
+use super::parts::{Native, in_field, job_of, nothing, object, query, text};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
 use crate::engine::jobs::CheckpointStep;
@@ -134,14 +134,16 @@ pub(super) async fn reuse(
 ) -> Result<Json<ReuseAnswer>, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
     let max = native.engine.settings().limits.segments_per_request_max;
-    let ReuseRequest { segments: named } = json(&native, request, max.saturating_mul(REFERENCE_BYTES_MAX)).await?;
+    let run = native.engine.run_of(&job);
+    let body = text(&native, request, max.saturating_mul(REFERENCE_BYTES_MAX)).await?;
+    let ReuseRequest { segments: named } = object("body", &body)?;
     if named.len() > max {
         let message = format!("{} segments in one request, limits.segments-per-request-max is {max}", named.len());
         return Err(ApiError::invalid("segments", message));
     }
     let ids = named.iter().map(|text| segment_of(text)).collect::<Result<Vec<SegmentId>, ApiError>>()?;
     native.check_pending(&job, Some(id)).await?;
-    let refused = native.engine.reuse(&job, id, ids.clone()).await?;
+    let refused = native.engine.reuse(&job, id, ids.clone(), Some(run)).await?;
     let all = named.len();
     let refused: Vec<String> =
         named.into_iter().zip(ids).filter(|(_, id)| refused.contains(id)).map(|(text, _)| text).collect();

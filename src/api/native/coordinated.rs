@@ -14,7 +14,7 @@ use esker_client::wire::{
 use http::{StatusCode, Uri};
 use tokio::sync::watch;
 
-use super::parts::{Native, claim_of, cut, header_text, in_field, job_of, json, query};
+use super::parts::{Native, claim_of, cut, header_text, in_field, job_of, json, object, query, text};
 use crate::api::status::ApiError;
 use crate::config::{PublishDir, Span};
 use crate::coordinator::RequestView;
@@ -189,13 +189,21 @@ pub(super) async fn report_tasks(
     request: Request,
 ) -> Result<Json<TasksAnswer>, ApiError> {
     let coordinator = native.coordinators.get(&job_of(&job)?)?;
-    let TasksReport { attempt, worker, tasks, message } = json(&native, request, REPORT_BYTES_MAX).await?;
+    // Kept to the end: what it is taken apart into is about as large.
+    let body = text(&native, request, REPORT_BYTES_MAX).await?;
+    let TasksReport { attempt, worker, tasks, message } = object("body", &body)?;
     if tasks.len() > TASKS_MAX {
         return Err(ApiError::invalid("tasks", format!("at most {TASKS_MAX} in one report")));
     }
     let worker = worker.map(|worker| Label::parse("worker", &worker).map(|_| worker)).transpose()?;
     let tasks = tasks.into_iter().map(|task| Ok((task.operator, task.subtask, task_state(&task.state)?)));
     let tasks = tasks.collect::<Result<Vec<_>, ApiError>>()?;
+    let runs = |state: TaskState| matches!(state, TaskState::Running | TaskState::EndOfData);
+    if worker.is_none() && tasks.iter().any(|(.., state)| runs(*state)) {
+        // Two processes without a name that run one task would be taken for one.
+        let message = "tasks that run are those of a process: give it a name that no other one has";
+        return Err(ApiError::invalid("worker", message));
+    }
     let standing = coordinator.report(attempt, worker, tasks, message.map(cut)).await?;
     Ok(Json(TasksAnswer {
         attempt: standing.attempt,

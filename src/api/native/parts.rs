@@ -1,9 +1,11 @@
 //! Parts that the handlers share.
 
+use std::ops::Deref;
+
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, StatusCode, Uri};
+use http::{HeaderMap, StatusCode, Uri, header};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +22,7 @@ use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
 use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
-use crate::runtime::{Clock, Payer};
+use crate::runtime::{Clock, PaidBytes, Payer};
 use bytes::Bytes;
 use esker_client::wire::PutParams;
 
@@ -153,16 +155,45 @@ pub(super) async fn json<T: DeserializeOwned>(native: &Native, request: Request,
     object("body", &text(native, request, max).await?)
 }
 
-/// Reads a body of at most `max` bytes, within the time that a body may stall.
-pub(super) async fn text(native: &Native, request: Request, max: usize) -> Result<Bytes, ApiError> {
+/// A text of this many bytes is free: a connection has buffers for that.
+const FREE_BYTES: usize = 64 << 10;
+
+/// The text of a request; dropping it gives its memory back. Whoever takes it apart keeps it for as long as what it was taken into.
+pub(super) struct PaidText {
+    text: Bytes,
+    _paid: Option<PaidBytes>,
+}
+
+impl Deref for PaidText {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+/// Pays for a text of so many bytes. Of more than half of all memory for writes that half.
+pub(super) async fn pay_for_text(native: &Native, bytes: usize) -> Result<Option<PaidBytes>, ApiError> {
+    if bytes <= FREE_BYTES {
+        return Ok(None);
+    }
+    let bytes = (bytes as u64).min(native.engine.budgets().writes.total() / 2);
+    native.engine.pay(bytes).await.map(Some).map_err(|error| native.turned_away(error))
+}
+
+/// Reads a body of at most `max` bytes, within the time that a body may stall. It is paid for before it is read.
+pub(super) async fn text(native: &Native, request: Request, max: usize) -> Result<PaidText, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+    let paid = pay_for_text(native, announced.unwrap_or(max).min(max)).await?;
     let patience = native.engine.settings().limits.body_timeout;
     let body = tokio::time::timeout(patience, axum::body::to_bytes(request.into_body(), max)).await;
     let late = |_| ApiError::invalid("body", format!("did not arrive within {patience:?}"));
     let body = body.map_err(|error| late(error).with_status(StatusCode::REQUEST_TIMEOUT))?;
-    body.map_err(|error| match BodyError::is_slow(&error) {
+    let text = body.map_err(|error| match BodyError::is_slow(&error) {
         true => too_slow(native.engine.metrics()),
         false => ApiError::invalid("body", format!("cannot be read, at most {max} bytes: {error}")),
-    })
+    })?;
+    Ok(PaidText { text, _paid: paid })
 }
 
 /// Reads a JSON object; nothing is one without fields. Without this check a list of values would do, in the order of the fields.

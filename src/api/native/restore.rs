@@ -46,11 +46,7 @@ pub(super) async fn restore(State(native): State<Native>, request: Request) -> R
     native.engine.check()?;
     let ids_max = native.engine.settings().limits.segments_per_request_max;
     let bytes_max = REQUEST_BYTES + ID_BYTES.saturating_mul(ids_max);
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
-    let paid = native.engine.pay(announced.unwrap_or(bytes_max).min(bytes_max) as u64).await;
-    let paid = paid.map_err(|error| native.turned_away(error))?;
     let asked = asked(json(&native, request, bytes_max).await?, ids_max)?;
-    drop(paid);
     let pieces = match asked {
         Asked::Segments(ids) => native.engine.read_segments(ids).await?,
         Asked::Checkpoint(job, checkpoint) => native.engine.read_checkpoint(&job, checkpoint).await?,

@@ -35,13 +35,14 @@ pub(super) async fn put_segment(
     check_crc_form(crc.as_deref())?;
     let key = idempotency_key(header_text(&head.headers, "idempotency-key")?)?;
     let len = announced_len(&head.headers, native.engine.settings().limits.segment_bytes_max)?;
-    native.engine.would_take(&about.job, about.checkpoint.unwrap_or(CheckpointId(0)))?;
+    // First: whatever becomes of the job while the body comes, the segment is of this run of it.
+    let run = native.engine.would_take(&about.job, about.checkpoint.unwrap_or(CheckpointId(0)))?;
     native.check_pending(&about.job, about.checkpoint).await?;
     let mut source = BodySource::new(body.into_data_stream());
     let body = Framed::new(&mut source, &native.admission, len)
         .with_crc(crc.as_deref())
         .waiting(head.headers.contains_key(header::EXPECT));
-    let stored = native.engine.put_segment(about, key, body).await;
+    let stored = native.engine.put_segment(about, key, Some(run), body).await;
     let handle = stored.map_err(|rejected| native.rejected(rejected))?;
     Ok((StatusCode::CREATED, Json(SegmentInfo::from(&handle))).into_response())
 }

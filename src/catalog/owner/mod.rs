@@ -422,16 +422,23 @@ fn carry_out(writing: &mut WriteHold<'_>, command: Command, now: Millis) -> Resu
             }
             Ok(Outcome::Deleted(all))
         }
-        Command::Reuse(job, id, segments) if segments.len() > STEP => {
+        Command::Reuse(job, id, segments, run) if segments.len() > STEP => {
             let mut all = vec![];
             for some in segments.chunks(STEP) {
-                let command = Command::Reuse(job.clone(), id, some.to_vec());
+                let command = Command::Reuse(job.clone(), id, some.to_vec(), run);
                 if let Outcome::Reused(refused) = writing.state.begin(command, now)? {
                     all.extend(refused);
                 }
                 writing.breathe();
             }
             Ok(Outcome::Reused(all))
+        }
+        Command::FreeOfSavepoint(job, id, segments) => {
+            for some in segments.chunks(STEP) {
+                writing.state.begin(Command::FreeOfSavepoint(job.clone(), id, some.to_vec()), now)?;
+                writing.breathe();
+            }
+            Ok(Outcome::Done)
         }
         Command::FilesPunched(files) => {
             for some in files.chunks(STEP) {

@@ -41,7 +41,7 @@ fn items(job: &JobId, numbers: std::ops::Range<u64>) -> Store {
         let location = Location::Inline { len: 1 };
         let inline = Some(Bytes::from_static(b"x"));
         let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
-        let bind = Bind::Checkpoint { idempotency_key: None };
+        let bind = Bind::Checkpoint { idempotency_key: None, run: None };
         StoreItem { segments: vec![NewSegment { id, about, location, inline, crc }], bind }
     });
     Store { file: None, items: items.collect() }

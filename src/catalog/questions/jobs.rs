@@ -6,7 +6,7 @@ use crate::catalog::Catalog;
 use crate::catalog::command::{Refusal, RestorePoint};
 use crate::catalog::state::{CatalogState, CheckpointSegment, CheckpointView, JobView, SegmentView};
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, CheckpointState, JobId, SegmentId};
+use crate::model::{CheckpointId, CheckpointState, JobId, JobRun, SegmentId};
 
 /// Why a question about a job has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,12 +65,26 @@ impl Catalog {
         jobs
     }
 
-    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
+    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body. Returns the run of the job.
     ///
     /// # Errors
     /// The refusal that a store would be answered with.
-    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<(), Refusal> {
+    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<JobRun, Refusal> {
         self.view().would_take(job, checkpoint)
+    }
+
+    /// The run that a job is in; zero if nothing is known of it.
+    pub fn run_of(&self, job: &JobId) -> JobRun {
+        self.view().run_of(job)
+    }
+
+    /// All segments that are held for a savepoint, also those that are on their way.
+    pub fn held_by_savepoint(&self, job: &JobId, id: CheckpointId) -> Vec<SegmentId> {
+        let (mut found, mut after) = (vec![], None);
+        self.in_pieces(|state, goes_on| {
+            state.each_of_savepoint(job, id, &mut after, goes_on, |id| found.push(id)).then_some(())
+        });
+        found
     }
 
     /// Whether a checkpoint is a savepoint.

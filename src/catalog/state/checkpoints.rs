@@ -6,10 +6,11 @@ use super::memory::CHECKPOINT_BYTES;
 use super::{CatalogState, JobLife};
 use crate::catalog::command::Refusal;
 use crate::catalog::record::{CheckpointRecord, JobRecord, RecordKey};
-use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Holder, JobId, Millis, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Holder, JobId, JobRun, Millis, SegmentId};
 
 impl CatalogState {
     pub(super) fn create_job(&mut self, job: &JobId, at: Millis) {
+        let run = self.next_run();
         let life = self.job_entry(job).1.life_mut();
         let record = match &life.record {
             Some(JobRecord { ended: None, .. }) => return,
@@ -17,8 +18,36 @@ impl CatalogState {
             None => JobRecord { created: at, subsumed: None, ended: None },
         };
         let put = RecordKey::Job(job.clone()).put(&record);
-        life.record = Some(record);
+        (life.record, life.run) = (Some(record), run);
         self.mutations.push(put);
+    }
+
+    fn next_run(&mut self) -> JobRun {
+        self.runs += 1;
+        JobRun(self.runs)
+    }
+
+    /// Another run of a job begins. Whoever dies in it leaves nothing on its way, so it is not recorded.
+    pub(super) fn begin_run(&mut self, job: &JobId) -> Result<(), Refusal> {
+        if self.known_job(job)?.1.ended.is_some() {
+            return Err(Refusal::JobEnded(job.clone()));
+        }
+        let run = self.next_run();
+        self.life_mut(job).into_iter().for_each(|life| life.run = run);
+        Ok(())
+    }
+
+    /// The run that a job is in; zero if nothing is known of it.
+    pub fn run_of(&self, job: &JobId) -> JobRun {
+        self.life(job).map_or(JobRun(0), |life| life.run)
+    }
+
+    /// Refuses what was begun for a checkpoint in another run of its job.
+    pub(super) fn is_of_run(&self, job: &JobId, id: CheckpointId, run: Option<JobRun>) -> Result<(), Refusal> {
+        match run.is_none_or(|run| run == self.run_of(job)) {
+            true => Ok(()),
+            false => Err(Refusal::OtherRun(job.clone(), id)),
+        }
     }
 
     pub(super) fn known_job(&self, job: &JobId) -> Result<(&JobLife, &JobRecord), Refusal> {
@@ -102,6 +131,43 @@ impl CatalogState {
         record.ended = Some(at);
         self.put_checkpoint(job, id, record);
         Ok(())
+    }
+
+    /// Frees segments that are held for a savepoint in progress. Others stay.
+    pub(super) fn free_of_savepoint(
+        &mut self,
+        job: &JobId,
+        id: CheckpointId,
+        segments: &[SegmentId],
+        at: Millis,
+    ) -> Result<(), Refusal> {
+        self.checkpoint_takes_segments(job, id)?;
+        if !self.is_savepoint(job, id) {
+            return Err(Refusal::CheckpointKind(job.clone(), id, "a checkpoint: abort or subsume it"));
+        }
+        for segment in segments {
+            let held =
+                self.life(job).and_then(|life| life.by_savepoint.get(&id)).is_some_and(|held| held.contains(segment));
+            if held {
+                self.free_segment(*segment, at);
+            }
+        }
+        Ok(())
+    }
+
+    /// A savepoint is complete, if as many segments are held for it as somebody knows of.
+    pub(super) fn complete_savepoint(
+        &mut self,
+        job: &JobId,
+        id: CheckpointId,
+        count: u64,
+        at: Millis,
+    ) -> Result<(), Refusal> {
+        let held = self.life(job).and_then(|life| life.by_savepoint.get(&id)).map_or(0, |held| held.len() as u64);
+        if held != count {
+            return Err(Refusal::SavepointHolds(job.clone(), id, held));
+        }
+        self.complete_checkpoint(job, id, at)
     }
 
     pub(super) fn abort_checkpoint(&mut self, job: &JobId, id: CheckpointId, at: Millis) -> Result<(), Refusal> {

@@ -9,7 +9,9 @@ use super::segments::{KeptSegment, SegmentPlace};
 use super::{CatalogState, FileEntry, Ids, JobEntry, JobLife};
 use crate::catalog::command::{Move, Moved, StoreFile};
 use crate::catalog::record::{FileRecord, RecordKey, SegmentRecord};
-use crate::model::{CheckpointId, FileState, Forgotten, Holder, JobId, Location, Millis, PhysicalFileId, SegmentId};
+use crate::model::{
+    CheckpointId, FileState, Forgotten, Holder, JobId, JobRun, Location, Millis, PhysicalFileId, SegmentId,
+};
 
 /// Files of which [`CatalogState::advise_against_some`] says at once whether they should be reused.
 const ADVISED_AT_ONCE: usize = 1024;
@@ -53,6 +55,7 @@ impl JobLife {
     const fn new() -> Self {
         Self {
             record: None,
+            run: JobRun(0),
             coordinator: None,
             checkpoints: BTreeMap::new(),
             by_last_used: BTreeMap::new(),
@@ -457,14 +460,14 @@ mod tests {
             let about = About { job, scope, writer, checkpoint, name: None };
             let location = Location::File(place(file, number));
             let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
-            let bind = Bind::Checkpoint { idempotency_key: None };
+            let bind = Bind::Checkpoint { idempotency_key: None, run: None };
             StoreItem { segments: vec![NewSegment { id, about, location, inline: None, crc }], bind }
         });
         let store_file = StoreFile { id: file.clone(), lane: lane.clone(), len: 300, closes: true, upload: None };
         let stored = state.apply(Command::Store(Store { file: Some(store_file), items: items.into() }), Millis(1));
         let Ok(Outcome::Stored(token, _)) = stored else { panic!("{stored:?}") };
         state.confirm(token, Millis(1));
-        state.apply(Command::Reuse(job, CheckpointId(2), vec![SegmentId(1)]), Millis(1)).unwrap();
+        state.apply(Command::Reuse(job, CheckpointId(2), vec![SegmentId(1)], None), Millis(1)).unwrap();
         state
     }
 

@@ -55,6 +55,26 @@ pub struct CheckpointLook {
 const LAST: CheckpointId = CheckpointId(u64::MAX);
 
 impl CatalogState {
+    /// Tells the segments that are held for a savepoint, also those that are on their way, from behind `after` on.
+    pub fn each_of_savepoint(
+        &self,
+        job: &JobId,
+        id: CheckpointId,
+        after: &mut Option<SegmentId>,
+        goes_on: GoesOn<'_>,
+        mut tell: impl FnMut(SegmentId),
+    ) -> bool {
+        let Some(held) = self.life(job).and_then(|life| life.by_savepoint.get(&id)) else { return true };
+        for (id, ()) in held.iter_from(after.as_ref().map_or(Bound::Unbounded, Bound::Excluded)) {
+            tell(*id);
+            if !goes_on() {
+                *after = Some(*id);
+                return false;
+            }
+        }
+        true
+    }
+
     /// Tells files, from number `next` on; in no order.
     pub fn each_file(&self, next: &mut u32, goes_on: GoesOn<'_>, mut tell: impl FnMut(FileView)) -> bool {
         self.files.each(next, goes_on, |_, id, entry| tell(self.file_view(id, entry)))

@@ -223,7 +223,7 @@ mod tests {
             let mut segment = segment(7);
             segment.about.job = "j".parse().unwrap();
             segment.about.checkpoint = Some(CheckpointId(1));
-            let bind = Bind::Checkpoint { idempotency_key: Some("key".parse().unwrap()) };
+            let bind = Bind::Checkpoint { idempotency_key: Some("key".parse().unwrap()), run: None };
             StoreItem { segments: vec![segment], bind }
         };
         let first = store(&mut state, repeated()).unwrap();

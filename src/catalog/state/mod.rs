@@ -64,7 +64,7 @@ use self::walks::Work;
 use super::command::{Command, Outcome, Refusal, StoreToken};
 use super::mutation::Mutation;
 use super::record::{BucketRecord, CheckpointRecord, FileRecord, JobRecord, OwnerRecord, PartRecord, UploadRecord};
-use crate::model::{CheckpointId, Forgotten, JobId, Millis, PhysicalFileId, SegmentId};
+use crate::model::{CheckpointId, Forgotten, JobId, JobRun, Millis, PhysicalFileId, SegmentId};
 
 type Files = Numbered<PhysicalFileId, FileEntry>;
 type Jobs = Numbered<JobId, JobEntry>;
@@ -88,6 +88,8 @@ pub struct CatalogState {
     owner: Option<OwnerRecord>,
     in_flight: BTreeMap<StoreToken, InFlight>,
     next_token: u64,
+    /// Runs of jobs that have begun in this process.
+    runs: u64,
     space: SpaceUsage,
     memory: Memory,
     changes: Changes,
@@ -119,6 +121,8 @@ struct JobEntry {
 #[derive(Debug, Default)]
 struct JobLife {
     record: Option<JobRecord>,
+    /// The run that it is in.
+    run: JobRun,
     /// What its coordinator remembers, if it has one.
     coordinator: Option<Arc<str>>,
     checkpoints: BTreeMap<CheckpointId, CheckpointRecord>,
@@ -203,7 +207,11 @@ impl CatalogState {
             Command::AbortCheckpoint(job, id) => self.abort_checkpoint(&job, id, at)?,
             Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, id)?,
             Command::DiscardSavepoint(job, id) => self.discard_savepoint(&job, id, at)?,
-            Command::Reuse(job, id, segments) => {
+            Command::FreeOfSavepoint(job, id, segments) => self.free_of_savepoint(&job, id, &segments, at)?,
+            Command::CompleteSavepoint(job, id, count) => self.complete_savepoint(&job, id, count, at)?,
+            Command::BeginRun(job) => self.begin_run(&job)?,
+            Command::Reuse(job, id, segments, run) => {
+                self.is_of_run(&job, id, run)?;
                 return self.reuse(&job, id, &segments, at).map(Outcome::Reused);
             }
             Command::Restore(restore) => self.restore(&restore, at)?,

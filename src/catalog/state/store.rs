@@ -55,10 +55,11 @@ impl CatalogState {
         let room = self.has_room_for_item(&item);
         let StoreItem { segments, bind } = item;
         match bind {
-            Bind::Checkpoint { idempotency_key } => {
+            Bind::Checkpoint { idempotency_key, run } => {
                 for segment in &segments {
                     if let Some(checkpoint) = segment.about.checkpoint {
                         self.checkpoint_takes_segments(&segment.about.job, checkpoint)?;
+                        self.is_of_run(&segment.about.job, checkpoint, run)?;
                     }
                 }
                 if let (Some(key), [segment]) = (&idempotency_key, &segments[..])
@@ -258,7 +259,12 @@ pub(super) fn is_new(segments: &[NewSegment], id: SegmentId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Lane, LaneOf, PhysicalFileId, StateScope};
+    use crate::catalog::command::Command;
+    use crate::error::ErrorKind;
+    use crate::model::{
+        About, CheckpointKind, JobEnd, JobId, JobRun, Lane, LaneOf, Leavings, Location, PhysicalFileId, SegmentCrc,
+        StateScope, Writer,
+    };
 
     const NOW: Millis = Millis(1);
 
@@ -273,6 +279,77 @@ mod tests {
         take_back(&mut state, second);
         assert_eq!(state.check(), Vec::<String>::new());
         (state.file(&id).map(|view| view.state), state.space().physical_bytes)
+    }
+
+    fn segment(job: &JobId, id: u128, checkpoint: u64) -> NewSegment {
+        let (scope, writer) = (StateScope::Shared, Writer::default());
+        let about = About { job: job.clone(), scope, writer, checkpoint: Some(CheckpointId(checkpoint)), name: None };
+        let (location, inline) = (Location::Inline { len: 5 }, Some("bytes".into()));
+        NewSegment { id: SegmentId(id), about, location, inline, crc: SegmentCrc::of(b"bytes") }
+    }
+
+    fn stores(state: &mut CatalogState, segment: NewSegment, run: Option<JobRun>) -> Result<Stored, Refusal> {
+        let bind = Bind::Checkpoint { idempotency_key: None, run };
+        let items = vec![StoreItem { segments: vec![segment], bind }];
+        let (token, mut answers) = state.store(Store { file: None, items }, NOW);
+        state.confirm(token, NOW);
+        answers.remove(0)
+    }
+
+    #[test]
+    fn what_began_in_one_run_of_a_job_is_of_no_other() {
+        let (mut state, job, one) = (CatalogState::default(), "j".parse::<JobId>().unwrap(), CheckpointId(1));
+        state.apply(Command::CreateJob(job.clone()), NOW).unwrap();
+        let first = state.would_take(&job, one).unwrap();
+        assert!(stores(&mut state, segment(&job, 1, 1), Some(first)).is_ok());
+        let refused = Refusal::OtherRun(job.clone(), one);
+
+        state.apply(Command::CreateJob(job.clone()), NOW).unwrap();
+        assert_eq!(state.run_of(&job), first, "it is there");
+        for end in [Command::EndJob(job.clone(), JobEnd::Canceled, Leavings::Delete), Command::BeginRun(job.clone())] {
+            let before = state.run_of(&job);
+            state.apply(end, NOW).unwrap();
+            state.apply(Command::CreateJob(job.clone()), NOW).unwrap();
+
+            assert_eq!(stores(&mut state, segment(&job, 2, 1), Some(before)), Err(refused.clone()));
+            let reuse = Command::Reuse(job.clone(), one, vec![SegmentId(1)], Some(before));
+            assert_eq!(state.apply(reuse, NOW).unwrap_err(), refused);
+            assert!(state.checkpoints(&job).is_empty(), "no checkpoint has begun");
+        }
+        assert_eq!(state.apply(Command::BeginRun("k".parse().unwrap()), NOW).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(state.check(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_savepoint_completes_with_the_segments_that_it_is_to_hold_and_others_are_freed_before() {
+        let (mut state, job, id) = (CatalogState::default(), "j".parse::<JobId>().unwrap(), CheckpointId(3));
+        state.apply(Command::CreateJob(job.clone()), NOW).unwrap();
+        state.apply(Command::BeginCheckpoint(job.clone(), id, CheckpointKind::Savepoint), NOW).unwrap();
+        for number in 1..=4 {
+            stores(&mut state, segment(&job, number, 3), None).unwrap();
+        }
+        stores(&mut state, segment(&job, 9, 4), None).unwrap();
+        let free = |state: &mut CatalogState, id, segments: &[u128]| {
+            let segments = segments.iter().copied().map(SegmentId).collect();
+            state.apply(Command::FreeOfSavepoint(job.clone(), id, segments), NOW)
+        };
+        let complete =
+            |state: &mut CatalogState, count| state.apply(Command::CompleteSavepoint(job.clone(), id, count), NOW);
+
+        // One is on its way.
+        let bind = Bind::Checkpoint { idempotency_key: None, run: None };
+        let items = vec![StoreItem { segments: vec![segment(&job, 5, 3)], bind }];
+        let (token, _) = state.store(Store { file: None, items }, NOW);
+        assert_eq!(complete(&mut state, 4).unwrap_err(), Refusal::SavepointHolds(job.clone(), id, 5));
+        free(&mut state, id, &[2, 5, 9, 77]).unwrap();
+        state.confirm(token, NOW);
+        assert!(free(&mut state, CheckpointId(4), &[9]).is_err(), "it is no savepoint");
+        complete(&mut state, 3).unwrap();
+
+        let held: Vec<u128> = state.all_segments().map(|view| view.id.0).collect();
+        assert_eq!(held, [1, 3, 4, 9]);
+        assert!(free(&mut state, id, &[1]).is_err(), "it is complete");
+        assert_eq!(state.check(), Vec::<String>::new());
     }
 
     #[test]

@@ -9,9 +9,9 @@ use super::uploads::arrived;
 use super::{CatalogState, Changes, FileEntry, JobEntry};
 use crate::catalog::record::{CheckpointRecord, ObjectRecord, PartRecord, SegmentRecord, UploadRecord};
 use crate::model::{
-    About, CheckpointId, CheckpointKind, CheckpointState, FileState, Forgotten, Handle, Holder, JobEnd, JobId, Label,
-    Lane, LaneOf, Location, Millis, NewUpload, ObjectHead, PartHead, PhysicalFileId, Segment, SegmentCrc, SegmentId,
-    SubtaskKey,
+    About, CheckpointId, CheckpointKind, CheckpointState, FileState, Forgotten, Handle, Holder, JobEnd, JobId, JobRun,
+    Label, Lane, LaneOf, Location, Millis, NewUpload, ObjectHead, PartHead, PhysicalFileId, Segment, SegmentCrc,
+    SegmentId, SubtaskKey,
 };
 
 /// A segment.
@@ -72,11 +72,14 @@ pub struct CheckpointView {
     pub begun: Millis,
     /// When it completed or was aborted.
     pub ended: Option<Millis>,
+    /// The job whose it was before this one has claimed it.
+    pub claimed_from: Option<JobId>,
 }
 
 impl CheckpointView {
     pub(super) fn of(id: CheckpointId, record: &CheckpointRecord) -> Self {
-        Self { id, kind: record.kind, state: record.state, begun: record.begun, ended: record.ended }
+        let CheckpointRecord { state, begun, ended, kind, claimed_from } = record.clone();
+        Self { id, kind, state, begun, ended, claimed_from }
     }
 }
 
@@ -492,12 +495,17 @@ impl CatalogState {
         newest.find(|(_, record)| record.claimed_from.as_ref() == Some(from)).map(|(id, _)| *id)
     }
 
-    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body.
+    /// Whether a segment for `checkpoint` would be refused now; a door asks before it reads a body. Returns the run of the job.
     ///
     /// # Errors
     /// The refusal that [`CatalogState::apply`] would answer.
-    pub fn would_take(&self, job: &JobId, checkpoint: CheckpointId) -> Result<(), crate::catalog::command::Refusal> {
-        self.checkpoint_takes_segments(job, checkpoint)
+    pub fn would_take(
+        &self,
+        job: &JobId,
+        checkpoint: CheckpointId,
+    ) -> Result<JobRun, crate::catalog::command::Refusal> {
+        self.checkpoint_takes_segments(job, checkpoint)?;
+        Ok(self.run_of(job))
     }
 
     /// All buckets with the times of their creation.

@@ -479,7 +479,7 @@ impl Teller<'_> {
             let known = self.state.checkpoints(job);
             let last = known.iter().rfind(|known| known.kind == CheckpointKind::Checkpoint);
             if let (Some(last), Some(shared)) = (last, shared.remove(job)) {
-                self.apply(Command::Reuse(job.clone(), last.id, shared), self.now);
+                self.apply(Command::Reuse(job.clone(), last.id, shared, None), self.now);
             }
             for checkpoint in known {
                 self.apply(Command::CompleteCheckpoint(job.clone(), checkpoint.id), self.now);
@@ -505,7 +505,7 @@ fn put(object: &AssembledObject, content: ObjectContent) -> Bind {
 fn item(segment: &AssembledSegment, assembly: &Assembly) -> StoreItem {
     let made = segment.id.made();
     let bind = match &segment.role {
-        Role::State { .. } | Role::Found => Bind::Checkpoint { idempotency_key: None },
+        Role::State { .. } | Role::Found => Bind::Checkpoint { idempotency_key: None, run: None },
         Role::Object(object) => {
             let head = ObjectHead {
                 len: segment.place.len,

@@ -127,14 +127,14 @@ impl ChurnRun {
         for piece in &checkpoint.kept {
             kept.entry(piece.subtask).or_default().extend(self.segments.get(&piece.number));
         }
-        for refused in try_join_all(kept.into_values().map(|ids| engine.reuse(&self.job, id, ids))).await? {
+        for refused in try_join_all(kept.into_values().map(|ids| engine.reuse(&self.job, id, ids, None))).await? {
             ensure!(refused.is_empty(), "{} segments may not be reused", refused.len());
         }
         let mut stores = vec![];
         for piece in &checkpoint.written {
             let about = self.about(piece, id)?;
             let data = self.contents.of(piece);
-            stores.push(engine.store(about, None, Whole { crc: SegmentCrc::of(&data), data, paid: None }));
+            stores.push(engine.store(about, None, None, Whole { crc: SegmentCrc::of(&data), data, paid: None }));
         }
         // All are in their groups before the first group goes.
         for (piece, stored) in checkpoint.written.iter().zip(join_all(stores).await) {

@@ -89,7 +89,7 @@ fn parcel(merger: &Merger, number: u8) -> Parcel {
     let data = Bytes::from(vec![number; 1000]);
     let piece = WholeSegment { id: merger.new_id(), about, crc: SegmentCrc::of(&data), data };
     let key: IdempotencyKey = format!("segment-{number}").parse().unwrap();
-    Parcel { pieces: vec![piece], bind: Bind::Checkpoint { idempotency_key: Some(key) }, paid: None }
+    Parcel { pieces: vec![piece], bind: Bind::Checkpoint { idempotency_key: Some(key), run: None }, paid: None }
 }
 
 /// Stores a segment; what may be repeated is repeated.

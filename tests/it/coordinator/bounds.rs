@@ -225,6 +225,37 @@ async fn acknowledgements_have_so_many_offsets_and_pending_ones_so_much_memory()
 }
 
 #[tokio::test]
+async fn reports_of_tasks_are_paid_for_like_other_bodies() {
+    const BYTES: usize = 4 << 20;
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    client.create(&job("j", &[], vec![operator("count", 1)])).await.unwrap();
+    let free = daemon.metric("esker_in_flight_bytes").await;
+    let report =
+        serde_json::to_string(&tasks_of(first_attempt(client, "j").await, &[("count", 0)], "running")).unwrap();
+    let body = format!("{report}{}", " ".repeat(BYTES - report.len()));
+
+    let mut raw = crate::raw::Raw::connect(daemon.api()).await;
+    raw.send(format!("POST /v1/jobs/j/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: {BYTES}\r\n\r\n")).await;
+    raw.send(&body[..1000]).await;
+    let begun = std::time::Instant::now();
+    while daemon.metric("esker_in_flight_bytes").await < free + BYTES as f64 {
+        assert!(begun.elapsed() < PATIENCE, "nobody pays for it");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    raw.send(&body[1000..]).await;
+
+    let answer = raw.answer().await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    drop(raw);
+    let begun = std::time::Instant::now();
+    while daemon.metric("esker_in_flight_bytes").await >= free + BYTES as f64 {
+        assert!(begun.elapsed() < PATIENCE, "it is not given back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn metadata_that_nobody_published_is_not_read_into_memory() {
     let daemon = daemon().await;
     let client = &daemon.client;

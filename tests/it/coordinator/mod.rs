@@ -1,7 +1,9 @@
 //! Jobs whose checkpoints the daemon coordinates, as their workers see it.
 
+mod anew;
 mod bounds;
 mod commands;
+mod statements;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -265,7 +267,7 @@ async fn wrong_jobs_are_refused_with_the_field_and_the_same_job_again_changes_no
 #[tokio::test]
 async fn s5_4_a_late_acknowledgement_is_refused_and_what_it_brings_is_freed() {
     let daemon = daemon().await;
-    let keys = [("timeout", Value::from("300 ms")), ("tolerable-failed-checkpoints", 9.into())];
+    let keys = [("timeout", Value::from("3 s")), ("tolerable-failed-checkpoints", 9.into())];
     let mut events = running(&daemon, "j", &keys).await;
     daemon.client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
     let id = events.triggered().await;

@@ -145,6 +145,8 @@ class Client:
     ) -> Json:
         """Says how tasks are: ``{"operator", "subtask", "state"}``; ``message``: why one failed. It is the heartbeat, too.
 
+        ``worker``: the process that they are in, by a name that no other one has; tasks that run need one.
+
         Raises:
             AttemptOver: the job has restarted.
         """

@@ -111,7 +111,7 @@ pub struct TaskReport {
 pub struct TasksReport {
     /// Their attempt.
     pub attempt: u64,
-    /// The process that they are in.
+    /// The process that they are in, by a name that no other one has. Tasks that run, or have read all their input, need one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
     /// The tasks.

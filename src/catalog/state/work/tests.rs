@@ -38,7 +38,7 @@ fn store(state: &mut CatalogState, job: &JobId, checkpoint: u64, first: u64, cou
         };
         let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
         let idempotency_key = (number % 7 == 0).then(|| format!("key-{number}").parse().unwrap());
-        let bind = Bind::Checkpoint { idempotency_key };
+        let bind = Bind::Checkpoint { idempotency_key, run: None };
         StoreItem { segments: vec![NewSegment { id, about, location, inline, crc }], bind }
     });
     let lane = Lane { job: Some(job.clone()), scope: StateScope::Shared, of: LaneOf::All };
@@ -52,7 +52,7 @@ fn store(state: &mut CatalogState, job: &JobId, checkpoint: u64, first: u64, cou
 
 fn reuse(state: &mut CatalogState, job: &JobId, checkpoint: u64, segments: std::ops::Range<u64>) -> Vec<SegmentId> {
     let segments = segments.map(|number| SegmentId(number.into())).collect();
-    let outcome = state.apply(Command::Reuse(job.clone(), CheckpointId(checkpoint), segments), NOW);
+    let outcome = state.apply(Command::Reuse(job.clone(), CheckpointId(checkpoint), segments, None), NOW);
     let Ok(Outcome::Reused(refused)) = outcome else { panic!("{outcome:?}") };
     refused
 }
@@ -228,7 +228,7 @@ impl NewSegments {
             let about = About { job: job("a"), scope, writer, checkpoint, name: None };
             let (location, inline) = (Location::Inline { len: 1 }, Some(Bytes::from_static(b"x")));
             let (id, crc) = (SegmentId(number.into()), SegmentCrc::default());
-            let bind = Bind::Checkpoint { idempotency_key: None };
+            let bind = Bind::Checkpoint { idempotency_key: None, run: None };
             StoreItem { segments: vec![NewSegment { id, about, location, inline, crc }], bind }
         });
         assert!(state.add_to_store(token, items, NOW).iter().all(Result::is_ok));
@@ -246,7 +246,7 @@ fn what_is_leaving_is_not_used_again() {
     let again = Command::BeginCheckpoint(a.clone(), CheckpointId(3), CheckpointKind::Savepoint);
     assert_eq!(state.begin(again.clone(), NOW).unwrap_err(), Refusal::CheckpointCompleted(a.clone(), CheckpointId(3)));
     let ids: Vec<SegmentId> = (0..60).map(SegmentId).collect();
-    let Ok(Outcome::Reused(refused)) = state.begin(Command::Reuse(a, CheckpointId(4), ids), NOW) else {
+    let Ok(Outcome::Reused(refused)) = state.begin(Command::Reuse(a, CheckpointId(4), ids, None), NOW) else {
         panic!("a reuse")
     };
     assert_eq!(refused, (0..50).map(SegmentId).collect::<Vec<_>>());

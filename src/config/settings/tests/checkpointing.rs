@@ -41,18 +41,26 @@ fn bounds_of_flinks_numbers_hold() {
     refused(&[(tolerable, "2147483648")], &[tolerable], "at most 2147483647");
     assert_eq!(settings(&[(tolerable, "2147483647")]).checkpointing.jobs.failures_tolerated, None);
     assert_eq!(settings(&[(tolerable, "7")]).checkpointing.jobs.failures_tolerated, Some(7));
-    refused(&[(INLINE, "1048577")], &[INLINE], "at most 1 mb");
-    assert_eq!(settings(&[(INLINE, "1mb")]).checkpointing.inline_bytes_max, 1 << 20);
     refused(&[(AMPLIFICATION, "-1")], &[AMPLIFICATION], "must be a number");
     let off = warned(&[(AMPLIFICATION, "0.9")], "nothing is reclaimed but files that are dead as a whole");
     assert_eq!(off.reclaim.space_amplification_max, None);
 }
 
 #[test]
-fn flinks_directories_are_checked() {
+fn s5_14_states_of_up_to_a_mebibyte_may_be_inside_the_catalog_and_20_kb_are_unless_somebody_says_so() {
+    refused(&[(INLINE, "1048577")], &[INLINE], "at most 1 mb");
+    let inline = |settings: Settings| settings.checkpointing.inline_bytes_max;
+    assert_eq!(inline(settings(&[(INLINE, "1mb")])), 1 << 20);
+    assert_eq!(inline(settings(&[(INLINE, "0")])), 0);
+    assert_eq!(inline(settings(&[])), 20 << 10);
+}
+
+#[test]
+fn s5_14_filesystem_storage_wants_a_directory() {
     let (storage, dir) = ("execution.checkpointing.storage", "execution.checkpointing.dir");
     refused(&[(storage, "filesystem")], &[storage, dir], "needs a directory");
     assert_eq!(settings(&[(storage, "filesystem"), (dir, "s3://b/c")]).warnings.len(), 0);
+    assert_eq!(settings(&[(storage, "jobmanager")]).warnings.len(), 0);
     refused(&[(dir, "hdfs://namenode/c")], &[dir], "s3://bucket/prefix");
 }
 

@@ -248,6 +248,7 @@ fn the_table_of_statements_names_every_test_of_one_and_no_other() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tested = BTreeSet::new();
     statements_in(&root.join("src/coordinator"), &mut tested);
+    statements_in(&root.join("src/config"), &mut tested);
     statements_in(&root.join("tests/it/coordinator"), &mut tested);
 
     let text = std::fs::read_to_string(root.join("docs/coordinator.md")).unwrap();

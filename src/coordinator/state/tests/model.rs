@@ -1,4 +1,4 @@
-//! Any history: the coordinator beside a model that only remembers who acknowledged what.
+//! Any history: the coordinator beside a model that only remembers who acknowledged what, which attempt was told, and what was halted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,21 +6,54 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::coordinator::state::machine::JobPhase;
+use crate::coordinator::state::pending::CheckpointPhase;
+use crate::coordinator::state::retained::{RetainedCheckpoint, RetainedKind};
+
+/// The first attempt of the job.
+const FIRST: u64 = 417_001;
 
 #[derive(Debug, Clone)]
 enum Step {
     Pass(u64),
     Ask(bool),
-    Ack { which: usize, task: usize },
-    AckAll { which: usize },
-    Decline { which: usize },
-    Begun { fails: bool },
-    Stored { fails: bool },
+    Ack {
+        which: usize,
+        task: usize,
+    },
+    AckAll {
+        which: usize,
+    },
+    Decline {
+        which: usize,
+    },
+    Begun {
+        fails: bool,
+    },
+    Stored {
+        fails: bool,
+    },
     Cleaned,
     Backlog(bool),
     Finish(usize),
     Fail(usize),
     Run,
+    /// A task acknowledges that has not heard of the attempt.
+    AckOfBefore {
+        which: usize,
+        task: usize,
+    },
+    /// Another process begins in the place of one that runs.
+    Replace(usize),
+    /// Somebody has chosen another state, or the end: nothing begins any more.
+    Halt,
+    /// What was halted does not happen.
+    Resume,
+    /// It happens: the job goes on from its newest checkpoint, without claiming it, or from another one that it has claimed.
+    Restore {
+        claims: bool,
+        parallelism: u32,
+    },
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -37,6 +70,11 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0_usize..4).prop_map(Step::Finish),
         1 => (0_usize..4).prop_map(Step::Fail),
         3 => Just(Step::Run),
+        1 => (0_usize..3, 0_usize..4).prop_map(|(which, task)| Step::AckOfBefore { which, task }),
+        1 => (0_usize..4).prop_map(Step::Replace),
+        1 => Just(Step::Halt),
+        1 => Just(Step::Resume),
+        1 => (any::<bool>(), 1_u32..4).prop_map(|(claims, parallelism)| Step::Restore { claims, parallelism }),
     ]
 }
 
@@ -54,14 +92,24 @@ struct Ledger {
     kept: BTreeSet<u64>,
     acked: BTreeMap<u64, BTreeSet<TaskId>>,
     expected: BTreeMap<u64, BTreeSet<TaskId>>,
-    restarts: usize,
+    /// The attempt that was told last.
+    told_attempt: u64,
+    /// The attempt of the last look.
+    attempt: u64,
+    halted: bool,
+    /// Whether nothing of earlier checkpoints may be used.
+    full: bool,
 }
 
 impl Ledger {
     fn note(&mut self, coordinator: &Coordinator, decision: Decision) {
         match decision {
-            Decision::Begin { id, .. } => {
-                assert!(self.begun.insert(id.0), "{id} begins twice");
+            Decision::Begin { id, wanted, .. } => {
+                assert!(!self.halted, "{id} begins while another state is chosen");
+                assert!(self.begun.last().is_none_or(|last| *last < id.0), "{id} was used before");
+                assert!(self.begun.insert(id.0));
+                let full = coordinator.pending().get(&id).map(|pending| pending.full);
+                assert!(full.is_none_or(|full| full == (self.full || wanted.is_savepoint())), "{id} is full, or not");
                 self.to_begin.push(id);
                 let missing = coordinator.pending().get(&id).map(|pending| pending.missing.clone());
                 self.expected.insert(id.0, missing.unwrap_or_default());
@@ -74,6 +122,7 @@ impl Ledger {
                 self.completed.push(id.0);
                 if !wanted.is_savepoint() {
                     self.kept.insert(id.0);
+                    self.full = false;
                 }
             }
             Decision::Aborted { id, .. } => {
@@ -85,11 +134,44 @@ impl Ledger {
                 assert!(self.kept.remove(&id.0), "{id} is subsumed, and was not kept");
                 assert!(self.kept.iter().all(|newer| *newer > id.0), "the oldest goes first");
             }
-            Decision::Restart { .. } => self.restarts += 1,
+            Decision::Restart { .. } => {
+                assert!(!coordinator.is_storing(), "tasks begin from what will be the newest");
+                assert!(self.told_attempt < coordinator.attempt(), "an attempt is told once");
+                self.told_attempt = coordinator.attempt();
+            }
             Decision::Subsumed(_) | Decision::Answer(..) | Decision::Note | Decision::Stop(..) | Decision::Finished => {
             }
         }
     }
+}
+
+/// Storage comes to its end with all that it was asked.
+fn settle(coordinator: &mut Coordinator, ledger: &mut Ledger, now: Duration) {
+    loop {
+        for decision in coordinator.decisions() {
+            ledger.note(coordinator, decision);
+        }
+        if let Some(id) = ledger.to_begin.pop() {
+            coordinator.begun(id, Ok(()), now);
+        } else if let Some(id) = ledger.to_store.pop() {
+            coordinator.stored(id, Ok(()), now);
+        } else if ledger.to_clean > 0 {
+            ledger.to_clean -= 1;
+            coordinator.cleaned(now);
+        } else {
+            return;
+        }
+    }
+}
+
+fn restore(coordinator: &mut Coordinator, ledger: &mut Ledger, (claims, parallelism): (bool, u32), now: Duration) {
+    let known = ledger.begun.iter().chain(&ledger.kept).max().copied().unwrap_or(0);
+    let claimed = RetainedCheckpoint { id: chk(known + 3), kind: RetainedKind::Checkpoint };
+    let from = claims.then_some(claimed);
+    ledger.kept.extend(from.map(|from| from.id.0));
+    (ledger.halted, ledger.full) = (false, !claims);
+    let topology = Topology::new(vec![operator("source", 2), operator("count", parallelism)]);
+    coordinator.restore(topology, from, chk(known + 4), !claims, now);
 }
 
 fn nth_pending(coordinator: &Coordinator, which: usize) -> Option<CheckpointId> {
@@ -106,13 +188,14 @@ fn play(steps: Vec<Step>, concurrent: u64, retained: u64) {
         ("max-concurrent-checkpoints", &*concurrent),
         ("num-retained", &*retained),
         ("tolerable-failed-checkpoints", "2"),
+        ("incremental", "true"),
     ];
     let mut coordinator = Coordinator::new(
         Beginning {
             rules: rules(&keys),
             topology: Topology::new(vec![operator("source", 2), operator("count", 2)]),
-            attempt: 1,
-            first_attempt: 1,
+            attempt: FIRST,
+            first_attempt: FIRST,
             ran: None,
             next_id: chk(1),
             retained: vec![],
@@ -121,10 +204,13 @@ fn play(steps: Vec<Step>, concurrent: u64, retained: u64) {
         },
         Duration::ZERO,
     );
-    let tasks: Vec<TaskId> = coordinator.topology().tasks().collect();
-    let (mut ledger, mut now) = (Ledger::default(), Duration::ZERO);
+    let mut ledger = Ledger { told_attempt: FIRST, attempt: FIRST, ..Ledger::default() };
+    let mut now = Duration::ZERO;
     for step in steps {
         let attempt = coordinator.attempt();
+        let tasks: Vec<TaskId> = coordinator.topology().tasks().collect();
+        let task_of = |task: usize| tasks[task % tasks.len()];
+        let over = coordinator.phase() == JobPhase::Ended;
         match step {
             Step::Pass(millis) => now += ms(millis),
             Step::Ask(savepoint) => {
@@ -133,9 +219,9 @@ fn play(steps: Vec<Step>, concurrent: u64, retained: u64) {
             }
             Step::Ack { which, task } => {
                 if let Some(id) = nth_pending(&coordinator, which) {
-                    let outcome = coordinator.acknowledge(id, tasks[task], attempt, TaskSnapshot::default(), now);
+                    let outcome = coordinator.acknowledge(id, task_of(task), attempt, TaskSnapshot::default(), now);
                     if matches!(outcome, AckOutcome::Taken { .. }) {
-                        assert!(ledger.acked.entry(id.0).or_default().insert(tasks[task]));
+                        assert!(ledger.acked.entry(id.0).or_default().insert(task_of(task)));
                     }
                 }
             }
@@ -171,21 +257,43 @@ fn play(steps: Vec<Step>, concurrent: u64, retained: u64) {
             Step::Cleaned => {}
             Step::Backlog(backlog) => coordinator.report_backlog(0, backlog, now),
             Step::Finish(task) => {
-                coordinator.report(attempt, &[(tasks[task], TaskState::Finished)], None, now);
+                coordinator.report(attempt, &[(task_of(task), TaskState::Finished)], None, now);
             }
             Step::Fail(task) => {
-                coordinator.report(attempt, &[(tasks[task], TaskState::Failed)], None, now);
+                coordinator.report(attempt, &[(task_of(task), TaskState::Failed)], None, now);
             }
             Step::Run => {
                 let all: Vec<_> = tasks.iter().map(|task| (*task, TaskState::Running)).collect();
                 coordinator.report(attempt, &all, None, now);
             }
+            Step::AckOfBefore { which, task } => {
+                let id = nth_pending(&coordinator, which).unwrap_or(chk(1));
+                let outcome = coordinator.acknowledge(id, task_of(task), attempt - 1, TaskSnapshot::default(), now);
+                assert_eq!(outcome, AckOutcome::OtherAttempt(attempt));
+            }
+            Step::Replace(task) => coordinator.replaced(task_of(task), "other", now),
+            Step::Halt if !over => {
+                ledger.halted = true;
+                coordinator.halt(now);
+            }
+            Step::Resume if ledger.halted => {
+                settle(&mut coordinator, &mut ledger, now);
+                ledger.halted = false;
+                coordinator.resume(now);
+            }
+            Step::Restore { claims, parallelism } if ledger.halted && !over => {
+                settle(&mut coordinator, &mut ledger, now);
+                restore(&mut coordinator, &mut ledger, (claims, parallelism), now);
+                assert!(!coordinator.tasks().is_settled(), "all begin anew");
+            }
+            Step::Halt | Step::Resume | Step::Restore { .. } => {}
         }
         coordinator.tick(now);
         for decision in coordinator.decisions() {
             ledger.note(&coordinator, decision);
         }
         check(&coordinator, &ledger, now);
+        ledger.attempt = coordinator.attempt();
     }
 }
 
@@ -200,11 +308,17 @@ fn check(coordinator: &Coordinator, ledger: &Ledger, now: Duration) {
     assert!(ledger.kept.len() <= rules.retained, "{:?}", ledger.kept);
     assert_eq!(coordinator.waiting().1, ledger.to_clean);
     assert!(coordinator.failures_in_a_row() <= 2);
-    assert!(
-        coordinator
-            .next_wake()
-            .is_none_or(|due| due > now || coordinator.phase() != super::super::machine::JobPhase::Ended)
-    );
+    let attempt = coordinator.attempt();
+    assert!(attempt >= ledger.attempt, "attempts only grow");
+    assert_eq!((coordinator.first_attempt(), coordinator.restarts()), (FIRST, attempt - FIRST));
+    if !coordinator.is_storing() {
+        assert_eq!(ledger.told_attempt, attempt, "tasks are told");
+    }
+    for (id, pending) in coordinator.pending() {
+        let storing = pending.phase == CheckpointPhase::Storing;
+        assert!(storing || pending.attempt == attempt && !ledger.halted, "{id} is of an attempt that is over");
+    }
+    assert!(coordinator.next_wake().is_none_or(|due| due > now || coordinator.phase() != JobPhase::Ended));
 }
 
 proptest! {
