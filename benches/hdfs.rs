@@ -129,7 +129,7 @@ async fn engine_round(engine: &Engine, size: usize, clients: usize, lasts: Durat
             while begun.elapsed() < lasts {
                 let sent = Instant::now();
                 let whole = Whole { data: data.clone(), crc: crc.clone(), paid: None };
-                engine.store(about(), None, whole).await.unwrap();
+                engine.store(about(), None, None, whole).await.unwrap();
                 latencies.record(sent.elapsed());
             }
             latencies
