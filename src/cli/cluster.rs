@@ -2,11 +2,16 @@
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use esker_client::wire::ClusterStatus;
+use indicatif::ProgressBar;
+use parking_lot::Mutex;
 
+use super::NotTried;
 use super::segments::{ApiArgs, block_on};
-use super::storage::StorageArgs;
+use super::storage::{BYTES, StorageArgs, bar};
+use crate::cluster::reshard::{self, ReshardOptions, ReshardProgress, ReshardReport, ReshardState};
 use crate::cluster::upkeep;
 
 #[derive(Debug, Args)]
@@ -25,6 +30,8 @@ enum ClusterAction {
     Dissolve(DissolveArgs),
     /// Makes a first map where all maps of a cluster were deleted. All daemons must be stopped
     Repair(RepairArgs),
+    /// Changes the number of shards of a store whose daemons are all stopped; says what that would do, without --run
+    Reshard(ReshardArgs),
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +66,27 @@ struct RepairArgs {
     storage: StorageArgs,
 }
 
+#[derive(Debug, Args)]
+struct ReshardArgs {
+    #[command(flatten)]
+    storage: StorageArgs,
+    /// The number of shards that the store is to have
+    #[arg(long, value_name = "M", required_unless_present = "abandon", conflicts_with = "abandon")]
+    shards: Option<u32>,
+    /// Does it, or goes on where an earlier run was cut short
+    #[arg(long)]
+    run: bool,
+    /// Also if members have not left, because they are dead
+    #[arg(long, requires = "run")]
+    force: bool,
+    /// Gives up what an earlier run has begun: the store stays as it was
+    #[arg(long, conflicts_with_all = ["run", "force"])]
+    abandon: bool,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
 pub(super) fn cluster(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
     match &args.action {
         ClusterAction::Status(args) => {
@@ -87,6 +115,7 @@ pub(super) fn cluster(args: &ClusterArgs) -> anyhow::Result<ExitCode> {
             block_on(async { Ok(upkeep::repair(&settings).await?) })?;
             println!("the cluster has a map again, without members: start the daemons");
         }
+        ClusterAction::Reshard(args) => change_shards(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -103,5 +132,82 @@ fn print(status: &ClusterStatus) {
         let segments = shard.segments.map_or_else(|| "-".to_owned(), |segments| segments.to_string());
         let owner = shard.owner.as_deref().unwrap_or("(nobody)");
         println!("{:<6} {owner:<24} {segments:>10} {:<21} {}", shard.shard, shard.since, shard.cause);
+    }
+}
+
+fn change_shards(args: &ReshardArgs) -> anyhow::Result<()> {
+    if args.storage.shard.is_some() {
+        bail!(NotTried("--shard names one shard, and this is about all of them: leave it out".to_owned()));
+    }
+    let settings = args.storage.settings()?;
+    let shown = Mutex::new(ProgressBar::hidden());
+    let show = |step| match step {
+        ReshardProgress::Copying(bytes) => {
+            let next = bar(BYTES).with_message("copied");
+            next.set_length(bytes);
+            std::mem::replace(&mut *shown.lock(), next).finish_and_clear();
+        }
+        ReshardProgress::Copied(bytes) => shown.lock().inc(bytes),
+        ReshardProgress::Deleting => shown.lock().finish_and_clear(),
+        ReshardProgress::Looking(_) | ReshardProgress::Looked => {}
+    };
+    let report = block_on(async {
+        Ok(match args.shards {
+            None => reshard::abandon(&settings).await?,
+            Some(shards) if args.run => {
+                reshard::run(&settings, ReshardOptions { shards, force: args.force }, &show).await?
+            }
+            Some(shards) => reshard::plan(&settings, shards, &show).await?,
+        })
+    })?;
+    shown.lock().finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_change(&report);
+    }
+    Ok(())
+}
+
+fn print_change(report: &ReshardReport) {
+    let ReshardReport { state, from, to, total, copied, .. } = report;
+    if !report.transfers.is_empty() {
+        println!(
+            "{:<6} {:<6} {:>10} {:>8} {:>10} {:>8} {:>14}",
+            "from", "to", "keys", "jobs", "segments", "files", "bytes"
+        );
+    }
+    for transfer in &report.transfers {
+        let counts = &transfer.counts;
+        println!(
+            "{:<6} {:<6} {:>10} {:>8} {:>10} {:>8} {:>14}",
+            transfer.from, transfer.to, counts.keys, counts.jobs, counts.segments, counts.files, counts.bytes
+        );
+    }
+    for placed in &report.placed {
+        println!(
+            "job {} goes to shard {}: with what it has claimed, or what its coordinator has there",
+            placed.job, placed.shard
+        );
+    }
+    report.notes.iter().for_each(|note| println!("note: {note}"));
+    let seconds = report.seconds;
+    match state {
+        ReshardState::Planned => println!(
+            "from {from} to {to}: {} keys, {} jobs, {} segments with {} bytes would be copied. Nothing was changed: --run does it, with all \
+             daemons stopped",
+            total.keys, total.jobs, total.segments, total.bytes
+        ),
+        ReshardState::Begun => {
+            println!("the change from {from} to {to} has begun, and has not ended: --run goes on with it")
+        }
+        ReshardState::ToBeDeleted => println!("the store has {to}; --run deletes what is left of the {from} before"),
+        ReshardState::NothingToDo => println!("the store has {to} already"),
+        ReshardState::Done => println!(
+            "the store has {to}: {} segments with {} bytes were copied, {} files of before deleted, in {seconds:.1} s. Start the daemons, \
+             with cluster.enabled = true",
+            copied.segments, copied.bytes, report.deleted_files
+        ),
+        ReshardState::Abandoned => println!("the change to {to} was given up: the store has {from}, as before"),
     }
 }

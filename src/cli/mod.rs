@@ -26,6 +26,7 @@ use clap::{Args, Parser, Subcommand};
 use esker_client::ClientError;
 use esker_client::wire::ErrorKind;
 
+use crate::cluster::reshard::ReshardError;
 use crate::cluster::upkeep::UpkeepError;
 use crate::config::{Config, ConfigErrors, Loaded, Settings};
 use crate::daemon::{StartError, check_files};
@@ -235,6 +236,7 @@ fn could_not_be_tried(error: &anyhow::Error) -> bool {
         || error.is::<StoppedError>()
         || error.is::<LocationError>()
         || error.is::<UpkeepError>()
+        || error.downcast_ref::<ReshardError>().is_some_and(ReshardError::is_refusal)
         || error.downcast_ref::<TransferError>().is_some_and(TransferError::is_refusal)
         || error.downcast_ref::<StartError>().is_some_and(StartError::is_refusal)
         || error.downcast_ref::<StopError>().is_some_and(StopError::is_refusal)

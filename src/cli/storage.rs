@@ -6,14 +6,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{NotTried, key_value, load};
+use crate::catalog::slate::{Journal, JournalError};
 use crate::config::{Config, DirectIo, Settings, StoreUrl};
-use crate::model::{SHARDS_MAX, ShardOf};
-use crate::store::DATA_SIDE;
+use crate::metrics::Metrics;
+use crate::model::StoreShards;
+use crate::store::{DATA_SIDE, place_of_catalog};
 
 /// Where the storage is.
 #[derive(Debug, Clone, Default, Args)]
@@ -70,11 +72,39 @@ impl StorageArgs {
         // What the daemon has noted it does itself, and as its own user.
         settings.merging.delete_ledger = None;
         settings.store.direct_io = DirectIo::Off;
-        Ok(match self.shard {
-            Some(shard) => settings.at_shard(ShardOf { shard, of: SHARDS_MAX }),
-            None => settings,
-        })
+        let Some(shard) = self.shard else { return Ok(settings) };
+        let shards = shards_of(&settings)?;
+        if shard >= shards.count {
+            bail!(NotTried(format!(
+                "--shard is {shard}, and the store has {shards}: {}",
+                match shards.count {
+                    1 => "leave it out, or say 0".to_owned(),
+                    count => format!("0 to {} are there", count - 1),
+                }
+            )));
+        }
+        Ok(settings.at_shard(shards.shard(shard)))
     }
+}
+
+/// The shards of a store. While their number is changed, those that it had before.
+fn shards_of(settings: &Settings) -> anyhow::Result<StoreShards> {
+    let place = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &Metrics::new())?;
+    let asking = async {
+        match Journal::shards(&place).await {
+            Ok(shards) => Ok(shards),
+            Err(JournalError::Resharding { .. }) => Ok(Journal::root_mark(&place).await?.map(|mark| mark.shards)),
+            Err(error) => Err(error),
+        }
+    };
+    let ask = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+        anyhow::Ok(runtime.block_on(asking)?)
+    };
+    // On a thread of its own: some who ask are in a runtime, and cannot wait for another one there.
+    let asked = std::thread::scope(|scope| scope.spawn(ask).join());
+    let shards = asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(shards.unwrap_or(StoreShards::UNDIVIDED))
 }
 
 /// Refuses the folder of a daemon that runs as another user: what a command makes there, that one could not open.

@@ -5,6 +5,10 @@
 //!   "members":[{"id","incarnation","url","host","since"}], "owners":[{"shard","member","incarnation","host","epoch_before","how","since"}]}
 //! ```
 //!
+//! Format 2 has besides `"generation":12`, if the number of shards was changed (see [`StoreShards`]), and while it is being changed
+//! `"resharding":{"shards":4,"generation":12}`. Nobody is a member then. Only such maps have format 2, so that others are read by
+//! older daemons.
+//!
 //! `since` is for people: no rule uses wall clocks. A shard without an entry in `owners` was never owned. The entry of an owner
 //! that is no member any more stays: it tells a successor whom it succeeds.
 
@@ -12,10 +16,12 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ROUTING, SHARDS_MAX, ShardOf};
+use crate::model::{ROUTING, SHARDS_MAX, ShardOf, StoreShards};
 
-/// The format that is written, and the only one that is read.
+/// The format of most maps.
 const FORMAT: u32 = 1;
+/// That of maps that say of generations.
+const FORMAT_OF_GENERATIONS: u32 = 2;
 
 /// A daemon of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +106,12 @@ pub struct ClusterMap {
     /// How it is divided: see [`crate::model::Routing`]. The first maps did not say.
     #[serde(default = "first_routing")]
     pub routing: u32,
+    /// The generation of the shards.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub generation: u64,
+    /// The shards that are being made, while their number is changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resharding: Option<StoreShards>,
     /// The daemons, by their names.
     pub members: Vec<Member>,
     /// The owners.
@@ -108,6 +120,10 @@ pub struct ClusterMap {
 
 fn first_routing() -> u32 {
     ROUTING
+}
+
+fn is_first(generation: &u64) -> bool {
+    *generation == 0
 }
 
 /// A map that cannot be understood.
@@ -121,8 +137,28 @@ pub struct InvalidMap {
 impl ClusterMap {
     /// Before the first member, of a store with so many shards.
     pub fn empty(shards: u32) -> Self {
+        Self::of(StoreShards::first(shards))
+    }
+
+    /// The same of a store with these shards.
+    pub fn of(StoreShards { count, generation }: StoreShards) -> Self {
         let (write_id, by) = (String::new(), String::new());
-        Self { format: FORMAT, write_id, by, shards, routing: ROUTING, members: vec![], owners: vec![] }
+        let (members, owners, resharding) = (vec![], vec![], None);
+        let (format, shards, routing) = (FORMAT, count, ROUTING);
+        Self { format, write_id, by, shards, routing, generation, resharding, members, owners }.formatted()
+    }
+
+    /// With the format that it needs.
+    #[must_use]
+    pub fn formatted(mut self) -> Self {
+        let plain = self.generation == 0 && self.resharding.is_none();
+        self.format = if plain { FORMAT } else { FORMAT_OF_GENERATIONS };
+        self
+    }
+
+    /// The shards of the store.
+    pub fn store_shards(&self) -> StoreShards {
+        StoreShards { count: self.shards, generation: self.generation }
     }
 
     /// Reads what stands under `number`.
@@ -132,7 +168,7 @@ impl ClusterMap {
     pub fn parse(number: u64, bytes: &[u8]) -> Result<Self, InvalidMap> {
         let invalid = |reason: String| InvalidMap { number, reason };
         let map: Self = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-        if map.format != FORMAT {
+        if !(FORMAT..=FORMAT_OF_GENERATIONS).contains(&map.format) {
             return Err(invalid(format!("its format is {}", map.format)));
         }
         if !(1..=SHARDS_MAX).contains(&map.shards) {
@@ -170,8 +206,7 @@ impl ClusterMap {
 
     /// All shards.
     pub fn all_shards(&self) -> impl Iterator<Item = ShardOf> + use<> {
-        let of = self.shards;
-        (0..of).map(move |shard| ShardOf { shard, of })
+        self.store_shards().all()
     }
 
     /// Whether this is the only member.
@@ -260,7 +295,7 @@ mod tests {
         assert_eq!(ClusterMap::parse(3, &map.bytes()).unwrap(), map);
 
         let text = String::from_utf8(map.bytes().to_vec()).unwrap();
-        let later = text.replace("\"format\":1", "\"format\":2");
+        let later = text.replace("\"format\":1", "\"format\":3");
         let endless = text.replace("\"shards\":1", "\"shards\":257");
         let other = text.replace("\"routing\":1", "\"routing\":2");
         for wrong in ["", "{}", &later, &endless, &other, &text[..text.len() / 2]] {
@@ -269,6 +304,21 @@ mod tests {
         }
         let of_first_release = text.replace(",\"routing\":1", "");
         assert_eq!(ClusterMap::parse(3, of_first_release.as_bytes()).unwrap(), map);
+    }
+
+    #[test]
+    fn only_maps_that_say_of_generations_are_refused_by_older_daemons() {
+        let (old, new) = (StoreShards::first(16), StoreShards { count: 4, generation: 12 });
+        let being = ClusterMap { resharding: Some(new), ..ClusterMap::of(old) }.formatted();
+
+        for (map, format) in [(ClusterMap::of(old), 1), (being.clone(), 2), (ClusterMap::of(new), 2)] {
+            assert_eq!(map.format, format);
+            assert_eq!(ClusterMap::parse(3, &map.bytes()).unwrap(), map);
+        }
+        let text = String::from_utf8(being.bytes().to_vec()).unwrap();
+        assert!(text.contains("\"resharding\":{\"shards\":4,\"generation\":12}"), "{text}");
+        let plain = String::from_utf8(ClusterMap::of(old).bytes().to_vec()).unwrap();
+        assert!(!plain.contains("generation") && !plain.contains("resharding"), "{plain}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::map::{ClusterMap, InvalidMap};
 use crate::metrics::Metrics;
+use crate::model::StoreShards;
 use crate::runtime::{Clock, Entropy, reply};
 use crate::store::{Created, NumberedObjects, StoreError};
 
@@ -43,6 +44,17 @@ pub enum MapError {
     /// It is there and means nothing.
     #[error(transparent)]
     Invalid(#[from] InvalidMap),
+    /// Nobody may be a member while the number of shards is changed.
+    #[error(
+        "map {number} of the cluster says that the store is being changed to {to}: no daemon runs on it meanwhile. \
+         `esker cluster reshard --shards {} --run` goes on where that was cut short, `--abandon` gives it up", to.count
+    )]
+    Resharding {
+        /// The map.
+        number: u64,
+        /// What is being made.
+        to: StoreShards,
+    },
     /// Storage does not say whether it was written. It may still be.
     #[error("storage does not say whether map {0} of the cluster was written")]
     Unknown(u64),
@@ -51,7 +63,7 @@ pub enum MapError {
 impl MapError {
     /// Whether trying again changes nothing.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Invalid(_))
+        matches!(self, Self::Invalid(_) | Self::Resharding { .. })
     }
 }
 
@@ -135,8 +147,20 @@ impl ClusterMaps {
     /// READ: the last map.
     ///
     /// # Errors
-    /// [`MapError::Store`], [`MapError::Invalid`].
+    /// [`MapError::Store`], [`MapError::Invalid`], [`MapError::Resharding`].
     pub async fn read(&self) -> Result<MapRead, MapError> {
+        let read = self.read_any().await?;
+        match read.last.map.resharding {
+            Some(to) => Err(MapError::Resharding { number: read.last.number, to }),
+            None => Ok(read),
+        }
+    }
+
+    /// The same, for whoever changes the number of shards: a map that says so is one, too.
+    ///
+    /// # Errors
+    /// [`MapError::Store`], [`MapError::Invalid`].
+    pub async fn read_any(&self) -> Result<MapRead, MapError> {
         let begun = self.clock.since_boot();
         let known = self.known();
         let last = match self.objects.newest(known.number).await? {
@@ -156,7 +180,7 @@ impl ClusterMaps {
     /// # Cancel safety
     /// Not cancel safe: a dropped call may still write the map.
     pub async fn write(&self, last: &NumberedMap, by: &str, map: ClusterMap) -> Result<Written, MapError> {
-        let map = ClusterMap { write_id: self.entropy.hex(16), by: by.to_owned(), ..map };
+        let map = ClusterMap { write_id: self.entropy.hex(16), by: by.to_owned(), ..map }.formatted();
         let (number, bytes) = (last.number + 1, map.bytes());
         for tried in 1..=TRIES {
             match self.objects.create(number, bytes.clone()).await? {
@@ -170,7 +194,7 @@ impl ClusterMaps {
                             return Ok(Written::Ours(self.learn(there)));
                         }
                         self.learn(there);
-                        return Ok(Written::Other(self.read().await?.last));
+                        return Ok(Written::Other(self.read_any().await?.last));
                     }
                 }
             }
@@ -225,6 +249,9 @@ impl ClusterMaps {
                 last = match self.write(&last, by, map).await? {
                     Written::Ours(map) => map,
                     Written::Other(other) => {
+                        if let Some(to) = other.map.resharding {
+                            return Err(MapError::Resharding { number: other.number, to });
+                        }
                         last = other;
                         continue;
                     }

@@ -12,7 +12,7 @@
 //! - [`peer`]: calls to other members.
 //! - [`links`]: the ways to all of them.
 //! - [`watch`]: whether another member is there.
-//! - [`upkeep`]: what an operator does to a cluster that is stopped.
+//! - [`upkeep`]: what an operator does to a cluster that is stopped. [`reshard`]: and to the number of its shards.
 //!
 //! A member's life, which needs all the rest of a daemon, is `daemon::member`; its door for peers, and who answers which request,
 //! `api::cluster`.
@@ -24,5 +24,6 @@ pub mod peer;
 pub mod place;
 pub mod plan;
 pub mod proof;
+pub mod reshard;
 pub mod upkeep;
 pub mod watch;

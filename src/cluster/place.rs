@@ -9,7 +9,7 @@ use crate::catalog::slate::{Journal, JournalError, Present};
 use crate::config::{Settings, StoreSettings};
 use crate::engine::{OpeningError, StartProgress, TriedStore};
 use crate::metrics::Metrics;
-use crate::model::ShardOf;
+use crate::model::{ShardOf, StoreShards};
 use crate::runtime::{Clock, Entropy};
 use crate::store::{NumberedObjects, OpenError, OpenedStore, Placement, open, place_of_catalog};
 
@@ -64,23 +64,29 @@ impl ClusterPlace {
         open(&store, self.settings.catalog.url.as_ref(), &self.metrics, &self.entropy).await
     }
 
-    /// The number of shards of the store, if it is divided.
+    /// The shards of the store, if it is divided.
     ///
     /// # Errors
     /// As [`Journal::shards`].
-    pub async fn shards(&self) -> Result<Option<u32>, JournalError> {
+    pub async fn shards(&self) -> Result<Option<StoreShards>, JournalError> {
         Journal::shards(&self.catalog).await
     }
 
-    /// Divides the store, if it is new, into `shards`. Returns the number that it has then.
+    /// Divides the store, if it is new, into `shards`. Returns those that it has then.
     ///
     /// # Errors
     /// As [`Journal::divide`].
-    pub async fn divide(&self, shards: u32) -> Result<u32, JournalError> {
-        match shards {
-            1 => Ok(self.shards().await?.unwrap_or(1)),
-            _ => Ok(Journal::divide(&self.catalog, shards).await?.unwrap_or(1)),
-        }
+    pub async fn divide(&self, shards: u32) -> Result<StoreShards, JournalError> {
+        let divided = match shards {
+            1 => self.shards().await?,
+            _ => Journal::divide(&self.catalog, shards).await?,
+        };
+        Ok(divided.unwrap_or(StoreShards::UNDIVIDED))
+    }
+
+    /// Where the catalog is; that of the whole store, at its root.
+    pub fn catalog(&self) -> &Placement {
+        &self.catalog
     }
 
     /// The settings of its engine.
@@ -133,8 +139,8 @@ impl ClusterPlace {
         if maps.known().number > 0 {
             return Ok(false);
         }
-        let Some(of) = self.shards().await? else { return self.is_of_cluster().await };
-        for shard in (0..of).map(|shard| ShardOf { shard, of }) {
+        let Some(shards) = self.shards().await? else { return self.is_of_cluster().await };
+        for shard in shards.all() {
             if Journal::present(&self.catalog.below(&shard.folder().unwrap_or_default())).await? != Present::Nothing {
                 return Ok(true);
             }
@@ -155,8 +161,8 @@ impl ClusterPlace {
     /// # Errors
     /// As [`Journal::leave_cluster`].
     pub async fn leave_cluster(&self) -> Result<(), JournalError> {
-        let Some(of) = self.shards().await? else { return Journal::leave_cluster(&self.catalog).await };
-        for shard in (0..of).map(|shard| ShardOf { shard, of }) {
+        let Some(shards) = self.shards().await? else { return Journal::leave_cluster(&self.catalog).await };
+        for shard in shards.all() {
             Journal::leave_cluster(&self.catalog.below(&shard.folder().unwrap_or_default())).await?;
         }
         Ok(())

@@ -6,6 +6,7 @@ use super::place::ClusterPlace;
 use crate::catalog::slate::JournalError;
 use crate::config::Settings;
 use crate::metrics::Metrics;
+use crate::model::StoreShards;
 use crate::runtime::{Clock, Entropy};
 use crate::store::OpenError;
 
@@ -79,7 +80,7 @@ pub async fn repair(settings: &Settings) -> Result<(), UpkeepError> {
     if !place.is_of_cluster().await? && place.shards().await?.is_none() {
         return Err(UpkeepError::NotNeeded("the store is no cluster's: its first member makes the map".to_owned()));
     }
-    let empty = ClusterMap::empty(place.shards().await?.unwrap_or(1));
+    let empty = ClusterMap::of(place.shards().await?.unwrap_or(StoreShards::UNDIVIDED));
     match maps.write(&last, "esker cluster repair", empty).await? {
         Written::Ours(_) => Ok(()),
         Written::Other(other) => {

@@ -8,7 +8,7 @@
 //! - [`assign`]: what each task starts from, at any parallelism.
 //! - [`metadata`], [`record`]: what is durable: of a checkpoint, of a job.
 //! - [`events`]: what workers are told. [`history`]: how checkpoints went.
-//! - [`storage`]: records, completes, frees.
+//! - [`storage`]: records, completes, frees. [`places`]: which jobs have to be in which shard for that.
 //! - `memory`: pays for what tasks have acknowledged.
 //! - `workers`: which worker has which tasks.
 //! - `requests`: what people have asked for. `steps`: what storage is asked, in order. `recorder`: what waits for a record.
@@ -28,6 +28,7 @@ pub mod history;
 mod job;
 mod memory;
 pub mod metadata;
+pub mod places;
 pub mod reason;
 pub mod record;
 mod recorder;

@@ -4,6 +4,7 @@ use crate::api::tls::TlsError;
 use crate::cluster::maps::MapError;
 use crate::config::{AccessLogPlace, ConfigErrors};
 use crate::engine::OpeningError;
+use crate::model::StoreShards;
 
 /// Why the daemon did not start. Nothing was answered.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +62,15 @@ pub enum StartError {
     )]
     NoToken(u32),
     /// The map is another one's.
-    #[error("the cluster's map has {found} shards, and the store has {expected}")]
+    #[error(
+        "the cluster's map is of {found} of generation {}, and the store that this daemon found has {expected} of generation {}: their \
+         number was changed. Start it again", found.generation, expected.generation
+    )]
     OtherShards {
         /// Those of the map.
-        found: u32,
+        found: StoreShards,
         /// Those of the store.
-        expected: u32,
+        expected: StoreShards,
     },
     /// Another process has this one's name.
     #[error("another daemon has joined the cluster as {0:?}, at {1}: give each its own cluster.daemon-id")]

@@ -21,6 +21,7 @@
 //! - [`clock`]: tells the operator when the machine's clock is wrong.
 //! - [`stopped`]: a store that no daemon is at work on, for commands that need none.
 //! - [`verify`], [`rebuild`]: a catalog against its files, and a new one made from them.
+//! - [`reshard`]: catalogs and files for another number of shards.
 //!
 //! # To follow
 //! - a put: `api::native::segments::put_segment`, [`Engine::put_segment`], `Engine::take_in`, `Engine::store_whole`,
@@ -53,6 +54,7 @@ pub mod progress;
 pub mod read;
 pub mod rebuild;
 pub mod recover;
+pub mod reshard;
 pub mod space;
 pub mod stopped;
 pub mod uploads;

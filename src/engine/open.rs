@@ -127,8 +127,11 @@ pub struct CatalogClaim {
     /// The part of the store that it is the catalog of.
     pub shard: ShardOf,
     /// Asked once the catalog is open, before anything is changed: whether the map still gives it to this member, and if not, why.
-    pub still_mine: BoxFuture<'static, Result<(), String>>,
+    pub still_mine: StillMine,
 }
+
+/// Tells whether a catalog is this one's, and if not, why.
+pub type StillMine = BoxFuture<'static, Result<(), String>>;
 
 crate::runtime::opaque_debug!(CatalogClaim);
 
@@ -463,6 +466,10 @@ async fn load(
 ) -> Result<(CatalogState, Journal, Owned), OpeningError> {
     let mut state = CatalogState::default();
     let decides_on_buckets = claim.as_ref().is_none_or(|claim| claim.shard.decides_on_buckets());
+    let of_member =
+        |CatalogClaim { epoch_before, shard, still_mine }| (JournalClaim::Member { epoch_before, shard }, still_mine);
+    let (claim, still_mine) = claim.map(of_member).unzip();
+    let claim = (claim.unwrap_or(JournalClaim::Alone), still_mine);
     let (journal, owned) = take_over(opened.data, opened.catalog, standing, taker, claim, &mut state).await?;
     if owned.data.capabilities().leases {
         state.keep_failed_files_open();
@@ -492,17 +499,14 @@ pub(super) async fn take_over(
     catalog: Placement,
     standing: StoreStanding,
     taker: &Taker<'_>,
-    claim: Option<CatalogClaim>,
+    (claim, still_mine): (JournalClaim, Option<StillMine>),
     state: &mut CatalogState,
 ) -> Result<(Journal, Owned), OpeningError> {
     let identity = identity::begin(standing, &data, &catalog, || taker.new_identity()).await?;
     let slot = catalog.identity_slot();
-    let of_member =
-        |CatalogClaim { epoch_before, shard, still_mine }| (JournalClaim::Member { epoch_before, shard }, still_mine);
-    let (claim, still_mine) = claim.map(of_member).unzip();
     let settings = JournalSettings {
         clock: clock_of_journal(taker.clock),
-        claim: claim.unwrap_or(JournalClaim::Alone),
+        claim,
         ..journal_settings(&catalog, &taker.settings.catalog)
     };
     let (place, url) = (catalog.to_string(), taker.settings.store.url.to_string());

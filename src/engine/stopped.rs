@@ -9,7 +9,7 @@ use super::recover::{Missing, RecoverError, imagine};
 use super::space::{GcState, SpaceBy, SpaceTable, space_table};
 use super::verify::repair;
 use crate::catalog::save::save;
-use crate::catalog::slate::{JournalError, Snapshot};
+use crate::catalog::slate::{JournalClaim, JournalError, Snapshot};
 use crate::catalog::state::CatalogState;
 use crate::config::Settings;
 use crate::metrics::Metrics;
@@ -152,7 +152,8 @@ impl Stopped {
         let taker = Taker { settings, entropy: &entropy, metrics: &metrics, clock: &clock, progress: &progress };
         let (mut state, data) = (CatalogState::default(), open_data(&settings.store, &metrics)?);
         // As any owner: what is put right here is what a daemon would do.
-        let (journal, owned) = take_over(data, placement, standing, &taker, None, &mut state).await?;
+        let (journal, owned) =
+            take_over(data, placement, standing, &taker, (JournalClaim::Alone, None), &mut state).await?;
         owned.data.remove_owners(&owned.earlier, journal.epoch()).await;
         let mut actions = repair(&mut state, &owned.data, journal.epoch(), clock.now(), missing).await?;
         let written = save(&mut state, &journal).await.map_err(StoppedError::Write)?;

@@ -19,5 +19,5 @@ pub use ids::{CheckpointId, IdempotencyKey, InvalidId, JobId, JobRun, Label, Mil
 pub use lane::{Lane, LaneOf};
 pub use layout::{FlinkKey, FlinkPlace, KeyLayout};
 pub use object::{NewUpload, ObjectChecksum, ObjectHead, ObjectHeaders, PartHead};
-pub use routing::{OF_BUCKETS, ROUTING, Routing, SHARDS_MAX, ShardOf};
+pub use routing::{OF_BUCKETS, ROUTING, Routing, SHARDS_MAX, ShardOf, StoreShards};
 pub use segment::{About, Handle, Holder, InvalidHandle, Location, Segment, StateScope, SubtaskKey, Writer};

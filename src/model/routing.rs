@@ -15,6 +15,7 @@
 use std::fmt;
 
 use crc_fast::{CrcAlgorithm, checksum};
+use serde::{Deserialize, Serialize};
 
 /// Shards that a store may have.
 pub const SHARDS_MAX: u32 = 256;
@@ -27,6 +28,55 @@ const PARTS: usize = 2;
 /// Digits of an id of a job of Flink's.
 const HEX_DIGITS: usize = 32;
 
+/// The shards that a store is divided into.
+///
+/// Each change of their number makes a new *generation*, whose shards have folders of their own: no name of an earlier one is used
+/// again. A new store has generation 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreShards {
+    /// Their number.
+    #[serde(rename = "shards")]
+    pub count: u32,
+    /// Tells them from those that were there before.
+    pub generation: u64,
+}
+
+impl StoreShards {
+    /// A store that was never divided.
+    pub const UNDIVIDED: Self = Self { count: 1, generation: 0 };
+
+    /// So many shards of a new store.
+    pub fn first(count: u32) -> Self {
+        Self { count, generation: 0 }
+    }
+
+    /// One of them.
+    pub fn shard(self, shard: u32) -> ShardOf {
+        ShardOf { shard, of: self.count, generation: self.generation }
+    }
+
+    /// All of them.
+    pub fn all(self) -> impl Iterator<Item = ShardOf> + use<> {
+        (0..self.count).map(move |shard| self.shard(shard))
+    }
+
+    /// Where keys and jobs are.
+    pub fn routing(self) -> Routing {
+        Routing::over(self.count)
+    }
+
+    /// Whether the one shard has the root of the store itself.
+    pub fn is_undivided(self) -> bool {
+        self == Self::UNDIVIDED
+    }
+}
+
+impl fmt::Display for StoreShards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.count, if self.count == 1 { "shard" } else { "shards" })
+    }
+}
+
 /// One shard of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardOf {
@@ -34,20 +84,27 @@ pub struct ShardOf {
     pub shard: u32,
     /// The number of shards that the store has.
     pub of: u32,
+    /// The generation of the store's shards.
+    pub generation: u64,
 }
 
 impl ShardOf {
     /// All of a store that is not divided.
-    pub const WHOLE: Self = Self { shard: 0, of: 1 };
+    pub const WHOLE: Self = Self { shard: 0, of: 1, generation: 0 };
 
-    /// Whether the store is not divided.
+    /// Whether it has all of the store.
     pub fn is_whole(self) -> bool {
         self.of == 1
     }
 
     /// The folder of the shard below the store's root; `None` if the shard has the root itself.
     pub fn folder(self) -> Option<[String; 2]> {
-        (!self.is_whole()).then(|| ["shards".to_owned(), self.shard.to_string()])
+        let name = match self.generation {
+            0 if self.is_whole() => return None,
+            0 => self.shard.to_string(),
+            generation => format!("{generation}.{}", self.shard),
+        };
+        Some(["shards".to_owned(), name])
     }
 
     /// Whether an object with this key is in it, or would be.
@@ -206,6 +263,17 @@ mod tests {
             assert_eq!(routing.of_prefix("b", prefix), None, "{prefix}");
         }
         assert_eq!(Routing::over(1).of_prefix("b", ""), Some(0));
+    }
+
+    #[test]
+    fn no_two_shards_ever_have_the_same_place() {
+        let folder = |shards: StoreShards, shard| shards.shard(shard).folder().map(|folders| folders.join("/"));
+
+        assert_eq!(folder(StoreShards::UNDIVIDED, 0), None);
+        assert_eq!(folder(StoreShards::first(16), 7).unwrap(), "shards/7");
+        let [one, four] = [1, 4].map(|count| StoreShards { count, generation: 12 });
+        assert_eq!(folder(one, 0).unwrap(), "shards/12.0");
+        assert_eq!(folder(four, 3).unwrap(), "shards/12.3");
     }
 
     proptest! {

@@ -158,6 +158,17 @@ impl DataStore {
         }
     }
 
+    /// Deletes everything that is there, whoever has made it: the place of a shard that never came to be. Only on an object store.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated. [`StoreError::Unsupported`].
+    pub async fn delete_everything(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Object(store) => store.delete_everything().await,
+            Self::Local(_) | Self::Hdfs(_) => Err(StoreError::Unsupported("deleting the place of a shard")),
+        }
+    }
+
     /// Writes a small file under a new name, and deletes it.
     ///
     /// # Errors

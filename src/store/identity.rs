@@ -427,6 +427,27 @@ impl DataStore {
         Ok(there)
     }
 
+    /// Deletes what says which store it is, and who had it: others have taken its place. Only on an object store.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`]; it can be repeated. [`StoreError::Unsupported`].
+    pub async fn remove_identity(&self) -> Result<(), StoreError> {
+        let mut slots: Vec<IdentitySlot> =
+            self.owner_epochs().await?.into_iter().map(|epoch| self.owner_slot(epoch)).collect();
+        // Last: without it nothing of the store is deleted any more by a daemon that believes to have it.
+        slots.push(self.identity_slot());
+        for slot in slots {
+            let IdentitySlot::Object { store, path } = &slot else {
+                return Err(StoreError::Unsupported("removing a store's identity"));
+            };
+            match store.delete(path).await {
+                Ok(()) | Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(slot.failed("delete", error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the objects of owners before the one of `epoch`, which has left its own: whatever a stale daemon removes, the
     /// newest one's stays.
     pub async fn remove_owners(&self, owners: &StoreOwners, epoch: u64) {

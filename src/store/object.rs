@@ -294,6 +294,20 @@ impl ObjectFiles {
         gone
     }
 
+    /// Deletes everything below the prefix, whatever it is.
+    pub(super) async fn delete_everything(&self) -> Result<(), StoreError> {
+        let failed = |error| StoreError::failed("delete", self.prefix.as_ref(), error);
+        let listed = self.store.list(Some(&self.prefix)).map_ok(|meta| meta.location).boxed();
+        let mut deleted = self.store.delete_stream(listed);
+        while let Some(gone) = deleted.next().await {
+            match gone {
+                Ok(_) | Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let prefix = self.prefix.clone().join(PhysicalFileId::FOLDER);
         let listed: Result<Vec<_>, Error> = self.store.list(Some(&prefix)).try_collect().await;

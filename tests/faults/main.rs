@@ -33,6 +33,7 @@ mod reads;
 mod rebuild;
 mod reclaim;
 mod requests;
+mod reshard;
 mod restore;
 mod s3_server;
 mod shards;

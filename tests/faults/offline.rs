@@ -26,14 +26,14 @@ pub fn keys(server: &S3Server) -> impl Iterator<Item = String> {
 }
 
 /// Runs the program on the server's store, named key by key.
-async fn esker(server: &S3Server, args: &[&str]) -> (Option<i32>, Output) {
+pub async fn esker(server: &S3Server, args: &[&str]) -> (Option<i32>, Output) {
     let mut command = process::esker();
     command.args(args).args(keys(server)).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     (output.status.code(), output)
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 

@@ -86,8 +86,8 @@ impl Default for Shared {
     }
 }
 
-#[derive(Default)]
-struct Contents {
+#[derive(Default, Clone)]
+pub struct Contents {
     objects: BTreeMap<String, Object>,
     uploads: BTreeMap<String, Upload>,
 }
@@ -100,6 +100,7 @@ struct Object {
     metadata: Option<Metadata>,
 }
 
+#[derive(Clone)]
 struct Upload {
     key: String,
     metadata: Option<Metadata>,
@@ -123,6 +124,16 @@ impl Objects {
         let e_tag = ETag::Strong(self.name());
         let object = Object { data, e_tag, modified_ms: Clock::System.now().0, metadata: None };
         self.shared.contents.lock().objects.insert(key.to_owned(), object);
+    }
+
+    /// All that is stored, to be put back.
+    pub fn contents(&self) -> Contents {
+        self.shared.contents.lock().clone()
+    }
+
+    /// Puts back what was stored, and nothing else.
+    pub fn put_back(&self, contents: &Contents) {
+        *self.shared.contents.lock() = contents.clone();
     }
 
     /// Changes an object behind everybody's back.

@@ -5,8 +5,14 @@
 //! epochs after <number>                   if it was rebuilt: added to SlateDB's writer epoch
 //! shard <n> of <number>, routing 1        of a catalog that has one shard of a store
 //! shards <number>, routing 1              where there is no database, because each shard has one of its own
+//! resharding to <number>, generation <g>  while the number of shards is changed, and for good in those that others take the place of
+//! replaces <number>, generation <g>       after that, until what was there before is deleted
 //! cluster 1                               if only members of a cluster may open it, as the cluster's map says
 //! ```
+//!
+//! Shards of a later generation than 0 have it in their lines: `shard 3 of 4, routing 1, generation 12`. At the root the one who
+//! changes the number of shards stands behind its line, `, by <32 hex digits>`, and `, emptied` behind the last but one when no physical
+//! file is left.
 //!
 //! The last line keeps out daemons that know of no cluster: releases before there were any refuse a line that they do not know. One
 //! that says how many shards there are stays for good, and keeps out everybody who takes the store for one that is not divided.
@@ -23,24 +29,55 @@ use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::JournalError;
+use super::giving_way::{Replaced, Resharding};
 use super::settings::JournalClaim;
-use crate::model::{ROUTING, SHARDS_MAX, ShardOf};
+use crate::model::{ROUTING, SHARDS_MAX, ShardOf, StoreShards};
 
 /// The line of a database that belongs to a cluster.
 const OF_CLUSTER: &str = "cluster 1\n";
 
 /// What a marker says beside the log of its database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Marked {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marked {
     /// Epochs before those of the database.
-    epochs_before: u64,
-    divided: Divided,
-    of_cluster: bool,
+    pub(super) epochs_before: u64,
+    pub(super) divided: Divided,
+    /// Others are to take its place.
+    pub(super) resharding: Option<Resharding>,
+    /// It has taken the place of these.
+    pub(super) replaces: Option<Replaced>,
+    pub(super) of_cluster: bool,
 }
 
 impl Marked {
+    /// Its lines, behind the first one.
+    fn lines(&self) -> String {
+        let Self { epochs_before, divided, resharding, replaces, of_cluster } = self;
+        let mut lines = match epochs_before {
+            0 => String::new(),
+            epochs => format!("epochs after {epochs}\n"),
+        };
+        let of = |generation: u64| if generation == 0 { String::new() } else { format!(", generation {generation}") };
+        match divided {
+            Divided::No => {}
+            Divided::Shard(shard) => lines += &format!("{shard}, routing {ROUTING}{}\n", of(shard.generation)),
+            Divided::Into(shards) => {
+                lines += &format!("shards {}, routing {ROUTING}{}\n", shards.count, of(shards.generation));
+            }
+        }
+        if let Some(Resharding { to, by }) = resharding {
+            let by = by.as_ref().map_or_else(String::new, |by| format!(", by {by}"));
+            lines += &format!("resharding to {}, generation {}{by}\n", to.count, to.generation);
+        }
+        if let Some(Replaced { shards, emptied }) = replaces {
+            let emptied = if *emptied { ", emptied" } else { "" };
+            lines += &format!("replaces {}, generation {}{emptied}\n", shards.count, shards.generation);
+        }
+        lines + if *of_cluster { OF_CLUSTER } else { "" }
+    }
+
     /// The part of a store that the database has.
-    fn shard(&self) -> ShardOf {
+    pub(super) fn shard(&self) -> ShardOf {
         match self.divided {
             Divided::Shard(shard) => shard,
             Divided::No | Divided::Into(_) => ShardOf::WHOLE,
@@ -59,13 +96,13 @@ pub(super) struct Checked {
 
 /// Whether a store is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Divided {
+pub(super) enum Divided {
     /// This database has all of it, or does not say.
     No,
     /// This database has one shard.
     Shard(ShardOf),
-    /// So many shards are elsewhere.
-    Into(u32),
+    /// These shards are elsewhere.
+    Into(StoreShards),
 }
 
 /// The thing that stands where a journal could be.
@@ -82,7 +119,7 @@ pub enum Present {
 /// The marker of one database.
 #[derive(Debug, Clone)]
 pub(super) struct JournalMarker {
-    store: Arc<dyn ObjectStore>,
+    pub(super) store: Arc<dyn ObjectStore>,
     prefix: Path,
     log: &'static str,
     /// The folder of `store`, if it is one.
@@ -122,7 +159,7 @@ impl JournalMarker {
         Self { folder: Some(folder.to_owned()), ..self }
     }
 
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         let path = self.path();
         self.folder.as_ref().map_or_else(|| path.to_string(), |folder| folder.join(path.as_ref()).display().to_string())
     }
@@ -133,7 +170,7 @@ impl JournalMarker {
         file.and_then(|file| file.metadata().ok()).is_some_and(|there| !there.is_file())
     }
 
-    fn path(&self) -> Path {
+    pub(super) fn path(&self) -> Path {
         self.prefix.clone().join("FORMAT")
     }
 
@@ -156,7 +193,7 @@ impl JournalMarker {
         }
     }
 
-    async fn has_manifest(&self) -> Result<bool, JournalError> {
+    pub(super) async fn has_manifest(&self) -> Result<bool, JournalError> {
         let manifests = self.prefix.clone().join("manifest");
         Ok(self.store.list(Some(&manifests)).next().await.transpose()?.is_some())
     }
@@ -169,13 +206,18 @@ impl JournalMarker {
         }
     }
 
-    fn wrong(&self, found: &str) -> JournalError {
+    /// The text of one that says this.
+    pub(super) fn text(&self, marked: &Marked) -> String {
+        self.whole() + &marked.lines()
+    }
+
+    pub(super) fn wrong(&self, found: &str) -> JournalError {
         let (found, expected) = (found.trim().to_owned(), self.whole().trim().to_owned());
         JournalError::WrongFormat { place: self.place(), found, expected }
     }
 
     /// What the marker of a whole database says.
-    fn marked(&self, found: &str) -> Result<Marked, JournalError> {
+    pub(super) fn marked(&self, found: &str) -> Result<Marked, JournalError> {
         if found == self.unfinished() {
             return Err(JournalError::Unfinished);
         }
@@ -184,72 +226,120 @@ impl JournalMarker {
             Some(alone) => (alone, true),
             None => (found, false),
         };
-        let mut marked = Marked { epochs_before: 0, divided: Divided::No, of_cluster };
+        let mut marked =
+            Marked { epochs_before: 0, divided: Divided::No, resharding: None, replaces: None, of_cluster };
         let rest = alone.strip_prefix(&self.whole()).ok_or_else(wrong)?;
         let mut lines = rest.lines().peekable();
         if let Some(number) = lines.peek().and_then(|line| line.strip_prefix("epochs after ")) {
             marked.epochs_before = number.parse().map_err(|_| wrong())?;
             lines.next();
         }
-        if let Some(line) = lines.next() {
+        if let Some(line) = lines.next_if(|line| line.starts_with("shard")) {
             marked.divided = divided(line).ok_or_else(wrong)?;
+        }
+        if let Some(line) = lines.next_if(|line| line.starts_with("resharding ")) {
+            marked.resharding = Some(Resharding::parse(line).ok_or_else(wrong)?);
+        } else if let Some(line) = lines.next_if(|line| line.starts_with("replaces ")) {
+            marked.replaces = Some(Replaced::parse(line).ok_or_else(wrong)?);
         }
         if lines.next().is_some() { Err(wrong()) } else { Ok(marked) }
     }
 
-    /// Checks that the database may be opened, or records it if it is new. Returns how many epochs went before its own.
-    pub(super) async fn check(&self) -> Result<u64, JournalError> {
+    /// Checks that the database may be looked at, or records it if it is new. Returns how many epochs went before its own.
+    pub(super) async fn check(&self, claim: JournalClaim) -> Result<u64, JournalError> {
         let found = self.found_or_made().await?;
         let marked = self.marked(&found)?;
-        match marked.divided {
-            Divided::Into(shards) => Err(JournalError::Divided { place: self.place(), shards }),
-            Divided::No | Divided::Shard(_) => Ok(marked.epochs_before),
+        self.check_openable(&marked, claim)?;
+        Ok(marked.epochs_before)
+    }
+
+    /// Refuses what has no database, and one that others take the place of, unless that is what it is opened for.
+    fn check_openable(&self, marked: &Marked, claim: JournalClaim) -> Result<(), JournalError> {
+        let is_for = |generation| matches!(claim, JournalClaim::Reshard { generation: wanted } if wanted == generation);
+        match (marked.divided, &marked.resharding) {
+            (_, Some(Resharding { to, .. })) if !is_for(to.generation) => {
+                Err(JournalError::Resharding { place: self.place(), to: *to })
+            }
+            // What an undivided store had, while it is deleted.
+            (Divided::Into(shards), None)
+                if is_for(shards.generation)
+                    && marked.replaces.as_ref().is_some_and(|replaced| replaced.shards.is_undivided()) =>
+            {
+                Ok(())
+            }
+            (Divided::Into(shards), _) => Err(JournalError::Divided { place: self.place(), shards: shards.count }),
+            (Divided::No | Divided::Shard(_), _) => Ok(()),
         }
     }
 
     /// The same for the one who opens it with this claim.
     pub(super) async fn check_claim(&self, claim: JournalClaim) -> Result<Checked, JournalError> {
+        if let JournalClaim::Fill { shard, epochs_before } = claim {
+            return self.found_or_filled(shard, epochs_before).await;
+        }
         let found = self.found_or_made().await?;
         let marked = self.marked(&found)?;
-        if let Divided::Into(shards) = marked.divided {
-            return Err(JournalError::Divided { place: self.place(), shards });
-        }
-        let JournalClaim::Member { shard, .. } = claim else {
-            return match marked.of_cluster {
-                true => Err(JournalError::OfCluster(self.place())),
-                false => Ok(Checked { epochs_before: marked.epochs_before, shard: marked.shard() }),
-            };
+        self.check_openable(&marked, claim)?;
+        let as_it_is = Checked { epochs_before: marked.epochs_before, shard: marked.shard() };
+        let shard = match claim {
+            JournalClaim::Member { shard, .. } => shard,
+            JournalClaim::Alone if marked.of_cluster => return Err(JournalError::OfCluster(self.place())),
+            JournalClaim::Alone | JournalClaim::Reshard { .. } | JournalClaim::Fill { .. } => return Ok(as_it_is),
         };
-        let line = match marked.divided {
+        let divided = match marked.divided {
             Divided::Shard(found) if found != shard => {
                 return Err(JournalError::WrongShard { place: self.place(), found, expected: shard });
             }
             // Of a database that was rebuilt, too.
-            Divided::No if !shard.is_whole() => format!("{shard}, routing {ROUTING}\n"),
-            _ => String::new(),
+            Divided::No if shard.folder().is_some() => Divided::Shard(shard),
+            as_it_was => as_it_was,
         };
         // From here on nobody opens it who does not know of the map.
-        if !marked.of_cluster || !line.is_empty() {
-            let alone = found.strip_suffix(OF_CLUSTER).unwrap_or(&found);
-            self.put_back(format!("{alone}{line}{OF_CLUSTER}")).await?;
+        if !marked.of_cluster || divided != marked.divided {
+            let epochs_before = marked.epochs_before;
+            self.put_back(self.text(&Marked { divided, of_cluster: true, ..marked })).await?;
+            return Ok(Checked { epochs_before, shard });
         }
         Ok(Checked { epochs_before: marked.epochs_before, shard })
     }
 
-    /// The number of shards that a store is divided into, if the marker at its root says so.
-    pub(super) async fn shards(&self) -> Result<Option<u32>, JournalError> {
+    /// A new database of a shard that is filled before anybody else opens it. Whoever had begun to has said how many epochs went before.
+    async fn found_or_filled(&self, shard: ShardOf, epochs_before: u64) -> Result<Checked, JournalError> {
+        let (divided, resharding, replaces) = (Divided::Shard(shard), None, None);
+        let new = Marked { epochs_before, divided, resharding, replaces, of_cluster: true };
+        if self.read().await?.is_none() {
+            self.create(self.text(&new)).await?;
+        }
+        let found = self.read().await?.unwrap_or_default();
+        let marked = self.marked(&found)?;
+        let epochs_before = marked.epochs_before;
+        if (Marked { epochs_before, ..new }) != marked {
+            return Err(self.wrong(&found));
+        }
+        Ok(Checked { epochs_before, shard })
+    }
+
+    /// The shards that a store is divided into, if the marker at its root says so.
+    pub(super) async fn shards(&self) -> Result<Option<StoreShards>, JournalError> {
         let Some(found) = self.read().await? else { return Ok(None) };
-        Ok(self.marked(&found).ok().and_then(|marked| match marked.divided {
+        let Ok(marked) = self.marked(&found) else { return Ok(None) };
+        if let Some(Resharding { to, .. }) = marked.resharding {
+            return Err(JournalError::Resharding { place: self.place(), to });
+        }
+        Ok(match marked.divided {
             Divided::Into(shards) => Some(shards),
             Divided::No | Divided::Shard(_) => None,
-        }))
+        })
     }
 
     /// Says that a store is divided into so many shards, unless something is there. Returns what is so then; `None` if it is not
     /// divided.
-    pub(super) async fn divide(&self, shards: u32) -> Result<Option<u32>, JournalError> {
+    pub(super) async fn divide(&self, shards: u32) -> Result<Option<StoreShards>, JournalError> {
         if !self.has_manifest().await? {
-            self.create(format!("{}shards {shards}, routing {ROUTING}\n{OF_CLUSTER}", self.whole())).await?;
+            let divided = Divided::Into(StoreShards::first(shards));
+            let (resharding, replaces) = (None, None);
+            let divided = Marked { epochs_before: 0, divided, resharding, replaces, of_cluster: true };
+            self.create(self.text(&divided)).await?;
         }
         self.shards().await
     }
@@ -325,15 +415,22 @@ impl JournalMarker {
 fn divided(line: &str) -> Option<Divided> {
     let (what, routing) = line.split_once(", routing ")?;
     let number = |text: &str| text.parse::<u32>().ok();
-    let known = |of: &u32| (1..=SHARDS_MAX).contains(of);
+    let (routing, generation) = match routing.split_once(", generation ") {
+        Some((routing, generation)) => (routing, generation.parse().ok().filter(|generation| *generation > 0)?),
+        None => (routing, 0),
+    };
     if number(routing)? != ROUTING {
         return None;
     }
+    let of = |text: &str| {
+        let count = number(text).filter(|count| (1..=SHARDS_MAX).contains(count))?;
+        Some(StoreShards { count, generation })
+    };
     if let Some(shards) = what.strip_prefix("shards ") {
-        return number(shards).filter(known).map(Divided::Into);
+        return of(shards).map(Divided::Into);
     }
-    let (shard, of) = what.strip_prefix("shard ")?.split_once(" of ")?;
-    let found = ShardOf { shard: number(shard)?, of: number(of).filter(known)? };
+    let (shard, shards) = what.strip_prefix("shard ")?.split_once(" of ")?;
+    let found = of(shards)?.shard(number(shard)?);
     (found.shard < found.of).then_some(Divided::Shard(found))
 }
 
@@ -343,7 +440,8 @@ mod tests {
 
     use super::*;
 
-    const MEMBER: JournalClaim = JournalClaim::Member { epoch_before: 0, shard: ShardOf { shard: 7, of: 16 } };
+    const SEVENTH: ShardOf = ShardOf { shard: 7, of: 16, generation: 0 };
+    const MEMBER: JournalClaim = JournalClaim::Member { epoch_before: 0, shard: SEVENTH };
 
     fn marker(store: &Arc<InMemory>, prefix: &str) -> JournalMarker {
         JournalMarker::new(Arc::<InMemory>::clone(store), Path::from(prefix), "objects")
@@ -360,7 +458,13 @@ mod tests {
         assert_eq!(of_shard.check_claim(MEMBER).await.unwrap().epochs_before, 0);
         assert_eq!(of_shard.read().await.unwrap().unwrap(), text);
 
-        for wrong in [ShardOf { shard: 6, of: 16 }, ShardOf { shard: 7, of: 8 }, ShardOf::WHOLE] {
+        let of_later_generation = StoreShards { count: 16, generation: 3 };
+        for wrong in [
+            StoreShards::first(16).shard(6),
+            StoreShards::first(8).shard(7),
+            of_later_generation.shard(7),
+            ShardOf::WHOLE,
+        ] {
             let claim = JournalClaim::Member { epoch_before: 0, shard: wrong };
             let error = of_shard.check_claim(claim).await.unwrap_err();
             assert!(error.is_damage() && error.to_string().contains("shard 7 of 16"), "{error}");
@@ -368,7 +472,7 @@ mod tests {
         assert!(matches!(of_shard.check_claim(JournalClaim::Alone).await, Err(JournalError::OfCluster(_))));
         of_shard.leave_cluster().await.unwrap();
         let alone = of_shard.check_claim(JournalClaim::Alone).await.unwrap();
-        assert_eq!((alone.epochs_before, alone.shard), (0, ShardOf { shard: 7, of: 16 }), "it stays one of several");
+        assert_eq!((alone.epochs_before, alone.shard), (0, SEVENTH), "it stays one of several");
         of_shard.finish_rebuild(5).await.unwrap();
         assert_eq!(of_shard.check_claim(MEMBER).await.unwrap().epochs_before, 5);
         let text = of_shard.read().await.unwrap().unwrap();
@@ -381,16 +485,17 @@ mod tests {
         let root = marker(&store, "c/catalog");
         assert_eq!(root.shards().await.unwrap(), None);
 
-        assert_eq!(root.divide(16).await.unwrap(), Some(16));
-        assert_eq!(root.divide(8).await.unwrap(), Some(16), "it was decided");
+        let divided = Some(StoreShards::first(16));
+        assert_eq!(root.divide(16).await.unwrap(), divided);
+        assert_eq!(root.divide(8).await.unwrap(), divided, "it was decided");
 
         for claim in [JournalClaim::Alone, MEMBER] {
             let error = root.check_claim(claim).await.unwrap_err();
             assert!(matches!(error, JournalError::Divided { shards: 16, .. }), "{error}");
         }
-        assert!(root.check().await.is_err());
+        assert!(root.check(JournalClaim::Alone).await.is_err());
         root.leave_cluster().await.unwrap();
-        assert_eq!(root.shards().await.unwrap(), Some(16), "that stays");
+        assert_eq!(root.shards().await.unwrap(), divided, "that stays");
     }
 
     #[tokio::test]
@@ -414,9 +519,15 @@ mod tests {
             "shards 257, routing 1",
             "shard 7 of 16, routing 1\nshards 16, routing 1",
             "epochs after x",
+            "shard 7 of 16, routing 1, generation 0",
+            "shards 16, routing 1, generation x",
+            "resharding to 0, generation 2",
+            "resharding to 4, generation 0",
+            "resharding to 4, generation 2\nreplaces 4, generation 2",
+            "replaces 4",
         ] {
             of_shard.put_back(format!("esker journal 1, log objects 1\n{line}\n")).await.unwrap();
-            let error = of_shard.check().await.unwrap_err();
+            let error = of_shard.check(JournalClaim::Alone).await.unwrap_err();
             assert!(matches!(error, JournalError::WrongFormat { .. }), "{line}: {error}");
         }
     }

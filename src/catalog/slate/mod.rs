@@ -27,10 +27,12 @@
 //! Everything that was durable is there, whole; a batch that was not durable may be there as well.
 
 mod disk;
+mod giving_way;
 mod group;
 mod marker;
 mod opening;
 mod quiet;
+mod reshard;
 mod room;
 mod scan;
 mod settings;
@@ -55,11 +57,13 @@ use slatedb::{CloseReason, Db, GarbageCollectorBuilder, WriteBatch, WriteHandle}
 use tokio_util::sync::CancellationToken;
 
 use self::disk::{Damaged, DiskObjects};
+pub use self::giving_way::{Replaced, Resharding};
 use self::group::GroupCommit;
 pub use self::marker::Present;
 use self::marker::{Checked, JournalMarker};
 use self::opening::OpeningObjects;
 pub use self::quiet::Quiet;
+pub use self::reshard::RootMark;
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
 pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};
@@ -70,7 +74,7 @@ use self::ticks::{OnRecord, Ticks, tick};
 use super::anchor::Anchor;
 use super::log::{LeasedLog, LeasedLogInit, LeasedLogLimits, Log, LogGc, LogInit};
 use super::mutation::Mutation;
-use crate::model::ShardOf;
+use crate::model::{ShardOf, StoreShards};
 use crate::runtime::Clock;
 use crate::store::append_file::sync_parent;
 use crate::store::{CountedStore, DiskSpace, LogFolder, Placement, Traffic};
@@ -218,7 +222,7 @@ pub enum JournalError {
     },
     /// There is no catalog here: each shard has its own.
     #[error(
-        "{place} says that this store is divided into {shards} shards, each with a catalog of its own. A daemon needs          cluster.enabled = true; a command on the storage needs to know which: --shard 0 to {}", shards - 1
+        "{place} says that this store is divided into {shards} shards, each with a catalog of its own. A daemon needs cluster.enabled = true; a command on the storage needs to know which: --shard 0 to {}", shards - 1
     )]
     Divided {
         /// The marker.
@@ -226,6 +230,21 @@ pub enum JournalError {
         /// Their number.
         shards: u32,
     },
+    /// The number of shards is being changed.
+    #[error(
+        "{place} says that the shards of this store give way to {to}: a change of their number has begun. Nothing else opens it \
+         meanwhile. `esker cluster reshard --shards {} --run` goes on where it was cut short, `--abandon` gives it up. After its end \
+         nothing opens this catalog any more", to.count
+    )]
+    Resharding {
+        /// The marker.
+        place: String,
+        /// What they give way to.
+        to: StoreShards,
+    },
+    /// Somebody else has changed the marker.
+    #[error("{0} was changed by another command meanwhile: look at `esker cluster reshard`, and run this again")]
+    MarkChanged(String),
     /// There is no journal to be looked at.
     #[error("there is no catalog")]
     Nothing,
@@ -261,6 +280,7 @@ impl JournalError {
         match self {
             Self::Corrupt(_) | Self::ManifestsMissing(_) | Self::WrongFormat { .. } | Self::Unfinished => true,
             Self::OfCluster(_) | Self::WrongShard { .. } | Self::Divided { .. } => true,
+            Self::Resharding { .. } | Self::MarkChanged(_) => true,
             Self::Fenced | Self::Moved { .. } | Self::Locked { .. } | Self::Unavailable(_) => false,
             Self::Nothing | Self::Closed => false,
             Self::Invalid(_) | Self::Visit(_) | Self::Internal(_) => false,
@@ -440,22 +460,22 @@ impl Journal {
         }
     }
 
-    /// The number of shards that the store with this root is divided into; `None` if it is not.
+    /// The shards that the store with this root is divided into; `None` if it is not.
     ///
     /// # Errors
-    /// `Unavailable` if storage does not tell.
-    pub async fn shards(placement: &Placement) -> Result<Option<u32>, JournalError> {
+    /// `Unavailable` if storage does not tell; `Resharding` while their number is changed.
+    pub async fn shards(placement: &Placement) -> Result<Option<StoreShards>, JournalError> {
         match placement {
             Placement::Object { store, prefix, log: None, .. } => marker_of(store, prefix, false).await?.shards().await,
             Placement::Object { .. } | Placement::Local { .. } => Ok(None),
         }
     }
 
-    /// Says that the store with this root is divided into `shards`, if it is new. Returns whether it is, and into how many.
+    /// Says that the store with this root is divided into `shards`, if it is new. Returns whether it is, and into which.
     ///
     /// # Errors
-    /// `Unavailable` if storage does not take it.
-    pub async fn divide(placement: &Placement, shards: u32) -> Result<Option<u32>, JournalError> {
+    /// `Unavailable` if storage does not take it; `Resharding`.
+    pub async fn divide(placement: &Placement, shards: u32) -> Result<Option<StoreShards>, JournalError> {
         match placement {
             Placement::Object { store, prefix, log: None, .. } => {
                 marker_of(store, prefix, false).await?.divide(shards).await
@@ -713,6 +733,10 @@ async fn open_object(
     let log = leased_log(&marker, log_folder, settings);
     let db = build_on_object(&seen, &prefix, updates, log, settings, &on_record).await?;
     objects.done().await;
+    if let (OpenMode::Whole, JournalClaim::Alone) = (opening, settings.claim) {
+        // Once more: whoever shut daemons out for good, or for others, may have done so between the first look and this fence.
+        opening.check(&marker, settings.claim).await?;
+    }
     let epoch = db.manifest().writer_epoch();
     let successor = Successor::new(store, prefix, epoch, settings);
     let shut_out = ShutOut::Successor(successor.found().clone());
@@ -745,7 +769,7 @@ async fn build_on_object(
             .with_db_cache(block_cache(settings), 0)
             .with_system_clock(Arc::<Ticks>::clone(&ticks));
         let building = match settings.claim {
-            JournalClaim::Alone => building,
+            JournalClaim::Alone | JournalClaim::Reshard { .. } | JournalClaim::Fill { .. } => building,
             JournalClaim::Member { epoch_before, .. } => building.with_expected_epoch(epoch_before),
         };
         let building = match &log {

@@ -74,9 +74,12 @@ impl Journal {
                         }
                         hold.owner = Some(journal);
                     }
-                    Err(error @ (JournalError::Fenced | JournalError::OfCluster(_) | JournalError::Divided { .. })) => {
-                        return Err(error);
-                    }
+                    Err(
+                        error @ (JournalError::Fenced
+                        | JournalError::OfCluster(_)
+                        | JournalError::Divided { .. }
+                        | JournalError::Resharding { .. }),
+                    ) => return Err(error),
                     Err(error) => hold.unread = Some(error),
                 }
                 if let Some(error) = &hold.unread {
@@ -252,7 +255,7 @@ async fn copy_all(store: &Arc<dyn ObjectStore>, from: &Path, to: &Path) -> Resul
 }
 
 /// The marker goes last: until then nobody takes what is left for a journal, or begins one among it.
-async fn delete_all(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<(), JournalError> {
+pub(super) async fn delete_all(store: &Arc<dyn ObjectStore>, prefix: &Path) -> Result<(), JournalError> {
     let marker = prefix.clone().join("FORMAT");
     let mut keys = keys(store, prefix).await?;
     keys.sort_by_key(|key| *key == marker);

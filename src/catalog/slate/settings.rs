@@ -82,6 +82,18 @@ pub enum JournalClaim {
         /// The part of the store that it is about.
         shard: ShardOf,
     },
+    /// Whoever changes the number of shards, to settle and read what is there: only one that is marked so.
+    Reshard {
+        /// The generation that takes its place.
+        generation: u64,
+    },
+    /// The same, to make a new one: of nobody else before it is filled.
+    Fill {
+        /// The part of the store that it is about.
+        shard: ShardOf,
+        /// Epochs of all those that it takes the place of.
+        epochs_before: u64,
+    },
 }
 
 /// How long batches that can wait do so for others, to share their request.

@@ -56,7 +56,7 @@ impl Snapshot {
             }
         };
         let marker = marker_of(&store, &prefix, folder.is_some()).await?;
-        let epochs_before = marker.check().await?;
+        let epochs_before = marker.check(settings.claim).await?;
         let log = leased_log(&marker, folder, &settings).map(|log| Arc::new(LeasedLogReader::new(log)));
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,

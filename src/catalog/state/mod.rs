@@ -22,6 +22,7 @@
 //! set by [`CatalogState::bound_memory`] nothing is taken in that would make it more.
 
 mod checkpoints;
+mod division;
 mod files;
 mod invariants;
 mod jobs;
@@ -45,6 +46,7 @@ pub(crate) mod written;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use division::{DividedBuckets, DividedCounts, DividedRecord, Division, PlaceWishes};
 pub use files::Changes;
 pub use invariants::{Count, LargeFile, Often, SecondLook};
 pub use looks::{CheckpointCount, CheckpointLook, GoesOn, LaneCount};

@@ -168,8 +168,8 @@ section! {
         advertised_url: Option<String> = None,
         /// What peers show each other. Needed where `server.api` is not a loopback address.
         token: Option<Secret> = None,
-        /// Into how many shards a new store is divided, default 1, at most 256; fixed with the first daemon. Each has one owner: up to
-        /// so many daemons share the work, and each shard costs memory and requests of its own.
+        /// Into how many shards a new store is divided, default 1, at most 256; `esker cluster reshard` alone changes it
+        /// later. Each has one owner: up to so many daemons share the work, and each shard costs memory and requests of its own.
         shards: u32 = 1,
         /// A shard is moved to a daemon that has two fewer when no daemon came or went for so long, default 60 s.
         balance_after: Span = Span::millis(60_000),

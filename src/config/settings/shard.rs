@@ -51,6 +51,7 @@ impl Settings {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::model::StoreShards;
 
     fn settings(flags: &[(&str, &str)]) -> Settings {
         let flags: Vec<_> = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -67,7 +68,7 @@ mod tests {
             ("catalog.unflushed-max", "64 mb"),
         ]);
 
-        let of_shard = whole.of_shard(ShardOf { shard: 7, of: 16 });
+        let of_shard = whole.of_shard(StoreShards::first(16).shard(7));
 
         assert_eq!(of_shard.store.url.to_string(), "s3://bucket/p/shards/7");
         assert_eq!(of_shard.catalog.url.unwrap().to_string(), "s3://other/shards/7");

@@ -12,6 +12,7 @@ use crate::cluster::maps::NumberedMap;
 use crate::cluster::watch::{OwnerVerdict, PINGS, judge};
 use crate::daemon::error::StartError;
 use crate::error::chain;
+use crate::model::StoreShards;
 use crate::runtime::Clock;
 
 /// The next candidate waits so much longer than the one before.
@@ -66,7 +67,11 @@ impl ShardMember {
                 Some(member) if member.incarnation == me.incarnation => {}
                 Some(member) => return Err(StartError::Replaced(me.id.clone(), member.url.clone())),
                 None => {
-                    if let Err(error) = Membership(Arc::clone(&self.0)).join_map(shard.of).await {
+                    let shards = StoreShards { count: shard.of, generation: shard.generation };
+                    if let Err(error) = Membership(Arc::clone(&self.0)).join_map(shards).await {
+                        if matches!(error, StartError::OtherShards { .. }) {
+                            return Err(error);
+                        }
                         tracing::warn!(error = chain(&error), "joining the cluster again");
                         self.pause(PAUSE).await;
                     }

@@ -33,7 +33,7 @@ use crate::config::{ClusterSettings, Secret, Settings};
 use crate::engine::open::step;
 use crate::engine::{Foundation, OpeningError, StopError};
 use crate::error::chain;
-use crate::model::ShardOf;
+use crate::model::{ShardOf, StoreShards};
 use crate::runtime::network::Network;
 use crate::runtime::{Clock, Failure, TaskGroup};
 
@@ -180,26 +180,25 @@ impl Membership {
                 None if store.tried(&foundation.progress).await?.is_new() => {
                     store.divide(cluster.shards).await.map_err(OpeningError::from)?
                 }
-                None => 1,
+                None => StoreShards::UNDIVIDED,
             },
-            _ => last.map.shards,
+            _ => last.map.store_shards(),
         };
-        if shards > 1 && cluster.token.is_none() && !keys.current().lets_everybody_in() {
-            return Err(StartError::NoToken(shards));
+        if shards.count > 1 && cluster.token.is_none() && !keys.current().lets_everybody_in() {
+            return Err(StartError::NoToken(shards.count));
         }
         // It has to do what it should before anybody joins.
-        let opened = match shards {
-            1 => store.tried(&foundation.progress).await.map(|_| None)?,
-            _ => Some(store.opened().await.map_err(OpeningError::from)?),
+        let opened = match shards.is_undivided() {
+            true => store.tried(&foundation.progress).await.map(|_| None)?,
+            false => Some(store.opened().await.map_err(OpeningError::from)?),
         };
         let store_of = |shard| match &opened {
             Some(opened) => Arc::new(store.of_shard(shard, opened)),
             None => Arc::clone(store),
         };
-        routes.begin(shards);
+        routes.begin(shards.count);
         let all = routes.all();
-        let states = (0..shards).zip(all.iter().cloned()).map(|(shard, routes)| {
-            let shard = ShardOf { shard, of: shards };
+        let states = shards.all().zip(all.iter().cloned()).map(|(shard, routes)| {
             Arc::new(ShardState {
                 shard,
                 store: store_of(shard),
@@ -337,8 +336,8 @@ impl Membership {
         self.0.tasks.failure().map_or(Ok(()), |reason| Err(StopError::Task(reason)))
     }
 
-    /// Joins the map of a store with so many shards, unless that says so already.
-    async fn join_map(&self, shards: u32) -> Result<(), StartError> {
+    /// Joins the map of a store with these shards, unless that says so already.
+    async fn join_map(&self, shards: StoreShards) -> Result<(), StartError> {
         let MemberShared { me, maps, store, joining, .. } = &*self.0;
         let _turn = joining.lock().await;
         loop {
@@ -346,8 +345,8 @@ impl Membership {
             if last.map.member(&me.id).is_some_and(|member| member.incarnation == me.incarnation) {
                 return Ok(());
             }
-            if last.number > 0 && last.map.shards != shards {
-                return Err(StartError::OtherShards { found: last.map.shards, expected: shards });
+            if last.number > 0 && last.map.store_shards() != shards {
+                return Err(StartError::OtherShards { found: last.map.store_shards(), expected: shards });
             }
             // Once more: the first member may just have begun.
             if store.misses(maps).await.map_err(OpeningError::from)? && maps.read().await?.last.number == 0 {
@@ -358,7 +357,8 @@ impl Membership {
             let owners = last.map.owners.iter().filter(|owner| owner.how != Succession::Ended);
             let owners = owners.map(|owner| (owner.incarnation.clone(), owner.host.clone()));
             let found: Vec<_> = members.chain(owners).filter(|(found, _)| *found != me.incarnation).collect();
-            let map = ClusterMap { shards, ..last.map.clone() }.joined(me.clone());
+            let (count, generation) = (shards.count, shards.generation);
+            let map = ClusterMap { shards: count, generation, ..last.map.clone() }.joined(me.clone());
             match maps.write(&last, &me.id, map).await? {
                 Written::Ours(map) => {
                     *self.0.joined.lock() = JoinedAt { number: map.number, at: self.0.clock.since_boot(), found };
@@ -372,7 +372,11 @@ impl Membership {
                     );
                     return Ok(());
                 }
-                Written::Other(_) => {}
+                Written::Other(other) => {
+                    if let Some(to) = other.map.resharding {
+                        return Err(MapError::Resharding { number: other.number, to }.into());
+                    }
+                }
             }
         }
     }

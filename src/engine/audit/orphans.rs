@@ -524,7 +524,7 @@ mod tests {
     use crate::engine::elsewhere::Shards;
     use crate::engine::{EngineOptions, ListPage, Running};
     use crate::error::ErrorKind;
-    use crate::model::{ObjectHead, ObjectHeaders, ShardOf};
+    use crate::model::{ObjectHead, ObjectHeaders, StoreShards};
 
     async fn engine() -> Running {
         let flags = [("store.url", "memory:"), ("limits.admission-timeout", "100ms")];
@@ -680,7 +680,7 @@ mod tests {
     async fn nothing_is_told_or_deleted_before_all_shards_have_said_what_they_name() {
         let running = engine().await;
         let mut engine = running.engine().clone();
-        engine.shard = ShardOf { shard: 0, of: 2 };
+        engine.shard = StoreShards::first(2).shard(0);
         engine.shards = Some(Arc::new(OneIsSilent));
         let asked = OrphanQuery { delete: true, risk_running_checkpoints: true, ..all() };
 

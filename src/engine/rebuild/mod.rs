@@ -178,7 +178,7 @@ pub async fn rebuild(
     let entropy = Entropy::from_os(clock.clone());
     let catalog = place_of_catalog(&settings.store, settings.catalog.url.as_ref(), &metrics)?;
     if let Some(shards) = Journal::shards(&catalog).await? {
-        return Err(JournalError::Divided { place: catalog.to_string(), shards }.into());
+        return Err(JournalError::Divided { place: catalog.to_string(), shards: shards.count }.into());
     }
     let present = Journal::present(&catalog).await?;
     if present == Present::Journal && !options.replace {

@@ -1,0 +1,298 @@
+//! The marker while the number of shards is changed: what it says at the root of the store, and of each catalog that others take the
+//! place of.
+//!
+//! | at the root | means |
+//! | --- | --- |
+//! | `shards 16, routing 1` | these shards are the store |
+//! | the same, `resharding to 4, generation 12, by ..` | they still are, and nobody opens them: others are being filled |
+//! | `shards 4, routing 1, generation 12`, `replaces 16, generation 0` | the others are the store; what was there before is still to be deleted |
+//! | `shards 4, routing 1, generation 12` | that is done |
+//!
+//! A store that is not divided has no line of shards at first. Each change is made on the condition that the marker is as it was read: of
+//! two who change the number of shards, the second one takes the place of the first with its name, and the first changes nothing more.
+//!
+//! The catalogs that others take the place of keep their line for good.
+
+use futures::{StreamExt, TryStreamExt};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+
+use super::giving_way::{Replaced, Resharding};
+use super::marker::{Divided, JournalMarker, Marked};
+use super::room::delete_all;
+use super::{Haste, Journal, JournalError, marker_of};
+use crate::catalog::record::RecordKey;
+use crate::catalog::state::DividedRecord;
+use crate::model::{SegmentId, StoreShards};
+use crate::store::{CATALOG_SIDE, Placement};
+
+/// Tries of a change whose outcome nobody knows.
+const TRIES: u32 = 5;
+/// The marker, and the log, of a catalog.
+const MARKER: &str = "FORMAT";
+const LOG: &str = "wal";
+/// Where a database keeps what it writes.
+const FOLDERS: [&str; 5] = ["manifest", LOG, "compacted", "compactions", "gc"];
+/// Objects that are deleted at a time.
+const DELETES_AT_ONCE: usize = 32;
+
+/// What the root of a store says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootMark {
+    /// Its shards: those that it has until the change is made, if one has begun.
+    pub shards: StoreShards,
+    /// A change that has begun.
+    pub resharding: Option<Resharding>,
+    /// What was there before.
+    pub replaces: Option<Replaced>,
+}
+
+impl Journal {
+    /// What the root of a store says; `None` if there is no store.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not tell; `WrongFormat` if it is not understood; `Invalid` where a store has one shard.
+    pub async fn root_mark(placement: &Placement) -> Result<Option<RootMark>, JournalError> {
+        let marker = root_of(placement).await?;
+        let Some(found) = marker.read().await? else { return Ok(None) };
+        let marked = marker.marked(&found)?;
+        let shards = match marked.divided {
+            Divided::No => StoreShards::UNDIVIDED,
+            Divided::Into(shards) => shards,
+            Divided::Shard(_) => return Err(marker.wrong(&found)),
+        };
+        Ok(Some(RootMark { shards, resharding: marked.resharding, replaces: marked.replaces }))
+    }
+
+    /// Marks a store, or a catalog of it: others are to take its place. Whoever had begun that before at the root goes on no more.
+    ///
+    /// # Errors
+    /// As [`Self::root_mark`]; `Resharding` if others again are to, `MarkChanged` if somebody else changed it meanwhile.
+    pub async fn mark_resharding(placement: &Placement, resharding: &Resharding) -> Result<(), JournalError> {
+        let marker = root_of(placement).await?;
+        change(&marker, |marked| {
+            match &marked.resharding {
+                Some(Resharding { to, .. }) if *to != resharding.to => {
+                    return Err(JournalError::Resharding { place: marker.place(), to: *to });
+                }
+                _ => {}
+            }
+            Ok(Marked { resharding: Some(resharding.clone()), ..marked })
+        })
+        .await
+    }
+
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// As [`Self::mark_resharding`].
+    pub async fn unmark_resharding(placement: &Placement) -> Result<(), JournalError> {
+        change(&root_of(placement).await?, |marked| Ok(Marked { resharding: None, ..marked })).await
+    }
+
+    /// The others are the store from now on, which is what `resharding` was for.
+    ///
+    /// # Errors
+    /// `MarkChanged` if the root does not say that this is being made, by the same one.
+    pub async fn finish_resharding(placement: &Placement, resharding: &Resharding) -> Result<(), JournalError> {
+        let marker = root_of(placement).await?;
+        change(&marker, |marked| {
+            let shards = match marked.divided {
+                Divided::Into(shards) => shards,
+                Divided::No | Divided::Shard(_) => StoreShards::UNDIVIDED,
+            };
+            if marked.resharding.as_ref() != Some(resharding) {
+                return Err(JournalError::MarkChanged(marker.place()));
+            }
+            let replaces = Some(Replaced { shards, emptied: false });
+            let divided = Divided::Into(resharding.to);
+            Ok(Marked { epochs_before: 0, divided, resharding: None, replaces, of_cluster: true })
+        })
+        .await
+    }
+
+    /// Writes records of a catalog that is being filled, and waits until they are durable.
+    ///
+    /// # Errors
+    /// As [`Self::write`], and [`Commit::durable`](super::Commit::durable).
+    pub async fn write_divided(&self, records: Vec<DividedRecord>) -> Result<(), JournalError> {
+        let records = records.into_iter().map(|DividedRecord(record)| record).collect();
+        self.write(records, Haste::Now).await?.durable().await
+    }
+
+    /// Whether there is a segment of this identity.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn has_segment(&self, id: SegmentId) -> Result<bool, JournalError> {
+        Ok(self.get(&RecordKey::Segment(id).encode()).await?.is_some())
+    }
+
+    /// Deletes a catalog that others have taken the place of: what the database has written, and the identity of the store beside it. The
+    /// marker stays, and so do the fences of its log, which are empty: a daemon that stood still for all the time finds its next name taken,
+    /// and not free. Returns what else is there.
+    ///
+    /// # Errors
+    /// `WrongFormat` if nothing has taken its place; `Unavailable` if storage does not delete it. It can be repeated.
+    pub async fn delete_replaced(placement: &Placement) -> Result<Vec<String>, JournalError> {
+        let marker = root_of(placement).await?;
+        let found = marker.read().await?.unwrap_or_default();
+        let marked = marker.marked(&found)?;
+        if marked.resharding.is_none() && marked.replaces.is_none() {
+            return Err(marker.wrong(&found));
+        }
+        let Placement::Object { store, prefix, .. } = placement else { return Ok(vec![]) };
+        let (mut own, mut others) = (vec![], vec![]);
+        let mut listed = store.list(Some(prefix));
+        while let Some(meta) = listed.try_next().await? {
+            let names: Vec<String> =
+                meta.location.prefix_match(prefix).into_iter().flatten().map(|part| part.as_ref().to_owned()).collect();
+            match names.first().map(String::as_str) {
+                Some(MARKER) => {}
+                Some(LOG) if meta.size == 0 => {}
+                Some(name) if names.len() > 1 && FOLDERS.contains(&name) => own.push(meta.location),
+                Some(CATALOG_SIDE) => own.push(meta.location),
+                _ => others.push(meta.location.to_string()),
+            }
+        }
+        let deletes = own.into_iter().map(|path| async move {
+            match store.delete(&path).await {
+                Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
+        futures::stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE).try_collect::<()>().await?;
+        Ok(others)
+    }
+
+    /// Deletes a catalog that was being filled, and that nobody is to have: all of it.
+    ///
+    /// # Errors
+    /// `Unavailable` if storage does not delete it. It can be repeated.
+    pub async fn delete_unfinished(placement: &Placement) -> Result<(), JournalError> {
+        match placement {
+            Placement::Object { store, prefix, .. } => delete_all(store, prefix).await,
+            Placement::Local { .. } => Ok(()),
+        }
+    }
+
+    /// Says how far what was there before is deleted; `None`: all of it is.
+    ///
+    /// # Errors
+    /// As [`Self::mark_resharding`].
+    pub async fn mark_replaced(placement: &Placement, replaces: Option<Replaced>) -> Result<(), JournalError> {
+        change(&root_of(placement).await?, |marked| Ok(Marked { replaces: replaces.clone(), ..marked })).await
+    }
+}
+
+async fn root_of(placement: &Placement) -> Result<JournalMarker, JournalError> {
+    match placement {
+        Placement::Object { store, prefix, log: None, .. } => marker_of(store, prefix, false).await,
+        _ => {
+            Err(JournalError::Invalid(format!("{placement} has one shard: only on an object store there are several")))
+        }
+    }
+}
+
+/// Changes a marker on the condition that it is as it was read.
+async fn change(
+    marker: &JournalMarker,
+    edit: impl Fn(Marked) -> Result<Marked, JournalError>,
+) -> Result<(), JournalError> {
+    let mut sent = None;
+    for _ in 0..TRIES {
+        let found = marker.store.get(&marker.path()).await?;
+        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let text = String::from_utf8_lossy(&found.bytes().await?).into_owned();
+        // An answer that was lost.
+        if sent.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        let wanted = marker.text(&edit(marker.marked(&text)?)?);
+        if wanted == text {
+            return Ok(());
+        }
+        let put = PutOptions::from(PutMode::Update(version));
+        match marker.store.put_opts(&marker.path(), wanted.clone().into(), put).await {
+            Ok(_) => return Ok(()),
+            // Somebody else's change, or this one, whose answer was lost, or none: the next look tells.
+            Err(Error::Precondition { .. } | Error::AlreadyExists { .. }) => sent = Some(wanted),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(JournalError::MarkChanged(marker.place()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+    use object_store::path::Path;
+
+    use super::super::settings::JournalClaim;
+    use super::*;
+    use crate::store::Capabilities;
+
+    fn place(store: &Arc<InMemory>) -> (Placement, JournalMarker) {
+        let prefix = Path::from("c/catalog");
+        let marker = JournalMarker::new(Arc::<InMemory>::clone(store), prefix.clone(), "objects");
+        let store = Arc::<InMemory>::clone(store);
+        (Placement::Object { store, prefix, can: Capabilities::OBJECT, log: None }, marker)
+    }
+
+    fn to(count: u32, generation: u64, by: &str) -> Resharding {
+        Resharding { to: StoreShards { count, generation }, by: Some(by.to_owned()) }
+    }
+
+    #[tokio::test]
+    async fn a_store_is_opened_by_nobody_else_until_its_new_shards_are_the_store() {
+        let store = Arc::new(InMemory::new());
+        let (place, marker) = place(&store);
+        assert_eq!(Journal::root_mark(&place).await.unwrap(), None);
+        marker.check_claim(JournalClaim::Alone).await.unwrap();
+
+        Journal::mark_resharding(&place, &to(4, 12, "a")).await.unwrap();
+
+        let text = marker.read().await.unwrap().unwrap();
+        assert_eq!(text, "esker journal 1, log objects 1\nresharding to 4, generation 12, by a\n");
+        let shard = StoreShards::UNDIVIDED.shard(0);
+        let wrong = JournalClaim::Reshard { generation: 11 };
+        for claim in [JournalClaim::Alone, JournalClaim::Member { epoch_before: 0, shard }, wrong] {
+            let error = marker.check_claim(claim).await.unwrap_err();
+            assert!(error.is_damage() && error.to_string().contains("--shards 4 --run"), "{error}");
+        }
+        assert!(Journal::shards(&place).await.is_err());
+        marker.check_claim(JournalClaim::Reshard { generation: 12 }).await.unwrap();
+        assert!(Journal::mark_resharding(&place, &to(5, 13, "b")).await.is_err(), "one at a time");
+
+        Journal::mark_resharding(&place, &to(4, 12, "b")).await.unwrap();
+        let error = Journal::finish_resharding(&place, &to(4, 12, "a")).await.unwrap_err();
+        assert!(matches!(error, JournalError::MarkChanged(_)), "{error}");
+        Journal::finish_resharding(&place, &to(4, 12, "b")).await.unwrap();
+
+        let text = marker.read().await.unwrap().unwrap();
+        let lines = "shards 4, routing 1, generation 12\nreplaces 1, generation 0\ncluster 1\n";
+        assert_eq!(text, format!("esker journal 1, log objects 1\n{lines}"));
+        let shards = StoreShards { count: 4, generation: 12 };
+        assert_eq!(Journal::shards(&place).await.unwrap(), Some(shards));
+        let replaced = Replaced { shards: StoreShards::UNDIVIDED, emptied: true };
+        Journal::mark_replaced(&place, Some(replaced.clone())).await.unwrap();
+        assert_eq!(Journal::root_mark(&place).await.unwrap().unwrap().replaces, Some(replaced));
+        Journal::mark_replaced(&place, None).await.unwrap();
+        let found = Journal::root_mark(&place).await.unwrap().unwrap();
+        assert_eq!(found, RootMark { shards, resharding: None, replaces: None });
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_is_taken_back_as_it_was() {
+        let store = Arc::new(InMemory::new());
+        let (place, marker) = place(&store);
+        marker.divide(16).await.unwrap();
+        let before = marker.read().await.unwrap();
+
+        Journal::mark_resharding(&place, &to(4, 12, "a")).await.unwrap();
+        Journal::unmark_resharding(&place).await.unwrap();
+
+        assert_eq!(marker.read().await.unwrap(), before);
+    }
+}

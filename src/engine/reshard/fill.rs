@@ -1,0 +1,129 @@
+//! A new catalog of one shard, which nobody else opens before it is filled.
+
+use std::collections::BTreeSet;
+
+use super::{RefillError, Tools};
+use crate::catalog::slate::{Journal, JournalClaim};
+use crate::catalog::state::{CatalogState, DividedRecord};
+use crate::config::Settings;
+use crate::engine::identity::{self, Owned, Taker};
+use crate::engine::open::take_over;
+use crate::engine::progress::StartProgress;
+use crate::model::{PhysicalFileId, SegmentId, ShardOf};
+use crate::store::{DataStore, OpenedStore};
+
+/// Records, and bytes of them, that are written at once.
+pub(super) const BATCH_RECORDS: usize = 5_000;
+const BATCH_BYTES: usize = 4 << 20;
+
+/// A new catalog, and the files beside it.
+pub struct Filling {
+    shard: ShardOf,
+    journal: Journal,
+    owned: Owned,
+    /// Files that an earlier run has recorded.
+    recorded: BTreeSet<PhysicalFileId>,
+    is_resumed: bool,
+}
+
+crate::runtime::opaque_debug!(Filling);
+
+/// Records on their way into a catalog.
+#[derive(Default)]
+pub(super) struct RecordBatch {
+    records: Vec<DividedRecord>,
+    bytes: usize,
+}
+
+impl Filling {
+    /// Makes the catalog of a shard at its place, or goes on with it. Uploads that an earlier run had begun are given up.
+    /// `epochs_before` are those of all that it takes the place of.
+    ///
+    /// # Errors
+    /// [`RefillError`].
+    pub async fn open(
+        settings: &Settings,
+        opened: &OpenedStore,
+        shard: ShardOf,
+        epochs_before: u64,
+        tools: &Tools,
+    ) -> Result<Self, RefillError> {
+        let Tools { metrics, entropy, clock } = tools;
+        let standing = identity::look(settings, Some(opened), metrics).await?;
+        let progress = StartProgress::default();
+        let taker = Taker { settings, entropy, metrics, clock, progress: &progress };
+        let mut state = CatalogState::default();
+        let claim = (JournalClaim::Fill { shard, epochs_before }, None);
+        let taking = take_over(opened.data.clone(), opened.catalog.clone(), standing, &taker, claim, &mut state);
+        let (journal, owned) = taking.await?;
+        owned.data.remove_owners(&owned.earlier, journal.epoch()).await;
+        for file in state.uncertain_files() {
+            if let Some(upload) = &file.upload {
+                owned.data.abort(&file.id, upload).await?;
+            }
+        }
+        let recorded: BTreeSet<PhysicalFileId> = state.files().map(|view| view.id).collect();
+        let is_resumed = state.segment_count() > 0 || !recorded.is_empty();
+        Ok(Self { shard, journal, owned, recorded, is_resumed })
+    }
+
+    pub(super) fn data(&self) -> &DataStore {
+        &self.owned.data
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.journal.epoch()
+    }
+
+    /// Whether an earlier run has brought a segment here.
+    pub(super) async fn has(&self, id: SegmentId) -> Result<bool, RefillError> {
+        Ok(self.is_resumed && self.journal.has_segment(id).await?)
+    }
+
+    /// Writes records, and waits until they are durable.
+    pub(super) async fn write(&self, records: Vec<DividedRecord>) -> Result<(), RefillError> {
+        if !records.is_empty() {
+            self.journal.write_divided(records).await?;
+        }
+        Ok(())
+    }
+
+    /// All is here: deletes files that the catalog does not name, and closes it. `files` are those that this run has written.
+    ///
+    /// # Errors
+    /// [`RefillError`]; it can be begun anew.
+    pub async fn finish(self, files: &BTreeSet<(u32, PhysicalFileId)>) -> Result<(), RefillError> {
+        let listed = self.owned.data.list().await?;
+        let listed = listed.into_iter().filter_map(|(name, _)| name.parse::<PhysicalFileId>().ok());
+        let unnamed =
+            listed.filter(|file| !self.recorded.contains(file) && !files.contains(&(self.shard.shard, file.clone())));
+        // What a run that was cut short has put, and not recorded.
+        let unnamed: Vec<PhysicalFileId> = unnamed.collect();
+        if !unnamed.is_empty() {
+            self.journal.check_owner().await?;
+            self.owned.data.delete(unnamed).await;
+        }
+        self.journal.close().await?;
+        Ok(())
+    }
+}
+
+impl RecordBatch {
+    /// Adds some; writes them when there are enough.
+    pub(super) async fn add(&mut self, filling: &Filling, records: Vec<DividedRecord>) -> Result<(), RefillError> {
+        for record in records {
+            self.bytes += record.weight();
+            self.records.push(record);
+            if self.records.len() >= BATCH_RECORDS || self.bytes >= BATCH_BYTES {
+                self.flush(filling).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what there is.
+    pub(super) async fn flush(&mut self, filling: &Filling) -> Result<(), RefillError> {
+        self.bytes = 0;
+        filling.write(std::mem::take(&mut self.records)).await
+    }
+}
