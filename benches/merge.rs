@@ -56,7 +56,7 @@ async fn store_all(engine: &Engine, size: usize, writers: usize, segments: u64) 
         tasks.spawn(async move {
             for _ in (writer..segments).step_by(writers) {
                 let whole = Whole { data: data.clone(), crc: crc.clone(), paid: None };
-                engine.store(about(), None, whole).await.unwrap();
+                engine.store(about(), None, None, whole).await.unwrap();
             }
         });
     }
