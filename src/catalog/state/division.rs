@@ -47,6 +47,38 @@ impl DividedRecord {
     }
 }
 
+impl CatalogState {
+    /// Of a catalog that was filled: the records of segments that another number of objects holds than their record says, because they came
+    /// from several catalogs. Nothing else may be to be put right.
+    ///
+    /// # Errors
+    /// What does not add up.
+    pub fn recount_divided(&mut self, at: Millis) -> Result<Vec<DividedRecord>, String> {
+        let count = |state: &Self| {
+            let objects: usize = state.buckets.values().map(|entry| entry.objects.len()).sum();
+            (state.segments.len(), objects, state.part_versions().count(), state.files.len())
+        };
+        let before = count(self);
+        self.finish_recovery(at);
+        let after = count(self);
+        if before != after {
+            return Err(format!("segments, objects, parts and files are {before:?}, and {after:?} of them hold"));
+        }
+        let segment = |mutation: &Mutation| match mutation {
+            Mutation::Put { key, .. } => matches!(RecordKey::decode(key), Ok(RecordKey::Segment(_))),
+            Mutation::Delete { .. } => false,
+        };
+        let recounted = self.take_mutations();
+        if let Some(other) = recounted.iter().find(|mutation| !segment(mutation)) {
+            return Err(format!("{other:?} would be done at its first start"));
+        }
+        match self.check().into_iter().next() {
+            Some(fault) => Err(fault),
+            None => Ok(recounted.into_iter().map(DividedRecord).collect()),
+        }
+    }
+}
+
 /// Where jobs have to be, for reasons that the catalog does not know.
 #[derive(Debug, Default, Clone)]
 pub struct PlaceWishes {
@@ -569,6 +601,46 @@ mod tests {
             assert_eq!(parts[home as usize].placed(&job("five/x")), (there != home).then_some(there));
             assert_eq!(parts[there as usize].checkpoint_segments(&job("five/x"), CheckpointId(1)).len(), 2);
         }
+    }
+
+    #[test]
+    fn parts_that_come_together_again_are_one_catalog_with_the_counts_of_all() {
+        let whole = a_catalog();
+        let parts = divided(&whole, 5, &PlaceWishes::default());
+        let mut written = WrittenRecords::default();
+        let mut buckets = DividedBuckets::default();
+        for (shard, part) in parts.iter().enumerate() {
+            let division = Division::new(part, Routing::over(1), &PlaceWishes::default());
+            buckets.add(&division, shard == 0);
+            for file in division.files() {
+                written.write(&[division.file(&file).unwrap().0]);
+                for (shard, segments) in division.parts(&file) {
+                    segments
+                        .iter()
+                        .for_each(|view| written.write(&[division.segment(view.id, shard, None).unwrap().0]));
+                }
+            }
+            for (id, _) in division.inline(None, 1000) {
+                written.write(&[division.segment(id, 0, None).unwrap().0]);
+            }
+            division.records().for_each(|(_, record)| written.write(&[record.0]));
+        }
+        buckets.records().for_each(|(_, record)| written.write(&[record.0]));
+
+        let mut again = written.loaded();
+        let recounted = again.recount_divided(NOW).unwrap();
+
+        assert!(!recounted.is_empty(), "copies were in several shards");
+        recounted.into_iter().for_each(|record| written.write(&[record.0]));
+        assert_eq!(written.loaded().recount_divided(NOW).unwrap().len(), 0);
+        let holders = |state: &CatalogState| -> Vec<_> {
+            state.all_segments().map(|view| (view.id, view.holder, view.about.job)).collect()
+        };
+        assert_eq!(holders(&again), holders(&whole));
+        // What is missing is no count.
+        let lost = RecordKey::Segment(SegmentId(100)).encode();
+        written.0.remove(&lost);
+        assert!(written.loaded().recount_divided(NOW).is_err());
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl Reshard {
         on: OnReshard<'_>,
     ) -> Result<(), ReshardError> {
         let epochs_before = settled.iter().map(|settled| settled.epoch).max().unwrap_or(0);
-        let mut fillings = self.open_new(mine, epochs_before).await?;
+        let mut fillings = Fillings::new(self.open_new(mine, epochs_before).await?, settled.len());
         on(ReshardProgress::Copying(report.total.bytes));
         // What was counted before the catalogs were settled is counted again.
         let (notes, deleted_files) = (std::mem::take(&mut report.notes), report.deleted_files);
@@ -300,14 +300,14 @@ impl Reshard {
             close(source).await?;
         }
         fillings.put(buckets.records()).await?;
-        for copied in fillings.finish().await? {
+        for copied in fillings.finish(&self.tools).await? {
             report.copied.add(&copied);
         }
         Ok(())
     }
 
     /// Opens all new catalogs, which shuts out whoever was filling them.
-    async fn open_new(&self, mine: &Resharding, epochs_before: u64) -> Result<Fillings, ReshardError> {
+    async fn open_new(&self, mine: &Resharding, epochs_before: u64) -> Result<Vec<Filling>, ReshardError> {
         let opening = mine.to.all().map(|shard| async move {
             let place = self.place(shard).await;
             // In a box: each is large, and several are opened at a time.
@@ -316,7 +316,7 @@ impl Reshard {
         let opened = futures::stream::iter(opening).buffered(OPENED_AT_ONCE).try_collect().await?;
         // After the fences, as in step 3: a command that was stopped all the while writes nothing into what daemons use by now.
         self.still_mine(mine).await?;
-        Ok(Fillings::new(opened))
+        Ok(opened)
     }
 
     /// Step 6.

@@ -70,7 +70,7 @@ impl FilePortion {
     }
 }
 
-/// Brings a portion to where it goes; `None` if it is there.
+/// Brings what is missing of a portion to where it goes; `None` if nothing is.
 ///
 /// # Errors
 /// [`RefillError`]; it can be repeated.
@@ -81,11 +81,9 @@ pub async fn copy(
     portion: &FilePortion,
     entropy: &Entropy,
 ) -> Result<Option<CopiedPortion>, RefillError> {
-    let FilePortion { file, shard, segments, .. } = portion;
-    // Its records come together, and this is one of the last.
-    if let Some(last) = segments.last()
-        && to.has(last.id).await?
-    {
+    let FilePortion { file, shard, .. } = portion;
+    let segments = to.missing(&portion.segments).await?;
+    if segments.is_empty() {
         return Ok(None);
     }
     let FileWrites::Whole(files) = to.data().writes() else {
@@ -111,7 +109,7 @@ pub async fn copy(
         let created = segments.iter().map(|view| view.created).min().unwrap_or(Millis(0));
         let writes = FileWrites::Whole(files);
         let mut writer = FileWriter::create(&writes, name.clone(), &lane, Readers::OnceClosed, created).await?;
-        for run in runs(segments) {
+        for run in runs(&segments) {
             for (view, data) in read(from, run).await? {
                 let at = writer.push(view.id, &view.about, data, &view.crc);
                 place(view, Some(at));
@@ -125,8 +123,8 @@ pub async fn copy(
     };
     // Before its segments: of a portion that is written in pieces, a segment without a file is never there.
     records.splice(0..0, record);
-    let (segments, bytes) = (segments.len() as u64, portion.live_bytes());
-    Ok(Some(CopiedPortion { shard: *shard, file: name, records, segments, bytes }))
+    let bytes = segments.iter().map(|view| view.location.len()).sum();
+    Ok(Some(CopiedPortion { shard: *shard, file: name, records, segments: segments.len() as u64, bytes }))
 }
 
 /// Copies a large file as it is, part by part.

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::{RefillError, Tools};
-use crate::catalog::slate::{Journal, JournalClaim};
-use crate::catalog::state::{CatalogState, DividedRecord};
+use crate::catalog::slate::{Journal, JournalClaim, JournalSettings, Snapshot};
+use crate::catalog::state::{CatalogState, DividedRecord, SegmentView};
 use crate::config::Settings;
 use crate::engine::identity::{self, Owned, Taker};
 use crate::engine::open::take_over;
 use crate::engine::progress::StartProgress;
-use crate::model::{PhysicalFileId, SegmentId, ShardOf};
-use crate::store::{DataStore, OpenedStore};
+use crate::model::{Holder, PhysicalFileId, ShardOf};
+use crate::store::{DataStore, OpenedStore, Placement};
 
 /// Records, and bytes of them, that are written at once.
 pub(super) const BATCH_RECORDS: usize = 5_000;
@@ -19,11 +19,14 @@ const BATCH_BYTES: usize = 4 << 20;
 /// A new catalog, and the files beside it.
 pub struct Filling {
     shard: ShardOf,
+    catalog: Placement,
     journal: Journal,
     owned: Owned,
     /// Files that an earlier run has recorded.
     recorded: BTreeSet<PhysicalFileId>,
     is_resumed: bool,
+    /// Whether several catalogs bring something.
+    is_shared: bool,
 }
 
 crate::runtime::opaque_debug!(Filling);
@@ -64,7 +67,14 @@ impl Filling {
         }
         let recorded: BTreeSet<PhysicalFileId> = state.files().map(|view| view.id).collect();
         let is_resumed = state.segment_count() > 0 || !recorded.is_empty();
-        Ok(Self { shard, journal, owned, recorded, is_resumed })
+        let catalog = opened.catalog.clone();
+        Ok(Self { shard, catalog, journal, owned, recorded, is_resumed, is_shared: false })
+    }
+
+    /// Several catalogs bring something.
+    #[must_use]
+    pub(super) fn shared(self, is_shared: bool) -> Self {
+        Self { is_shared, ..self }
     }
 
     pub(super) fn data(&self) -> &DataStore {
@@ -75,9 +85,27 @@ impl Filling {
         self.journal.epoch()
     }
 
-    /// Whether an earlier run has brought a segment here.
-    pub(super) async fn has(&self, id: SegmentId) -> Result<bool, RefillError> {
-        Ok(self.is_resumed && self.journal.has_segment(id).await?)
+    /// Those of some segments that are not here: an earlier run may have brought them, or another catalog, since objects of several shards
+    /// may share a segment.
+    pub(super) async fn missing(&self, segments: &[SegmentView]) -> Result<Vec<SegmentView>, RefillError> {
+        let mut missing = vec![];
+        for view in segments {
+            let may_be_here = self.is_resumed || self.is_shared && matches!(view.holder, Holder::Objects { .. });
+            if !may_be_here || !self.journal.has_segment(view.id).await? {
+                missing.push(view.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Reads all that was written, and puts right by how many objects segments are held of which several catalogs have brought some.
+    async fn put_right(&self, tools: &Tools) -> Result<(), RefillError> {
+        let mut state = CatalogState::default();
+        let settings = JournalSettings { block_cache_bytes: 0, ..JournalSettings::default() };
+        let read = Snapshot::open(self.catalog.clone(), settings, |key, value| state.load(&key, &value)).await?;
+        read.close().await?;
+        let recounted = state.recount_divided(tools.clock.now());
+        self.write(recounted.map_err(|fault| RefillError::Miscounted { shard: self.shard, fault })?).await
     }
 
     /// Writes records, and waits until they are durable.
@@ -92,7 +120,8 @@ impl Filling {
     ///
     /// # Errors
     /// [`RefillError`]; it can be begun anew.
-    pub async fn finish(self, files: &BTreeSet<(u32, PhysicalFileId)>) -> Result<(), RefillError> {
+    pub async fn finish(self, files: &BTreeSet<(u32, PhysicalFileId)>, tools: &Tools) -> Result<(), RefillError> {
+        self.put_right(tools).await?;
         let listed = self.owned.data.list().await?;
         let listed = listed.into_iter().filter_map(|(name, _)| name.parse::<PhysicalFileId>().ok());
         let unnamed =

@@ -28,8 +28,9 @@ pub struct Fillings {
 crate::runtime::opaque_debug!(Fillings);
 
 impl Fillings {
-    /// Those of all shards, in order.
-    pub fn new(all: Vec<Filling>) -> Self {
+    /// Those of all shards, in order, into which so many catalogs go.
+    pub fn new(all: Vec<Filling>, sources: usize) -> Self {
+        let all: Vec<Filling> = all.into_iter().map(|filling| filling.shared(sources > 1)).collect();
         let batches = all.iter().map(|_| RecordBatch::default()).collect();
         let copied = vec![DividedCounts::default(); all.len()];
         Self { all, batches, files: BTreeSet::new(), copied }
@@ -152,10 +153,10 @@ impl Fillings {
     ///
     /// # Errors
     /// [`RefillError`]; it can be begun anew.
-    pub async fn finish(mut self) -> Result<Vec<DividedCounts>, RefillError> {
+    pub async fn finish(mut self, tools: &Tools) -> Result<Vec<DividedCounts>, RefillError> {
         self.flush().await?;
         for filling in self.all {
-            filling.finish(&self.files).await?;
+            filling.finish(&self.files, tools).await?;
         }
         Ok(self.copied)
     }

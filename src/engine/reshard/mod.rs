@@ -33,7 +33,7 @@ use crate::catalog::slate::{JournalClaim, JournalError, JournalSettings, Snapsho
 use crate::catalog::state::CatalogState;
 use crate::config::Settings;
 use crate::metrics::Metrics;
-use crate::model::{PhysicalFileId, SegmentId};
+use crate::model::{PhysicalFileId, SegmentId, ShardOf};
 use crate::runtime::{Clock, Entropy};
 use crate::store::{DataStore, OpenedStore, StoreError};
 
@@ -70,6 +70,16 @@ pub enum RefillError {
         segment: SegmentId,
         /// Where it is.
         place: String,
+    },
+    /// A new catalog is not what it should be.
+    #[error(
+        "the new catalog of {shard} does not add up ({fault}), so the old ones stay: please report this, and give the change up with --abandon"
+    )]
+    Miscounted {
+        /// The shard.
+        shard: ShardOf,
+        /// What does not.
+        fault: String,
     },
     /// Storage does not delete what nobody needs any more.
     #[error("storage has not deleted {0}: it is tried again when this is run again")]
