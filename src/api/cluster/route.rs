@@ -177,7 +177,7 @@ impl Routes {
             let since = *missed.borrow_and_update();
             let over = async {
                 match since {
-                    Some(since) => tokio::time::sleep_until((since + patience).into()).await,
+                    Some(since) => tokio::time::sleep_until(since + patience).await,
                     None => std::future::pending().await,
                 }
             };
