@@ -13,6 +13,8 @@ mod answers;
 mod bug;
 mod cluster;
 mod effects;
+
+mod shards;
 mod steps;
 mod world;
 
@@ -159,7 +161,7 @@ fn finds(bug: Bug, scope: Cluster, property: &'static str) {
     println!("{bug:?}: after {steps} steps not so: {property} ({states} states)\n{}", story(path));
 }
 
-fn story(steps: Vec<steps::Step>) -> String {
+fn story(steps: Vec<impl std::fmt::Debug>) -> String {
     steps.iter().map(|step| format!("    {step:?}\n")).collect()
 }
 

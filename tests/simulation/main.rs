@@ -28,7 +28,7 @@
 //! # To run it
 //! ```text
 //! cargo test --test simulation                                       # 200 seeds, each twice
-//! ESKER_SIM_SEEDS=5000 ESKER_SIM_FROM=1000 cargo test --test simulation seeds -- --nocapture
+//! ESKER_SIM_SEEDS=5000 ESKER_SIM_FROM=1000 ESKER_SIM_ONCE=1 cargo test --test simulation seeds -- --nocapture
 //! SIM_SEED=17 cargo test --test simulation seeds -- --nocapture      # one, with the end of what happened if it fails
 //! SIM_SEED=17 ESKER_SIM_TRACE=1 ESKER_SIM_LOG=esker=debug ..         # with all of that, and what the daemons log
 //! ```
@@ -138,6 +138,7 @@ fn seeds() {
     let only = number("SIM_SEED");
     let from = only.or_else(|| number("ESKER_SIM_FROM")).unwrap_or(1);
     let count = only.map_or_else(|| number("ESKER_SIM_SEEDS").unwrap_or(SEEDS), |_| 1);
+    let once = std::env::var_os("ESKER_SIM_ONCE").is_some();
     let (sums, broken) = (Mutex::new([0_u64; 6]), Mutex::new(vec![]));
     let one = |seed| {
         let first = runs.run(seed, None, None);
@@ -150,6 +151,12 @@ fn seeds() {
         if let Some(what) = &first.broken {
             println!("seed {seed}: {what}\n    {}", keep(seed, &first.text).display());
             return broken.lock().push(seed);
+        }
+        if seed % 100 == 0 {
+            println!("seed {seed}");
+        }
+        if once {
+            return;
         }
         let again = runs.run(seed, None, None);
         if again.hash != first.hash {

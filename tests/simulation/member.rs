@@ -137,7 +137,8 @@ impl Members {
         let network =
             ReachedNetwork { world: Arc::clone(world), wires: Arc::clone(&self.wires), place, clock: clock.clone() };
         let store = Arc::new(ReachedStore::new(world, &self.objects, place, number));
-        let settings = settings(world, place).on(GivenObjects { objects: store.clone(), multipart: store });
+        let objects = Arc::<ReachedStore>::clone(&store);
+        let settings = settings(world, place).on(GivenObjects { objects, multipart: store });
         let seed = Some(world.draw(0..u64::MAX));
         let surroundings = Surroundings { clock: Clock::Given(Arc::new(clock)), seed, network: Arc::new(network) };
         let (end, over) = (CancellationToken::new(), Arc::new(Mutex::new(None)));

@@ -58,7 +58,7 @@ pub(crate) fn run(seed: u64, scope: Option<Bug>, bug: Option<Bug>) -> Outcome {
     let members = Members::new(&world);
     let clients = Clients::new(&world, &members.wires);
     let mut run = Run { world, members, clients, until: vec![] };
-    run.to_the_end();
+    run.go_through();
     let Run { world, clients, members, .. } = &run;
     let (hash, lines) = world.trace();
     let (writes, reads, errors) = clients.histories.counts();
@@ -68,7 +68,7 @@ pub(crate) fn run(seed: u64, scope: Option<Bug>, bug: Option<Bug>) -> Outcome {
 }
 
 impl Run {
-    fn to_the_end(&mut self) {
+    fn go_through(&mut self) {
         self.go_on_until(CLIENTS);
         // Their first requests may come before there is anybody.
         self.world.set_calm(false);

@@ -33,11 +33,19 @@ const NEVER: Duration = Duration::from_secs(4);
 /// For so long a write is not seen by those that see what was, or not done by those that do it later.
 const BEHIND: Duration = Duration::from_millis(1500);
 
+/// The last write of an object.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    modified: DateTime<Utc>,
+    at: Duration,
+    by: u64,
+}
+
 /// What is stored.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     inner: InMemory,
-    modified: Mutex<BTreeMap<Path, (DateTime<Utc>, Duration, u64)>>,
+    written: Mutex<BTreeMap<Path, Written>>,
     pub(crate) log: LogWatch,
 }
 
@@ -214,10 +222,12 @@ impl ReachedStore {
                 world.send_late(BEHIND, name, Box::new(land));
                 return Ok(PutResult { e_tag: None, version: None, extensions: Default::default() });
             }
-            let at = stamp(world.now());
             let len = payload.content_length() as u64;
             let put = now(objects.inner.put_opts(&path, payload.clone(), opts))?;
-            objects.modified.lock().insert(path.clone(), (at, world.now(), process));
+            objects
+                .written
+                .lock()
+                .insert(path.clone(), Written { modified: stamp(world.now()), at: world.now(), by: process });
             if is_log && let Some(fault) = objects.log.wrote(&path, process, len) {
                 world.break_with(fault);
             }
@@ -227,8 +237,8 @@ impl ReachedStore {
 
     /// The object as it was put.
     fn dated(objects: &Objects, mut meta: ObjectMeta) -> ObjectMeta {
-        if let Some((at, _, _)) = objects.modified.lock().get(&meta.location) {
-            meta.last_modified = *at;
+        if let Some(written) = objects.written.lock().get(&meta.location) {
+            meta.last_modified = written.modified;
         }
         meta
     }
@@ -238,7 +248,7 @@ impl ReachedStore {
         if !path.as_ref().contains("/cluster/map/") {
             return false;
         }
-        let Some((_, at, by)) = objects.modified.lock().get(path).copied() else { return false };
+        let Some(Written { at, by, .. }) = objects.written.lock().get(path).copied() else { return false };
         let young = world.now() < at + BEHIND;
         young && by != process && world.has(Bug::ProofBeforeView)
     }
