@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use esker::runtime::Clock;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 
 use crate::faults::{Backend, Faults, Wired};
 use crate::s3_server::Conditions;

@@ -523,7 +523,7 @@ mod tests {
             let (of, checkpoint) = (job(name), CheckpointId(1));
             state.apply(Command::CreateJob(of.clone()), NOW).unwrap();
             state.apply(Command::BeginCheckpoint(of.clone(), checkpoint, CheckpointKind::Checkpoint), NOW).unwrap();
-            let state_of = (Some(checkpoint), Bind::Checkpoint { idempotency_key: None });
+            let state_of = (Some(checkpoint), Bind::Checkpoint { idempotency_key: None, run: None });
             store(&mut state, 400 + 10 * n, &of, n % 2 == 0, vec![state_of.clone(), state_of]);
             state.apply(Command::CompleteCheckpoint(of.clone(), checkpoint), NOW).unwrap();
         }
