@@ -70,6 +70,16 @@ struct KnownSequence {
     files: HashMap<Path, (ObjectMeta, Bytes)>,
 }
 
+impl KnownSequence {
+    /// A file is not there. If the list has it, another owner has collected it since: whoever looks again, as SlateDB does until list and
+    /// files agree, has to be told what is so now.
+    fn misses(&mut self, location: &Path) {
+        if self.listed.as_ref().is_some_and(|(_, listed)| listed.iter().any(|file| file.location == *location)) {
+            (self.listed, self.boundary) = (None, None);
+        }
+    }
+}
+
 /// What storage said of a boundary.
 #[derive(Debug, Clone)]
 enum BoundaryAnswer {
@@ -170,7 +180,11 @@ impl OpeningObjects {
         let (meta, bytes) = match known {
             Some(known) => known,
             None => {
-                let found = self.inner.get_opts(location, GetOptions::default()).await?;
+                let found = self.inner.get_opts(location, GetOptions::default()).await;
+                if let Err(Error::NotFound { .. }) = &found {
+                    sequence.lock().misses(location);
+                }
+                let found = found?;
                 let read = (found.meta.clone(), found.bytes().await?);
                 if self.opens() {
                     sequence.lock().files.insert(location.clone(), read.clone());
@@ -442,6 +456,32 @@ mod tests {
         put(&*inner, "db/manifest/00000000000000000004.manifest", "fourth").await;
         assert_eq!(listed().await, 3);
         assert!(matches!(read(&first).await, Err(Error::NotFound { .. })));
+    }
+
+    /// A take-over that came in between: its owner's collector is at work while this one still opens the database.
+    #[tokio::test]
+    async fn a_file_that_was_collected_since_it_was_listed_is_listed_no_more() {
+        let inner = Arc::new(InMemory::new());
+        let store = OpeningObjects::new(Arc::<InMemory>::clone(&inner), &Path::from("db"));
+        let [first, second] = [1, 2].map(|number| format!("db/compactions/{number:020}.compactions"));
+        let listed = async || {
+            let files = store.list(Some(&Path::from("db/compactions"))).try_collect::<Vec<_>>().await.unwrap();
+            files.into_iter().map(|file| file.location).collect::<Vec<_>>()
+        };
+        put(&*inner, &first, "first").await;
+        assert_eq!(listed().await, [Path::from(&*first)]);
+        put(&*inner, &second, "second").await;
+        inner.delete(&Path::from(&*first)).await.unwrap();
+        assert_eq!(listed().await, [Path::from(&*first)], "as storage said before");
+
+        assert!(matches!(store.get(&Path::from(&*first)).await, Err(Error::NotFound { .. })));
+
+        assert_eq!(listed().await, [Path::from(&*second)]);
+        // One that was not listed says nothing of the list.
+        put(&*inner, "db/compactions/00000000000000000003.compactions", "third").await;
+        let next = Path::from("db/compactions/00000000000000000004.compactions");
+        assert!(matches!(store.get(&next).await, Err(Error::NotFound { .. })));
+        assert_eq!(listed().await, [Path::from(&*second)]);
     }
 
     #[tokio::test]
