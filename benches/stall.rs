@@ -177,7 +177,7 @@ async fn puts(engine: Engine, ended: Arc<AtomicBool>) -> Vec<Duration> {
         tokio::time::sleep_until(due.into()).await;
         let (engine, whole) = (engine.clone(), Whole { data: data.clone(), crc: crc.clone(), paid: None });
         on_their_way.spawn(async move {
-            engine.store(about(&job("puts"), StateScope::Exclusive, 1), None, whole).await.unwrap();
+            engine.store(about(&job("puts"), StateScope::Exclusive, 1), None, None, whole).await.unwrap();
             due.elapsed()
         });
         due += PUT_EVERY;
