@@ -134,7 +134,7 @@ async fn s5_13_iterative_jobs_have_unaligned_checkpoints_only_if_forced() {
     let wanted =
         |keys: &[(&str, Value)]| NewJob { iterative: Some(true), ..job("j", keys, vec![operator("count", 1)]) };
 
-    let refusal = daemon.client.create(&wanted(&[unaligned.clone()])).await;
+    let refusal = daemon.client.create(&wanted(std::slice::from_ref(&unaligned))).await;
     refused(refusal, StatusCode::BAD_REQUEST, "iterative", "unaligned.forced");
 
     daemon.client.create(&wanted(&[unaligned, ("unaligned.forced", true.into())])).await.unwrap();
