@@ -233,7 +233,7 @@ cores (load 6 to 13 but for the last row):
 `merging.delete-durability = "commit"` and `merging.inline-group-max = "256 kb"` are how it was before. Without a folder for the
 ledger ([doors.md](doors.md#deletes-on-the-local-disk)), `jobmanager.io-pool.size: 16` in Flink's configuration brings 9 to 11.
 The hadoop file system deletes the markers of all folders above a file with each file that it writes, in batches of keys that are nearly all
-not there: three more writes a checkpoint, before what is not there kept nobody waiting (13.0 then, 7.5 now; `--plugin hadoop`).
+not there: three more writes a checkpoint, before what is not there kept nobody waiting (13 then, 7.9 now; `--plugin hadoop`).
 What does not help: to have deletes wait longer, because the threads that send them wait, too. What has not been done:
 `linger-fraction = 1` without regard to what is usual has as few writes (4.7, 5.1, 5.5), and makes writers that take turns wait.
 
