@@ -300,6 +300,8 @@ pub enum ObjectContent {
         if_match: Option<String>,
         /// Headers in place of its own.
         headers: Option<ObjectHeaders>,
+        /// Tags in place of its own.
+        tags: Option<Vec<(String, String)>>,
         /// When the copy was made.
         modified: Millis,
         /// The storage class of the copy; that of the source does not go with it.
@@ -307,6 +309,8 @@ pub enum ObjectContent {
         /// The checksum in place of its own.
         checksum: Option<ObjectChecksum>,
     },
+    /// What stands under the key already, with these tags in place of its own.
+    Tagged(Vec<(String, String)>),
 }
 
 /// The multipart upload that makes an object.

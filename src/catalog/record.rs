@@ -19,7 +19,8 @@
 //! A value is one version byte ([`VERSION`]) and then the record in postcard's encoding
 //! (<https://postcard.jamesmunns.com/wire-format>), fields in the order in which they stand here. Older versions are still
 //! read. Objects with a storage class or with checksums of their parts, and uploads with a storage class, have version
-//! [`VERSION_WITH_MORE`]: behind the record stands [`MoreOfRecord`], for a slot a list of them, one for each version. Version 2 had no upload in an object, and the parts of an upload stood in its record, which ended with them.
+//! [`VERSION_WITH_MORE`]: behind the record stands [`MoreOfRecord`], for a slot a list of them, one for each version. Those with
+//! tags have [`VERSION_WITH_TAGS`], and the tags stand behind that. Version 2 had no upload in an object, and the parts of an upload stood in its record, which ended with them.
 //! Version 1 had, besides, no lane, holes, upload and moves in a file, no reason in [`FileState::Forgotten`], no end in a
 //! job, and in a checkpoint no kind and no word of where it was claimed from.
 
@@ -42,6 +43,8 @@ use crate::store::StoreOwner;
 pub(super) const VERSION: u8 = 3;
 /// Version of those that say more than version 3 can. Only they have it, so that others are read by older daemons.
 pub(super) const VERSION_WITH_MORE: u8 = 4;
+/// The same, of objects and uploads with tags.
+pub(super) const VERSION_WITH_TAGS: u8 = 5;
 
 /// Keys from one bound to another.
 pub(super) type KeyRange = (Bound<&'static [u8]>, Bound<&'static [u8]>);
@@ -64,7 +67,7 @@ pub enum RecordError {
     #[error("catalog key {0:?} is of no known kind")]
     Key(Bytes),
     /// The value was written by a later version of the daemon.
-    #[error("catalog record {key:?} has version {version}, this daemon reads up to {VERSION_WITH_MORE}")]
+    #[error("catalog record {key:?} has version {version}, this daemon reads up to {VERSION_WITH_TAGS}")]
     Version {
         /// Its key.
         key: Bytes,
@@ -361,8 +364,7 @@ impl RecordKey {
 
     /// The change that sets this record.
     pub(super) fn put<T: RecordValue>(&self, value: &T) -> Mutation {
-        let more = value.more();
-        let version = if more.is_empty() { VERSION } else { VERSION_WITH_MORE };
+        let (version, more) = value.more().unwrap_or((VERSION, vec![]));
         let mut out = postcard::to_extend(value, vec![version]).expect("plain records always encode");
         out.extend_from_slice(&more);
         Mutation::Put { key: self.encode(), value: out.into() }
@@ -388,6 +390,9 @@ pub(super) struct MoreOfRecord {
     pub(super) part_checksums: Vec<String>,
 }
 
+/// Tags of an object or an upload.
+type Tags = Vec<(String, String)>;
+
 impl MoreOfRecord {
     fn of(headers: &ObjectHeaders, checksum: Option<&ObjectChecksum>) -> Self {
         let part_checksums = checksum.map(|checksum| checksum.parts.clone()).unwrap_or_default();
@@ -401,9 +406,9 @@ impl MoreOfRecord {
 
 /// A record as it is written.
 pub(super) trait RecordValue: Serialize {
-    /// The bytes behind it, if it needs [`VERSION_WITH_MORE`].
-    fn more(&self) -> Vec<u8> {
-        vec![]
+    /// What version 3 cannot say: the version that can, and the bytes behind the record.
+    fn more(&self) -> Option<(u8, Vec<u8>)> {
+        None
     }
 }
 
@@ -412,8 +417,8 @@ impl RecordValue for SegmentRecord {}
 impl RecordValue for JobRecord {}
 
 impl RecordValue for CheckpointRecord {
-    fn more(&self) -> Vec<u8> {
-        if self.is_changing_hands() { vec![CHANGING_HANDS] } else { vec![] }
+    fn more(&self) -> Option<(u8, Vec<u8>)> {
+        self.is_changing_hands().then(|| (VERSION_WITH_MORE, vec![CHANGING_HANDS]))
     }
 }
 
@@ -425,27 +430,31 @@ impl RecordValue for BucketEndRecord {}
 impl RecordValue for PartSlot {}
 
 impl RecordValue for ObjectSlot {
-    fn more(&self) -> Vec<u8> {
-        if !self
-            .versions
-            .iter()
-            .any(|version| MoreOfRecord::is_needed(&version.head.headers, version.head.checksum.as_ref()))
-        {
-            return vec![];
+    fn more(&self) -> Option<(u8, Vec<u8>)> {
+        let heads = || self.versions.iter().map(|version| &version.head);
+        let more = |head: &ObjectHead| MoreOfRecord::of(&head.headers, head.checksum.as_ref());
+        if heads().any(|head| !head.headers.tags.is_empty()) {
+            let with_tags: Vec<_> = heads().map(|head| (more(head), &head.headers.tags)).collect();
+            return Some((VERSION_WITH_TAGS, encoded(&with_tags)));
         }
-        let of = |version: &Arc<ObjectRecord>| MoreOfRecord::of(&version.head.headers, version.head.checksum.as_ref());
-        let more: Vec<MoreOfRecord> = self.versions.iter().map(of).collect();
-        postcard::to_stdvec(&more).expect("plain records always encode")
+        let is_needed = heads().any(|head| MoreOfRecord::is_needed(&head.headers, head.checksum.as_ref()));
+        is_needed.then(|| (VERSION_WITH_MORE, encoded(&heads().map(more).collect::<Vec<_>>())))
     }
 }
 
 impl RecordValue for UploadRecord {
-    fn more(&self) -> Vec<u8> {
-        if !MoreOfRecord::is_needed(&self.upload.headers, None) {
-            return vec![];
+    fn more(&self) -> Option<(u8, Vec<u8>)> {
+        let headers = &self.upload.headers;
+        let more = || MoreOfRecord::of(headers, None);
+        if !headers.tags.is_empty() {
+            return Some((VERSION_WITH_TAGS, encoded(&(more(), &headers.tags))));
         }
-        postcard::to_stdvec(&MoreOfRecord::of(&self.upload.headers, None)).expect("plain records always encode")
+        MoreOfRecord::is_needed(headers, None).then(|| (VERSION_WITH_MORE, encoded(&more())))
     }
+}
+
+fn encoded<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain records always encode")
 }
 
 /// A record, in every version that was ever written.
@@ -473,6 +482,14 @@ pub(super) trait Record: DeserializeOwned {
     fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
         postcard::from_bytes(body)
     }
+
+    /// Reads version 5, which objects and uploads alone have.
+    ///
+    /// # Errors
+    /// The decoder's error.
+    fn decode_with_tags(_: &[u8]) -> postcard::Result<Self> {
+        Err(postcard::Error::DeserializeBadEncoding)
+    }
 }
 
 impl Record for SegmentRecord {}
@@ -491,19 +508,31 @@ impl Record for ObjectSlot {
     }
 
     fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
-        let (mut slot, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        let (slot, rest): (Self, _) = postcard::take_from_bytes(body)?;
         let more: Vec<MoreOfRecord> = postcard::from_bytes(rest)?;
-        if more.len() != slot.versions.len() {
+        slot.with(more.into_iter().map(|more| (more, Tags::new())).collect())
+    }
+
+    fn decode_with_tags(body: &[u8]) -> postcard::Result<Self> {
+        let (slot, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        slot.with(postcard::from_bytes(rest)?)
+    }
+}
+
+impl ObjectSlot {
+    /// Adds to each version what stands behind the record about it.
+    fn with(mut self, more: Vec<(MoreOfRecord, Tags)>) -> postcard::Result<Self> {
+        if more.len() != self.versions.len() {
             return Err(postcard::Error::DeserializeBadEncoding);
         }
-        for (version, more) in slot.versions.iter_mut().zip(more) {
-            let version = Arc::make_mut(version);
-            version.head.headers.storage_class = more.storage_class;
-            if let Some(checksum) = &mut version.head.checksum {
+        for (version, (more, tags)) in self.versions.iter_mut().zip(more) {
+            let head = &mut Arc::make_mut(version).head;
+            (head.headers.storage_class, head.headers.tags) = (more.storage_class, tags);
+            if let Some(checksum) = &mut head.checksum {
                 checksum.parts = more.part_checksums;
             }
         }
-        Ok(slot)
+        Ok(self)
     }
 }
 
@@ -514,10 +543,23 @@ impl Record for StoredUpload {
     }
 
     fn decode_with_more(body: &[u8]) -> postcard::Result<Self> {
-        let (mut stored, rest): (Self, _) = postcard::take_from_bytes(body)?;
-        let more: MoreOfRecord = postcard::from_bytes(rest)?;
-        Arc::make_mut(&mut stored.record.upload).headers.storage_class = more.storage_class;
-        Ok(stored)
+        let (stored, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        Ok(stored.with(postcard::from_bytes(rest)?, Tags::new()))
+    }
+
+    fn decode_with_tags(body: &[u8]) -> postcard::Result<Self> {
+        let (stored, rest): (Self, _) = postcard::take_from_bytes(body)?;
+        let (more, tags) = postcard::from_bytes(rest)?;
+        Ok(stored.with(more, tags))
+    }
+}
+
+impl StoredUpload {
+    /// Adds what stands behind the record.
+    fn with(mut self, more: MoreOfRecord, tags: Tags) -> Self {
+        let headers = &mut Arc::make_mut(&mut self.record.upload).headers;
+        (headers.storage_class, headers.tags) = (more.storage_class, tags);
+        self
     }
 }
 
@@ -569,6 +611,7 @@ pub(super) fn decode<T: Record>(key: &Bytes, value: &[u8]) -> Result<T, RecordEr
     let record = match *version {
         VERSION => postcard::from_bytes(body),
         VERSION_WITH_MORE => T::decode_with_more(body),
+        VERSION_WITH_TAGS => T::decode_with_tags(body),
         2 => T::decode_version_2(body),
         1 => T::decode_version_1(body),
         version => return Err(RecordError::Version { key: key.clone(), version }),
@@ -759,6 +802,27 @@ mod tests {
         assert_eq!(sample::<StoredUpload>(&in_upload), StoredUpload { record: upload, parts: vec![] });
     }
 
+    /// Stored samples of version 5, which only objects and uploads with tags have.
+    #[test]
+    fn version_5_of_the_records_reads_as_it_did() {
+        let tags = vec![("a".to_owned(), "b".to_owned()), ("c".to_owned(), String::new())];
+        let headers = ObjectHeaders { tags, ..ObjectHeaders::default() };
+        let new = ObjectRecord { head: ObjectHead { headers: headers.clone(), ..object().head }, ..object() };
+        let slot = ObjectSlot { versions: vec![Arc::new(new), Arc::new(object())] };
+        let upload = NewUpload { headers, ..NewUpload::clone(&an_upload().upload) };
+        let upload = UploadRecord { upload: Arc::new(upload), ..an_upload() };
+
+        let an_object = "0107050165090000000000000000010501017a";
+        let in_slot = format!("0502{an_object}{an_object}02{}{}", "000002016101620163".to_owned() + "00", "000000");
+        let in_upload = "050162016b000000000000000004".to_owned() + "00000201610162016300";
+        assert_eq!(bytes_of(&RecordKey::Object("b".into(), "k".into()).put(&slot)), in_slot);
+        assert_eq!(bytes_of(&RecordKey::Upload("z".into()).put(&upload)), in_upload);
+        assert_eq!(sample::<ObjectSlot>(&in_slot), slot);
+        assert_eq!(sample::<StoredUpload>(&in_upload), StoredUpload { record: upload, parts: vec![] });
+        let of_a_job = hex::decode("05040102").unwrap();
+        assert!(decode::<JobRecord>(&Bytes::new(), &of_a_job).is_err());
+    }
+
     /// A daemon that does not know of claims in pieces refuses a checkpoint that it would take for a subsumed one.
     #[test]
     fn a_checkpoint_that_changes_hands_is_not_read_by_older_daemons() {
@@ -857,7 +921,7 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(key in proptest::collection::vec(any::<u8>(), 0..40), mut value in proptest::collection::vec(any::<u8>(), 0..200)) {
             let key = Bytes::from(key);
             let _ = RecordKey::decode(&key);
-            for version in [VERSION, VERSION_WITH_MORE] {
+            for version in [VERSION, VERSION_WITH_MORE, VERSION_WITH_TAGS] {
                 if let Some(first) = value.first_mut() { *first = version; }
                 let _ = decode::<SegmentRecord>(&key, &value);
                 let _ = decode::<FileRecord>(&key, &value);

@@ -37,6 +37,8 @@ pub struct NewCopy {
     pub if_match: Option<String>,
     /// Headers in place of those of the source.
     pub headers: Option<ObjectHeaders>,
+    /// Tags in place of those of the source.
+    pub tags: Option<Vec<(String, String)>>,
     /// The storage class of the copy.
     pub storage_class: Option<String>,
     /// The checksum in place of that of the source.
@@ -141,13 +143,14 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Refused`].
     pub async fn copy_object(&self, copy: NewCopy) -> Result<Put, EngineError> {
-        let NewCopy { bucket, key, condition, from, if_match, headers, storage_class, checksum } = copy;
+        let NewCopy { bucket, key, condition, from, if_match, headers, tags, storage_class, checksum } = copy;
         let (modified, (from_bucket, from_key)) = (self.clock.now(), from);
         let content = ObjectContent::CopyOf {
             bucket: from_bucket,
             key: from_key,
             if_match,
             headers,
+            tags,
             modified,
             storage_class,
             checksum,
@@ -157,6 +160,21 @@ impl Engine {
         let stored = self.store_without_bytes(Bind::Object(Box::new(put))).await?;
         self.arrived(arrival);
         put_answer(stored)
+    }
+
+    /// Sets the tags of an object in place of those that it has; everything else of it stays, the time of its put, too.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if it is not there, or if another one is being put under its key.
+    pub async fn tag_object(&self, bucket: &str, key: &str, tags: Vec<(String, String)>) -> Result<(), EngineError> {
+        let put = PutObject {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            condition: Condition::None,
+            content: ObjectContent::Tagged(tags),
+        };
+        put_answer(self.store_without_bytes(Bind::Object(Box::new(put))).await?)?;
+        Ok(())
     }
 
     /// Deletes objects. An answer for each, in order; those that are not there count as deleted. Resolves once that is

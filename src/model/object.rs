@@ -68,6 +68,9 @@ pub struct ObjectHeaders {
     /// `x-amz-storage-class`, if it is not `STANDARD`. It moves no bytes. Records hold it behind all others.
     #[serde(skip)]
     pub storage_class: Option<String>,
+    /// Its tags, in the order in which they were set. Records hold them behind all others.
+    #[serde(skip)]
+    pub tags: Vec<(String, String)>,
 }
 
 /// A checksum of an S3 object.

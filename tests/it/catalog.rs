@@ -31,6 +31,8 @@ enum Brings {
     Object { key: u8, condition: Wanted },
     /// A copy of an object.
     Copy { from: u8, to: u8 },
+    /// Other tags for an object.
+    Tag { key: u8 },
     /// A part of the upload.
     Part { upload: u8, number: u16 },
     /// An object made of the arrived parts of the upload, with a last new part.
@@ -101,6 +103,7 @@ fn any_brings() -> impl Strategy<Value = Brings> {
             .prop_map(|(job, checkpoint, key, content)| Brings::Segment { job, checkpoint, key, content }),
         4 => (0..3_u8, any_wanted()).prop_map(|(key, condition)| Brings::Object { key, condition }),
         1 => (0..3_u8, 0..3_u8).prop_map(|(from, to)| Brings::Copy { from, to }),
+        1 => (0..3_u8).prop_map(|key| Brings::Tag { key }),
         2 => (0..2_u8, 1..4_u16).prop_map(|(upload, number)| Brings::Part { upload, number }),
         1 => (0..2_u8, 0..3_u8).prop_map(|(upload, key)| Brings::Complete { upload, key }),
     ]
@@ -716,9 +719,9 @@ impl World {
 
     /// One store with one item for each of `brings`, as the owner of a file would send it.
     fn store(&mut self, brings: &[Brings], place: Place) {
-        // A copy brings no bytes, and so never comes with a file.
-        let copies = brings.iter().any(|brings| matches!(brings, Brings::Copy { .. }));
-        let place = if copies { Place::Inline } else { place };
+        // Copies and tags bring no bytes, and so never come with a file.
+        let without_bytes = brings.iter().any(|brings| matches!(brings, Brings::Copy { .. } | Brings::Tag { .. }));
+        let place = if without_bytes { Place::Inline } else { place };
         let busy: Vec<_> = self.model.in_flight.iter().filter_map(|store| store.file.as_ref()).collect();
         let reused = self.model.open.iter().find(|(id, _)| busy.iter().all(|file| file.id != **id));
         let (file, mut at) = match (place, reused) {
@@ -806,11 +809,16 @@ impl World {
                     key: key(*from),
                     if_match: None,
                     headers: None,
+                    tags: None,
                     modified: self.now(),
                     storage_class: None,
                     checksum: None,
                 };
                 (vec![], object(&key(*to), Condition::None, copy))
+            }
+            Brings::Tag { key: n } => {
+                let tagged = ObjectContent::Tagged(vec![("tag".to_owned(), id.to_string())]);
+                (vec![], object(&key(*n), Condition::None, tagged))
             }
             Brings::Part { upload: n, number } => {
                 let part = PartHead { len, etag: String::new(), checksum: None, modified: self.now() };
@@ -875,7 +883,7 @@ impl World {
                     arriving.segments.push(id);
                 }
             }
-            Brings::Object { .. } | Brings::Copy { .. } | Brings::Complete { .. } => {
+            Brings::Object { .. } | Brings::Copy { .. } | Brings::Tag { .. } | Brings::Complete { .. } => {
                 let Bind::Object(put) = &item.bind else { panic!("{item:?}") };
                 let Some((segments, etag)) = self.new_object(put, brings, arriving) else {
                     return assert!(answer.is_err(), "{answer:?}");
@@ -903,6 +911,10 @@ impl World {
             ObjectContent::CopyOf { key, .. } => {
                 let source = self.model.current(key)?;
                 Some((source.segments.clone(), source.etag.clone()))
+            }
+            ObjectContent::Tagged(_) => {
+                let newest = self.model.objects.get(&put.key)?.first()?;
+                newest.on_its_way.is_none().then(|| (newest.segments.clone(), newest.etag.clone()))
             }
             ObjectContent::Segments { segments, head, .. } => {
                 if let Brings::Complete { upload: n, .. } = brings {

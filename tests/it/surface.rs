@@ -66,6 +66,7 @@ fn request_for(operation: &ApiOperation, upload: &str, header: &str, parameter: 
     }
     let body: &'static [u8] = match operation.name {
         "PutObject" | "UploadPart" => b"body",
+        "PutObjectTagging" => b"<Tagging><TagSet><Tag><Key>k</Key><Value>v</Value></Tag></TagSet></Tagging>",
         "DeleteObjects" => b"<Delete><Object><Key>none</Key></Object></Delete>",
         "CompleteMultipartUpload" => {
             b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>"

@@ -3,11 +3,10 @@
 use http::StatusCode;
 use s3s::dto::{
     Bucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput, DeleteBucketOutput,
-    DeleteObjectTaggingInput, DeleteObjectTaggingOutput, GetBucketAclInput, GetBucketAclOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetBucketRequestPaymentInput, GetBucketRequestPaymentOutput, GetBucketVersioningInput,
-    GetBucketVersioningOutput, GetObjectAclInput, GetObjectAclOutput, GetObjectLegalHoldInput,
-    GetObjectLegalHoldOutput, GetObjectRetentionInput, GetObjectRetentionOutput, GetObjectTaggingInput,
-    GetObjectTaggingOutput, Grant, Grantee, HeadBucketInput, HeadBucketOutput, ListBucketsInput, ListBucketsOutput,
+    GetBucketAclInput, GetBucketAclOutput, GetBucketLocationInput, GetBucketLocationOutput,
+    GetBucketRequestPaymentInput, GetBucketRequestPaymentOutput, GetBucketVersioningInput, GetBucketVersioningOutput,
+    GetObjectAclInput, GetObjectAclOutput, GetObjectLegalHoldInput, GetObjectLegalHoldOutput, GetObjectRetentionInput,
+    GetObjectRetentionOutput, Grant, Grantee, HeadBucketInput, HeadBucketOutput, ListBucketsInput, ListBucketsOutput,
     Payer, Permission, Type,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
@@ -144,25 +143,6 @@ impl S3Door {
         self.engine.object(&req.input.bucket, &req.input.key).await.or_s3()?;
         let output = GetObjectAclOutput { grants: Some(full_control()), owner: Some(owner()), ..Default::default() };
         Ok(S3Response::new(output))
-    }
-
-    pub(super) async fn get_object_tagging(
-        &self,
-        req: S3Request<GetObjectTaggingInput>,
-    ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
-        check_version(req.input.version_id.as_deref())?;
-        self.engine.object(&req.input.bucket, &req.input.key).await.or_s3()?;
-        Ok(S3Response::new(GetObjectTaggingOutput { tag_set: vec![], version_id: None }))
-    }
-
-    /// There are none to delete.
-    pub(super) async fn delete_object_tagging(
-        &self,
-        req: S3Request<DeleteObjectTaggingInput>,
-    ) -> S3Result<S3Response<DeleteObjectTaggingOutput>> {
-        check_version(req.input.version_id.as_deref())?;
-        self.engine.object(&req.input.bucket, &req.input.key).await.or_s3()?;
-        Ok(S3Response::new(DeleteObjectTaggingOutput { version_id: None }))
     }
 
     pub(super) async fn get_object_legal_hold(

@@ -15,6 +15,7 @@ use super::errors::{self, OrS3, not_implemented, refuse};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
 use super::objects::checksum_type;
+use super::tagging::{replaces_tags, sent_tags};
 use super::xml::MoreElements;
 use crate::engine::objects::{NewCopy, NewObject, Put};
 use crate::engine::{Condition, EngineError, ObjectView};
@@ -27,6 +28,8 @@ struct CopyAcross {
     shard: u32,
     /// Headers in place of those of the source.
     headers: Option<ObjectHeaders>,
+    /// Tags in place of those of the source.
+    tags: Option<Vec<(String, String)>>,
     condition: Condition,
     /// The storage class of the copy.
     storage_class: Option<String>,
@@ -79,6 +82,7 @@ impl S3Door {
             }
         };
         let headers = if replace { Some(object_headers!(req)) } else { None };
+        let tags = if replaces_tags(&req.headers)? { Some(sent_tags(&req.headers)?) } else { None };
         let condition = write_condition(&req)?;
         let storage_class = headers::storage_class(&req.headers);
         let algorithm =
@@ -86,14 +90,15 @@ impl S3Door {
         let CopyObjectInput { bucket, key, copy_source, .. } = &req.input;
         self.check_write(key, headers.as_ref().unwrap_or(&ObjectHeaders::default()))?;
         let (from_bucket, from_key) = bucket_source(copy_source)?;
-        let changes = replace || algorithm.is_some() || req.headers.contains_key("x-amz-storage-class");
+        let changes =
+            replace || tags.is_some() || algorithm.is_some() || req.headers.contains_key("x-amz-storage-class");
         if (from_bucket, from_key) == (bucket, key) && !changes {
             let message = "a copy of an object onto itself has to change something: set x-amz-metadata-directive";
             return Err(refuse(S3ErrorCode::InvalidRequest, message));
         }
         self.engine.check_bucket(bucket).or_s3()?;
         if let Some(shard) = self.siblings.as_ref().and_then(|siblings| siblings.elsewhere(from_bucket, from_key)) {
-            let copy = CopyAcross { shard, headers, condition, storage_class, algorithm };
+            let copy = CopyAcross { shard, headers, tags, condition, storage_class, algorithm };
             return self.copy_from_another_shard(req.input, copy).await;
         }
         let (source, mut if_match) = self.copy_source(copy_source, source_conditions!(req.input)).await?;
@@ -108,7 +113,7 @@ impl S3Door {
 
         let from = (from_bucket.to_owned(), from_key.to_owned());
         let (bucket, key) = (bucket.clone(), key.clone());
-        let copy = NewCopy { bucket, key, condition, from, if_match, headers, storage_class, checksum };
+        let copy = NewCopy { bucket, key, condition, from, if_match, headers, tags, storage_class, checksum };
         Ok(copied(self.engine.copy_object(copy).await.or_s3()?))
     }
 
@@ -136,7 +141,7 @@ impl S3Door {
         input: CopyObjectInput,
         copy: CopyAcross,
     ) -> S3Result<S3Response<CopyObjectOutput>> {
-        let CopyAcross { shard, headers, condition, storage_class, algorithm } = copy;
+        let CopyAcross { shard, headers, tags, condition, storage_class, algorithm } = copy;
         let head = self.head_elsewhere(shard, &input.copy_source, source_conditions!(input)).await?;
         self.check_body_len(head.len, self.engine.settings().limits.object_bytes_max)?;
         let mut intake = self.intake_of(shard, &input.copy_source, &head, 0..head.len).await?;
@@ -147,8 +152,8 @@ impl S3Door {
             Some(algorithm) => intake.claims_mut().also(algorithm),
             None => intake.claims_mut().or_default(),
         }
-        let mut headers = headers.unwrap_or(head.headers);
-        headers.storage_class = storage_class;
+        let tags = tags.unwrap_or_else(|| head.headers.tags.clone());
+        let headers = ObjectHeaders { storage_class, tags, ..headers.unwrap_or(head.headers) };
         let object = NewObject { bucket: input.bucket, key: input.key, condition, headers };
         let put = self.engine.put_object(object, intake.hashed(self.etag_needs())).await.or_s3()?;
         Ok(copied(put))

@@ -381,6 +381,7 @@ impl Gate {
             Method::PUT if self.named(uri, headers) == Named::Bucket && parameters(uri).all(is_of_client) => {
                 &request_xml::CREATE_BUCKET
             }
+            Method::PUT if self.named(uri, headers) == Named::Object && has("tagging") => &request_xml::TAGGING,
             _ => return None,
         }))
     }

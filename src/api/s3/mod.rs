@@ -49,6 +49,7 @@ mod reading;
 mod request_xml;
 mod signature;
 pub mod surface;
+mod tagging;
 mod upload_lists;
 mod xml;
 

@@ -17,6 +17,7 @@ use super::headers::{self, object_headers};
 use super::intake::Intake;
 use super::objects::checksum_type;
 use super::ranges;
+use super::tagging::sent_tags;
 use super::xml::MoreElements;
 use crate::engine::uploads::{UploadName, UploadedPart};
 use crate::model::NewUpload;
@@ -31,7 +32,8 @@ impl S3Door {
         mut req: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         headers::check_storage_class(&req.headers)?;
-        let headers = object_headers!(req);
+        let mut headers = object_headers!(req);
+        headers.tags = sent_tags(&req.headers)?;
         let input = req.input;
         self.check_write(&input.key, &headers)?;
         let checksum = checksum_plan(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;

@@ -13,6 +13,7 @@ use super::errors::{OrS3, not_implemented, refuse};
 use super::grants::{denied, grants};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
+use super::tagging::sent_tags;
 use crate::config::EtagKind;
 use crate::engine::ObjectToDelete;
 use crate::engine::objects::NewObject;
@@ -28,7 +29,8 @@ const DELETED_KEYS_MAX: usize = 1000;
 impl S3Door {
     pub(super) async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         headers::check_storage_class(&req.headers)?;
-        let headers = object_headers!(req);
+        let mut headers = object_headers!(req);
+        headers.tags = sent_tags(&req.headers)?;
         self.check_write(&req.input.key, &headers)?;
         let condition = conditions::of_put(req.input.if_match.as_ref(), req.input.if_none_match.as_ref())?;
         let body = req.input.body.take();

@@ -64,6 +64,7 @@ operations! {
     waits list_objects_v2(ListObjectsV2Input) -> ListObjectsV2Output;
     looks list_parts(ListPartsInput) -> ListPartsOutput;
     waits put_object(PutObjectInput) -> PutObjectOutput;
+    waits put_object_tagging(PutObjectTaggingInput) -> PutObjectTaggingOutput;
     waits upload_part(UploadPartInput) -> UploadPartOutput;
     waits upload_part_copy(UploadPartCopyInput) -> UploadPartCopyOutput;
 

@@ -22,6 +22,7 @@ use super::headers::{STANDARD, check_version};
 use super::listing::page_size;
 use super::objects::checksum_type;
 use super::ranges::{self, RequestedRange};
+use super::tagging::TAGGING_COUNT;
 use super::xml::MoreElements;
 use crate::api::exchange::Exchange;
 use crate::engine::ObjectView;
@@ -268,6 +269,9 @@ fn raw_headers(head: &ObjectHead, checksum: Option<&ObjectChecksum>) -> HeaderMa
     }
     if let Some(value) = head.headers.expires.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
         headers.insert(EXPIRES, value);
+    }
+    if !head.headers.tags.is_empty() {
+        headers.insert(TAGGING_COUNT, head.headers.tags.len().into());
     }
     headers
 }

@@ -64,6 +64,7 @@ const fn element(name: &'static str, times: usize, content: Holds) -> Element {
 /// One more than a request may name, so that too many are refused for that.
 const KEYS_MAX: usize = 1001;
 const PARTS_MAX: usize = 10_001;
+const TAGS_MAX: usize = 100;
 /// Elements within elements, attributes of one element, and prefixes of a document. No client comes near.
 const DEPTH_MAX: usize = 16;
 const ATTRIBUTES_MAX: usize = 64;
@@ -132,6 +133,30 @@ pub(super) static CREATE_BUCKET: Element = element(
     "CreateBucketConfiguration",
     1,
     Holds::Elements(&[element("LocationConstraint", 1, Holds::Text)], Unknown::LeftOut),
+);
+
+/// The body of `PutObjectTagging`. More tags than an object may have are refused for that.
+pub(super) static TAGGING: Element = element(
+    "Tagging",
+    1,
+    Holds::Elements(
+        &[element(
+            "TagSet",
+            1,
+            Holds::Elements(
+                &[element(
+                    "Tag",
+                    TAGS_MAX,
+                    Holds::Elements(
+                        &[element("Key", 1, Holds::Exact), element("Value", 1, Holds::Exact)],
+                        Unknown::Refused,
+                    ),
+                )],
+                Unknown::Refused,
+            ),
+        )],
+        Unknown::LeftOut,
+    ),
 );
 
 /// A body that is to be read as such a document.

@@ -185,7 +185,7 @@ pub static OPERATIONS: [ApiOperation; 98] = [
         "",
         Served::Done("test_objects.py::test_delete_removes_and_may_be_repeated"),
     ),
-    operation("DeleteObjectTagging", "DELETE", Named::Object, "tagging", Served::Unset(204)),
+    operation("DeleteObjectTagging", "DELETE", Named::Object, "tagging", Served::Done(TAGS)),
     operation(
         "DeleteObjects",
         "POST",
@@ -245,7 +245,7 @@ pub static OPERATIONS: [ApiOperation; 98] = [
     operation("GetObjectLegalHold", "GET", Named::Object, "legal-hold", Served::Unset(400)),
     operation("GetObjectLockConfiguration", "GET", Named::Bucket, "object-lock", Served::Unset(404)),
     operation("GetObjectRetention", "GET", Named::Object, "retention", Served::Unset(400)),
-    operation("GetObjectTagging", "GET", Named::Object, "tagging", Served::Unset(200)),
+    operation("GetObjectTagging", "GET", Named::Object, "tagging", Served::Done(TAGS)),
     operation("GetObjectTorrent", "GET", Named::Object, "torrent", Served::Refused),
     operation("GetPublicAccessBlock", "GET", Named::Bucket, "publicAccessBlock", Served::Unset(404)),
     operation(
@@ -338,7 +338,7 @@ pub static OPERATIONS: [ApiOperation; 98] = [
     operation("PutObjectLegalHold", "PUT", Named::Object, "legal-hold", Served::Refused),
     operation("PutObjectLockConfiguration", "PUT", Named::Bucket, "object-lock", Served::Refused),
     operation("PutObjectRetention", "PUT", Named::Object, "retention", Served::Refused),
-    operation("PutObjectTagging", "PUT", Named::Object, "tagging", Served::Refused),
+    operation("PutObjectTagging", "PUT", Named::Object, "tagging", Served::Done(TAGS)),
     operation("PutPublicAccessBlock", "PUT", Named::Bucket, "publicAccessBlock", Served::Refused),
     operation("RestoreObject", "POST", Named::Object, "restore", Served::Refused),
     operation("SelectObjectContent", "POST", Named::Object, "select&select-type=2", Served::Refused),
@@ -457,8 +457,12 @@ pub static ROWS: &[Row] = &[
         Honoured("test_copy.py::test_directive_replace_takes_new_metadata_only"),
     ),
     header("x-amz-metadata-directive", ANY, Harmless("nothing is copied, as of clients that send it with every write")),
-    header("x-amz-tagging-directive", &["CopyObject"], Harmless("no object has tags")),
-    header("x-amz-tagging", WRITES, Only(&[], NOT_IMPLEMENTED, "tagging of objects")),
+    header(
+        "x-amz-tagging-directive",
+        &["CopyObject"],
+        Honoured("test_tagging.py::test_a_copy_has_the_tags_unless_others_are_sent"),
+    ),
+    header("x-amz-tagging", WRITES, Honoured("test_tagging.py::test_tags_are_set_with_every_kind_of_write")),
     header("x-amz-website-redirect-location", WRITES, Only(&[], NOT_IMPLEMENTED, "website redirection")),
     header("x-amz-write-offset-bytes", &["PutObject"], Only(&[], NOT_IMPLEMENTED, "appending to an object")),
     // Copies.
@@ -646,12 +650,9 @@ pub static ROWS: &[Row] = &[
     parameter("delete", &["DeleteObjects"], Honoured("test_objects.py::test_quiet_batch_delete_reports_nothing")),
     parameter("location", &["GetBucketLocation"], Honoured("test_buckets.py::test_location_of_a_bucket")),
     parameter("acl", &["GetBucketAcl", "GetObjectAcl"], Honoured("test_errors.py::test_the_owner_has_full_control")),
-    parameter(
-        "tagging",
-        &["GetObjectTagging", "GetBucketTagging"],
-        Honoured("test_errors.py::test_an_object_has_no_tags"),
-    ),
-    parameter("tagging", &["DeleteObjectTagging", "DeleteBucketTagging"], Honoured(DELETED)),
+    parameter("tagging", &["GetObjectTagging", "PutObjectTagging", "DeleteObjectTagging"], Honoured(TAGS)),
+    parameter("tagging", &["GetBucketTagging"], Honoured(UNSET)),
+    parameter("tagging", &["DeleteBucketTagging"], Honoured(DELETED)),
     parameter("versioning", &["GetBucketVersioning"], Honoured("test_errors.py::test_versioning_was_never_enabled")),
     parameter("accelerate", &["GetBucketAccelerateConfiguration"], Honoured(UNSET)),
     parameter("logging", &["GetBucketLogging"], Honoured(UNSET)),
@@ -684,6 +685,7 @@ pub static ROWS: &[Row] = &[
     ),
 ];
 
+const TAGS: &str = "test_tagging.py::test_tags_are_set_told_and_deleted";
 const DELETED: &str = "test_errors.py::test_deleting_what_was_never_set_is_done";
 const NO_LOCK: &str = "test_errors.py::test_nothing_is_locked";
 const UNSET: &str = "test_errors.py::test_a_configuration_that_was_never_set_is_not_there";
@@ -821,7 +823,6 @@ mod tests {
             ("x-amz-server-side-encryption", "aws:kms", NOT_IMPLEMENTED),
             ("x-amz-server-side-encryption-customer-algorithm", "AES256", NOT_IMPLEMENTED),
             ("x-amz-object-lock-mode", "GOVERNANCE", NOT_IMPLEMENTED),
-            ("x-amz-tagging", "a=b", NOT_IMPLEMENTED),
             ("x-amz-acl", "public-read", NOT_IMPLEMENTED),
             ("x-amz-grant-read", "id=x", NOT_IMPLEMENTED),
             ("x-amz-expected-bucket-owner", "123456789012", "AccessDenied"),
@@ -839,7 +840,7 @@ mod tests {
         let sent = [
             ("x-amz-acl", "private"),
             ("x-amz-storage-class", "STANDARD"),
-            ("x-amz-tagging", ""),
+            ("x-amz-tagging", "a=b"),
             ("x-amz-api-version", "2006-03-01"),
             ("x-amz-sdk-invocation-id", "1"),
             ("x-amz-expected-bucket-owner", OWNER),

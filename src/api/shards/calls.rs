@@ -18,7 +18,7 @@ use crate::engine::{
     ChecksumKind, Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDelete, Refusal, UploadView,
 };
 use crate::error::{ErrorKind, chain};
-use crate::model::{CheckpointId, Claim, InvalidId, JobId, Millis, NewUpload, SegmentId};
+use crate::model::{CheckpointId, Claim, InvalidId, JobId, Millis, NewUpload, ObjectHead, SegmentId};
 
 /// A call is at most so long, and an answer that is no bytes of an object.
 pub(in crate::api) const CALL_BYTES_MAX: usize = 8 << 20;
@@ -54,7 +54,7 @@ pub enum EngineCall {
         /// The keys.
         objects: Vec<Doomed>,
     },
-    /// Looks for an object. Answer: [`crate::model::ObjectHead`].
+    /// Looks for an object. Answer: [`SeenHead`].
     Head {
         /// Its bucket.
         bucket: String,
@@ -132,6 +132,17 @@ impl EngineCall {
             _ => true,
         }
     }
+}
+
+/// The head of an object, and what its encoding leaves out that a copy takes along.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SeenHead {
+    /// The head.
+    #[serde(flatten)]
+    pub head: ObjectHead,
+    /// The tags; members of older versions tell none.
+    #[serde(default)]
+    pub tags: Vec<(String, String)>,
 }
 
 /// A key to delete.
@@ -343,7 +354,10 @@ async fn carry_out(engine: &Engine, call: EngineCall) -> Result<Response<AxumBod
             let answers = engine.delete_objects(&bucket, objects.collect()).await?.into_iter();
             done(&answers.map(|answer| answer.err().map(CallFailure::from)).collect::<Vec<_>>())
         }
-        EngineCall::Head { bucket, key } => done(engine.object(&bucket, &key).await?.head()),
+        EngineCall::Head { bucket, key } => {
+            let head = engine.object(&bucket, &key).await?.head().clone();
+            done(&SeenHead { tags: head.headers.tags.clone(), head })
+        }
         EngineCall::Read { bucket, key, etag, start, end } => {
             let object = engine.object(&bucket, &key).await?;
             if object.head().etag != etag || object.head().len < end {

@@ -15,7 +15,7 @@ use futures::{Stream, TryStreamExt};
 use http::{Request, Response};
 use serde::de::DeserializeOwned;
 
-use super::calls::{self, BucketSeen, CallFailure, Doomed, EngineCall, ListedPage, ListedUpload};
+use super::calls::{self, BucketSeen, CallFailure, Doomed, EngineCall, ListedPage, ListedUpload, SeenHead};
 use crate::engine::{Engine, EngineError, ListPage, ListQuery, Listed, ObjectToDelete, Refusal, UploadView};
 use crate::error::ErrorKind;
 use crate::model::{OF_BUCKETS, ObjectHead, Routing, ShardOf};
@@ -308,12 +308,16 @@ impl Siblings {
     /// As [`Engine::object`].
     pub async fn head(&self, own: &Engine, shard: u32, bucket: &str, key: &str) -> Result<ObjectHead, EngineError> {
         let call = EngineCall::Head { bucket: bucket.to_owned(), key: key.to_owned() };
-        match self.ask(own, shard, &call).await {
+        match self.ask::<SeenHead>(own, shard, &call).await {
             Err(EngineError::Refused(Refusal::NoSuchBucket(_))) if shard != OF_BUCKETS => {
                 self.check_bucket(own, bucket).await?;
                 Err(Refusal::NoSuchKey(key.to_owned()).into())
             }
-            found => found,
+            found => {
+                let SeenHead { mut head, tags } = found?;
+                head.headers.tags = tags;
+                Ok(head)
+            }
         }
     }
 

@@ -144,6 +144,7 @@ fn copy(from: u64, to: u64) -> Store {
         key: from.to_string(),
         if_match: None,
         headers: None,
+        tags: None,
         modified: Millis(2),
         storage_class: None,
         checksum: None,

@@ -486,6 +486,7 @@ mod tests {
             key: of.to_owned(),
             if_match: None,
             headers: None,
+            tags: None,
             modified: NOW,
             storage_class: None,
             checksum: None,

@@ -10,7 +10,7 @@ use crate::catalog::command::{
     Condition, MadeBy, NewSegment, ObjectContent, ObjectToDelete, Outcome, PutObject, Refusal, StoreToken, Stored,
 };
 use crate::catalog::record::{BucketRecord, ObjectRecord, ObjectSlot, RecordKey};
-use crate::model::{Millis, ObjectHead, SegmentId};
+use crate::model::{Millis, ObjectHead, ObjectHeaders, SegmentId};
 
 impl CatalogState {
     pub(super) fn create_bucket(&mut self, bucket: String, at: Millis) -> Result<(), Refusal> {
@@ -59,7 +59,7 @@ impl CatalogState {
                     upload: upload.as_ref().map(|upload| upload.id().to_owned()),
                 })
             }
-            ObjectContent::CopyOf { bucket, key, if_match, headers, modified, storage_class, checksum } => {
+            ObjectContent::CopyOf { bucket, key, if_match, headers, tags, modified, storage_class, checksum } => {
                 let slot = self.bucket(bucket)?.objects.get(&**key);
                 let source = slot.and_then(Slot::current).ok_or_else(|| Refusal::NoSuchKey(key.clone()))?;
                 if if_match.as_ref().is_some_and(|etag| *etag != source.head.etag) {
@@ -68,13 +68,30 @@ impl CatalogState {
                 let mut copy = ObjectRecord { upload: None, ..ObjectRecord::clone(&source) };
                 copy.head.modified = *modified;
                 if let Some(headers) = headers {
-                    copy.head.headers = headers.clone();
+                    // They are told of separately.
+                    let tags = std::mem::take(&mut copy.head.headers.tags);
+                    copy.head.headers = ObjectHeaders { tags, ..headers.clone() };
+                }
+                if let Some(tags) = tags {
+                    copy.head.headers.tags.clone_from(tags);
                 }
                 copy.head.headers.storage_class.clone_from(storage_class);
                 if let Some(checksum) = checksum {
                     copy.head.checksum = Some(checksum.clone());
                 }
                 Ok(copy)
+            }
+            ObjectContent::Tagged(tags) => {
+                let slot = self.bucket(&put.bucket)?.objects.get(&*put.key);
+                let slot = slot.ok_or_else(|| Refusal::NoSuchKey(put.key.clone()))?;
+                // It would stand before one that is on its way, and replace that when it arrives.
+                if slot.newest().is_some_and(|(_, on_its_way)| on_its_way) {
+                    return Err(Refusal::ConditionUndecided(put.key.clone()));
+                }
+                let current = slot.current().ok_or_else(|| Refusal::NoSuchKey(put.key.clone()))?;
+                let mut tagged = ObjectRecord::clone(&current);
+                tagged.head.headers.tags.clone_from(tags);
+                Ok(tagged)
             }
         }
     }

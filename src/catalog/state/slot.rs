@@ -116,7 +116,7 @@ impl Slot {
         match self {
             Self::Packed(bytes) => {
                 let packed = read(bytes);
-                let class = packed.more.and_then(|(class, _)| class).map(str::to_owned);
+                let class = packed.more.and_then(|more| more.class).map(str::to_owned);
                 let checksum = packed.checksum.as_ref().map(Checksum::kind);
                 Some(Brief { len: packed.len, etag: packed.etag.text(), modified: packed.modified, class, checksum })
             }
@@ -165,8 +165,8 @@ impl Slot {
     /// Bytes in memory, about, with those of its key.
     pub(super) fn weight(&self, key: &str) -> u64 {
         let of_record = |record: &ObjectRecord| {
-            let metadata = &record.head.headers.metadata;
-            let headers: usize = metadata.iter().map(|(name, value)| 48 + name.len() + value.len()).sum();
+            let ObjectHeaders { metadata, tags, .. } = &record.head.headers;
+            let headers: usize = metadata.iter().chain(tags).map(|(name, value)| 48 + name.len() + value.len()).sum();
             VERSION_BYTES + 24 * record.segments.len() + 8 * record.head.part_lens.len() + headers
         };
         let versions: usize = match self {
@@ -190,8 +190,19 @@ struct PackedObject<'a> {
     checksum: Option<Checksum<'a>>,
     part_lens: Vec<u64>,
     upload: Option<&'a str>,
-    /// What few objects have: a storage class, and checksums of parts.
-    more: Option<(Option<&'a str>, Vec<&'a str>)>,
+    #[serde(borrow)]
+    more: Option<More<'a>>,
+}
+
+/// What few objects have.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct More<'a> {
+    class: Option<&'a str>,
+    /// Checksums of parts.
+    #[serde(borrow)]
+    parts: Vec<&'a str>,
+    #[serde(borrow)]
+    tags: Vec<(&'a str, &'a str)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -255,13 +266,17 @@ fn pack(record: &ObjectRecord) -> Box<[u8]> {
     postcard::to_extend(&packed, bytes).expect("plain values always encode").into_boxed_slice()
 }
 
-fn more(record: &ObjectRecord) -> Option<(Option<&str>, Vec<&str>)> {
-    let class = record.head.headers.storage_class.as_deref();
+fn more(record: &ObjectRecord) -> Option<More<'_>> {
+    let ObjectHeaders { storage_class, tags, .. } = &record.head.headers;
     let parts = record.head.checksum.as_ref().map(|checksum| &checksum.parts[..]).unwrap_or_default();
-    (class.is_some() || !parts.is_empty()).then(|| (class, parts.iter().map(String::as_str).collect()))
+    (storage_class.is_some() || !parts.is_empty() || !tags.is_empty()).then(|| More {
+        class: storage_class.as_deref(),
+        parts: parts.iter().map(String::as_str).collect(),
+        tags: tags.iter().map(|(key, value)| (&**key, &**value)).collect(),
+    })
 }
 
-/// What a listing would show; it is kept elsewhere than the other headers.
+/// The storage class and the tags are kept elsewhere than the other headers.
 fn has_only_a_type(headers: &ObjectHeaders) -> bool {
     let ObjectHeaders {
         content_type: _,
@@ -272,6 +287,7 @@ fn has_only_a_type(headers: &ObjectHeaders) -> bool {
         expires: None,
         metadata,
         storage_class: _,
+        tags: _,
     } = headers
     else {
         return false;
@@ -290,9 +306,10 @@ fn segments(bytes: &[u8]) -> impl Iterator<Item = SegmentId> + '_ {
 
 fn unpack(bytes: &[u8]) -> ObjectRecord {
     let packed = read(bytes);
-    let (class, parts) = packed.more.unwrap_or_default();
+    let More { class, parts, tags } = packed.more.unwrap_or_default();
     let mut headers = packed.headers.unpack();
     headers.storage_class = class.map(str::to_owned);
+    headers.tags = tags.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let mut checksum = packed.checksum.as_ref().map(Checksum::unpack);
     if let Some(checksum) = &mut checksum {
         checksum.parts = parts.into_iter().map(str::to_owned).collect();
@@ -423,12 +440,14 @@ mod tests {
     fn any_headers() -> impl Strategy<Value = ObjectHeaders> {
         let content_type = prop_oneof![Just(None), Just(Some("text/plain".into())), "[a-z/]{0,9}".prop_map(Some)];
         let class = proptest::option::of("[A-Z_]{0,9}");
-        (content_type, proptest::option::of("[a-z]{0,5}"), vec(("[a-z]{0,3}", "\\PC{0,5}"), 0..3), class).prop_map(
-            |(content_type, cache_control, metadata, storage_class)| ObjectHeaders {
+        let pairs = || vec(("[a-z]{0,3}", "\\PC{0,5}"), 0..3);
+        (content_type, proptest::option::of("[a-z]{0,5}"), pairs(), class, pairs()).prop_map(
+            |(content_type, cache_control, metadata, storage_class, tags)| ObjectHeaders {
                 content_type,
                 cache_control,
                 metadata,
                 storage_class,
+                tags,
                 ..ObjectHeaders::default()
             },
         )
