@@ -48,8 +48,9 @@ pub(super) struct BenchArgs {
     /// Where the daemons' folders are made, and removed in the end; should be on the disk that is meant
     #[arg(long, value_name = "DIR", default_value = ".")]
     data_dir: PathBuf,
-    /// Another S3 server to put beside, with a bucket that exists; with its process id its CPU time is read, too
-    #[arg(long, value_name = "NAME=URL,ACCESS,SECRET,BUCKET[,PID]", value_parser = external)]
+    /// Another S3 server to put beside, with a bucket that exists; with its process id its CPU time is read, too. Of several
+    /// that are one, all addresses and ids: the clients are dealt out to them
+    #[arg(long, value_name = "NAME=URL[+URL..],ACCESS,SECRET,BUCKET[,PID[+PID..]]", value_parser = external)]
     against: Vec<External>,
     /// Whether to add segments of 64 MiB, of 1 and 4 clients [default: true]
     #[arg(long, value_name = "BOOL")]
@@ -451,19 +452,20 @@ fn part(text: &str) -> Result<f64, String> {
 }
 
 fn external(text: &str) -> Result<External, String> {
-    const FORM: &str = "must be NAME=URL,ACCESS,SECRET,BUCKET or NAME=URL,ACCESS,SECRET,BUCKET,PID";
+    const FORM: &str = "must be NAME=URL,ACCESS,SECRET,BUCKET or NAME=URL,ACCESS,SECRET,BUCKET,PID; URL+URL and PID+PID of several";
     let (name, rest) = text.split_once('=').ok_or(FORM)?;
     let parts: Vec<&str> = rest.split(',').collect();
-    let (url, access_key, secret_key, bucket, pid) = match parts[..] {
-        [url, access_key, secret_key, bucket] => (url, access_key, secret_key, bucket, None),
-        [url, access_key, secret_key, bucket, pid] => {
-            (url, access_key, secret_key, bucket, Some(pid.parse().map_err(|_| "the PID must be a number")?))
-        }
+    let (urls, access_key, secret_key, bucket, pids) = match parts[..] {
+        [urls, access_key, secret_key, bucket] => (urls, access_key, secret_key, bucket, None),
+        [urls, access_key, secret_key, bucket, pids] => (urls, access_key, secret_key, bucket, Some(pids)),
         _ => return Err(FORM.to_owned()),
     };
-    let [name, url, access_key, secret_key, bucket] =
-        [name, url, access_key, secret_key, bucket].map(|part| part.trim().to_owned());
-    Ok(External { name, url, access_key, secret_key, bucket, pid })
+    let urls = urls.split('+').map(|url| url.trim().to_owned()).collect();
+    let pids = pids.into_iter().flat_map(|pids| pids.split('+')).map(str::parse).collect::<Result<_, _>>();
+    let pids = pids.map_err(|_| "the PID must be a number")?;
+    let [name, access_key, secret_key, bucket] =
+        [name, access_key, secret_key, bucket].map(|part| part.trim().to_owned());
+    Ok(External { name, urls, access_key, secret_key, bucket, pids })
 }
 
 #[cfg(test)]
@@ -474,9 +476,11 @@ mod tests {
     fn another_server_is_named_with_address_keys_and_bucket() {
         let minio = external("minio=http://127.0.0.1:9100,AK,S=K,b").unwrap();
 
-        assert_eq!((&*minio.name, &*minio.url), ("minio", "http://127.0.0.1:9100"));
+        assert_eq!((&*minio.name, minio.urls), ("minio", vec!["http://127.0.0.1:9100".to_owned()]));
         assert_eq!((&*minio.access_key, &*minio.secret_key, &*minio.bucket), ("AK", "S=K", "b"));
-        assert_eq!((minio.pid, external("m=u,a,s,b,77").unwrap().pid), (None, Some(77)));
+        assert_eq!((minio.pids, external("m=u,a,s,b,77").unwrap().pids), (vec![], vec![77]));
+        let three = external("m=u+v+w,a,s,b,1+2+3").unwrap();
+        assert_eq!((three.urls.join(" "), three.pids), ("u v w".to_owned(), vec![1, 2, 3]));
         for bad in ["", "minio", "m=u,a,s", "m=u,a,s,b,p", "m=u,a,s,b,1,2"] {
             assert!(external(bad).is_err(), "{bad:?}");
         }

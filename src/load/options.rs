@@ -32,16 +32,16 @@ impl Door {
 pub struct External {
     /// Its name in reports.
     pub name: String,
-    /// Its address, `http://HOST:PORT`.
-    pub url: String,
+    /// Its addresses, `http://HOST:PORT`; the clients are dealt out to them.
+    pub urls: Vec<String>,
     /// The access key.
     pub access_key: String,
     /// The secret key.
     pub secret_key: String,
     /// A bucket that exists; what is put into it stays there.
     pub bucket: String,
-    /// Its process on this machine, if its CPU time and memory are to be read.
-    pub pid: Option<u32>,
+    /// Its processes on this machine, if their CPU time and memory are to be read.
+    pub pids: Vec<u32>,
 }
 
 /// The options of a bench.

@@ -84,11 +84,13 @@ impl BenchRun<'_> {
     pub async fn drive(self, target: &Target) -> anyhow::Result<RunFigures> {
         let requests = target.requests(self.number, self.bodies)?;
         let mut connections = vec![];
-        for _ in &requests {
-            connections.push(Connection::open(target.authority()).await?);
+        for client in 0..requests.len() {
+            connections.push(Connection::open(target.address(client)).await?);
         }
         let writes_before = target.writes().await?;
-        let cpu = || target.pid().and_then(cpu_seconds);
+        // Of all its processes, or of none.
+        let all = |figures: Option<Vec<f64>>| figures.filter(|all| !all.is_empty()).map(|all| all.iter().sum::<f64>());
+        let cpu = || all(target.pids().iter().map(|pid| cpu_seconds(*pid)).collect());
         let own_cpu = || cpu_seconds(std::process::id()).unwrap_or_default();
         let (cpu_before, own_cpu_before) = (cpu(), own_cpu());
         let begun = Clock::instant();
@@ -98,8 +100,8 @@ impl BenchRun<'_> {
             requests_left: AtomicU64::new(bytes_max / self.cell.bytes),
         });
         let mut clients = JoinSet::new();
-        for (connection, requests) in connections.into_iter().zip(requests) {
-            let authority = target.authority().to_owned();
+        for (number, (connection, requests)) in connections.into_iter().zip(requests).enumerate() {
+            let authority = target.address(number).to_owned();
             #[expect(clippy::disallowed_methods, reason = "the run waits for each of its clients")]
             clients.spawn(client(authority, connection, requests, Arc::clone(&limit)));
         }
@@ -123,7 +125,7 @@ impl BenchRun<'_> {
             client_cpu_seconds: own_cpu_after - own_cpu_before,
             data_writes: writes.map(|writes| writes.data),
             catalog_writes: writes.map(|writes| writes.catalog),
-            rss_peak_bytes: target.pid().and_then(rss_peak_bytes),
+            rss_peak_bytes: target.pids().iter().map(|pid| rss_peak_bytes(*pid)).sum::<Option<u64>>().filter(|sum| *sum > 0),
         })
     }
 }

@@ -36,10 +36,12 @@ pub struct Launch<'a> {
 #[derive(Debug)]
 pub struct Target {
     name: String,
-    /// `HOST:PORT`.
+    /// `HOST:PORT`, as requests name it.
     authority: String,
+    /// Where its clients connect, in turn.
+    addresses: Vec<String>,
     kind: TargetKind,
-    pid: Option<u32>,
+    pids: Vec<u32>,
     server: Option<Server>,
     /// The daemon's metrics and checkpoints.
     api: Option<Client>,
@@ -91,13 +93,15 @@ impl Launch<'_> {
     /// A server that runs already.
     ///
     /// # Errors
-    /// When its address is not `HOST:PORT`.
+    /// When an address is not `HOST:PORT`.
     pub fn external(&self, external: &External) -> anyhow::Result<Target> {
-        let authority = authority_of(&external.url)?;
+        let addresses: Vec<String> =
+            external.urls.iter().map(|url| authority_of(url)).collect::<anyhow::Result<_>>()?;
+        let authority = addresses.first().context("it has no address")?.clone();
         let signer = Arc::new(Signer::new(&authority, REGION, &external.access_key, &external.secret_key));
         let kind = TargetKind::S3 { signer, bucket: external.bucket.clone(), door: Door::S3 };
         let target = self.target(&external.name, authority, kind, None, None);
-        Ok(Target { pid: external.pid, ..target })
+        Ok(Target { addresses, pids: external.pids.clone(), ..target })
     }
 
     async fn start(&self, name: &str, arguments: Vec<String>) -> anyhow::Result<(Server, Ready)> {
@@ -128,8 +132,9 @@ impl Launch<'_> {
         api: Option<Client>,
     ) -> Target {
         let (shape, seed) = (self.options.shape, self.options.seed);
-        let pid = server.as_ref().map(Server::pid);
-        Target { name: name.to_owned(), authority, kind, pid, server, api, shape, seed, cell: self.cell }
+        let pids = server.iter().map(Server::pid).collect();
+        let (addresses, cell) = (vec![authority.clone()], self.cell);
+        Target { name: name.to_owned(), authority, addresses, kind, pids, server, api, shape, seed, cell }
     }
 }
 
@@ -162,14 +167,14 @@ impl Target {
         &self.name
     }
 
-    /// Where it listens.
-    pub fn authority(&self) -> &str {
-        &self.authority
+    /// Where a client connects.
+    pub fn address(&self, client: usize) -> &str {
+        &self.addresses[client % self.addresses.len()]
     }
 
-    /// Its process, if it is on this machine and known.
-    pub fn pid(&self) -> Option<u32> {
-        self.pid
+    /// Its processes, if they are on this machine and known.
+    pub fn pids(&self) -> &[u32] {
+        &self.pids
     }
 
     /// Whether it stores what it is sent.

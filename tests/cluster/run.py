@@ -10,6 +10,21 @@ was answered before it, or if a request was answered with an error; verifies wha
 
     tests/cluster/run failover --rounds 50 --delay 50 -- --kinds killed
 
+faults: three daemons, each with ways of its own to storage and to its peers, are killed (at a request, too), stopped, cut off in one direction or
+both, from storage, ended, and replaced by another version of the program (--old), while clients write and read. Fails if an answered
+change is lost, or a read is older than what was answered or read before it; verifies what is left.
+
+    tests/cluster/run faults --minutes 30 --shards 4 --seed 7 [--old PROGRAM]
+
+idle: what one daemon by itself, and three as one, ask of storage when nobody asks them; fails if they write.
+
+    tests/cluster/run idle --minutes 10
+
+throughput: answers a second of one, two and three daemons of one worker thread each, for eight jobs in 16 shards, beside a bare server and one
+daemon by itself; and of an owner, asked by itself and by way of another daemon.
+
+    tests/cluster/run throughput --delay 0
+
 The exit status is 0 for success, 1 for a failure, 2 for wrong arguments, and 3 if something has to be installed first.
 """
 
@@ -17,16 +32,18 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[1:1] = [str(HERE.parent / "clients"), str(HERE.parent / "flink")]
+sys.path[1:1] = [str(HERE.parent / "clients"), str(HERE.parent / "flink"), str(HERE)]
 
 from e2e import tools  # noqa: E402
 from e2e.daemons import ACCESS, BUCKET, SECRET, Daemons, Slowed  # noqa: E402
 from e2e.frame import framed  # noqa: E402
 from e2e.processes import Failed  # noqa: E402
 from e2e.storage import Versitygw  # noqa: E402
+from stories import faults, idle, throughput  # noqa: E402
 from matrix.options import add_program_and_cache, need_program, parsed  # noqa: E402
 
 VERIFY_SECONDS = 300
@@ -68,18 +85,25 @@ def suite(frame, options):
         raise Failed(f"the suite ended with status {status}")
 
 
+def story(module):
+    return lambda frame, options: module.run(frame, options, tools.prepare_versitygw(options.cache, frame.say))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("story", choices=["suite", "failover"])
+    parser.add_argument("story", choices=["suite", "failover", "faults", "idle", "throughput"])
     add_program_and_cache(parser, "boto3 and the S3 server are kept")
     parser.add_argument("--rounds", type=int, default=6, help="of failover (default 6)")
-    parser.add_argument("--delay", type=float, default=50, help="milliseconds more for each request to the S3 server (default 50)")
-    parser.add_argument("--shards", type=int, default=1, help="of the store of suite (default 1)")
+    parser.add_argument("--delay", type=float, default=50, help="milliseconds more for each request to the S3 server of all but faults (default 50)")
+    parser.add_argument("--shards", type=int, default=1, help="of the store of suite and faults (default 1)")
+    parser.add_argument("--minutes", type=float, default=5, help="of faults, and of each case of idle (default 5)")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of faults: what happens, and when (default: the time)")
+    parser.add_argument("--old", type=Path, help="of faults: another version of the program, which takes turns with it")
     parser.add_argument("--keep", action="store_true", help="keeps logs and data")
     parser.add_argument("arguments", nargs="*", help="of pytest, or of `esker bench failover`; behind --")
     options = parsed(parser)
     need_program(options)
-    run = {"suite": suite, "failover": failover}[options.story]
+    run = {"suite": suite, "failover": failover, "faults": story(faults), "idle": story(idle), "throughput": story(throughput)}[options.story]
     framed("cluster", lambda frame: run(frame, options), options.keep)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import threading
 import urllib.request
@@ -99,7 +100,7 @@ class Daemon:
     """One of several."""
 
     def __init__(self, cluster, name):
-        self.cluster, self.name = cluster, name
+        self.cluster, self.name, self.program = cluster, name, cluster.program
         self.s3, self.api = free_port(), free_port()
         self.ready = cluster.folder / f"{name}.json"
         self.config = cluster.folder / f"{name}.toml"
@@ -111,7 +112,7 @@ api = "127.0.0.1:{self.api}"
 buckets = ["{BUCKET}"]
 [store]
 url = "s3://esker/cluster-test"
-endpoint = "{cluster.endpoint}"
+endpoint = "{self.storage()}"
 region = "us-east-1"
 access-key = "{cluster.server.access_key}"
 secret-key = "{cluster.server.secret_key}"
@@ -119,18 +120,27 @@ secret-key = "{cluster.server.secret_key}"
 access-key = "{ACCESS}"
 secret-key = "{SECRET}"
 [cluster]
-enabled = true
+enabled = {str(cluster.is_cluster).lower()}
 daemon-id = "{name}"
+advertised-url = "{self.advertised()}"
 shards = {cluster.shards}
 balance-after = "2 s"
 token = "of-all-members"
-""")
+{cluster.settings}""")
+
+    def storage(self):
+        """Where it reaches the S3 server."""
+        return self.cluster.endpoint
+
+    def advertised(self):
+        """Where its peers reach it."""
+        return f"http://127.0.0.1:{self.api}"
 
     def begin(self):
         self.ready.unlink(missing_ok=True)
         self.process = self.cluster.processes.start(
             f"esker-{self.name}-{next(self.starts)}",
-            [self.cluster.program, "serve", "--config", self.config, "--ready-file", self.ready])
+            [self.program, "serve", "--config", self.config, "--ready-file", self.ready], self.cluster.env)
 
     def start(self):
         self.begin()
@@ -156,13 +166,20 @@ token = "of-all-members"
 class Daemons:
     """Three of them on one S3 server, on which each request takes `delay` seconds more, and a proxy before them; with so many shards."""
 
-    def __init__(self, processes, folder, program, versitygw, delay=0, shards=1):
+    kind, names = Daemon, NAMES
+    # Whether they know of each other.
+    is_cluster = True
+    # More of their configuration.
+    settings = ""
+
+    def __init__(self, processes, folder, program, versitygw, delay=0, shards=1, env=None):
         self.processes, self.program, self.folder, self.shards = processes, program, folder, shards
+        self.env = dict(os.environ, **env) if env else None
         self.server = Versitygw(processes, versitygw, folder / "versitygw")
         self.server.start()
         self.server.make_bucket("esker")
         self.endpoint = Slowed(self.server.endpoint, delay).endpoint if delay else self.server.endpoint
-        self.daemons = [Daemon(self, name) for name in NAMES]
+        self.daemons = [self.kind(self, name) for name in self.names]
         for daemon in self.daemons:
             daemon.start()
         self.proxy = Balanced([daemon.s3 for daemon in self.daemons]).endpoint
@@ -172,7 +189,7 @@ class Daemons:
     def is_spread(self):
         """Whether each daemon has shards, and none has many more than another one."""
         owners = [shard["owner"] for shard in (self.daemons[0].status() or {"shards": []})["shards"]]
-        counts = [owners.count(name) for name in NAMES]
+        counts = [owners.count(name) for name in self.names]
         return len(owners) == self.shards and None not in owners and max(counts) - min(counts) <= 1
 
     def owner(self):

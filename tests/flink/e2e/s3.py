@@ -1,4 +1,4 @@
-"""Just enough of an S3 client to make a bucket, to list one, and to read objects."""
+"""Just enough of an S3 client to make a bucket, to list one, to read objects, and to sign other requests."""
 
 import datetime
 import hashlib
@@ -42,21 +42,26 @@ class Client:
         page = ElementTree.fromstring(self._send("GET", f"/{bucket}", {"uploads": "", "prefix": prefix}))
         return [entry.findtext("{*}Key") for entry in page.iterfind("{*}Upload")]
 
-    def _send(self, method, path, query):
+    def signed(self, method, path, query="", payload="UNSIGNED-PAYLOAD"):
+        """The headers of a request, of a body that is not signed unless its hash is given."""
         host = urllib.parse.urlsplit(self.endpoint).netloc
-        encoded = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote, safe="-_.~")
         time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        headers = {"host": host, "x-amz-content-sha256": _EMPTY, "x-amz-date": time}
-        headers["Authorization"] = self._authorization(method, path, encoded, headers, time)
+        headers = {"host": host, "x-amz-content-sha256": payload, "x-amz-date": time}
+        headers["Authorization"] = self._authorization(method, path, query, headers, time)
+        return headers
+
+    def _send(self, method, path, query):
+        encoded = urllib.parse.urlencode(sorted(query.items()), quote_via=urllib.parse.quote, safe="-_.~")
+        headers = self.signed(method, path, encoded, _EMPTY)
         request = urllib.request.Request(f"{self.endpoint}{path}?{encoded}", method=method, headers=headers)
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.read()
 
     def _authorization(self, method, path, query, headers, time):
-        """An AWS Signature Version 4 over all headers and an empty body."""
+        """An AWS Signature Version 4 over all headers."""
         names = ";".join(headers)
         lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-        request = "\n".join([method, path, query, lines, names, _EMPTY])
+        request = "\n".join([method, path, query, lines, names, headers["x-amz-content-sha256"]])
         scope = f"{time[:8]}/{REGION}/s3/aws4_request"
         digest = hashlib.sha256(request.encode()).hexdigest()
         key = f"AWS4{self.secret_key}".encode()
