@@ -452,7 +452,8 @@ fn part(text: &str) -> Result<f64, String> {
 }
 
 fn external(text: &str) -> Result<External, String> {
-    const FORM: &str = "must be NAME=URL,ACCESS,SECRET,BUCKET or NAME=URL,ACCESS,SECRET,BUCKET,PID; URL+URL and PID+PID of several";
+    const FORM: &str =
+        "must be NAME=URL,ACCESS,SECRET,BUCKET or NAME=URL,ACCESS,SECRET,BUCKET,PID; URL+URL and PID+PID of several";
     let (name, rest) = text.split_once('=').ok_or(FORM)?;
     let parts: Vec<&str> = rest.split(',').collect();
     let (urls, access_key, secret_key, bucket, pids) = match parts[..] {

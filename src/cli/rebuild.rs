@@ -94,7 +94,7 @@ fn print(rebuilt: &Rebuilt) {
         rebuilt.given_back, rebuilt.copies, rebuilt.lost_and_found, rebuilt.read_bytes
     );
     println!(
-        "lost with the old catalog: segments inside it, objects of 0 bytes, headers and copies of objects, idempotency keys, \
+        "lost with the old catalog: segments inside it, objects of 0 bytes, headers, tags and copies of objects, idempotency keys, \
          uploads in progress; what was freed, deleted or overwritten by something small may be back"
     );
     println!("{} faults", rebuilt.faults.len());

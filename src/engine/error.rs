@@ -86,6 +86,11 @@ pub enum EngineError {
          have: raise limits.memory to look for orphans"
     )]
     TooManyNames(u64),
+    /// What is named changes while it is read.
+    #[error(
+        "checkpoints came and went faster than they were read, {0} times: look for orphans again later; nothing was deleted"
+    )]
+    NamesChange(usize),
     /// It has one shard of several, and no way to the others.
     #[error("this daemon has {0} alone, and what checkpoints name may be in the others: ask a daemon of the cluster")]
     OneOfSeveral(ShardOf),
@@ -143,7 +148,7 @@ impl EngineError {
             Self::Reclaim(_) | Self::Sweep(_) => ErrorKind::Unavailable,
             Self::TooManyUploads | Self::TooManyNames(_) => ErrorKind::Overloaded,
             Self::OtherParts | Self::TooYoung(_) | Self::OneOfSeveral(_) => ErrorKind::Invalid,
-            Self::PartsChanged | Self::NotEnded => ErrorKind::Unavailable,
+            Self::PartsChanged | Self::NotEnded | Self::NamesChange(_) => ErrorKind::Unavailable,
             Self::Elsewhere { kind, .. } => *kind,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
             Self::Unexpected(_) => ErrorKind::Internal,

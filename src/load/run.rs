@@ -125,7 +125,12 @@ impl BenchRun<'_> {
             client_cpu_seconds: own_cpu_after - own_cpu_before,
             data_writes: writes.map(|writes| writes.data),
             catalog_writes: writes.map(|writes| writes.catalog),
-            rss_peak_bytes: target.pids().iter().map(|pid| rss_peak_bytes(*pid)).sum::<Option<u64>>().filter(|sum| *sum > 0),
+            rss_peak_bytes: target
+                .pids()
+                .iter()
+                .map(|pid| rss_peak_bytes(*pid))
+                .sum::<Option<u64>>()
+                .filter(|sum| *sum > 0),
         })
     }
 }

@@ -158,6 +158,19 @@ def test_a_wrong_full_object_checksum_completes_nothing(s3, bucket, key):
     assert missing(s3, bucket, key)
 
 
+def test_a_list_of_parts_that_differs_from_its_md5_completes_nothing(s3, raw, bucket, key):
+    complete = upload(s3, bucket, key, "CRC32", "FULL_OBJECT", [DATA])
+    etag = complete["MultipartUpload"]["Parts"][0]["ETag"]
+    body = ("<CompleteMultipartUpload><Part><PartNumber>1</PartNumber>"
+            f"<ETag>{etag}</ETag></Part></CompleteMultipartUpload>").encode()
+
+    response = raw.send(raw.signed("POST", bucket, key, query=[("uploadId", complete["UploadId"])], body=body,
+                                   headers={"Content-MD5": "AAAAAAAAAAAAAAAAAAAAAA=="}))
+
+    assert response.status == 400 and b"BadDigest" in response.body, response.body
+    assert missing(s3, bucket, key)
+
+
 def test_a_part_whose_checksum_differs_at_completion_is_invalid(s3, bucket, key):
     complete = upload(s3, bucket, key, "CRC32", "COMPOSITE", [DATA])
     complete["MultipartUpload"]["Parts"][0]["ChecksumCRC32"] = checksum("CRC32", WRONG)

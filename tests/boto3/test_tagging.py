@@ -102,6 +102,22 @@ def test_tags_of_what_is_not_there_are_refused(s3, bucket, key):
         s3.put_object_tagging(Bucket=bucket + "-absent", Key=key, Tagging={"TagSet": TAGS})
 
 
+@pytest.mark.parametrize("header, value, code", [
+    ("Content-MD5", "AAAAAAAAAAAAAAAAAAAAAA==", "BadDigest"),
+    ("Content-MD5", "zzz", "InvalidDigest"),
+    ("x-amz-checksum-crc32", "AAAAAA==", "BadDigest"),
+    ("x-amz-checksum-sha256", "A" * 43 + "=", "BadDigest"),
+])
+def test_tags_that_differ_from_their_checksum_are_not_set(raw, s3, bucket, key, header, value, code):
+    s3.put_object(Bucket=bucket, Key=key, Body=b"x")
+    body = b"<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>"
+
+    response = raw.send(raw.signed("PUT", bucket, key, query=[("tagging", "")], headers={header: value}, body=body))
+
+    assert response.status == 400 and code.encode() in response.body, response.body
+    assert tags_of(s3, bucket, key) == []
+
+
 def test_the_body_of_tags_is_read_as_xml(s3, raw, bucket, key):
     s3.put_object(Bucket=bucket, Key=key, Body=b"x")
     body = (b'<?xml version="1.0"?><t:Tagging xmlns:t="http://s3.amazonaws.com/doc/2006-03-01/"><t:TagSet>'

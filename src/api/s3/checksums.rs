@@ -257,6 +257,14 @@ impl Claims {
         Ok(claims)
     }
 
+    /// Reads `Content-MD5` alone.
+    ///
+    /// # Errors
+    /// `InvalidDigest` for a value that cannot be one.
+    pub(super) fn of_md5(headers: &HeaderMap) -> S3Result<Self> {
+        Ok(Self { md5: content_md5(headers)?, ..Self::default() })
+    }
+
     /// Computes `algorithm` in any case.
     pub(super) fn also(&mut self, algorithm: Algorithm) {
         if !self.checksums.iter().any(|(known, _)| *known == algorithm) {

@@ -322,8 +322,9 @@ impl Gate {
         }
         let hash = signature::payload_hash(&head.headers)?.map(str::to_owned);
         let deletes = head.method == Method::POST && has_parameter(&head.uri, "delete");
-        let hasher = if deletes {
-            body_hasher(&head.headers)?
+        let document = self.document(&head.method, &head.uri, &head.headers);
+        let hasher = if let Some(document) = &document {
+            body_hasher(document, &head.headers)?
         } else if hash.is_some() && !self.puts_object(&head.method, &head.uri, &head.headers) {
             Some(Claims::of_payload(&head.headers).hasher(EtagNeeds::Nothing))
         } else {
@@ -335,7 +336,7 @@ impl Gate {
             }
             return Ok(Request::from_parts(head, Body::empty()));
         }
-        if let Some(document) = self.document(&head.method, &head.uri, &head.headers) {
+        if let Some(document) = document {
             head.extensions.insert(document);
         }
         let watched = self.watched(body, hasher, fault.clone());
@@ -521,12 +522,14 @@ fn explained(answer: HttpResponse, because: Option<S3Error>, xml: bool) -> Resul
     }
 }
 
-fn body_hasher(headers: &HeaderMap) -> S3Result<Option<BodyHasher>> {
-    let claims = Claims::of(headers)?;
+/// Compares a document with what the client says of its bytes.
+fn body_hasher(document: &Document, headers: &HeaderMap) -> S3Result<Option<BodyHasher>> {
+    let mut claims =
+        if document.has_checksums_of_an_object() { Claims::of_md5(headers)? } else { Claims::of(headers)? };
+    claims.check_payload_hash(headers);
     Ok(if claims.is_empty() { None } else { Some(claims.hasher(EtagNeeds::Nothing)) })
 }
 
-/// The host that a request is for.
 fn is_form(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     kind.trim_start().to_ascii_lowercase().starts_with("multipart/form-data")

@@ -32,6 +32,8 @@ const NO_HEADERS: [&str; 9] = [
     "x-amz-sdk-checksum-algorithm",
 ];
 const CHECKSUM: &str = "x-amz-checksum-";
+/// Is none: it asks for one.
+const CHECKSUM_MODE: &str = "x-amz-checksum-mode";
 
 /// Makes the head of a request plain. The signature's form was checked before ([`signature::check`]).
 ///
@@ -73,7 +75,8 @@ fn join_metadata(headers: &mut HeaderMap) {
 fn add_headers_of_query(uri: &Uri, headers: &mut HeaderMap) -> S3Result<()> {
     for (name, value) in signature::query(uri) {
         let name = name.to_ascii_lowercase();
-        if !name.starts_with("x-amz-") || name.starts_with(CHECKSUM) || NO_HEADERS.contains(&name.as_str()) {
+        let is_checksum = name.starts_with(CHECKSUM) && name != CHECKSUM_MODE;
+        if !name.starts_with("x-amz-") || is_checksum || NO_HEADERS.contains(&name.as_str()) {
             continue;
         }
         let value = HeaderValue::from_bytes(value.as_bytes());
@@ -121,6 +124,7 @@ mod tests {
 
         let names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["x-amz-acl", "x-amz-meta-a"]);
+        assert!(plain("/b/k?x-amz-checksum-mode=ENABLED&X-Amz-Date=1", &[]).contains_key(CHECKSUM_MODE));
         assert_eq!(
             (&headers["x-amz-meta-a"], &headers["x-amz-acl"]),
             (&"x y".parse().unwrap(), &"public-read".parse().unwrap())

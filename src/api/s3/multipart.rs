@@ -158,7 +158,7 @@ fn checksum_plan(algorithm: Option<&ChecksumAlgorithm>, kind: Option<&ChecksumTy
     Ok(Some(ChecksumPlan { algorithm, full_object }))
 }
 
-fn part_number(number: i32) -> S3Result<u16> {
+pub(super) fn part_number(number: i32) -> S3Result<u16> {
     let number = u16::try_from(number).ok().filter(|_| PART_NUMBERS.contains(&number));
     number.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the part number must be 1 to 10000"))
 }

@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, dto};
 
 use super::errors::{custom, refuse, refuse_as};
+use super::multipart::part_number;
 
 /// The bytes that a read asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +51,10 @@ pub(super) fn of_read(
 
 /// Part 1 of an object that came in one piece is all of it.
 fn of_part(number: i32, len: u64, part_lens: &[u64]) -> S3Result<RequestedRange> {
+    let index = usize::from(part_number(number)? - 1);
     let whole = [len];
     let part_lens = if part_lens.is_empty() { &whole } else { part_lens };
-    let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-    let found = index.and_then(|index| Some((index, *part_lens.get(index)?)));
-    let (index, part_len) = found.ok_or_else(|| {
+    let part_len = *part_lens.get(index).ok_or_else(|| {
         let message = format!("the object has {} parts, not a part {number}", part_lens.len());
         refuse_as(http::StatusCode::RANGE_NOT_SATISFIABLE, custom("InvalidPartNumber"), message)
     })?;

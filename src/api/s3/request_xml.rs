@@ -163,6 +163,13 @@ pub(super) static TAGGING: Element = element(
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Document(pub &'static Element);
 
+impl Document {
+    /// Whether checksums in the headers beside it are those of the object that comes of it, and not of the body.
+    pub(super) fn has_checksums_of_an_object(self) -> bool {
+        std::ptr::eq(self.0, &raw const COMPLETE)
+    }
+}
+
 /// A body, read.
 #[derive(Debug, Default)]
 pub(super) struct Plain {

@@ -4,6 +4,7 @@
 //! - [`arriving`]: each one that comes in, in the background: a checkpoint that cannot be restored is told of while the one
 //!   before still stands.
 //! - [`retained`]: all that are there, on demand.
+//! - [`named`]: everything that any of them names, while they come and go.
 //! - [`orphans`]: objects that none of them names.
 //!
 //! # Invariants
@@ -14,6 +15,7 @@
 
 pub mod arriving;
 pub mod look;
+mod named;
 pub mod orphans;
 pub mod retained;
 

@@ -1,7 +1,7 @@
 //! Objects of Flink's jobs that no checkpoint names: found, and deleted if that is asked for.
 //!
-//! First every `_metadata` of every bucket is read, because a job may name files of another one; then the objects are judged
-//! ([`crate::flink::survey`]) and told one by one. Whoever listens sets the pace; when nobody does any more, it ends.
+//! First every `_metadata` of every bucket is read ([`super::named`]), because a job may name files of another one; then the objects are
+//! judged ([`crate::flink::survey`]) and told one by one. Whoever listens sets the pace; when nobody does any more, it ends.
 //!
 //! In a store of several shards the objects of all of them are looked at, through their owners. One that does not answer ends the
 //! look with an error; what was to be deleted until then was named by no shard.
@@ -13,18 +13,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::stream::{self, Stream, TryStreamExt};
-use futures::{FutureExt, StreamExt};
+use futures::stream::{self, Stream};
 use tokio::sync::mpsc;
 
-use super::arriving::is_of_others;
 use super::look::Unreadable;
 use super::retained::is_of_job;
-use crate::engine::arrivals::is_metadata;
-use crate::engine::elsewhere::ShardBytes;
-use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete, aside};
-use crate::flink::{Kept, Orphan, OrphanVerdict, Place, Survey, place_of, places_meant, read_metadata};
+use crate::engine::{Engine, EngineError, ListQuery, Listed, ObjectToDelete};
+use crate::flink::{Kept, Orphan, OrphanVerdict, Survey};
 use crate::model::{FlinkKey, Millis};
 use crate::runtime::{Failure, PaidBytes};
 
@@ -38,7 +33,7 @@ const NAMES_SHARE: u64 = 4;
 /// Bytes of memory that are paid for at a time.
 const PAID_AT_ONCE: u64 = 1 << 20;
 /// What a key takes that is remembered, beside its text.
-const KEY_BYTES: u64 = 64;
+pub(super) const KEY_BYTES: u64 = 64;
 /// What a job takes, beside the name of its folder.
 const JOB_BYTES: u64 = 512;
 
@@ -158,7 +153,7 @@ impl ObjectCount {
 }
 
 /// Nobody listens any more, or storage does not answer.
-enum Ended {
+pub(super) enum Ended {
     Unheard,
     Failed(EngineError),
 }
@@ -211,54 +206,22 @@ impl Engine {
     }
 }
 
-/// A `_metadata` that is there, in whichever shard.
-struct StoredMetadata<'a> {
-    modified: Millis,
-    len: u64,
-    reading: BoxFuture<'a, Result<ShardBytes, EngineError>>,
-}
-
-impl Engine {
-    async fn stored_metadata<'a>(
-        &'a self,
-        bucket: &'a str,
-        key: &'a str,
-    ) -> Result<Option<StoredMetadata<'a>>, EngineError> {
-        let Some(shards) = &self.shards else {
-            let Some(object) = self.object_there(bucket, key).await? else { return Ok(None) };
-            let (modified, len) = (object.head().modified, object.head().len);
-            let reading = async move {
-                let bytes = self.read_object(&object, 0..len).await?;
-                Ok(bytes.map_err(EngineError::from).boxed())
-            };
-            return Ok(Some(StoredMetadata { modified, len, reading: reading.boxed() }));
-        };
-        let shard = self.shard.routing().of_key(bucket, key);
-        let Some(head) = shards.head(shard, bucket, key).await? else { return Ok(None) };
-        let (modified, len) = (head.modified, head.len);
-        let reading = async move { shards.read(shard, bucket, key, &head).await };
-        Ok(Some(StoredMetadata { modified, len, reading: reading.boxed() }))
-    }
-}
-
-struct Judge {
-    engine: Engine,
+/// Whoever looks, and what is known by now.
+pub(super) struct Judge {
+    pub(super) engine: Engine,
     query: OrphanQuery,
     tell: mpsc::Sender<Result<OrphanReport, EngineError>>,
-    survey: Survey,
+    pub(super) survey: Survey,
     jobs: BTreeMap<(String, String), JobTally>,
     others: u64,
     /// Bytes of names in memory, beside those of the survey.
-    remembered_bytes: u64,
+    pub(super) remembered_bytes: u64,
     paid: Option<PaidBytes>,
 }
 
 impl Judge {
     async fn run(mut self, buckets: Vec<String>) -> Result<(), Ended> {
-        let found = self.see_all().await?;
-        for (bucket, key) in found {
-            self.read(&bucket, &key).await?;
-        }
+        self.read_all_metadata().await?;
         for bucket in buckets {
             self.judge_bucket(&bucket).await?;
         }
@@ -285,41 +248,17 @@ impl Judge {
         .await
     }
 
-    async fn tell(&self, report: OrphanReport) -> Result<(), Ended> {
+    pub(super) async fn tell(&self, report: OrphanReport) -> Result<(), Ended> {
         self.tell.send(Ok(report)).await.map_err(|_| Ended::Unheard)
     }
 
-    /// Sees every object of every bucket. Returns the keys of all `_metadata`.
-    async fn see_all(&mut self) -> Result<Vec<(String, String)>, Ended> {
-        let mut found = vec![];
-        for bucket in self.engine.buckets_to_look_at(None)? {
-            for shard in self.shards() {
-                let mut after = Some(String::new());
-                while let Some(from) = after {
-                    let (entries, next) = self.page(shard, &bucket, "", &from).await?;
-                    for entry in entries {
-                        let Listed::Object { key, modified, .. } = entry else { continue };
-                        self.survey.see(&bucket, &key, modified);
-                        if is_metadata(&key) {
-                            self.remembered_bytes += KEY_BYTES + (bucket.len() + key.len()) as u64;
-                            found.push((bucket.clone(), key));
-                        }
-                    }
-                    self.pay().await?;
-                    after = next;
-                }
-            }
-        }
-        Ok(found)
-    }
-
     /// The shards whose objects are looked at: all.
-    fn shards(&self) -> Range<u32> {
+    pub(super) fn shards(&self) -> Range<u32> {
         0..self.engine.shard.of
     }
 
     /// Pays for what is remembered by now.
-    async fn pay(&mut self) -> Result<(), Ended> {
+    pub(super) async fn pay(&mut self) -> Result<(), Ended> {
         let budget = &self.engine.budgets.reads;
         let (needed, max) = (self.survey.bytes() + self.remembered_bytes, budget.total() / NAMES_SHARE);
         if needed > max {
@@ -337,7 +276,7 @@ impl Judge {
     }
 
     /// Some objects, and the key after which there are more. Whoever listens no more is noticed here.
-    async fn page(
+    pub(super) async fn page(
         &self,
         shard: u32,
         bucket: &str,
@@ -357,53 +296,6 @@ impl Judge {
         };
         let next = page.entries.last().filter(|_| page.truncated).map(|last| last.name().to_owned());
         Ok((page.entries, next))
-    }
-
-    /// Reads a `_metadata`. What one that is damaged names up to there is named all the same.
-    async fn read(&mut self, bucket: &str, key: &str) -> Result<(), Ended> {
-        let engine = self.engine.clone();
-        let Some(StoredMetadata { modified, len, reading }) = engine.stored_metadata(bucket, key).await? else {
-            return Ok(());
-        };
-        // Held until its bytes are dropped.
-        let turn = engine.audits.turn.lock().await;
-        let outcome = match engine.metadata_bytes(len, reading).await? {
-            None => return Ok(()),
-            Some(Err(why)) => Err(why),
-            Some(Ok(bytes)) => {
-                let mut survey = std::mem::take(&mut self.survey);
-                let (at, catalog) = ((bucket.to_owned(), key.to_owned()), engine.catalog.clone());
-                let reading = aside("a look at a checkpoint", move || {
-                    let read = read_metadata(&bytes.bytes, &mut |named| {
-                        for (bucket, key) in places_meant(&at.0, &at.1, &named.path) {
-                            survey.name(&bucket, &key);
-                        }
-                        let is_known = match place_of(&at.0, &at.1, &named.path) {
-                            Place::Object { bucket, .. } => catalog.has_bucket(&bucket),
-                            Place::Elsewhere(_) => false,
-                        };
-                        if !is_known {
-                            survey.is_elsewhere(&at.0, &at.1);
-                        }
-                    });
-                    (survey, read)
-                });
-                let (survey, read) = reading.await?;
-                self.survey = survey;
-                read.map(|_| ()).map_err(Unreadable::from)
-            }
-        };
-        // Before anything is told: whoever listens may be slow, and arriving checkpoints wait for their turn.
-        drop(turn);
-        self.pay().await?;
-        match outcome {
-            Err(why) if is_of_others(key, &why) => Ok(()),
-            outcome => {
-                self.survey.complete(bucket, key, modified, outcome.is_ok());
-                let Err(why) = outcome else { return Ok(()) };
-                self.tell(OrphanReport::Unreadable { bucket: bucket.to_owned(), key: key.to_owned(), why }).await
-            }
-        }
     }
 
     async fn judge_bucket(&mut self, bucket: &str) -> Result<(), Ended> {
@@ -521,10 +413,12 @@ mod tests {
     use super::*;
     use crate::catalog::command::{Bind, Condition, ObjectContent, PutObject};
     use crate::config::Config;
-    use crate::engine::elsewhere::Shards;
+    use crate::engine::elsewhere::{ShardBytes, Shards};
     use crate::engine::{EngineOptions, ListPage, Running};
     use crate::error::ErrorKind;
     use crate::model::{ObjectHead, ObjectHeaders, StoreShards};
+    use futures::future::BoxFuture;
+    use futures::{FutureExt, StreamExt};
 
     async fn engine() -> Running {
         let flags = [("store.url", "memory:"), ("limits.admission-timeout", "100ms")];
