@@ -35,6 +35,8 @@ pub enum Command {
     Reuse(JobId, CheckpointId, Vec<SegmentId>, Option<JobRun>),
     /// Another run of a job begins: what is on its way for it since before is refused.
     BeginRun(JobId),
+    /// Does this if the job is in this run: whoever asked meant no other.
+    InRun(JobId, JobRun, Box<Command>),
     /// A job goes on from a checkpoint, of its own or of another job.
     Restore(RestorePoint),
     /// A job goes on from a checkpoint that stays another job's, of another shard: it is made known, and what it had begun is aborted.
@@ -74,7 +76,10 @@ pub enum Command {
 impl Command {
     /// Whether it takes a checkpoint over.
     pub fn is_claim(&self) -> bool {
-        matches!(self, Self::Restore(RestorePoint { claim: Claim::Claim, .. }))
+        match self {
+            Self::InRun(_, _, command) => command.is_claim(),
+            _ => matches!(self, Self::Restore(RestorePoint { claim: Claim::Claim, .. })),
+        }
     }
 
     /// The job that it lets go on, if that had ended.
@@ -84,22 +89,24 @@ impl Command {
             | Self::GoOn(job)
             | Self::Coordinate(job, _)
             | Self::Restore(RestorePoint { job, .. }) => Some(job),
+            Self::InRun(_, _, command) => command.job_that_goes_on(),
             _ => None,
         }
     }
 
     /// Whether it may free or hand over many segments.
     pub fn leaves_work(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::AbortCheckpoint(..)
-                | Self::SubsumeCheckpoint(..)
-                | Self::DiscardSavepoint(..)
-                | Self::Restore(_)
-                | Self::GoOn(_)
-                | Self::PlaceJob(..)
-                | Self::EndJob(..)
-        )
+            | Self::SubsumeCheckpoint(..)
+            | Self::DiscardSavepoint(..)
+            | Self::Restore(_)
+            | Self::GoOn(_)
+            | Self::PlaceJob(..)
+            | Self::EndJob(..) => true,
+            Self::InRun(_, _, command) => command.leaves_work(),
+            _ => false,
+        }
     }
 
     /// About how many bytes it writes to the journal, rather more.
@@ -118,6 +125,7 @@ impl Command {
             Self::FilesPunched(files) => RECORD * (1 + files.len()),
             Self::Move(moved) => RECORD * (1 + moved.segments.len()),
             Self::Coordinate(_, text) => RECORD + text.len(),
+            Self::InRun(_, _, command) => command.weight(),
             _ => RECORD,
         }
     }
@@ -413,6 +421,9 @@ pub enum Refusal {
     /// What was begun in one run of a job is of no other.
     #[error("checkpoint {1} of job {0} is over: the job, or its coordinator, has begun anew since the request came")]
     OtherRun(JobId, CheckpointId),
+    /// The same of what was asked of the job itself.
+    #[error("job {0} has ended, or begun anew, since the request came: look at the job, then repeat the request")]
+    JobBeganAnew(JobId),
     /// Another job's newer checkpoint stands in the way of a claim.
     #[error(
         "job {0} has completed checkpoint {1} since, which shares state with this one: claim that one, or do not claim"

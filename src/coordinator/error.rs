@@ -7,7 +7,7 @@ use super::storage::MetadataFault;
 use crate::config::JobSettingError;
 use crate::engine::EngineError;
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, JobId, SegmentId};
+use crate::model::{CheckpointId, JobEnd, JobId, SegmentId};
 
 /// Why a coordinator did not do what it was asked. Nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -102,8 +102,11 @@ pub enum CoordinatorError {
         "checkpoint {0} is not the newest of the job, and later ones have used and freed what it had: go on from it in another job, with mode no-claim"
     )]
     NotNewest(CheckpointId),
-    /// Another restore, or the end of the job, is on its way; or storage does not get on.
-    #[error("the coordinator of the job is busy, or its job is being restored or ended: repeat the request")]
+    /// The end of the job is on its way, and nothing is begun beside it.
+    #[error("the job is being ended as {0}: see whether it was, then repeat the request")]
+    BeingEnded(JobEnd),
+    /// Another restore is on its way; or storage does not get on.
+    #[error("the coordinator of the job is busy, or its job is being restored: repeat the request")]
     Busy,
     /// Metadata was not read.
     #[error(transparent)]
@@ -134,6 +137,7 @@ impl CoordinatorError {
             | Self::Misfit(_)
             | Self::Runs(_)
             | Self::KeyOfAnother
+            | Self::BeingEnded(_)
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -157,7 +161,7 @@ impl CoordinatorError {
         Some(match self {
             Self::OtherShard(field, _) => field,
             Self::Runs(_) => "from",
-            Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) => "job",
+            Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) | Self::BeingEnded(_) => "job",
             Self::Setting(_) | Self::FixedSetting(_) | Self::FolderOfAnother(..) => "settings",
             Self::Iterative => "iterative",
             Self::Operators(_) | Self::Misfit(_) => "operators",

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::changes::JobChange;
 use super::error::CoordinatorError;
 use super::events::{CoordinatorEvent, EventLog};
 use super::history::History;
@@ -36,9 +37,8 @@ use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publ
 use super::topology::TaskId;
 use super::workers::WorkerTable;
 use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
-use crate::engine::jobs::leavings;
 use crate::error::chain;
-use crate::model::{CheckpointId, CheckpointKind, JobEnd, Leavings, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, JobEnd, SegmentId};
 use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
@@ -65,11 +65,8 @@ enum StorageEnd {
 /// What is done once a record is durable.
 type AfterRecord = Box<dyn FnOnce(&mut JobActor) + Send>;
 
-/// What is done once the job has ended, and whether its checkpoints are kept; or could not be ended.
-type AfterEnd = Box<dyn FnOnce(&mut JobActor, Result<bool, CoordinatorError>) + Send>;
-
 /// Something that waits until nothing is in progress any more.
-type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
+pub(super) type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
 
 /// The coordinator of one job at work.
 pub(super) struct JobActor {
@@ -91,11 +88,13 @@ pub(super) struct JobActor {
     steps: StepQueue,
     recorder: Recorder<AfterRecord>,
     after_attempt: Vec<AfterRecord>,
-    pub when_quiet: Option<WhenQuiet>,
+    /// The change of the job that is under way: one at a time.
+    pub(super) changing: Option<JobChange>,
+    pub(super) when_quiet: Option<WhenQuiet>,
     /// The attempt that is durable: no task begins in another one.
     pub recorded_attempt: u64,
-    /// The job is being ended: nothing is recorded any more, which would bring it back.
-    ending: bool,
+    /// Storage is ending the job: nothing is recorded any more, which would bring it back.
+    pub(super) ending: bool,
     pub over: bool,
 }
 
@@ -134,6 +133,7 @@ impl JobActor {
             steps: StepQueue::default(),
             recorder: Recorder::default(),
             after_attempt: vec![],
+            changing: None,
             when_quiet: None,
             over: false,
         }
@@ -163,7 +163,8 @@ impl JobActor {
                 () = stopping.cancelled() => break,
                 () = lost.cancelled() => break,
                 Some(end) = self.work.next() => self.apply(end),
-                message = inbox.recv() => match message {
+                // Of a job that is over nothing is asked any more: its name may be another one's.
+                message = inbox.recv(), if !self.over => match message {
                     Some(message) => message(&mut self),
                     None => break,
                 },
@@ -225,7 +226,7 @@ impl JobActor {
             Decision::Restart { cause, message } => self.restart(cause, message),
             Decision::Note => self.note_tasks(),
             Decision::Stop(id, mode) => self.tell_stop(id, mode),
-            Decision::Finished => self.end(JobEnd::Finished, None, Box::new(|_, _| {})),
+            Decision::Finished => self.end(JobEnd::Finished, None, Box::new(|_| {})),
         }
     }
 
@@ -375,7 +376,7 @@ impl JobActor {
         self.write_record(Duration::ZERO);
     }
 
-    fn write_record(&mut self, after: Duration) {
+    pub(super) fn write_record(&mut self, after: Duration) {
         if self.ending {
             return;
         }
@@ -469,50 +470,9 @@ impl JobActor {
         self.coordinator.heard_of(self.workers.tasks_of(worker), now);
     }
 
-    // ---- the end ----
-
-    /// Does `then` with storage, once nothing is in progress; its end is another message.
+    /// Does `work` with storage, once nothing is in progress; its end is another message.
     pub(super) fn alongside(&mut self, work: BoxFuture<'static, Message>) {
         self.work.push(Box::pin(async move { StorageEnd::Then(work.await) }));
-    }
-
-    /// Ends the job, once nothing is being stored any more. `then` is told whether its checkpoints are kept.
-    pub(super) fn end(&mut self, state: JobEnd, retention: Option<crate::config::Retention>, then: AfterEnd) {
-        let now = self.now();
-        self.coordinator.halt(now);
-        self.when_quiet = Some(Box::new(move |actor| {
-            let rules = actor.coordinator.rules();
-            let retention = retention.unwrap_or(rules.retention);
-            let kept = leavings(state, retention) == Leavings::Keep;
-            let own = actor.coordinator.retained().iter().filter(|one| one.kind == RetainedKind::Checkpoint);
-            let published = published_in(rules).filter(|_| !kept).map(|dir| {
-                own.map(|one| published_key(dir, actor.storage.job(), rules.create_subdir, one.id)).collect()
-            });
-            let storage = actor.storage.clone();
-            actor.ending = true;
-            actor.alongside(Box::pin(async move {
-                storage.unpublish_all(published.unwrap_or_default()).await;
-                let ended = storage.engine().end_job(storage.job(), state, Some(retention)).await;
-                let message: Message = Box::new(move |actor| match ended {
-                    Ok(_) => {
-                        let now = actor.now();
-                        actor.coordinator.end(now);
-                        actor.events.publish(CoordinatorEvent::End { state, kept });
-                        actor.over = true;
-                        then(actor, Ok(kept));
-                    }
-                    Err(error) => {
-                        tracing::warn!(job = %actor.storage.job(), error = chain(&error), "the job was not ended");
-                        let now = actor.now();
-                        actor.coordinator.resume(now);
-                        actor.ending = false;
-                        actor.write_record(Duration::ZERO);
-                        then(actor, Err(error.into()));
-                    }
-                });
-                message
-            }));
-        }));
     }
 }
 

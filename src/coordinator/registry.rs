@@ -395,7 +395,7 @@ mod tests {
         engine.store(of_from, None, None, state()).await.unwrap();
         engine.step(&from, CheckpointId(40), CheckpointStep::Complete).await.unwrap();
         let claim = GoOn { job: job().job, from, checkpoint: None, claim: Claim::Claim };
-        engine.go_on(claim).await.unwrap();
+        engine.go_on(claim, None).await.unwrap();
         let known = engine.checkpoints(&job().job).unwrap();
         assert_eq!(known.len(), 1);
         let (_, text) = engine.coordinated().unwrap().remove(0);

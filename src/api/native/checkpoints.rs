@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 
-use super::parts::{Native, in_field, job_of, nothing, object, query, text};
+use super::parts::{AskedJob, Native, in_field, job_of, nothing, object, query, text};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
 use crate::engine::jobs::CheckpointStep;
@@ -74,12 +74,13 @@ async fn take_step(
     step: CheckpointStep,
 ) -> Result<Response, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
-    if native.coordinators.find(&job).is_some() {
+    let AskedJob { run, coordinator } = AskedJob::of(&native, &job);
+    if coordinator.is_some() {
         let message = format!("job {job} has a coordinator, which begins and ends its checkpoints");
         return Err(ApiError { field: Some("job"), ..ApiError::of(ErrorKind::Conflict, message) });
     }
     nothing(&native, request).await?;
-    Ok(match native.engine.step(&job, id, step).await? {
+    Ok(match native.engine.step_in(Some(run), &job, id, step).await? {
         Some(checkpoint) => Json(checkpoint_info(&job, &checkpoint)).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })

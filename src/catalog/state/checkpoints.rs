@@ -4,7 +4,7 @@ use std::ops::RangeBounds;
 
 use super::memory::CHECKPOINT_BYTES;
 use super::{CatalogState, JobLife};
-use crate::catalog::command::Refusal;
+use crate::catalog::command::{Command, Refusal};
 use crate::catalog::record::{CheckpointRecord, JobRecord, RecordKey};
 use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Holder, JobId, JobRun, Millis, SegmentId};
 
@@ -47,6 +47,15 @@ impl CatalogState {
         match run.is_none_or(|run| run == self.run_of(job)) {
             true => Ok(()),
             false => Err(Refusal::OtherRun(job.clone(), id)),
+        }
+    }
+
+    /// Refuses what was asked of a job in another run. The end of one that is forgotten has come, whoever brought it.
+    pub(super) fn is_asked_in_run(&self, job: &JobId, run: JobRun, command: &Command) -> Result<(), Refusal> {
+        let is_known = self.life(job).is_some_and(|life| life.record.is_some());
+        match run == self.run_of(job) || !is_known && matches!(command, Command::EndJob(..)) {
+            true => Ok(()),
+            false => Err(Refusal::JobBeganAnew(job.clone())),
         }
     }
 

@@ -212,6 +212,10 @@ impl CatalogState {
             Command::FreeOfSavepoint(job, id, segments) => self.free_of_savepoint(&job, id, &segments, at)?,
             Command::CompleteSavepoint(job, id, count) => self.complete_savepoint(&job, id, count, at)?,
             Command::BeginRun(job) => self.begin_run(&job)?,
+            Command::InRun(job, run, command) => {
+                self.is_asked_in_run(&job, run, &command)?;
+                return self.carry_out(*command, at);
+            }
             Command::Reuse(job, id, segments, run) => {
                 self.is_of_run(&job, id, run)?;
                 return self.reuse(&job, id, &segments, at).map(Outcome::Reused);

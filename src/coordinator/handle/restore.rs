@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::asking::{JobHandle, KnownStart};
 use crate::config::PublishDir;
 use crate::coordinator::assign::fit;
+use crate::coordinator::changes::JobChange;
 use crate::coordinator::checks::check_operators;
 use crate::coordinator::error::CoordinatorError;
 use crate::coordinator::job::{JobActor, Message};
@@ -43,6 +44,10 @@ impl JobHandle {
     /// # Errors
     /// [`CoordinatorError`]; what is wrong with the wish is found before anything changes.
     pub async fn restore(&self, wanted: RestoreWanted) -> Result<(), CoordinatorError> {
+        self.restore_to(wanted).await.map_err(|error| self.of_this_job(error))
+    }
+
+    async fn restore_to(&self, wanted: RestoreWanted) -> Result<(), CoordinatorError> {
         let RestoreWanted { from, checkpoint, savepoint, claim, operators, allow_non_restored } = wanted;
         let job = self.storage.job().clone();
         let source = match savepoint {
@@ -64,11 +69,7 @@ impl JobHandle {
         }
         let read = Mutex::default();
         let wish = RestoreWish { from, checkpoint, claim, operators, allow_non_restored, read };
-        let asked = self.ask(|actor| (JobNow::of(actor), actor.when_quiet.is_some()));
-        let (now, busy) = asked.await?;
-        if busy {
-            return Err(CoordinatorError::Busy);
-        }
+        let now = self.ask(|actor| actor.may_change().map(|()| JobNow::of(actor))).await??;
         // What is wrong is found before anything changes; then once more, as what is being stored may complete before that.
         match wish.choose(&self.storage, now).await {
             // A newer one has completed just now, and this one goes.
@@ -81,9 +82,10 @@ impl JobHandle {
     async fn go_on(&self, wish: RestoreWish) -> Result<(), CoordinatorError> {
         let (storage, start) = (self.storage.clone(), Arc::clone(&self.start));
         let restored = self.ask_later(move |actor, reply| {
-            if actor.when_quiet.is_some() {
-                return crate::runtime::reply(reply, Err(CoordinatorError::Busy));
+            if let Err(error) = actor.may_change() {
+                return crate::runtime::reply(reply, Err(error));
             }
+            actor.changing = Some(JobChange::Restore);
             let now = actor.now();
             actor.coordinator.halt(now);
             actor.when_quiet = Some(Box::new(move |actor| {
@@ -226,7 +228,7 @@ impl RestoreWish {
         let chosen = self.choose(storage, now).await?;
         if let Some((from, id)) = chosen.target.clone().filter(|(from, _)| from != storage.job()) {
             let go_on = GoOn { job: storage.job().clone(), from, checkpoint: Some(id), claim: chosen.claim };
-            storage.engine().go_on(go_on).await?;
+            storage.engine().go_on(go_on, Some(storage.run())).await?;
         }
         Ok(chosen)
     }
@@ -239,6 +241,7 @@ fn begin_attempt(
     start: &Mutex<KnownStart>,
     reply: oneshot::Sender<Result<(), CoordinatorError>>,
 ) {
+    actor.changing = None;
     let now = actor.now();
     let ChosenRestore { target, is_savepoint, claim, topology, metadata } = match chosen {
         Ok(chosen) => chosen,

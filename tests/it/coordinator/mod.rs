@@ -3,6 +3,7 @@
 mod anew;
 mod bounds;
 mod commands;
+mod ends;
 mod statements;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,113 @@
+//! Changes of a job that people ask for: its end, a restore, other settings. One is under way at a time, and comes to its end as it was
+//! asked for. The same end again is answered with it; anything else is refused meanwhile: begun beside it, it would act on what the
+//! first one leaves.
+
+use super::error::CoordinatorError;
+use super::events::CoordinatorEvent;
+use super::job::{JobActor, Message, published_in};
+use super::state::retained::RetainedKind;
+use super::storage::published_key;
+use crate::config::Retention;
+use crate::engine::EngineError;
+use crate::engine::jobs::leavings;
+use crate::error::chain;
+use crate::model::{CheckpointId, JobEnd, Leavings};
+
+/// Hears whether the checkpoints of the job are kept; or that it could not be ended.
+pub(super) type AfterEnd = Box<dyn FnOnce(Result<bool, CoordinatorError>) + Send>;
+
+/// A change of a job that is under way.
+pub(super) enum JobChange {
+    /// It is being ended.
+    End {
+        /// How.
+        state: JobEnd,
+        /// Which of its checkpoints stay.
+        retention: Retention,
+        /// Those who asked for just that.
+        asked: Vec<AfterEnd>,
+    },
+    /// It is to go on from another state.
+    Restore,
+}
+
+impl JobActor {
+    /// Refuses a change of the job while another one is under way.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::BeingEnded`]; [`CoordinatorError::Busy`] during a restore, which is over soon.
+    pub(super) fn may_change(&self) -> Result<(), CoordinatorError> {
+        match &self.changing {
+            None => Ok(()),
+            Some(JobChange::End { state, .. }) => Err(CoordinatorError::BeingEnded(*state)),
+            Some(JobChange::Restore) => Err(CoordinatorError::Busy),
+        }
+    }
+
+    /// Ends the job, once nothing is being stored any more.
+    pub(super) fn end(&mut self, state: JobEnd, retention: Option<Retention>, then: AfterEnd) {
+        let wanted = (state, retention.unwrap_or(self.coordinator.rules().retention));
+        if let Some(JobChange::End { state, retention, asked }) = &mut self.changing
+            && (*state, *retention) == wanted
+        {
+            return asked.push(then);
+        }
+        if let Err(error) = self.may_change() {
+            return then(Err(error));
+        }
+        let (state, retention) = wanted;
+        self.changing = Some(JobChange::End { state, retention, asked: vec![then] });
+        let now = self.now();
+        self.coordinator.halt(now);
+        self.when_quiet = Some(Box::new(move |actor| actor.end_in_storage(state, retention)));
+    }
+
+    fn end_in_storage(&mut self, state: JobEnd, retention: Retention) {
+        let kept = leavings(state, retention) == Leavings::Keep;
+        let rules = self.coordinator.rules();
+        let own = self.coordinator.retained().iter().filter(|one| one.kind == RetainedKind::Checkpoint);
+        let own: Vec<CheckpointId> = own.filter(|_| !kept).map(|one| one.id).collect();
+        let key = |dir, id: &CheckpointId| published_key(dir, self.storage.job(), rules.create_subdir, *id);
+        let published = published_in(rules).map(|dir| own.iter().map(|id| key(dir, id)).collect());
+        let storage = self.storage.clone();
+        self.ending = true;
+        self.alongside(Box::pin(async move {
+            storage.unpublish_all(published.unwrap_or_default()).await;
+            let ended = storage.engine().end_job_in(Some(storage.run()), storage.job(), state, Some(retention)).await;
+            let message: Message = Box::new(move |actor| match ended {
+                Ok(_) => actor.has_ended(state, kept),
+                Err(error) => actor.was_not_ended(error),
+            });
+            message
+        }));
+    }
+
+    fn has_ended(&mut self, state: JobEnd, kept: bool) {
+        let now = self.now();
+        self.coordinator.end(now);
+        self.events.publish(CoordinatorEvent::End { state, kept });
+        self.over = true;
+        self.who_asked_for_the_end().into_iter().for_each(|asked| asked(Ok(kept)));
+    }
+
+    /// The job goes on as it was; if all its tasks are over, it tries again in a moment.
+    fn was_not_ended(&mut self, error: EngineError) {
+        tracing::warn!(job = %self.storage.job(), error = chain(&error), "the job was not ended");
+        let asked = self.who_asked_for_the_end();
+        let now = self.now();
+        self.coordinator.resume(now);
+        self.ending = false;
+        self.write_record(std::time::Duration::ZERO);
+        let mut told = Some(CoordinatorError::from(error));
+        for asked in asked {
+            asked(Err(told.take().unwrap_or(CoordinatorError::Busy)));
+        }
+    }
+
+    fn who_asked_for_the_end(&mut self) -> Vec<AfterEnd> {
+        match self.changing.take() {
+            Some(JobChange::End { asked, .. }) => asked,
+            Some(JobChange::Restore) | None => vec![],
+        }
+    }
+}
