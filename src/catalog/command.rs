@@ -25,6 +25,8 @@ pub enum Command {
     AbortCheckpoint(JobId, CheckpointId),
     /// Every checkpoint up to this one is subsumed: frees what none after it uses. Savepoints stay.
     SubsumeCheckpoint(JobId, CheckpointId),
+    /// The same from this checkpoint on, up to that one: completed ones before it stay, with what they use.
+    SubsumeSince(JobId, CheckpointId, CheckpointId),
     /// A savepoint is not wanted any more: frees its segments.
     DiscardSavepoint(JobId, CheckpointId),
     /// Frees segments that were stored for a savepoint in progress, which does without them.
@@ -45,6 +47,8 @@ pub enum Command {
     PlaceJob(JobId, u32),
     /// A job has ended: what it leaves is kept or deleted. It has no coordinator any more.
     EndJob(JobId, JobEnd, Leavings),
+    /// The same, and completed checkpoints before this one stay in any case.
+    EndJobSince(JobId, JobEnd, Leavings, CheckpointId),
     /// Makes a job known, as [`Self::CreateJob`] does, and keeps what its coordinator remembers.
     Coordinate(JobId, Arc<str>),
     /// Segments that are on their way to storage, and what they mean.
@@ -99,11 +103,13 @@ impl Command {
         match self {
             Self::AbortCheckpoint(..)
             | Self::SubsumeCheckpoint(..)
+            | Self::SubsumeSince(..)
             | Self::DiscardSavepoint(..)
             | Self::Restore(_)
             | Self::GoOn(_)
             | Self::PlaceJob(..)
-            | Self::EndJob(..) => true,
+            | Self::EndJob(..)
+            | Self::EndJobSince(..) => true,
             Self::InRun(_, _, command) => command.leaves_work(),
             _ => false,
         }

@@ -68,14 +68,21 @@ impl JobActor {
         let own = self.coordinator.retained().iter().filter(|one| one.kind == RetainedKind::Checkpoint);
         let own: Vec<CheckpointId> = own.filter(|_| !kept).map(|one| one.id).collect();
         let key = |dir, id: &CheckpointId| published_key(dir, self.storage.job(), rules.create_subdir, *id);
-        let published = published_in(rules).map(|dir| own.iter().map(|id| key(dir, id)).collect());
-        let storage = self.storage.clone();
+        let published: Vec<_> = own.iter().map(|id| (*id, published_in(rules).map(|dir| key(dir, id)))).collect();
+        let (storage, since) = (self.storage.clone(), self.remembered.first());
         self.ending = true;
         self.alongside(Box::pin(async move {
-            storage.unpublish_all(published.unwrap_or_default()).await;
-            let ended = storage.engine().end_job_in(Some(storage.run()), storage.job(), state, Some(retention)).await;
+            for (id, published) in published {
+                match id < since {
+                    // One that it has claimed. Others before its first are not its own, and stay.
+                    true => storage.clean_subsumed(since, id, published).await,
+                    false => storage.unpublish_all(published.into_iter().collect()).await,
+                }
+            }
+            let left = leavings(state, retention);
+            let ended = storage.engine().end_job_since(storage.run(), storage.job(), (state, left), since).await;
             let message: Message = Box::new(move |actor| match ended {
-                Ok(_) => actor.has_ended(state, kept),
+                Ok(()) => actor.has_ended(state, kept),
                 Err(error) => actor.was_not_ended(error),
             });
             message

@@ -289,8 +289,9 @@ impl JobActor {
             StorageStep::CleanSubsumed(_) => {
                 let published = published_in(self.coordinator.rules())
                     .map(|dir| published_key(dir, storage.job(), self.coordinator.rules().create_subdir, id));
+                let since = self.remembered.first();
                 self.work.push(Box::pin(async move {
-                    storage.clean_subsumed(id, published).await;
+                    storage.clean_subsumed(since, id, published).await;
                     StorageEnd::Cleaned(id)
                 }));
             }
@@ -429,6 +430,11 @@ impl JobActor {
             return Some(CheckpointOfJob { job: start.job.clone(), checkpoint: start.checkpoint });
         }
         own.map(|checkpoint| CheckpointOfJob { job: self.storage.job().to_string(), checkpoint })
+    }
+
+    /// Whether a completed checkpoint is among those of the job that go when newer ones have come.
+    pub(super) fn counts(&self, id: CheckpointId) -> bool {
+        self.coordinator.retained().iter().any(|one| one.id == id && one.kind == RetainedKind::Checkpoint)
     }
 
     fn restart(&mut self, cause: RestartCause, message: String) {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::config::{JobCheckpointing, JobSettingError};
+use crate::model::CheckpointId;
 
 const VERSION: u32 = 1;
 /// No coordinator comes to a number of a checkpoint from here on.
@@ -61,7 +62,8 @@ pub struct RememberedJob {
     /// The one that it began with: no job of the same name before had it, as far as chance goes.
     #[serde(default = "one")]
     pub first_attempt: u64,
-    /// Checkpoints below this were there before the job was created: it does not begin from them unless somebody says so.
+    /// Checkpoints below this were there before the job was created: it does not begin from them unless somebody says so, and does not
+    /// free them.
     #[serde(default)]
     pub first_checkpoint: u64,
     /// What its tasks begin from; `None`: from nothing.
@@ -145,6 +147,11 @@ impl RememberedJob {
             return Err(UnreadableJob::Version(version));
         }
         Ok(serde_json::from_str(text)?)
+    }
+
+    /// The first checkpoint that may be the job's own: completed ones before it are of a job of this name that has ended, and kept them.
+    pub fn first(&self) -> CheckpointId {
+        CheckpointId(self.first_checkpoint)
     }
 
     /// As it is kept.

@@ -394,12 +394,13 @@ impl JobStorage {
         }
     }
 
-    /// Frees what completed checkpoints up to this one have alone: first the copy of its metadata.
-    pub async fn clean_subsumed(&self, id: CheckpointId, published: Option<(String, String)>) {
+    /// Frees what completed checkpoints from `since` on up to this one have alone: first the copy of its metadata. Those before are of a
+    /// job of this name that has ended, and kept them.
+    pub async fn clean_subsumed(&self, since: CheckpointId, id: CheckpointId, published: Option<(String, String)>) {
         if let Some((bucket, key)) = published {
             self.unpublish(&bucket, &key).await;
         }
-        if let Err(error) = self.engine.step(&self.job, id, CheckpointStep::Subsume).await {
+        if let Err(error) = self.engine.subsume_since(self.run, &self.job, since.min(id), id).await {
             tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
         }
     }

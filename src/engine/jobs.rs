@@ -179,6 +179,22 @@ impl Engine {
         Ok(self.catalog.checkpoint(job, id))
     }
 
+    /// Checkpoints from one on are subsumed, up to another one: what none after that uses is freed. Those before stay.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if the job is not known, or in another run.
+    pub async fn subsume_since(
+        &self,
+        run: JobRun,
+        job: &JobId,
+        since: CheckpointId,
+        through: CheckpointId,
+    ) -> Result<(), EngineError> {
+        self.catalog.execute(in_run(Some(run), job, Command::SubsumeSince(job.clone(), since, through))).await?;
+        self.merger.checkpoint_barrier(job, through);
+        Ok(())
+    }
+
     /// A savepoint is complete, with these of the segments that were stored for it. The others are freed, as it is never subsumed.
     ///
     /// # Errors
@@ -395,6 +411,24 @@ impl Engine {
         self.catalog.execute(in_run(run, job, Command::EndJob(job.clone(), end, leavings))).await?;
         self.merger.close_job(job);
         Ok(leavings)
+    }
+
+    /// A job in this run has ended, with what it leaves. Its completed checkpoints before `since` stay in any case.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`]; nothing changed then.
+    pub async fn end_job_since(
+        &self,
+        run: JobRun,
+        job: &JobId,
+        (end, leavings): (JobEnd, Leavings),
+        since: CheckpointId,
+    ) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        let command = Command::EndJobSince(job.clone(), end, leavings, since);
+        self.catalog.execute(in_run(Some(run), job, command)).await?;
+        self.merger.close_job(job);
+        Ok(())
     }
 }
 

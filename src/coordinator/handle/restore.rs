@@ -253,14 +253,21 @@ fn begin_attempt(
     let job = actor.storage.job().clone();
     let claimed = claim == Claim::Claim;
     let own = target.as_ref().is_some_and(|(from, _)| *from == job);
+    let checkpoint = target.as_ref().filter(|_| own && !is_savepoint).map(|(_, id)| *id);
+    // Those of a job of this name that has ended are its own if it claims them.
+    let kept = checkpoint.filter(|id| *id < actor.remembered.first() && !actor.counts(*id));
+    let keeps = checkpoint.is_some() && (claimed || kept.is_none());
+    if let Some(id) = kept.filter(|id| claimed && is_newest_before(actor, *id)) {
+        actor.remembered.first_checkpoint = id.0;
+    }
     let next_id = CheckpointId(actor.coordinator.next_id().0.max(behind(target.iter().map(|(_, id)| id.0))));
-    let full = target.is_some() && if own { is_savepoint } else { !claimed };
-    let kind = if claimed || own { RetainedKind::Checkpoint } else { RetainedKind::Foreign };
+    let full = target.is_some() && if own { !keeps } else { !claimed };
+    let kind = if claimed || keeps { RetainedKind::Checkpoint } else { RetainedKind::Foreign };
     let from = target.as_ref().filter(|_| !own || !is_savepoint).map(|(_, id)| RetainedCheckpoint { id: *id, kind });
     actor.remembered.operators = topology.operators().to_vec();
     actor.remembered.start = target.map(|(from, id)| {
         let job = if claimed { job.to_string() } else { from.to_string() };
-        ChosenStart { job, checkpoint: id.0, claimed: claimed || own && !is_savepoint, until: next_id.0 }
+        ChosenStart { job, checkpoint: id.0, claimed: claimed || keeps, until: next_id.0 }
     });
     // All tasks ask for it next.
     *start.lock() = actor
@@ -273,4 +280,11 @@ fn begin_attempt(
     actor.coordinator.restore(topology, from, next_id, full, now);
     actor.settle();
     actor.once_recorded(Box::new(move |_| crate::runtime::reply(reply, Ok(()))));
+}
+
+/// Whether a completed checkpoint is the newest of those that were there before the job was created.
+fn is_newest_before(actor: &JobActor, id: CheckpointId) -> bool {
+    let known = actor.storage.engine().checkpoints(actor.storage.job()).unwrap_or_default();
+    let newer = known.iter().filter(|known| known.id > id && known.id < actor.remembered.first());
+    newer.filter(|known| known.kind == CheckpointKind::Checkpoint).count() == 0
 }

@@ -4,6 +4,7 @@ mod anew;
 mod bounds;
 mod commands;
 mod ends;
+mod kept;
 mod statements;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,138 @@
+//! What a job that has ended has kept, when there is another one of its name.
+
+use super::*;
+
+const KEEPS: &str = "externalized-checkpoint-retention";
+
+fn canceled(retention: Option<&str>) -> EndRequest {
+    EndRequest { state: JobEnd::Canceled, retention: retention.map(str::to_owned) }
+}
+
+async fn completed(client: &Client, job: &str) -> Vec<u64> {
+    let known = client.checkpoints(job).await.unwrap().into_iter();
+    let completed = known.filter(|known| known.state == esker_client::wire::CheckpointState::Completed);
+    completed.map(|known| known.checkpoint).collect()
+}
+
+async fn comes_to(client: &Client, job: &str, wanted: &[u64]) {
+    let begun = std::time::Instant::now();
+    while completed(client, job).await != wanted {
+        assert!(begun.elapsed() < PATIENCE, "{:?} are left, not {wanted:?}", completed(client, job).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn no_claim(from: &str, checkpoint: u64) -> RestoreJob {
+    let (from, mode) = (Some(from.to_owned()), Some("no-claim".to_owned()));
+    RestoreJob { from, checkpoint: Some(checkpoint), mode, ..RestoreJob::default() }
+}
+
+/// Two checkpoints of a job that has ended, the second of which uses what the first one has stored.
+async fn two_kept(daemon: &TestDaemon) -> Vec<u64> {
+    let client = &daemon.client;
+    let keys =
+        [(KEEPS, Value::from("RETAIN_ON_CANCELLATION")), ("num-retained", 2.into()), ("incremental", true.into())];
+    let mut events = running(daemon, "j", &keys).await;
+    let shared = [(BatchHead { scope: Some("shared".into()), ..BatchHead::default() }, Bytes::from_static(b"base"))];
+    let mut base: Option<String> = None;
+    let mut kept = vec![];
+    for _ in 0..2 {
+        client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+        let id = events.triggered().await;
+        match &base {
+            None => {
+                let stored = ack(events.first, 0, vec![riding(0, "s")]);
+                let stored = client.acknowledge("j", id, &stored, &shared).await.unwrap();
+                base = Some(stored.segments[0].segment.clone());
+            }
+            Some(base) => {
+                let state = AckState { segment: Some(base.clone()), ..AckState::default() };
+                client.acknowledge("j", id, &ack(events.first, 0, vec![state]), &[]).await.unwrap();
+            }
+        }
+        ack_with(client, "j", id, (events.first, 1), "own").await;
+        assert_eq!(events.completed().await, id);
+        kept.push(id);
+    }
+    assert!(client.end_job("j", &canceled(None)).await.unwrap().kept);
+    kept
+}
+
+#[tokio::test]
+async fn what_a_job_has_kept_stays_when_another_one_of_its_name_subsumes_and_ends() {
+    let daemon = daemon().await;
+    let kept = two_kept(&daemon).await;
+    let reader = job("reader", &[], vec![operator("count", 2)]);
+    daemon.client.create(&reader).await.unwrap();
+    daemon.client.restore_coordinated("reader", &no_claim("j", kept[1])).await.unwrap();
+
+    let mut events = running(&daemon, "j", &[("incremental", true.into())]).await;
+    let mut last = 0;
+    for text in ["a", "b", "c"] {
+        last = checkpoint_of(&mut events, [text, text]).await;
+    }
+    comes_to(&daemon.client, "j", &[kept[0], kept[1], last]).await;
+    assert_eq!(daemon.client.job("j").await.unwrap().subsumed, Some(last - 1));
+    let daemon = daemon.restart().await;
+    let client = &daemon.client;
+
+    for id in &kept {
+        let state = client.restore_coordinated("reader", &no_claim("j", *id)).await.unwrap_err();
+        assert!(state.to_string().contains("has not ended"), "{state}");
+    }
+    assert_eq!(starts(client, &client.job_state("reader", None).await.unwrap()).await, [["base"], ["own"]]);
+    let mut events = Events::of(client, "j").await;
+    client.report_tasks("j", &tasks_of(events.first, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+    events.next().await;
+    let last = checkpoint_of(&mut events, ["d", "d"]).await;
+    comes_to(client, "j", &[kept[0], kept[1], last]).await;
+
+    assert!(!client.end_job("j", &canceled(None)).await.unwrap().kept);
+
+    assert_eq!(completed(client, "j").await, kept);
+    let daemon = daemon.restart().await;
+    let client = &daemon.client;
+    for id in &kept {
+        let state = client.restore_coordinated("reader", &no_claim("j", *id)).await.unwrap();
+        assert_eq!(starts(client, &state).await, [["base"], ["own"]], "{id}");
+    }
+    // Two states of the second, one of the first alone, and the metadata of both.
+    assert_eq!(client.segments("j", None, None).await.unwrap().segments.len(), 5);
+    client.subsume("j", kept[1]).await.unwrap();
+    assert_eq!(client.job("j").await.unwrap_err().status(), Some(StatusCode::NOT_FOUND), "somebody has deleted them");
+}
+
+#[tokio::test]
+async fn a_job_that_goes_on_from_what_one_of_its_name_has_kept_frees_it_only_if_it_claims_it() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    for mode in ["no-claim", "claim"] {
+        let kept = two_kept(&daemon).await;
+        let mut events = running(&daemon, "j", &[("incremental", true.into())]).await;
+        let wanted = RestoreJob { mode: Some(mode.into()), ..RestoreJob::default() };
+        let state = client.restore_coordinated("j", &wanted).await.unwrap();
+        assert_eq!(
+            (state.checkpoint, starts(client, &state).await),
+            (Some(kept[1]), vec![vec!["base".into()], vec!["own".into()]])
+        );
+        events.first = state.attempt;
+        client.report_tasks("j", &tasks_of(state.attempt, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+
+        client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+        let told =
+            events.find(|event| if let JobEvent::Trigger(told) = event { Some(told.clone()) } else { None }).await;
+        assert_eq!(told.full, mode == "no-claim");
+        for subtask in 0..2 {
+            ack_with(client, "j", told.checkpoint, (events.first, subtask), "x").await;
+        }
+        assert_eq!(events.completed().await, told.checkpoint);
+        let last = checkpoint_of(&mut events, ["y", "y"]).await;
+
+        let left = if mode == "claim" { vec![kept[0], last] } else { vec![kept[0], kept[1], last] };
+        comes_to(client, "j", &left).await;
+        client.end_job("j", &canceled(None)).await.unwrap();
+        assert_eq!(completed(client, "j").await, &left[..left.len() - 1]);
+        client.end_job("j", &canceled(Some("NO_EXTERNALIZED_CHECKPOINTS"))).await.unwrap();
+        assert!(client.job("j").await.is_err(), "nothing is left");
+    }
+}
