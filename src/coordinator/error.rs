@@ -172,7 +172,7 @@ impl CoordinatorError {
             Self::NoSavepointDir => "dir",
             Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
-            Self::Metadata(MetadataFault::TooLarge(_)) => "savepoint",
+            Self::Metadata(MetadataFault::TooLarge(_) | MetadataFault::Gone(..)) => "savepoint",
             Self::Busy | Self::TooManyRequests | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
         })
     }

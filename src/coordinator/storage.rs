@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 
 use super::ack::StateEntry;
-use super::metadata::{self, CheckpointMetadata, StoredState, UnreadableCheckpoint};
+use super::metadata::{self, CheckpointMetadata, MetadataSubject, StoredState, UnreadableCheckpoint};
 use super::reason::FailureReason;
-use super::record::CheckpointOfJob;
 use super::topology::{TaskId, Topology};
 use crate::config::PublishDir;
 use crate::engine::intake::{Body, Digests, Rejected};
@@ -90,6 +90,12 @@ pub enum MetadataFault {
     /// It is not understood.
     #[error(transparent)]
     Unreadable(#[from] UnreadableCheckpoint),
+    /// It is published, and the checkpoint that it is of is gone: another one of the job's name has its number.
+    #[error(
+        "the savepoint is not there any more: checkpoint {1} of job {0} is another one, of a later job of that name. Published metadata \
+         stays until people delete it"
+    )]
+    Gone(String, CheckpointId),
     /// No coordinator has published so much.
     #[error(
         "the object has {0} bytes, and published metadata has at most {PUBLISHED_BYTES_MAX}: give the folder of a savepoint, or go on \
@@ -106,7 +112,7 @@ impl MetadataFault {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(error) => error.kind(),
-            Self::None(..) => ErrorKind::NotFound,
+            Self::None(..) | Self::Gone(..) => ErrorKind::NotFound,
             Self::Unreadable(_) => ErrorKind::Corrupt,
             Self::TooLarge(_) => ErrorKind::Invalid,
             Self::Bytes(_) => ErrorKind::Unavailable,
@@ -177,6 +183,9 @@ pub struct JobStorage {
     engine: Engine,
     job: JobId,
     run: JobRun,
+    /// Copies of metadata of checkpoints that were put, by bucket and key, with their entity tags: whatever else comes to stand there is
+    /// not the job's.
+    copies: Arc<Mutex<BTreeMap<(String, String), String>>>,
 }
 
 crate::runtime::opaque_debug!(JobStorage);
@@ -184,7 +193,7 @@ crate::runtime::opaque_debug!(JobStorage);
 impl JobStorage {
     /// That of `job`, in the run that it is in.
     pub fn new(engine: Engine, job: JobId) -> Self {
-        Self { run: engine.run_of(&job), engine, job }
+        Self { run: engine.run_of(&job), engine, job, copies: Arc::default() }
     }
 
     /// The run that the job was in when this began.
@@ -321,23 +330,22 @@ impl JobStorage {
             let content_type = Some("application/json".to_owned());
             let headers = ObjectHeaders { content_type, ..ObjectHeaders::default() };
             let object = NewObject { bucket: bucket.to_owned(), key: key.to_owned(), condition, headers };
-            self.engine.put_object(object, WholeBody::of(bytes.clone())).await.map(|_| ()).map_err(of_engine)
+            self.engine.put_object(object, WholeBody::of(bytes.clone())).await.map(|put| put.etag).map_err(of_engine)
         };
         match publish {
             Publish::Nowhere => Ok(None),
             Publish::At(bucket, key) => {
-                match self.is_in_own_folder(&key) {
-                    true => put(&bucket, &key, Condition::None).await?,
-                    false => match put(&bucket, &key, Condition::Absent).await {
-                        Err(error) if error.kind() == ErrorKind::Precondition => {
-                            if let Some(job) = self.of_another_job(&bucket, &key).await {
-                                return Err(CompletionFault::OtherJob { bucket, key, job });
-                            }
-                            put(&bucket, &key, Condition::None).await?;
+                // Whatever the folder is called: another job may have been told to publish there, and have kept what it did.
+                let etag = match put(&bucket, &key, Condition::Absent).await {
+                    Err(error) if error.kind() == ErrorKind::Precondition => {
+                        if let Some(job) = self.of_another_job(&bucket, &key).await {
+                            return Err(CompletionFault::OtherJob { bucket, key, job });
                         }
-                        done => done?,
-                    },
-                }
+                        put(&bucket, &key, Condition::None).await?
+                    }
+                    done => done?,
+                };
+                self.copies.lock().insert((bucket.clone(), key.clone()), etag);
                 Ok(Some((bucket, key)))
             }
             Publish::NewFolder(PublishDir { bucket, prefix }) => {
@@ -350,7 +358,7 @@ impl JobStorage {
                 for tried in 1.. {
                     let Some(key) = keys.find(is_here) else { break };
                     match put(&bucket, &key, Condition::Absent).await {
-                        Ok(()) => return Ok(Some((bucket, key))),
+                        Ok(_) => return Ok(Some((bucket, key))),
                         Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}
                         Err(error) => return Err(error.into()),
                     }
@@ -358,13 +366,6 @@ impl JobStorage {
                 Ok(None)
             }
         }
-    }
-
-    /// Whether only this job publishes there.
-    fn is_in_own_folder(&self, key: &str) -> bool {
-        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let above = folder.strip_suffix(self.job.as_str());
-        above.is_some_and(|above| above.is_empty() || above.ends_with('/')) || key.ends_with(PUBLISHED_NAME)
     }
 
     /// The job that has published what stands there, if it is another one: one that has ended, and kept it.
@@ -375,10 +376,12 @@ impl JobStorage {
 
     /// Deletes a copy. What is not there counts as deleted; a failure is logged: the copy then names what is not there.
     async fn unpublish(&self, bucket: &str, key: &str) {
-        if !self.is_in_own_folder(key) && self.of_another_job(bucket, key).await.is_some() {
+        let if_match = self.copies.lock().remove(&(bucket.to_owned(), key.to_owned()));
+        // What an owner before has put is known by what it says.
+        if if_match.is_none() && self.of_another_job(bucket, key).await.is_some() {
             return;
         }
-        let object = ObjectToDelete { key: key.to_owned(), if_match: None, if_put_at: None };
+        let object = ObjectToDelete { key: key.to_owned(), if_match, if_put_at: None };
         if let Err(error) = self.engine.delete_objects(bucket, vec![object]).await {
             let error = chain(&error);
             tracing::warn!(job = %self.job, bucket, key, error, "a published copy of metadata was not deleted");
@@ -431,7 +434,7 @@ impl JobStorage {
     ///
     /// # Errors
     /// [`MetadataFault`].
-    pub async fn published(&self, bucket: &str, key: &str) -> Result<CheckpointOfJob, MetadataFault> {
+    pub async fn published(&self, bucket: &str, key: &str) -> Result<MetadataSubject, MetadataFault> {
         let object = self.engine.object(bucket, key).await?;
         let len = object.head().len;
         if len > PUBLISHED_BYTES_MAX {
@@ -445,7 +448,7 @@ impl JobStorage {
             Ok(all)
         });
         let bytes = bytes.await.map_err(|error| MetadataFault::Bytes(chain(&error)))?;
-        Ok(metadata::checkpoint_of(&bytes)?)
+        Ok(MetadataSubject::of(&bytes)?)
     }
 
     /// Pays for metadata while it is read: as the daemon's own, as reading it pays, too, maybe from the same share. Of more than half

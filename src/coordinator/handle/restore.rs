@@ -12,7 +12,7 @@ use crate::coordinator::changes::JobChange;
 use crate::coordinator::checks::check_operators;
 use crate::coordinator::error::CoordinatorError;
 use crate::coordinator::job::{JobActor, Message};
-use crate::coordinator::metadata::CheckpointMetadata;
+use crate::coordinator::metadata::{CheckpointMetadata, MetadataSubject};
 use crate::coordinator::record::{CheckpointOfJob, ChosenStart, behind};
 use crate::coordinator::state::retained::{RetainedCheckpoint, RetainedKind};
 use crate::coordinator::storage::{JobStorage, MetadataFault, PUBLISHED_NAME};
@@ -50,25 +50,24 @@ impl JobHandle {
     async fn restore_to(&self, wanted: RestoreWanted) -> Result<(), CoordinatorError> {
         let RestoreWanted { from, checkpoint, savepoint, claim, operators, allow_non_restored } = wanted;
         let job = self.storage.job().clone();
-        let source = match savepoint {
-            None => (from.unwrap_or_else(|| job.clone()), checkpoint),
+        let (from, checkpoint, published) = match savepoint {
+            None => (from.unwrap_or_else(|| job.clone()), checkpoint, None),
             Some(place) => {
                 let key = format!("{}{PUBLISHED_NAME}", place.prefix);
                 if !self.storage.engine().holds_key(&place.bucket, &key) {
                     return Err(CoordinatorError::OtherShard("savepoint", "the savepoint".to_owned()));
                 }
-                let metadata = self.storage.published(&place.bucket, &key).await?;
+                let subject = self.storage.published(&place.bucket, &key).await?;
                 let of =
-                    metadata.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", metadata.job)))?;
-                (of, Some(CheckpointId(metadata.checkpoint)))
+                    subject.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", subject.job)))?;
+                (of, Some(CheckpointId(subject.checkpoint)), Some(subject))
             }
         };
-        let (from, checkpoint) = source;
         if !self.storage.engine().holds_job(&from) {
             return Err(CoordinatorError::OtherShard("from", format!("job {from}")));
         }
         let read = Mutex::default();
-        let wish = RestoreWish { from, checkpoint, claim, operators, allow_non_restored, read };
+        let wish = RestoreWish { from, checkpoint, published, claim, operators, allow_non_restored, read };
         let now = self.ask(|actor| actor.may_change().map(|()| JobNow::of(actor))).await??;
         // What is wrong is found before anything changes; then once more, as what is being stored may complete before that.
         match wish.choose(&self.storage, now).await {
@@ -106,6 +105,8 @@ impl JobHandle {
 struct RestoreWish {
     from: JobId,
     checkpoint: Option<CheckpointId>,
+    /// What its published metadata says of it, if it was named by that.
+    published: Option<MetadataSubject>,
     claim: Option<Claim>,
     operators: Option<Vec<OperatorSpec>>,
     allow_non_restored: bool,
@@ -184,6 +185,11 @@ impl RestoreWish {
             Some((of, id)) if of != job && kind(*id).is_none() => Some(self.metadata(storage, job, *id).await?),
             Some((of, id)) => Some(self.metadata(storage, of, *id).await?),
         };
+        if let (Some(published), Some(metadata)) = (&self.published, &metadata)
+            && !published.is_that_of(metadata)
+        {
+            return Err(MetadataFault::Gone(published.job.clone(), CheckpointId(published.checkpoint)).into());
+        }
         let topology = match &metadata {
             None => topology,
             Some(metadata) => {

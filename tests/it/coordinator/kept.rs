@@ -136,3 +136,38 @@ async fn a_job_that_goes_on_from_what_one_of_its_name_has_kept_frees_it_only_if_
         assert!(client.job("j").await.is_err(), "nothing is left");
     }
 }
+
+async fn savepoint(events: &mut Events<'_>, texts: [&str; 2]) -> (u64, String) {
+    let (client, job, attempt) = (events.client, events.job, events.first);
+    let request = SavepointRequest { dir: Some("s3://checkpoints/sp".into()), ..SavepointRequest::default() };
+    client.trigger_savepoint(job, &request, Some("s")).await.unwrap();
+    let id = events.triggered().await;
+    for (subtask, text) in (0_u32..).zip(texts) {
+        ack_with(client, job, id, (attempt, subtask), text).await;
+    }
+    let waits = SavepointRequest { wait: Some("20 s".into()), ..request };
+    let done = client.trigger_savepoint(job, &waits, Some("s")).await.unwrap();
+    (id, done.path.unwrap())
+}
+
+#[tokio::test]
+async fn the_path_of_a_savepoint_that_is_gone_is_not_that_of_a_later_one_of_its_number() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let (id, old) = savepoint(&mut running(&daemon, "j", &[]).await, ["old", "old"]).await;
+    client.end_job("j", &canceled(None)).await.unwrap();
+    client.discard_savepoint("j", id).await.unwrap();
+    let (again, new) = savepoint(&mut running(&daemon, "j", &[]).await, ["new", "new"]).await;
+    assert_eq!(again, id, "it has the same number");
+    client.create(&job("other", &[], vec![operator("count", 2)])).await.unwrap();
+    let restore = async |path: &str| {
+        client
+            .restore_coordinated("other", &RestoreJob { savepoint: Some(path.to_owned()), ..RestoreJob::default() })
+            .await
+    };
+
+    refused(restore(&old).await, StatusCode::NOT_FOUND, "savepoint", "is another one");
+
+    assert_eq!(client.job("other").await.unwrap().coordinator.unwrap().restarts, 0, "nothing changed");
+    assert_eq!(starts(client, &restore(&new).await.unwrap()).await, [["new"], ["new"]]);
+}
