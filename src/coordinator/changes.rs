@@ -5,13 +5,14 @@
 use super::error::CoordinatorError;
 use super::events::CoordinatorEvent;
 use super::job::{JobActor, Message, published_in};
+use super::record::CheckpointOfJob;
 use super::state::retained::RetainedKind;
 use super::storage::published_key;
 use crate::config::Retention;
 use crate::engine::EngineError;
 use crate::engine::jobs::leavings;
 use crate::error::chain;
-use crate::model::{CheckpointId, JobEnd, Leavings};
+use crate::model::{CheckpointId, JobEnd, JobId, Leavings};
 
 /// Hears whether the checkpoints of the job are kept; or that it could not be ended.
 pub(super) type AfterEnd = Box<dyn FnOnce(Result<bool, CoordinatorError>) + Send>;
@@ -28,7 +29,12 @@ pub(super) enum JobChange {
         asked: Vec<AfterEnd>,
     },
     /// It is to go on from another state.
-    Restore,
+    Restore {
+        /// The job whose checkpoint that is.
+        from: JobId,
+        /// The checkpoint; `None`: the newest.
+        checkpoint: Option<CheckpointId>,
+    },
 }
 
 impl JobActor {
@@ -40,7 +46,29 @@ impl JobActor {
         match &self.changing {
             None => Ok(()),
             Some(JobChange::End { state, .. }) => Err(CoordinatorError::BeingEnded(*state)),
-            Some(JobChange::Restore) => Err(CoordinatorError::Busy),
+            Some(JobChange::Restore { .. }) => Err(CoordinatorError::Busy),
+        }
+    }
+
+    /// Refuses to have a checkpoint deleted that the job takes, that it would begin from if a task failed now, or that it is about to
+    /// begin from.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::InProgress`], [`CoordinatorError::InUse`].
+    pub(super) fn does_without(&self, of: &JobId, id: CheckpointId) -> Result<(), CoordinatorError> {
+        let job = self.storage.job();
+        if job == of && self.coordinator.pending().contains_key(&id) {
+            return Err(CoordinatorError::InProgress(id));
+        }
+        let is_it = |from: &CheckpointOfJob| from.job == of.as_str() && from.checkpoint == id.0;
+        let begins = !self.coordinator.phase().has_begun() && self.remembered.from.as_ref().is_some_and(is_it);
+        let chosen = match &self.changing {
+            Some(JobChange::Restore { from, checkpoint }) => from == of && checkpoint.is_none_or(|chosen| chosen == id),
+            Some(JobChange::End { .. }) | None => false,
+        };
+        match begins || chosen || self.newest().as_ref().is_some_and(is_it) {
+            true => Err(CoordinatorError::InUse(id, job.clone())),
+            false => Ok(()),
         }
     }
 
@@ -114,7 +142,7 @@ impl JobActor {
     fn who_asked_for_the_end(&mut self) -> Vec<AfterEnd> {
         match self.changing.take() {
             Some(JobChange::End { asked, .. }) => asked,
-            Some(JobChange::Restore) | None => vec![],
+            Some(JobChange::Restore { .. }) | None => vec![],
         }
     }
 }

@@ -102,6 +102,16 @@ pub enum CoordinatorError {
         "checkpoint {0} is not the newest of the job, and later ones have used and freed what it had: go on from it in another job, with mode no-claim"
     )]
     NotNewest(CheckpointId),
+    /// It cannot be deleted, as nobody has it yet.
+    #[error(
+        "checkpoint {0} is in progress: wait until it is over, or have a task decline it (checkpoints/{0}/decline), which gives it up"
+    )]
+    InProgress(CheckpointId),
+    /// A job begins from it.
+    #[error(
+        "job {1} begins from checkpoint {0} if a task of it fails: delete it when that job has completed a later checkpoint, or has ended"
+    )]
+    InUse(CheckpointId, JobId),
     /// The end of the job is on its way, and nothing is begun beside it.
     #[error("the job is being ended as {0}: see whether it was, then repeat the request")]
     BeingEnded(JobEnd),
@@ -138,6 +148,8 @@ impl CoordinatorError {
             | Self::Runs(_)
             | Self::KeyOfAnother
             | Self::BeingEnded(_)
+            | Self::InProgress(_)
+            | Self::InUse(..)
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -167,7 +179,9 @@ impl CoordinatorError {
             Self::Operators(_) | Self::Misfit(_) => "operators",
             Self::NoSuchTask(..) => "subtask",
             Self::OtherAttempt(_) => "attempt",
-            Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
+            Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) | Self::InProgress(_) | Self::InUse(..) => {
+                "checkpoint"
+            }
             Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } | Self::AcksFull(..) => "state",
             Self::NoSavepointDir => "dir",
             Self::KeyOfAnother => "idempotency-key",

@@ -235,6 +235,19 @@ impl Coordinators {
         }
     }
 
+    /// Refuses to have a checkpoint deleted that some job takes or begins from. One that is restored in the same moment may begin from what
+    /// is just being deleted: it is told so when its tasks ask for their state.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::InProgress`], [`CoordinatorError::InUse`].
+    pub async fn check_unused(&self, of: &JobId, id: CheckpointId) -> Result<(), CoordinatorError> {
+        let all: Vec<JobHandle> = self.0.jobs.lock().values().cloned().collect();
+        for handle in all {
+            handle.does_without(of, id).await?;
+        }
+        Ok(())
+    }
+
     /// Creates a job with a coordinator; nothing happens if there is the same one.
     ///
     /// # Errors

@@ -110,7 +110,8 @@ pub(super) async fn latest_checkpoint(
     Ok(Json(checkpoint_info(&job, &latest)))
 }
 
-/// Discards a savepoint: frees its segments. Nothing happens if there is none.
+/// Discards a savepoint: frees its segments. Nothing happens if there is none. One that is in progress in a job with a coordinator, or
+/// from which such a job would begin, is not discarded.
 #[utoipa::path(delete, tag = "Checkpoints", path = "/v1/jobs/{job}/checkpoints/{checkpoint}",
     params(("job" = String, Path), ("checkpoint" = u64, Path)), responses(
     (status = 204), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
@@ -118,7 +119,9 @@ pub(super) async fn discard_savepoint(
     State(native): State<Native>,
     Path((job, checkpoint)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    native.engine.discard_savepoint(&job_of(&job)?, checkpoint.parse()?).await?;
+    let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
+    native.coordinators.check_unused(&job, id).await?;
+    native.engine.discard_savepoint(&job, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,7 +13,7 @@ use crate::coordinator::metadata::CheckpointMetadata;
 use crate::coordinator::record::said_of;
 use crate::coordinator::requests::{NewRequest, RequestView};
 use crate::coordinator::state::queue::WantedCheckpoint;
-use crate::model::{CheckpointId, JobEnd};
+use crate::model::{CheckpointId, JobEnd, JobId};
 
 impl JobHandle {
     /// Somebody asks for a checkpoint or savepoint. The answer shows how that goes.
@@ -97,6 +97,19 @@ impl JobHandle {
             actor.record(Box::new(move |_| crate::runtime::reply(reply, Ok(()))));
         });
         changed.await.map_err(|error| self.of_this_job(error))?
+    }
+
+    /// Refuses to have a checkpoint of a job, this one or another, deleted that this job takes or begins from.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::InProgress`], [`CoordinatorError::InUse`].
+    pub async fn does_without(&self, of: &JobId, id: CheckpointId) -> Result<(), CoordinatorError> {
+        let of = of.clone();
+        match self.ask(move |actor| actor.does_without(&of, id)).await {
+            // It needs nothing any more.
+            Err(CoordinatorError::Ended) => Ok(()),
+            asked => asked?,
+        }
     }
 
     /// Ends the job. Returns whether its checkpoints are kept.

@@ -84,7 +84,7 @@ impl JobHandle {
             if let Err(error) = actor.may_change() {
                 return crate::runtime::reply(reply, Err(error));
             }
-            actor.changing = Some(JobChange::Restore);
+            actor.changing = Some(JobChange::Restore { from: wish.from.clone(), checkpoint: wish.checkpoint });
             let now = actor.now();
             actor.coordinator.halt(now);
             actor.when_quiet = Some(Box::new(move |actor| {

@@ -3,6 +3,7 @@
 mod anew;
 mod bounds;
 mod commands;
+mod deletes;
 mod ends;
 mod kept;
 mod statements;
