@@ -4,10 +4,9 @@
 
 use super::error::CoordinatorError;
 use super::events::CoordinatorEvent;
-use super::job::{JobActor, Message, published_in};
+use super::job::{JobActor, Message};
 use super::record::CheckpointOfJob;
 use super::state::retained::RetainedKind;
-use super::storage::published_key;
 use crate::config::Retention;
 use crate::engine::EngineError;
 use crate::engine::jobs::leavings;
@@ -92,19 +91,16 @@ impl JobActor {
 
     fn end_in_storage(&mut self, state: JobEnd, retention: Retention) {
         let kept = leavings(state, retention) == Leavings::Keep;
-        let rules = self.coordinator.rules();
         let own = self.coordinator.retained().iter().filter(|one| one.kind == RetainedKind::Checkpoint);
-        let own: Vec<CheckpointId> = own.filter(|_| !kept).map(|one| one.id).collect();
-        let key = |dir, id: &CheckpointId| published_key(dir, self.storage.job(), rules.create_subdir, *id);
-        let published: Vec<_> = own.iter().map(|id| (*id, published_in(rules).map(|dir| key(dir, id)))).collect();
+        let own: Vec<_> = own.filter(|_| !kept).map(|one| (one.id, self.copies_of(one.id))).collect();
         let (storage, since) = (self.storage.clone(), self.remembered.first());
         self.ending = true;
         self.alongside(Box::pin(async move {
-            for (id, published) in published {
+            for (id, copies) in own {
                 match id < since {
                     // One that it has claimed. Others before its first are not its own, and stay.
-                    true => storage.clean_subsumed(since, id, published).await,
-                    false => storage.unpublish_all(published.into_iter().collect()).await,
+                    true => storage.clean_subsumed(since, id, copies).await,
+                    false => storage.unpublish_copies(id, copies).await,
                 }
             }
             let left = leavings(state, retention);

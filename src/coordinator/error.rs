@@ -18,6 +18,12 @@ pub enum CoordinatorError {
     /// The job had a coordinator, or none, and is over.
     #[error("job {0} has ended")]
     HasEnded(JobId),
+    /// Nothing of the job is known, and what it is to go on from is a coordinator's.
+    #[error(
+        "job {0} is not there, and a coordinator has completed checkpoint {2} of job {1}: create job {0} first, with coordinated = true; \
+         or without, if it drives its checkpoints itself"
+    )]
+    NotCreated(JobId, JobId, CheckpointId),
     /// The job is there, with other operators or settings.
     #[error("job {0} exists with other {1}: {2}")]
     Exists(JobId, &'static str, &'static str),
@@ -137,7 +143,7 @@ impl CoordinatorError {
     /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotCoordinated(_) | Self::HasEnded(_) => ErrorKind::NotFound,
+            Self::NotCoordinated(_) | Self::NotCreated(..) | Self::HasEnded(_) => ErrorKind::NotFound,
             Self::Exists(..)
             | Self::FolderOfAnother(..)
             | Self::OtherAttempt(_)
@@ -173,7 +179,11 @@ impl CoordinatorError {
         Some(match self {
             Self::OtherShard(field, _) => field,
             Self::Runs(_) => "from",
-            Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) | Self::BeingEnded(_) => "job",
+            Self::NotCoordinated(_)
+            | Self::NotCreated(..)
+            | Self::HasEnded(_)
+            | Self::Exists(..)
+            | Self::BeingEnded(_) => "job",
             Self::Setting(_) | Self::FixedSetting(_) | Self::FolderOfAnother(..) => "settings",
             Self::Iterative => "iterative",
             Self::Operators(_) | Self::Misfit(_) => "operators",

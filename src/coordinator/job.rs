@@ -33,7 +33,7 @@ use super::state::pending::PendingCheckpoint;
 use super::state::queue::WantedCheckpoint;
 use super::state::retained::RetainedKind;
 use super::steps::{StepQueue, StorageStep};
-use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publish, published_key};
+use super::storage::{AcknowledgedCheckpoint, CopyPlaces, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
 use super::workers::WorkerTable;
 use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
@@ -287,11 +287,9 @@ impl JobActor {
                 StorageEnd::Cleaned(id)
             })),
             StorageStep::CleanSubsumed(_) => {
-                let published = published_in(self.coordinator.rules())
-                    .map(|dir| published_key(dir, storage.job(), self.coordinator.rules().create_subdir, id));
-                let since = self.remembered.first();
+                let (since, copies) = (self.remembered.first(), self.copies_of(id));
                 self.work.push(Box::pin(async move {
-                    storage.clean_subsumed(since, id, published).await;
+                    storage.clean_subsumed(since, id, copies).await;
                     StorageEnd::Cleaned(id)
                 }));
             }
@@ -314,6 +312,16 @@ impl JobActor {
             let storage = actor.storage.clone();
             actor.work.push(Box::pin(async move { StorageEnd::Begun(id, record(storage).await) }));
         }));
+    }
+
+    /// Where copies of the metadata of a checkpoint may stand.
+    pub(super) fn copies_of(&self, id: CheckpointId) -> CopyPlaces {
+        let rules = self.coordinator.rules();
+        let own = published_in(rules).map(|dir| published_key(dir, self.storage.job(), rules.create_subdir, id));
+        let start = self.remembered.start.as_ref().filter(|start| start.claimed && start.checkpoint == id.0);
+        let defaults = &self.storage.engine().settings().checkpointing.jobs;
+        let dirs = [rules, defaults].into_iter().filter_map(|of| Some((published_in(of)?.clone(), of.create_subdir)));
+        CopyPlaces { own, named: start.and_then(|start| start.published.clone()), dirs: dirs.collect() }
     }
 
     fn completion(&self, id: CheckpointId) -> Option<AcknowledgedCheckpoint> {
@@ -424,12 +432,16 @@ impl JobActor {
 
     /// The checkpoint that tasks begin from now: the newest, unless somebody chose another one since.
     pub(super) fn newest(&self) -> Option<CheckpointOfJob> {
-        let own =
-            self.coordinator.retained().iter().rev().find(|one| one.kind != RetainedKind::Foreign).map(|one| one.id.0);
+        let own = self.newest_own().map(|id| id.0);
         if let Some(start) = self.remembered.start.as_ref().filter(|start| own.is_none_or(|own| own < start.until)) {
             return Some(CheckpointOfJob { job: start.job.clone(), checkpoint: start.checkpoint });
         }
         own.map(|checkpoint| CheckpointOfJob { job: self.storage.job().to_string(), checkpoint })
+    }
+
+    /// The newest that is the job's, or that it has stopped with.
+    pub(super) fn newest_own(&self) -> Option<CheckpointId> {
+        self.coordinator.retained().iter().rev().find(|one| one.kind != RetainedKind::Foreign).map(|one| one.id)
     }
 
     /// Whether a completed checkpoint is among those of the job that go when newer ones have come.

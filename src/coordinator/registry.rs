@@ -415,7 +415,8 @@ mod tests {
         let mut remembered = RememberedJob::read(&text).unwrap();
 
         assert_eq!(retained_of(&known, &remembered), []);
-        let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41 };
+        let (claimed_from, published) = (Some("from".to_owned()), None);
+        let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41, claimed_from, published };
         remembered.start = Some(start);
         let kind = RetainedKind::Checkpoint;
         assert_eq!(retained_of(&known, &remembered), [RetainedCheckpoint { id: CheckpointId(40), kind }]);

@@ -69,6 +69,17 @@ pub struct AcknowledgedCheckpoint {
     pub publish: Publish,
 }
 
+/// Where copies of the metadata of a completed checkpoint may stand.
+#[derive(Debug)]
+pub struct CopyPlaces {
+    /// Bucket and key of that which the job has put.
+    pub own: Option<(String, String)>,
+    /// Those of what somebody named the checkpoint by, when the job claimed it.
+    pub named: Option<(String, String)>,
+    /// Directories in which another job may have published before this one claimed it, and whether in a folder of its name.
+    pub dirs: Vec<(PublishDir, bool)>,
+}
+
 /// A checkpoint that is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DurableCheckpoint {
@@ -381,6 +392,10 @@ impl JobStorage {
         if if_match.is_none() && self.of_another_job(bucket, key).await.is_some() {
             return;
         }
+        self.delete_copy(bucket, key, if_match).await;
+    }
+
+    async fn delete_copy(&self, bucket: &str, key: &str, if_match: Option<String>) {
         let object = ObjectToDelete { key: key.to_owned(), if_match, if_put_at: None };
         if let Err(error) = self.engine.delete_objects(bucket, vec![object]).await {
             let error = chain(&error);
@@ -399,12 +414,31 @@ impl JobStorage {
 
     /// Frees what completed checkpoints from `since` on up to this one have alone: first the copy of its metadata. Those before are of a
     /// job of this name that has ended, and kept them.
-    pub async fn clean_subsumed(&self, since: CheckpointId, id: CheckpointId, published: Option<(String, String)>) {
-        if let Some((bucket, key)) = published {
-            self.unpublish(&bucket, &key).await;
-        }
+    pub async fn clean_subsumed(&self, since: CheckpointId, id: CheckpointId, copies: CopyPlaces) {
+        self.unpublish_copies(id, copies).await;
         if let Err(error) = self.engine.subsume_since(self.run, &self.job, since.min(id), id).await {
             tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
+        }
+    }
+
+    /// Deletes the copies of the metadata of a completed checkpoint. That of one that was claimed was put by another job, which did not
+    /// record where: it is looked for where this one publishes, and where jobs do that say nothing.
+    pub async fn unpublish_copies(&self, id: CheckpointId, CopyPlaces { own, named, dirs }: CopyPlaces) {
+        if let Some((bucket, key)) = own {
+            self.unpublish(&bucket, &key).await;
+        }
+        let known = self.engine.checkpoints(&self.job).unwrap_or_default();
+        if !known.iter().any(|known| known.id == id && known.claimed_from.is_some()) {
+            return;
+        }
+        let Ok(metadata) = self.metadata(&self.job, id).await else { return };
+        let of = metadata.job.parse::<JobId>().ok();
+        let places = of.iter().flat_map(|of| dirs.iter().map(|(dir, subdir)| published_key(dir, of, *subdir, id)));
+        let places: BTreeSet<(String, String)> = named.into_iter().chain(places).collect();
+        for (bucket, key) in places.into_iter().filter(|(bucket, key)| self.engine.holds_key(bucket, key)) {
+            if self.published(&bucket, &key).await.is_ok_and(|subject| subject.is_that_of(&metadata)) {
+                self.delete_copy(&bucket, &key, None).await;
+            }
         }
     }
 
@@ -420,12 +454,8 @@ impl JobStorage {
     /// # Errors
     /// [`MetadataFault`].
     pub async fn metadata(&self, job: &JobId, id: CheckpointId) -> Result<CheckpointMetadata, MetadataFault> {
-        let name = metadata::segment_name();
-        let segments = self.engine.checkpoint_segments(job, id).await?;
-        let own = segments.into_iter().filter(|view| view.about.name == name && view.about.writer == Writer::default());
-        // The coordinator's is the last one that was stored.
-        let newest = own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id);
-        let view = newest.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
+        let found = metadata_segment(&self.engine, job, id).await?;
+        let view = found.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
         let _paid = self.pay(view.location.len()).await?;
         Ok(CheckpointMetadata::read(&self.bytes_of(&view).await?)?)
     }
@@ -458,6 +488,20 @@ impl JobStorage {
         paid.belongs_to_nobody();
         Ok(paid)
     }
+}
+
+/// The segment with the metadata of a completed checkpoint of `job`, if a coordinator has completed it.
+async fn metadata_segment(engine: &Engine, job: &JobId, id: CheckpointId) -> Result<Option<SegmentView>, EngineError> {
+    let name = metadata::segment_name();
+    let segments = engine.checkpoint_segments(job, id).await?;
+    let own = segments.into_iter().filter(|view| view.about.name == name && view.about.writer == Writer::default());
+    // The coordinator's is the last one that was stored.
+    Ok(own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id))
+}
+
+/// Whether a coordinator has completed a checkpoint.
+pub async fn is_of_a_coordinator(engine: &Engine, job: &JobId, id: CheckpointId) -> bool {
+    metadata_segment(engine, job, id).await.is_ok_and(|found| found.is_some())
 }
 
 fn reason_of(error: &EngineError) -> FailureReason {

@@ -11,6 +11,8 @@ use super::parts::{AskedJob, Native, claim_of, in_field, job_of, json};
 use crate::api::status::ApiError;
 use crate::config::Retention;
 use crate::coordinator::error::CoordinatorError;
+use crate::coordinator::storage;
+use crate::engine::Engine;
 use crate::engine::jobs::{GoOn, Restored};
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, CheckpointKind, Claim, InvalidId, JobEnd, JobId, Leavings};
@@ -99,11 +101,13 @@ pub(super) async fn restore_job(
     if claim == Claim::Claim && native.engine.is_coordinated(&from)? {
         return Err(CoordinatorError::Runs(from).into());
     }
+    let checkpoint = checkpoint.map(CheckpointId);
+    let go_on = GoOn { job: job.clone(), from: from.clone(), checkpoint, claim };
+    has_to_be_created(&native.engine, &go_on).await?;
     let restore = WantedRestore { head: &head, wanted: &wanted, job: &job, from: &from, claim };
     if let Some(answer) = elsewhere::restore(&native, restore).await? {
         return Ok(answer);
     }
-    let go_on = GoOn { job, from, checkpoint: checkpoint.map(CheckpointId), claim };
     let restored = native.engine.go_on(go_on, Some(run)).await.map_err(|error| unknown(error.into()))?;
     let Restored { owner, checkpoint, segments } = restored;
     let segments = segments.iter().map(ListedSegment::from).collect();
@@ -152,5 +156,19 @@ fn left_by_an_end(
             Err(ApiError { field: Some("state"), ..ApiError::of(ErrorKind::Conflict, message) })
         }
         _ => Ok(None),
+    }
+}
+
+/// Refuses to make a job known by having it go on from a checkpoint that a coordinator has completed: it may be one that had a
+/// coordinator, has ended and is forgotten, and would go on without.
+async fn has_to_be_created(engine: &Engine, go_on: &GoOn) -> Result<(), CoordinatorError> {
+    if engine.job(&go_on.job).is_ok_and(|known| known.created.is_some() && known.ended.is_none()) {
+        return Ok(());
+    }
+    // One that is not here is not of this shard, or wrong: that is told by the restore itself.
+    let Ok(id) = engine.may_go_on(go_on.clone()) else { return Ok(()) };
+    match storage::is_of_a_coordinator(engine, &go_on.from, id).await {
+        true => Err(CoordinatorError::NotCreated(go_on.job.clone(), go_on.from.clone(), id)),
+        false => Ok(()),
     }
 }

@@ -19,7 +19,7 @@ use crate::coordinator::storage::{JobStorage, MetadataFault, PUBLISHED_NAME};
 use crate::coordinator::topology::{OperatorSpec, Topology};
 use crate::engine::jobs::GoOn;
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, CheckpointKind, Claim, JobId};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Claim, JobId};
 
 /// A state that a job is to go on from.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +60,7 @@ impl JobHandle {
                 let subject = self.storage.published(&place.bucket, &key).await?;
                 let of =
                     subject.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", subject.job)))?;
-                (of, Some(CheckpointId(subject.checkpoint)), Some(subject))
+                (of, Some(CheckpointId(subject.checkpoint)), Some((subject, (place.bucket, key))))
             }
         };
         if !self.storage.engine().holds_job(&from) {
@@ -69,6 +69,9 @@ impl JobHandle {
         let read = Mutex::default();
         let wish = RestoreWish { from, checkpoint, published, claim, operators, allow_non_restored, read };
         let now = self.ask(|actor| actor.may_change().map(|()| JobNow::of(actor))).await??;
+        if self.has_gone_on_from(&wish).await? {
+            return Ok(());
+        }
         // What is wrong is found before anything changes; then once more, as what is being stored may complete before that.
         match wish.choose(&self.storage, now).await {
             // A newer one has completed just now, and this one goes.
@@ -76,6 +79,26 @@ impl JobHandle {
             chosen => drop(chosen?),
         }
         self.go_on(wish).await
+    }
+
+    /// Whether the answer to an earlier request was lost, and the job has completed checkpoints since it has claimed what that named: it
+    /// is where it should be, and begun again from there it would undo what it has done since.
+    async fn has_gone_on_from(&self, wish: &RestoreWish) -> Result<bool, CoordinatorError> {
+        let (engine, from, checkpoint) = (self.storage.engine(), wish.from.clone(), wish.checkpoint);
+        let known = engine.checkpoints(&from).unwrap_or_default();
+        let mut there = known.iter().filter(|known| known.state == CheckpointState::Completed);
+        if wish.claim == Some(Claim::NoClaim) || there.any(|known| checkpoint.is_none_or(|id| id == known.id)) {
+            return Ok(false);
+        }
+        let asked = move |actor: &mut JobActor| {
+            let newest = actor.newest_own().map(|id| id.0);
+            actor.remembered.start.as_ref().is_some_and(|start| {
+                let is_it = start.claimed_from.as_deref() == Some(from.as_str())
+                    && checkpoint.is_none_or(|id| id.0 == start.checkpoint);
+                is_it && newest >= Some(start.until)
+            })
+        };
+        self.ask(asked).await
     }
 
     async fn go_on(&self, wish: RestoreWish) -> Result<(), CoordinatorError> {
@@ -105,8 +128,8 @@ impl JobHandle {
 struct RestoreWish {
     from: JobId,
     checkpoint: Option<CheckpointId>,
-    /// What its published metadata says of it, if it was named by that.
-    published: Option<MetadataSubject>,
+    /// What its published metadata says of it, if it was named by that, and where that is.
+    published: Option<(MetadataSubject, (String, String))>,
     claim: Option<Claim>,
     operators: Option<Vec<OperatorSpec>>,
     allow_non_restored: bool,
@@ -128,6 +151,8 @@ struct ChosenRestore {
     claim: Claim,
     topology: Topology,
     metadata: Option<Arc<CheckpointMetadata>>,
+    /// Where the metadata that it was named by is published.
+    published: Option<(String, String)>,
 }
 
 impl JobNow {
@@ -185,7 +210,7 @@ impl RestoreWish {
             Some((of, id)) if of != job && kind(*id).is_none() => Some(self.metadata(storage, job, *id).await?),
             Some((of, id)) => Some(self.metadata(storage, of, *id).await?),
         };
-        if let (Some(published), Some(metadata)) = (&self.published, &metadata)
+        if let (Some((published, _)), Some(metadata)) = (&self.published, &metadata)
             && !published.is_that_of(metadata)
         {
             return Err(MetadataFault::Gone(published.job.clone(), CheckpointId(published.checkpoint)).into());
@@ -196,7 +221,8 @@ impl RestoreWish {
                 fit(&topology, &metadata.operators().map_err(MetadataFault::from)?, self.allow_non_restored)?
             }
         };
-        Ok(ChosenRestore { target, is_savepoint, claim, topology, metadata })
+        let published = self.published.as_ref().map(|(_, place)| place.clone());
+        Ok(ChosenRestore { target, is_savepoint, claim, topology, metadata, published })
     }
 
     /// The newest checkpoint of the other job, or that which this one has claimed from it before.
@@ -249,7 +275,7 @@ fn begin_attempt(
 ) {
     actor.changing = None;
     let now = actor.now();
-    let ChosenRestore { target, is_savepoint, claim, topology, metadata } = match chosen {
+    let ChosenRestore { target, is_savepoint, claim, topology, metadata, published } = match chosen {
         Ok(chosen) => chosen,
         Err(error) => {
             actor.coordinator.resume(now);
@@ -273,7 +299,10 @@ fn begin_attempt(
     actor.remembered.operators = topology.operators().to_vec();
     actor.remembered.start = target.map(|(from, id)| {
         let job = if claimed { job.to_string() } else { from.to_string() };
-        ChosenStart { job, checkpoint: id.0, claimed: claimed || keeps, until: next_id.0 }
+        let other = Some(from).filter(|_| claimed && !own);
+        let published = published.filter(|_| other.is_some());
+        let claimed_from = other.map(|from| from.to_string());
+        ChosenStart { job, checkpoint: id.0, claimed: claimed || keeps, until: next_id.0, claimed_from, published }
     });
     // All tasks ask for it next.
     *start.lock() = actor

@@ -171,3 +171,109 @@ async fn the_path_of_a_savepoint_that_is_gone_is_not_that_of_a_later_one_of_its_
     assert_eq!(client.job("other").await.unwrap().coordinator.unwrap().restarts, 0, "nothing changed");
     assert_eq!(starts(client, &restore(&new).await.unwrap()).await, [["new"], ["new"]]);
 }
+
+async fn keys_in(client: &Client, folder: &str) -> Vec<String> {
+    let page = client.objects("checkpoints", folder, None).await.unwrap();
+    page.objects.into_iter().map(|object| object.key).collect()
+}
+
+/// With a checkpoint or a savepoint that was claimed goes what the other job has published of it.
+#[tokio::test]
+async fn the_published_metadata_of_what_was_claimed_goes_with_it() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let dir = ("dir", Value::from("s3://checkpoints/meta"));
+    for ends in [false, true] {
+        let keeps = (KEEPS, Value::from("RETAIN_ON_CANCELLATION"));
+        let mut events = running(&daemon, "from", &[dir.clone(), keeps]).await;
+        let (of_savepoint, path) = savepoint(&mut events, ["saved", "saved"]).await;
+        let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+        client.end_job("from", &canceled(None)).await.unwrap();
+        assert_eq!(keys_in(client, "meta/from/").await, [format!("meta/from/metadata-{kept}.json")]);
+        assert_eq!(keys_in(client, "sp/").await.len(), 1);
+
+        let claim = |from: Option<&str>, savepoint| {
+            let (from, mode) = (from.map(str::to_owned), Some("claim".to_owned()));
+            RestoreJob { from, savepoint, mode, ..RestoreJob::default() }
+        };
+        let wishes = [("a", claim(None, Some(path)), of_savepoint), ("b", claim(Some("from"), None), kept)];
+        for (name, wish, id) in wishes {
+            let mut events = running(&daemon, name, std::slice::from_ref(&dir)).await;
+            let state = client.restore_coordinated(name, &wish).await.unwrap();
+            assert_eq!(state.checkpoint, Some(id));
+            events.first = state.attempt;
+            client
+                .report_tasks(name, &tasks_of(state.attempt, &[("count", 0), ("count", 1)], "running"))
+                .await
+                .unwrap();
+            if !ends {
+                let last = checkpoint_of(&mut events, ["three", "four"]).await;
+                comes_to(client, name, &[last]).await;
+            }
+            client.end_job(name, &canceled(None)).await.unwrap();
+            assert!(client.job(name).await.is_err(), "{name}: nothing is left");
+        }
+
+        assert_eq!(keys_in(client, "meta/").await, [""; 0], "{ends}");
+        assert_eq!(keys_in(client, "sp/").await, [""; 0], "{ends}");
+        assert!(client.job("from").await.is_err(), "all of it was claimed");
+    }
+}
+
+/// The answer was lost, and the job, whose workers hear of it by events, has gone on.
+#[tokio::test]
+async fn a_claim_that_is_repeated_late_changes_nothing() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    for retained in [1, 2] {
+        let mut events = running(&daemon, "from", &[(KEEPS, Value::from("RETAIN_ON_CANCELLATION"))]).await;
+        let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+        client.end_job("from", &canceled(None)).await.unwrap();
+        let mut events = running(&daemon, "to", &[("num-retained", retained.into())]).await;
+        let claim = |checkpoint| RestoreJob { from: Some("from".into()), checkpoint, ..RestoreJob::default() };
+        let state = client.restore_coordinated("to", &claim(None)).await.unwrap();
+        events.first = state.attempt;
+        client.report_tasks("to", &tasks_of(state.attempt, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+        let last = checkpoint_of(&mut events, ["three", "four"]).await;
+        let left = [kept, last];
+        comes_to(client, "to", if retained == 1 { &left[1..] } else { &left }).await;
+
+        for again in [claim(None), claim(Some(kept))] {
+            let told = client.restore_coordinated("to", &again).await.unwrap();
+            assert_eq!((told.attempt, &*told.status), (state.attempt, "running"), "{retained}");
+        }
+        let info = client.job("to").await.unwrap().coordinator.unwrap();
+        assert_eq!((info.attempt, info.completed), (state.attempt, Some(last)));
+        // That is no excuse for another one.
+        let other = RestoreJob { from: Some("nobody".into()), ..RestoreJob::default() };
+        assert_eq!(client.restore_coordinated("to", &other).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND));
+        assert_eq!(
+            client.restore_coordinated("to", &claim(Some(kept + 7))).await.unwrap_err().status(),
+            Some(StatusCode::NOT_FOUND)
+        );
+        client.end_job("to", &canceled(None)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_is_forgotten_does_not_go_on_without_its_coordinator() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let mut events = running(&daemon, "from", &[(KEEPS, Value::from("RETAIN_ON_CANCELLATION"))]).await;
+    let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+    client.end_job("from", &canceled(None)).await.unwrap();
+    drop(running(&daemon, "to", &[]).await);
+    client.restore_coordinated("to", &no_claim("from", kept)).await.unwrap();
+    client.end_job("to", &canceled(None)).await.unwrap();
+
+    for mode in ["no-claim", "claim"] {
+        let again = RestoreJob { mode: Some(mode.into()), ..no_claim("from", kept) };
+        refused(client.restore_job("to", &again).await, StatusCode::NOT_FOUND, "job", "coordinated");
+    }
+
+    assert!(client.job("to").await.is_err(), "it is not made anew");
+    assert_eq!(completed(client, "from").await, [kept], "nothing is claimed");
+    // Whoever drives its checkpoints itself says so.
+    client.create_job("to").await.unwrap();
+    assert_eq!(client.restore_job("to", &no_claim("from", kept)).await.unwrap().segments.len(), 3);
+}
