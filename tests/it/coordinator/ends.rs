@@ -91,3 +91,30 @@ async fn what_was_asked_of_a_job_without_a_coordinator_is_not_done_to_one_that_h
         client.end_job("j", &canceled()).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_job_that_was_ended_stays_so_whatever_is_asked_of_it_meanwhile() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    for round in 0..12 {
+        let name: &'static str = Box::leak(format!("j{round}").into_boxed_str());
+        let events = running(&daemon, name, &[]).await;
+        let changes = JobSettings { settings: [("execution.checkpointing.interval".to_owned(), "1 h".into())].into() };
+        let ended = async {
+            tokio::time::sleep(Duration::from_micros(100 * round)).await;
+            client.end_job(name, &EndRequest { state: JobEnd::Canceled, retention: None }).await
+        };
+        let other = async {
+            if round % 2 == 0 {
+                drop(client.change_settings(name, &changes).await);
+            } else {
+                drop(client.report_tasks(name, &tasks_of(events.first, &[("count", 0)], "failed")).await);
+            }
+        };
+        let (ended, ()) = tokio::join!(ended, other);
+        ended.unwrap();
+        assert_eq!(client.job(name).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND), "nothing of it is kept");
+    }
+    let daemon = daemon.restart().await;
+    assert!(daemon.client.jobs().await.unwrap().is_empty());
+}

@@ -277,3 +277,27 @@ async fn a_job_that_is_forgotten_does_not_go_on_without_its_coordinator() {
     client.create_job("to").await.unwrap();
     assert_eq!(client.restore_job("to", &no_claim("from", kept)).await.unwrap().segments.len(), 3);
 }
+
+#[tokio::test]
+async fn a_job_that_is_created_anew_begins_from_nothing_until_somebody_says_otherwise() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let keeps = [("externalized-checkpoint-retention", Value::from("RETAIN_ON_CANCELLATION"))];
+    let mut events = running(&daemon, "j", &keeps).await;
+    let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+    client.end_job("j", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+
+    let mut events = running(&daemon, "j", &keeps).await;
+    assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().completed, None);
+    client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "failed")).await.unwrap();
+    let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
+    assert_eq!(restore.checkpoint, None);
+
+    let daemon = daemon.restart().await;
+    assert_eq!(daemon.client.job_state("j", None).await.unwrap().checkpoint, None);
+    let state = daemon.client.restore_coordinated("j", &RestoreJob::default()).await.unwrap();
+    assert_eq!(
+        (state.checkpoint, starts(&daemon.client, &state).await),
+        (Some(kept), vec![vec!["one".to_owned()], vec!["two".to_owned()]])
+    );
+}
