@@ -90,12 +90,14 @@ impl JobHandle {
         if wish.claim == Some(Claim::NoClaim) || there.any(|known| checkpoint.is_none_or(|id| id == known.id)) {
             return Ok(false);
         }
+        let operators = wish.operators.clone().map(Topology::new);
         let asked = move |actor: &mut JobActor| {
             let newest = actor.newest_own().map(|id| id.0);
+            let same = operators.is_none_or(|wanted| actor.coordinator.topology().is_as_wanted(&wanted));
             actor.remembered.start.as_ref().is_some_and(|start| {
                 let is_it = start.claimed_from.as_deref() == Some(from.as_str())
                     && checkpoint.is_none_or(|id| id.0 == start.checkpoint);
-                is_it && newest >= Some(start.until)
+                is_it && same && newest >= Some(start.until)
             })
         };
         self.ask(asked).await
@@ -183,10 +185,15 @@ impl RestoreWish {
         };
         let kind = |id: CheckpointId| known.iter().find(|known| known.id == id).map(|known| known.kind);
         let is_savepoint = target.as_ref().is_some_and(|(_, id)| kind(*id) == Some(CheckpointKind::Savepoint));
+        let is_claimed = |of: &JobId, id: CheckpointId| {
+            let own = engine.checkpoints(job).unwrap_or_default();
+            own.iter().any(|known| known.id == id && known.claimed_from.as_ref() == Some(of))
+        };
         if let Some((of, id)) = &target
-            && of == job
             && !is_savepoint
-            && newest.as_ref().is_some_and(|newest| newest.job == job.as_str() && newest.checkpoint != id.0)
+            && let Some(newest) = newest.as_ref().filter(|newest| newest.job == job.as_str())
+            // A claim that is not recorded, as its owner died, is above what the job has completed.
+            && (of == job && newest.checkpoint != id.0 || newest.checkpoint > id.0 && is_claimed(of, *id))
         {
             return Err(CoordinatorError::NotNewest(*id));
         }

@@ -244,6 +244,10 @@ async fn a_claim_that_is_repeated_late_changes_nothing() {
         }
         let info = client.job("to").await.unwrap().coordinator.unwrap();
         assert_eq!((info.attempt, info.completed), (state.attempt, Some(last)));
+        // Other operators are another wish: from there on the job has gone further.
+        let rescale = RestoreJob { operators: Some(vec![operator("count", 3)]), ..claim(Some(kept)) };
+        let status = client.restore_coordinated("to", &rescale).await.unwrap_err().status();
+        assert_eq!(status, Some(if retained == 1 { StatusCode::NOT_FOUND } else { StatusCode::CONFLICT }));
         // That is no excuse for another one.
         let other = RestoreJob { from: Some("nobody".into()), ..RestoreJob::default() };
         assert_eq!(client.restore_coordinated("to", &other).await.unwrap_err().status(), Some(StatusCode::NOT_FOUND));
