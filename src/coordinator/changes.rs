@@ -96,15 +96,17 @@ impl JobActor {
         let (storage, since) = (self.storage.clone(), self.remembered.first());
         self.ending = true;
         self.alongside(Box::pin(async move {
+            // Those before its first are not its own, and stay, but for what it has claimed.
+            let claimed: Vec<CheckpointId> = own.iter().map(|(id, _)| *id).filter(|id| *id < since).collect();
             for (id, copies) in own {
-                match id < since {
-                    // One that it has claimed. Others before its first are not its own, and stay.
-                    true => storage.clean_subsumed(since, id, copies).await,
-                    false => storage.unpublish_copies(id, copies).await,
-                }
+                storage.unpublish_copies(id, copies).await;
             }
             let left = leavings(state, retention);
             let ended = storage.engine().end_job_since(storage.run(), storage.job(), (state, left), since).await;
+            // Not before: a job that was not ended goes on from them.
+            for id in claimed.into_iter().filter(|_| ended.is_ok()) {
+                storage.free_subsumed(since, id).await;
+            }
             let message: Message = Box::new(move |actor| match ended {
                 Ok(()) => actor.has_ended(state, kept),
                 Err(error) => actor.was_not_ended(error),

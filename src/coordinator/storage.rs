@@ -416,6 +416,11 @@ impl JobStorage {
     /// job of this name that has ended, and kept them.
     pub async fn clean_subsumed(&self, since: CheckpointId, id: CheckpointId, copies: CopyPlaces) {
         self.unpublish_copies(id, copies).await;
+        self.free_subsumed(since, id).await;
+    }
+
+    /// The same of one whose copies are gone.
+    pub async fn free_subsumed(&self, since: CheckpointId, id: CheckpointId) {
         if let Err(error) = self.engine.subsume_since(self.run, &self.job, since.min(id), id).await {
             tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
         }
