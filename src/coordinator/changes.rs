@@ -4,7 +4,7 @@
 
 use super::error::CoordinatorError;
 use super::events::CoordinatorEvent;
-use super::job::{JobActor, Message};
+use super::job::{AfterEnd, JobActor, JobChange, Message};
 use super::record::CheckpointOfJob;
 use super::state::retained::RetainedKind;
 use crate::config::Retention;
@@ -12,29 +12,6 @@ use crate::engine::EngineError;
 use crate::engine::jobs::leavings;
 use crate::error::chain;
 use crate::model::{CheckpointId, JobEnd, JobId, Leavings};
-
-/// Hears whether the checkpoints of the job are kept; or that it could not be ended.
-pub(super) type AfterEnd = Box<dyn FnOnce(Result<bool, CoordinatorError>) + Send>;
-
-/// A change of a job that is under way.
-pub(super) enum JobChange {
-    /// It is being ended.
-    End {
-        /// How.
-        state: JobEnd,
-        /// Which of its checkpoints stay.
-        retention: Retention,
-        /// Those who asked for just that.
-        asked: Vec<AfterEnd>,
-    },
-    /// It is to go on from another state.
-    Restore {
-        /// The job whose checkpoint that is.
-        from: JobId,
-        /// The checkpoint; `None`: the newest.
-        checkpoint: Option<CheckpointId>,
-    },
-}
 
 impl JobActor {
     /// Refuses a change of the job while another one is under way.

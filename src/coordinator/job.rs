@@ -18,7 +18,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::changes::JobChange;
 use super::error::CoordinatorError;
 use super::events::{CoordinatorEvent, EventLog};
 use super::history::History;
@@ -36,9 +35,9 @@ use super::steps::{StepQueue, StorageStep};
 use super::storage::{AcknowledgedCheckpoint, CopyPlaces, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
 use super::workers::WorkerTable;
-use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
+use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir, Retention};
 use crate::error::chain;
-use crate::model::{CheckpointId, CheckpointKind, JobEnd, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, JobEnd, JobId, SegmentId};
 use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
@@ -64,6 +63,29 @@ enum StorageEnd {
 
 /// What is done once a record is durable.
 type AfterRecord = Box<dyn FnOnce(&mut JobActor) + Send>;
+
+/// Hears whether the checkpoints of the job are kept; or that it could not be ended.
+pub(super) type AfterEnd = Box<dyn FnOnce(Result<bool, CoordinatorError>) + Send>;
+
+/// A change of a job that is under way.
+pub(super) enum JobChange {
+    /// It is being ended.
+    End {
+        /// How.
+        state: JobEnd,
+        /// Which of its checkpoints stay.
+        retention: Retention,
+        /// Those who asked for just that.
+        asked: Vec<AfterEnd>,
+    },
+    /// It is to go on from another state.
+    Restore {
+        /// The job whose checkpoint that is.
+        from: JobId,
+        /// The checkpoint; `None`: the newest.
+        checkpoint: Option<CheckpointId>,
+    },
+}
 
 /// Something that waits until nothing is in progress any more.
 pub(super) type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
