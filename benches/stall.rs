@@ -107,8 +107,8 @@ async fn stalls(running: &Running, segments: u64) {
     bench.ask("what metrics tell", async || engine.refresh_metrics()).await;
 
     let restore = |claim, to: &JobId| GoOn { job: to.clone(), from: first.clone(), checkpoint: None, claim };
-    bench.tell("restore", async || drop(engine.go_on(restore(Claim::NoClaim, &second)).await.unwrap())).await;
-    bench.tell("claim", async || drop(engine.go_on(restore(Claim::Claim, &second)).await.unwrap())).await;
+    bench.tell("restore", async || drop(engine.go_on(restore(Claim::NoClaim, &second), None).await.unwrap())).await;
+    bench.tell("claim", async || drop(engine.go_on(restore(Claim::Claim, &second), None).await.unwrap())).await;
     bench
         .tell("job end", async || {
             engine.end_job(&second, JobEnd::Finished, Some(Retention::DeleteOnCancellation)).await.unwrap();

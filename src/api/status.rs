@@ -117,9 +117,11 @@ impl From<InvalidHandle> for ApiError {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let field = match &refusal {
-            Refusal::UnknownJob(_) | Refusal::JobEnded(_) | Refusal::JobElsewhere(_) | Refusal::JobStays(_) => {
-                Some("job")
-            }
+            Refusal::UnknownJob(_)
+            | Refusal::JobEnded(_)
+            | Refusal::JobBeganAnew(_)
+            | Refusal::JobElsewhere(_)
+            | Refusal::JobStays(_) => Some("job"),
             Refusal::NoSuchBucket(_) => Some("bucket"),
             Refusal::UnknownCheckpoint(..)
             | Refusal::CheckpointAborted(..)

@@ -25,6 +25,8 @@ pub enum Command {
     AbortCheckpoint(JobId, CheckpointId),
     /// Every checkpoint up to this one is subsumed: frees what none after it uses. Savepoints stay.
     SubsumeCheckpoint(JobId, CheckpointId),
+    /// The same from this checkpoint on, up to that one: completed ones before it stay, with what they use.
+    SubsumeSince(JobId, CheckpointId, CheckpointId),
     /// A savepoint is not wanted any more: frees its segments.
     DiscardSavepoint(JobId, CheckpointId),
     /// Frees segments that were stored for a savepoint in progress, which does without them.
@@ -35,6 +37,8 @@ pub enum Command {
     Reuse(JobId, CheckpointId, Vec<SegmentId>, Option<JobRun>),
     /// Another run of a job begins: what is on its way for it since before is refused.
     BeginRun(JobId),
+    /// Does this if the job is in this run: whoever asked meant no other.
+    InRun(JobId, JobRun, Box<Command>),
     /// A job goes on from a checkpoint, of its own or of another job.
     Restore(RestorePoint),
     /// A job goes on from a checkpoint that stays another job's, of another shard: it is made known, and what it had begun is aborted.
@@ -43,6 +47,8 @@ pub enum Command {
     PlaceJob(JobId, u32),
     /// A job has ended: what it leaves is kept or deleted. It has no coordinator any more.
     EndJob(JobId, JobEnd, Leavings),
+    /// The same, and completed checkpoints before this one stay in any case.
+    EndJobSince(JobId, JobEnd, Leavings, CheckpointId),
     /// Makes a job known, as [`Self::CreateJob`] does, and keeps what its coordinator remembers.
     Coordinate(JobId, Arc<str>),
     /// Segments that are on their way to storage, and what they mean.
@@ -74,7 +80,10 @@ pub enum Command {
 impl Command {
     /// Whether it takes a checkpoint over.
     pub fn is_claim(&self) -> bool {
-        matches!(self, Self::Restore(RestorePoint { claim: Claim::Claim, .. }))
+        match self {
+            Self::InRun(_, _, command) => command.is_claim(),
+            _ => matches!(self, Self::Restore(RestorePoint { claim: Claim::Claim, .. })),
+        }
     }
 
     /// The job that it lets go on, if that had ended.
@@ -84,22 +93,26 @@ impl Command {
             | Self::GoOn(job)
             | Self::Coordinate(job, _)
             | Self::Restore(RestorePoint { job, .. }) => Some(job),
+            Self::InRun(_, _, command) => command.job_that_goes_on(),
             _ => None,
         }
     }
 
     /// Whether it may free or hand over many segments.
     pub fn leaves_work(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::AbortCheckpoint(..)
-                | Self::SubsumeCheckpoint(..)
-                | Self::DiscardSavepoint(..)
-                | Self::Restore(_)
-                | Self::GoOn(_)
-                | Self::PlaceJob(..)
-                | Self::EndJob(..)
-        )
+            | Self::SubsumeCheckpoint(..)
+            | Self::SubsumeSince(..)
+            | Self::DiscardSavepoint(..)
+            | Self::Restore(_)
+            | Self::GoOn(_)
+            | Self::PlaceJob(..)
+            | Self::EndJob(..)
+            | Self::EndJobSince(..) => true,
+            Self::InRun(_, _, command) => command.leaves_work(),
+            _ => false,
+        }
     }
 
     /// About how many bytes it writes to the journal, rather more.
@@ -118,6 +131,7 @@ impl Command {
             Self::FilesPunched(files) => RECORD * (1 + files.len()),
             Self::Move(moved) => RECORD * (1 + moved.segments.len()),
             Self::Coordinate(_, text) => RECORD + text.len(),
+            Self::InRun(_, _, command) => command.weight(),
             _ => RECORD,
         }
     }
@@ -417,6 +431,9 @@ pub enum Refusal {
     /// What was begun in one run of a job is of no other.
     #[error("checkpoint {1} of job {0} is over: the job, or its coordinator, has begun anew since the request came")]
     OtherRun(JobId, CheckpointId),
+    /// The same of what was asked of the job itself.
+    #[error("job {0} has ended, or begun anew, since the request came: look at the job, then repeat the request")]
+    JobBeganAnew(JobId),
     /// Another job's newer checkpoint stands in the way of a claim.
     #[error(
         "job {0} has completed checkpoint {1} since, which shares state with this one: claim that one, or do not claim"

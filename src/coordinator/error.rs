@@ -7,7 +7,7 @@ use super::storage::MetadataFault;
 use crate::config::JobSettingError;
 use crate::engine::EngineError;
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, JobId, SegmentId};
+use crate::model::{CheckpointId, JobEnd, JobId, SegmentId};
 
 /// Why a coordinator did not do what it was asked. Nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,12 @@ pub enum CoordinatorError {
     /// The job had a coordinator, or none, and is over.
     #[error("job {0} has ended")]
     HasEnded(JobId),
+    /// Nothing of the job is known, and what it is to go on from is a coordinator's.
+    #[error(
+        "job {0} is not there, and a coordinator has completed checkpoint {2} of job {1}: create job {0} first, with coordinated = true; \
+         or without, if it drives its checkpoints itself"
+    )]
+    NotCreated(JobId, JobId, CheckpointId),
     /// The job is there, with other operators or settings.
     #[error("job {0} exists with other {1}: {2}")]
     Exists(JobId, &'static str, &'static str),
@@ -102,8 +108,21 @@ pub enum CoordinatorError {
         "checkpoint {0} is not the newest of the job, and later ones have used and freed what it had: go on from it in another job, with mode no-claim"
     )]
     NotNewest(CheckpointId),
-    /// Another restore, or the end of the job, is on its way; or storage does not get on.
-    #[error("the coordinator of the job is busy, or its job is being restored or ended: repeat the request")]
+    /// It cannot be deleted, as nobody has it yet.
+    #[error(
+        "checkpoint {0} is in progress: wait until it is over, or have a task decline it (checkpoints/{0}/decline), which gives it up"
+    )]
+    InProgress(CheckpointId),
+    /// A job begins from it.
+    #[error(
+        "job {1} begins from checkpoint {0} if a task of it fails: delete it when that job has completed a later checkpoint, or has ended"
+    )]
+    InUse(CheckpointId, JobId),
+    /// The end of the job is on its way, and nothing is begun beside it.
+    #[error("the job is being ended as {0}: see whether it was, then repeat the request")]
+    BeingEnded(JobEnd),
+    /// Another restore is on its way; or storage does not get on.
+    #[error("the coordinator of the job is busy, or its job is being restored: repeat the request")]
     Busy,
     /// Metadata was not read.
     #[error(transparent)]
@@ -124,7 +143,7 @@ impl CoordinatorError {
     /// Returns what the caller should do next.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotCoordinated(_) | Self::HasEnded(_) => ErrorKind::NotFound,
+            Self::NotCoordinated(_) | Self::NotCreated(..) | Self::HasEnded(_) => ErrorKind::NotFound,
             Self::Exists(..)
             | Self::FolderOfAnother(..)
             | Self::OtherAttempt(_)
@@ -134,6 +153,9 @@ impl CoordinatorError {
             | Self::Misfit(_)
             | Self::Runs(_)
             | Self::KeyOfAnother
+            | Self::BeingEnded(_)
+            | Self::InProgress(_)
+            | Self::InUse(..)
             | Self::NotNewest(_) => ErrorKind::Conflict,
             Self::Setting(_)
             | Self::FixedSetting(_)
@@ -157,18 +179,24 @@ impl CoordinatorError {
         Some(match self {
             Self::OtherShard(field, _) => field,
             Self::Runs(_) => "from",
-            Self::NotCoordinated(_) | Self::HasEnded(_) | Self::Exists(..) => "job",
+            Self::NotCoordinated(_)
+            | Self::NotCreated(..)
+            | Self::HasEnded(_)
+            | Self::Exists(..)
+            | Self::BeingEnded(_) => "job",
             Self::Setting(_) | Self::FixedSetting(_) | Self::FolderOfAnother(..) => "settings",
             Self::Iterative => "iterative",
             Self::Operators(_) | Self::Misfit(_) => "operators",
             Self::NoSuchTask(..) => "subtask",
             Self::OtherAttempt(_) => "attempt",
-            Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) => "checkpoint",
+            Self::Aborted(..) | Self::Unknown(_) | Self::NotNewest(_) | Self::InProgress(_) | Self::InUse(..) => {
+                "checkpoint"
+            }
             Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } | Self::AcksFull(..) => "state",
             Self::NoSavepointDir => "dir",
             Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
-            Self::Metadata(MetadataFault::TooLarge(_)) => "savepoint",
+            Self::Metadata(MetadataFault::TooLarge(_) | MetadataFault::Gone(..)) => "savepoint",
             Self::Busy | Self::TooManyRequests | Self::Metadata(_) | Self::Engine(_) | Self::Ended => return None,
         })
     }

@@ -32,13 +32,12 @@ use super::state::pending::PendingCheckpoint;
 use super::state::queue::WantedCheckpoint;
 use super::state::retained::RetainedKind;
 use super::steps::{StepQueue, StorageStep};
-use super::storage::{AcknowledgedCheckpoint, DurableCheckpoint, JobStorage, Publish, published_key};
+use super::storage::{AcknowledgedCheckpoint, CopyPlaces, DurableCheckpoint, JobStorage, Publish, published_key};
 use super::topology::TaskId;
 use super::workers::WorkerTable;
-use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir};
-use crate::engine::jobs::leavings;
+use crate::config::{CheckpointStorage, JobCheckpointing, PublishDir, Retention};
 use crate::error::chain;
-use crate::model::{CheckpointId, CheckpointKind, JobEnd, Leavings, SegmentId};
+use crate::model::{CheckpointId, CheckpointKind, JobEnd, JobId, SegmentId};
 use crate::runtime::Clock;
 
 /// Numbers of checkpoints that are reserved at once: so many need one record.
@@ -65,11 +64,31 @@ enum StorageEnd {
 /// What is done once a record is durable.
 type AfterRecord = Box<dyn FnOnce(&mut JobActor) + Send>;
 
-/// What is done once the job has ended, and whether its checkpoints are kept; or could not be ended.
-type AfterEnd = Box<dyn FnOnce(&mut JobActor, Result<bool, CoordinatorError>) + Send>;
+/// Hears whether the checkpoints of the job are kept; or that it could not be ended.
+pub(super) type AfterEnd = Box<dyn FnOnce(Result<bool, CoordinatorError>) + Send>;
+
+/// A change of a job that is under way.
+pub(super) enum JobChange {
+    /// It is being ended.
+    End {
+        /// How.
+        state: JobEnd,
+        /// Which of its checkpoints stay.
+        retention: Retention,
+        /// Those who asked for just that.
+        asked: Vec<AfterEnd>,
+    },
+    /// It is to go on from another state.
+    Restore {
+        /// The job whose checkpoint that is.
+        from: JobId,
+        /// The checkpoint; `None`: the newest.
+        checkpoint: Option<CheckpointId>,
+    },
+}
 
 /// Something that waits until nothing is in progress any more.
-type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
+pub(super) type WhenQuiet = Box<dyn FnOnce(&mut JobActor) + Send>;
 
 /// The coordinator of one job at work.
 pub(super) struct JobActor {
@@ -91,11 +110,13 @@ pub(super) struct JobActor {
     steps: StepQueue,
     recorder: Recorder<AfterRecord>,
     after_attempt: Vec<AfterRecord>,
-    pub when_quiet: Option<WhenQuiet>,
+    /// The change of the job that is under way: one at a time.
+    pub(super) changing: Option<JobChange>,
+    pub(super) when_quiet: Option<WhenQuiet>,
     /// The attempt that is durable: no task begins in another one.
     pub recorded_attempt: u64,
-    /// The job is being ended: nothing is recorded any more, which would bring it back.
-    ending: bool,
+    /// Storage is ending the job: nothing is recorded any more, which would bring it back.
+    pub(super) ending: bool,
     pub over: bool,
 }
 
@@ -134,6 +155,7 @@ impl JobActor {
             steps: StepQueue::default(),
             recorder: Recorder::default(),
             after_attempt: vec![],
+            changing: None,
             when_quiet: None,
             over: false,
         }
@@ -163,7 +185,8 @@ impl JobActor {
                 () = stopping.cancelled() => break,
                 () = lost.cancelled() => break,
                 Some(end) = self.work.next() => self.apply(end),
-                message = inbox.recv() => match message {
+                // Of a job that is over nothing is asked any more: its name may be another one's.
+                message = inbox.recv(), if !self.over => match message {
                     Some(message) => message(&mut self),
                     None => break,
                 },
@@ -225,7 +248,7 @@ impl JobActor {
             Decision::Restart { cause, message } => self.restart(cause, message),
             Decision::Note => self.note_tasks(),
             Decision::Stop(id, mode) => self.tell_stop(id, mode),
-            Decision::Finished => self.end(JobEnd::Finished, None, Box::new(|_, _| {})),
+            Decision::Finished => self.end(JobEnd::Finished, None, Box::new(|_| {})),
         }
     }
 
@@ -286,10 +309,9 @@ impl JobActor {
                 StorageEnd::Cleaned(id)
             })),
             StorageStep::CleanSubsumed(_) => {
-                let published = published_in(self.coordinator.rules())
-                    .map(|dir| published_key(dir, storage.job(), self.coordinator.rules().create_subdir, id));
+                let (since, copies) = (self.remembered.first(), self.copies_of(id));
                 self.work.push(Box::pin(async move {
-                    storage.clean_subsumed(id, published).await;
+                    storage.clean_subsumed(since, id, copies).await;
                     StorageEnd::Cleaned(id)
                 }));
             }
@@ -312,6 +334,16 @@ impl JobActor {
             let storage = actor.storage.clone();
             actor.work.push(Box::pin(async move { StorageEnd::Begun(id, record(storage).await) }));
         }));
+    }
+
+    /// Where copies of the metadata of a checkpoint may stand.
+    pub(super) fn copies_of(&self, id: CheckpointId) -> CopyPlaces {
+        let rules = self.coordinator.rules();
+        let own = published_in(rules).map(|dir| published_key(dir, self.storage.job(), rules.create_subdir, id));
+        let start = self.remembered.start.as_ref().filter(|start| start.claimed && start.checkpoint == id.0);
+        let defaults = &self.storage.engine().settings().checkpointing.jobs;
+        let dirs = [rules, defaults].into_iter().filter_map(|of| Some((published_in(of)?.clone(), of.create_subdir)));
+        CopyPlaces { own, named: start.and_then(|start| start.published.clone()), dirs: dirs.collect() }
     }
 
     fn completion(&self, id: CheckpointId) -> Option<AcknowledgedCheckpoint> {
@@ -375,7 +407,7 @@ impl JobActor {
         self.write_record(Duration::ZERO);
     }
 
-    fn write_record(&mut self, after: Duration) {
+    pub(super) fn write_record(&mut self, after: Duration) {
         if self.ending {
             return;
         }
@@ -422,12 +454,21 @@ impl JobActor {
 
     /// The checkpoint that tasks begin from now: the newest, unless somebody chose another one since.
     pub(super) fn newest(&self) -> Option<CheckpointOfJob> {
-        let own =
-            self.coordinator.retained().iter().rev().find(|one| one.kind != RetainedKind::Foreign).map(|one| one.id.0);
+        let own = self.newest_own().map(|id| id.0);
         if let Some(start) = self.remembered.start.as_ref().filter(|start| own.is_none_or(|own| own < start.until)) {
             return Some(CheckpointOfJob { job: start.job.clone(), checkpoint: start.checkpoint });
         }
         own.map(|checkpoint| CheckpointOfJob { job: self.storage.job().to_string(), checkpoint })
+    }
+
+    /// The newest that is the job's, or that it has stopped with.
+    pub(super) fn newest_own(&self) -> Option<CheckpointId> {
+        self.coordinator.retained().iter().rev().find(|one| one.kind != RetainedKind::Foreign).map(|one| one.id)
+    }
+
+    /// Whether a completed checkpoint is among those of the job that go when newer ones have come.
+    pub(super) fn counts(&self, id: CheckpointId) -> bool {
+        self.coordinator.retained().iter().any(|one| one.id == id && one.kind == RetainedKind::Checkpoint)
     }
 
     fn restart(&mut self, cause: RestartCause, message: String) {
@@ -469,50 +510,9 @@ impl JobActor {
         self.coordinator.heard_of(self.workers.tasks_of(worker), now);
     }
 
-    // ---- the end ----
-
-    /// Does `then` with storage, once nothing is in progress; its end is another message.
+    /// Does `work` with storage, once nothing is in progress; its end is another message.
     pub(super) fn alongside(&mut self, work: BoxFuture<'static, Message>) {
         self.work.push(Box::pin(async move { StorageEnd::Then(work.await) }));
-    }
-
-    /// Ends the job, once nothing is being stored any more. `then` is told whether its checkpoints are kept.
-    pub(super) fn end(&mut self, state: JobEnd, retention: Option<crate::config::Retention>, then: AfterEnd) {
-        let now = self.now();
-        self.coordinator.halt(now);
-        self.when_quiet = Some(Box::new(move |actor| {
-            let rules = actor.coordinator.rules();
-            let retention = retention.unwrap_or(rules.retention);
-            let kept = leavings(state, retention) == Leavings::Keep;
-            let own = actor.coordinator.retained().iter().filter(|one| one.kind == RetainedKind::Checkpoint);
-            let published = published_in(rules).filter(|_| !kept).map(|dir| {
-                own.map(|one| published_key(dir, actor.storage.job(), rules.create_subdir, one.id)).collect()
-            });
-            let storage = actor.storage.clone();
-            actor.ending = true;
-            actor.alongside(Box::pin(async move {
-                storage.unpublish_all(published.unwrap_or_default()).await;
-                let ended = storage.engine().end_job(storage.job(), state, Some(retention)).await;
-                let message: Message = Box::new(move |actor| match ended {
-                    Ok(_) => {
-                        let now = actor.now();
-                        actor.coordinator.end(now);
-                        actor.events.publish(CoordinatorEvent::End { state, kept });
-                        actor.over = true;
-                        then(actor, Ok(kept));
-                    }
-                    Err(error) => {
-                        tracing::warn!(job = %actor.storage.job(), error = chain(&error), "the job was not ended");
-                        let now = actor.now();
-                        actor.coordinator.resume(now);
-                        actor.ending = false;
-                        actor.write_record(Duration::ZERO);
-                        then(actor, Err(error.into()));
-                    }
-                });
-                message
-            }));
-        }));
     }
 }
 

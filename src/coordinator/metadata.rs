@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use super::ack::{StateEntry, StateKind};
 use super::assign::RestoredOperator;
-use super::record::CheckpointOfJob;
 use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::model::{Handle, Label, SegmentId};
 
@@ -121,13 +120,35 @@ pub enum UnreadableCheckpoint {
     Segment(String),
 }
 
-/// The checkpoint that stored metadata is of. Nothing else of it is taken apart.
-///
-/// # Errors
-/// [`UnreadableCheckpoint`].
-pub fn checkpoint_of(bytes: &[u8]) -> Result<CheckpointOfJob, UnreadableCheckpoint> {
-    check_version(bytes)?;
-    Ok(serde_json::from_slice(bytes)?)
+/// The checkpoint that metadata is of. Jobs that had one name after the other may have had several of one number: they differ in the
+/// rest.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MetadataSubject {
+    /// The job.
+    pub job: String,
+    /// Its number.
+    pub checkpoint: u64,
+    attempt: u64,
+    triggered_ms: u64,
+    completed_ms: u64,
+}
+
+impl MetadataSubject {
+    /// The checkpoint that stored metadata is of. Nothing else of it is taken apart.
+    ///
+    /// # Errors
+    /// [`UnreadableCheckpoint`].
+    pub fn of(bytes: &[u8]) -> Result<Self, UnreadableCheckpoint> {
+        check_version(bytes)?;
+        Ok(serde_json::from_slice(bytes)?)
+    }
+
+    /// Whether other metadata is of this checkpoint.
+    pub fn is_that_of(&self, metadata: &CheckpointMetadata) -> bool {
+        let CheckpointMetadata { job, checkpoint, attempt, triggered_ms, completed_ms, .. } = metadata;
+        (&self.job, self.checkpoint, self.attempt) == (job, *checkpoint, *attempt)
+            && (self.triggered_ms, self.completed_ms) == (*triggered_ms, *completed_ms)
+    }
 }
 
 fn check_version(bytes: &[u8]) -> Result<(), UnreadableCheckpoint> {
@@ -265,8 +286,15 @@ mod tests {
 
         assert_eq!(String::from_utf8(metadata().write()).unwrap(), text);
         assert_eq!(CheckpointMetadata::read(text.as_bytes()).unwrap(), metadata());
-        let of = CheckpointOfJob { job: "wordcount".into(), checkpoint: 7 };
-        assert_eq!(checkpoint_of(text.as_bytes()).unwrap(), of);
+        let subject = MetadataSubject::of(text.as_bytes()).unwrap();
+        assert!(subject.is_that_of(&metadata()));
+        for other in [
+            CheckpointMetadata { checkpoint: 8, ..metadata() },
+            CheckpointMetadata { attempt: 2, ..metadata() },
+            CheckpointMetadata { triggered_ms: 4, ..metadata() },
+        ] {
+            assert!(!subject.is_that_of(&other), "{other:?}");
+        }
     }
 
     #[test]

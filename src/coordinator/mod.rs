@@ -12,7 +12,7 @@
 //! - `memory`: pays for what tasks have acknowledged.
 //! - `workers`: which worker has which tasks.
 //! - `requests`: what people have asked for. `steps`: what storage is asked, in order. `recorder`: what waits for a record.
-//! - `job`: the one task that drives all that for a job. `telling`: what it tells.
+//! - `job`: the one task that drives all that for a job. `changes`: its end, and what else is one at a time. `telling`: what it tells.
 //! - [`handle`]: what may be asked of it. `checks`: whether that makes sense.
 //! - [`registry`]: the coordinators of all jobs.
 //!
@@ -20,6 +20,7 @@
 
 pub mod ack;
 pub mod assign;
+mod changes;
 mod checks;
 pub mod error;
 pub mod events;

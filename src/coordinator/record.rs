@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::topology::{OperatorSpec, TaskId, Topology};
 use crate::config::{JobCheckpointing, JobSettingError};
+use crate::model::CheckpointId;
 
 const VERSION: u32 = 1;
 /// No coordinator comes to a number of a checkpoint from here on.
@@ -31,6 +32,12 @@ pub struct ChosenStart {
     pub claimed: bool,
     /// It holds until a checkpoint from this number on has completed.
     pub until: u64,
+    /// The job that it was claimed from, which is known by the checkpoint alone, and by that only until it is subsumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_from: Option<String>,
+    /// Bucket and key of the published metadata that it was named by, if it was claimed: with the checkpoint that goes, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<(String, String)>,
 }
 
 /// A checkpoint, by the job that has it.
@@ -61,7 +68,8 @@ pub struct RememberedJob {
     /// The one that it began with: no job of the same name before had it, as far as chance goes.
     #[serde(default = "one")]
     pub first_attempt: u64,
-    /// Checkpoints below this were there before the job was created: it does not begin from them unless somebody says so.
+    /// Checkpoints below this were there before the job was created: it does not begin from them unless somebody says so, and does not
+    /// free them.
     #[serde(default)]
     pub first_checkpoint: u64,
     /// What its tasks begin from; `None`: from nothing.
@@ -147,6 +155,11 @@ impl RememberedJob {
         Ok(serde_json::from_str(text)?)
     }
 
+    /// The first checkpoint that may be the job's own: completed ones before it are of a job of this name that has ended, and kept them.
+    pub fn first(&self) -> CheckpointId {
+        CheckpointId(self.first_checkpoint)
+    }
+
     /// As it is kept.
     pub fn write(&self) -> String {
         serde_json::to_string(self).expect("plain values always encode")
@@ -201,5 +214,22 @@ mod tests {
         let older = RememberedJob::read(&text.replace(r#""first_attempt":417001,"first_checkpoint":6,"#, "")).unwrap();
         assert_eq!(older, RememberedJob { first_attempt: 1, first_checkpoint: 0, ..read });
         assert!(matches!(RememberedJob::read(r#"{"version":2}"#), Err(UnreadableJob::Version(2))));
+    }
+
+    /// What has come since is there only if it says something, and daemons before that pass over it.
+    #[test]
+    fn version_1_of_the_record_tells_what_was_claimed() {
+        let text = concat!(
+            r#"{"version":1,"settings":{},"said":{},"operators":[],"iterative":false,"attempt":1,"first_attempt":1,"#,
+            r#""first_checkpoint":1,"from":null,"ran":false,"finished":{},"ids_before":1,"start":{"job":"j","checkpoint":7,"#,
+            r#""claimed":true,"until":8,"claimed_from":"from","published":["bucket","sp/metadata.json"]},"stop_savepoint":4}"#
+        );
+        let read = RememberedJob::read(text).unwrap();
+
+        assert_eq!(read.write(), text);
+        let published = Some(("bucket".to_owned(), "sp/metadata.json".to_owned()));
+        let claimed_from = Some("from".to_owned());
+        let start = ChosenStart { job: "j".into(), checkpoint: 7, claimed: true, until: 8, claimed_from, published };
+        assert_eq!((read.start, read.stop_savepoint), (Some(start), Some(4)));
     }
 }

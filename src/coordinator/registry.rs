@@ -235,6 +235,19 @@ impl Coordinators {
         }
     }
 
+    /// Refuses to have a checkpoint deleted that some job takes or begins from. One that is restored in the same moment may begin from what
+    /// is just being deleted: it is told so when its tasks ask for their state.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::InProgress`], [`CoordinatorError::InUse`].
+    pub async fn check_unused(&self, of: &JobId, id: CheckpointId) -> Result<(), CoordinatorError> {
+        let all: Vec<JobHandle> = self.0.jobs.lock().values().cloned().collect();
+        for handle in all {
+            handle.does_without(of, id).await?;
+        }
+        Ok(())
+    }
+
     /// Creates a job with a coordinator; nothing happens if there is the same one.
     ///
     /// # Errors
@@ -395,14 +408,15 @@ mod tests {
         engine.store(of_from, None, None, state()).await.unwrap();
         engine.step(&from, CheckpointId(40), CheckpointStep::Complete).await.unwrap();
         let claim = GoOn { job: job().job, from, checkpoint: None, claim: Claim::Claim };
-        engine.go_on(claim).await.unwrap();
+        engine.go_on(claim, None).await.unwrap();
         let known = engine.checkpoints(&job().job).unwrap();
         assert_eq!(known.len(), 1);
         let (_, text) = engine.coordinated().unwrap().remove(0);
         let mut remembered = RememberedJob::read(&text).unwrap();
 
         assert_eq!(retained_of(&known, &remembered), []);
-        let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41 };
+        let (claimed_from, published) = (Some("from".to_owned()), None);
+        let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41, claimed_from, published };
         remembered.start = Some(start);
         let kind = RetainedKind::Checkpoint;
         assert_eq!(retained_of(&known, &remembered), [RetainedCheckpoint { id: CheckpointId(40), kind }]);

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 
 use super::ack::StateEntry;
-use super::metadata::{self, CheckpointMetadata, StoredState, UnreadableCheckpoint};
+use super::metadata::{self, CheckpointMetadata, MetadataSubject, StoredState, UnreadableCheckpoint};
 use super::reason::FailureReason;
-use super::record::CheckpointOfJob;
 use super::topology::{TaskId, Topology};
 use crate::config::PublishDir;
 use crate::engine::intake::{Body, Digests, Rejected};
@@ -69,6 +69,17 @@ pub struct AcknowledgedCheckpoint {
     pub publish: Publish,
 }
 
+/// Where copies of the metadata of a completed checkpoint may stand.
+#[derive(Debug)]
+pub struct CopyPlaces {
+    /// Bucket and key of that which the job has put.
+    pub own: Option<(String, String)>,
+    /// Those of what somebody named the checkpoint by, when the job claimed it.
+    pub named: Option<(String, String)>,
+    /// Directories in which another job may have published before this one claimed it, and whether in a folder of its name.
+    pub dirs: Vec<(PublishDir, bool)>,
+}
+
 /// A checkpoint that is durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DurableCheckpoint {
@@ -90,6 +101,12 @@ pub enum MetadataFault {
     /// It is not understood.
     #[error(transparent)]
     Unreadable(#[from] UnreadableCheckpoint),
+    /// It is published, and the checkpoint that it is of is gone: another one of the job's name has its number.
+    #[error(
+        "the savepoint is not there any more: checkpoint {1} of job {0} is another one, of a later job of that name. Published metadata \
+         stays until people delete it"
+    )]
+    Gone(String, CheckpointId),
     /// No coordinator has published so much.
     #[error(
         "the object has {0} bytes, and published metadata has at most {PUBLISHED_BYTES_MAX}: give the folder of a savepoint, or go on \
@@ -106,7 +123,7 @@ impl MetadataFault {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Engine(error) => error.kind(),
-            Self::None(..) => ErrorKind::NotFound,
+            Self::None(..) | Self::Gone(..) => ErrorKind::NotFound,
             Self::Unreadable(_) => ErrorKind::Corrupt,
             Self::TooLarge(_) => ErrorKind::Invalid,
             Self::Bytes(_) => ErrorKind::Unavailable,
@@ -177,6 +194,9 @@ pub struct JobStorage {
     engine: Engine,
     job: JobId,
     run: JobRun,
+    /// Copies of metadata of checkpoints that were put, by bucket and key, with their entity tags: whatever else comes to stand there is
+    /// not the job's.
+    copies: Arc<Mutex<BTreeMap<(String, String), String>>>,
 }
 
 crate::runtime::opaque_debug!(JobStorage);
@@ -184,7 +204,7 @@ crate::runtime::opaque_debug!(JobStorage);
 impl JobStorage {
     /// That of `job`, in the run that it is in.
     pub fn new(engine: Engine, job: JobId) -> Self {
-        Self { run: engine.run_of(&job), engine, job }
+        Self { run: engine.run_of(&job), engine, job, copies: Arc::default() }
     }
 
     /// The run that the job was in when this began.
@@ -321,23 +341,22 @@ impl JobStorage {
             let content_type = Some("application/json".to_owned());
             let headers = ObjectHeaders { content_type, ..ObjectHeaders::default() };
             let object = NewObject { bucket: bucket.to_owned(), key: key.to_owned(), condition, headers };
-            self.engine.put_object(object, WholeBody::of(bytes.clone())).await.map(|_| ()).map_err(of_engine)
+            self.engine.put_object(object, WholeBody::of(bytes.clone())).await.map(|put| put.etag).map_err(of_engine)
         };
         match publish {
             Publish::Nowhere => Ok(None),
             Publish::At(bucket, key) => {
-                match self.is_in_own_folder(&key) {
-                    true => put(&bucket, &key, Condition::None).await?,
-                    false => match put(&bucket, &key, Condition::Absent).await {
-                        Err(error) if error.kind() == ErrorKind::Precondition => {
-                            if let Some(job) = self.of_another_job(&bucket, &key).await {
-                                return Err(CompletionFault::OtherJob { bucket, key, job });
-                            }
-                            put(&bucket, &key, Condition::None).await?;
+                // Whatever the folder is called: another job may have been told to publish there, and have kept what it did.
+                let etag = match put(&bucket, &key, Condition::Absent).await {
+                    Err(error) if error.kind() == ErrorKind::Precondition => {
+                        if let Some(job) = self.of_another_job(&bucket, &key).await {
+                            return Err(CompletionFault::OtherJob { bucket, key, job });
                         }
-                        done => done?,
-                    },
-                }
+                        put(&bucket, &key, Condition::None).await?
+                    }
+                    done => done?,
+                };
+                self.copies.lock().insert((bucket.clone(), key.clone()), etag);
                 Ok(Some((bucket, key)))
             }
             Publish::NewFolder(PublishDir { bucket, prefix }) => {
@@ -350,7 +369,7 @@ impl JobStorage {
                 for tried in 1.. {
                     let Some(key) = keys.find(is_here) else { break };
                     match put(&bucket, &key, Condition::Absent).await {
-                        Ok(()) => return Ok(Some((bucket, key))),
+                        Ok(_) => return Ok(Some((bucket, key))),
                         Err(error) if error.kind() == ErrorKind::Precondition && tried < NAMES_TRIED => {}
                         Err(error) => return Err(error.into()),
                     }
@@ -358,13 +377,6 @@ impl JobStorage {
                 Ok(None)
             }
         }
-    }
-
-    /// Whether only this job publishes there.
-    fn is_in_own_folder(&self, key: &str) -> bool {
-        let folder = key.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let above = folder.strip_suffix(self.job.as_str());
-        above.is_some_and(|above| above.is_empty() || above.ends_with('/')) || key.ends_with(PUBLISHED_NAME)
     }
 
     /// The job that has published what stands there, if it is another one: one that has ended, and kept it.
@@ -375,10 +387,16 @@ impl JobStorage {
 
     /// Deletes a copy. What is not there counts as deleted; a failure is logged: the copy then names what is not there.
     async fn unpublish(&self, bucket: &str, key: &str) {
-        if !self.is_in_own_folder(key) && self.of_another_job(bucket, key).await.is_some() {
+        let if_match = self.copies.lock().remove(&(bucket.to_owned(), key.to_owned()));
+        // What an owner before has put is known by what it says.
+        if if_match.is_none() && self.of_another_job(bucket, key).await.is_some() {
             return;
         }
-        let object = ObjectToDelete { key: key.to_owned(), if_match: None, if_put_at: None };
+        self.delete_copy(bucket, key, if_match).await;
+    }
+
+    async fn delete_copy(&self, bucket: &str, key: &str, if_match: Option<String>) {
+        let object = ObjectToDelete { key: key.to_owned(), if_match, if_put_at: None };
         if let Err(error) = self.engine.delete_objects(bucket, vec![object]).await {
             let error = chain(&error);
             tracing::warn!(job = %self.job, bucket, key, error, "a published copy of metadata was not deleted");
@@ -394,13 +412,38 @@ impl JobStorage {
         }
     }
 
-    /// Frees what completed checkpoints up to this one have alone: first the copy of its metadata.
-    pub async fn clean_subsumed(&self, id: CheckpointId, published: Option<(String, String)>) {
-        if let Some((bucket, key)) = published {
+    /// Frees what completed checkpoints from `since` on up to this one have alone: first the copy of its metadata. Those before are of a
+    /// job of this name that has ended, and kept them.
+    pub async fn clean_subsumed(&self, since: CheckpointId, id: CheckpointId, copies: CopyPlaces) {
+        self.unpublish_copies(id, copies).await;
+        self.free_subsumed(since, id).await;
+    }
+
+    /// The same of one whose copies are gone.
+    pub async fn free_subsumed(&self, since: CheckpointId, id: CheckpointId) {
+        if let Err(error) = self.engine.subsume_since(self.run, &self.job, since.min(id), id).await {
+            tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
+        }
+    }
+
+    /// Deletes the copies of the metadata of a completed checkpoint. That of one that was claimed was put by another job, which did not
+    /// record where: it is looked for where this one publishes, and where jobs do that say nothing.
+    pub async fn unpublish_copies(&self, id: CheckpointId, CopyPlaces { own, named, dirs }: CopyPlaces) {
+        if let Some((bucket, key)) = own {
             self.unpublish(&bucket, &key).await;
         }
-        if let Err(error) = self.engine.step(&self.job, id, CheckpointStep::Subsume).await {
-            tracing::warn!(job = %self.job, checkpoint = %id, error = chain(&error), "a checkpoint was not subsumed");
+        let known = self.engine.checkpoints(&self.job).unwrap_or_default();
+        if !known.iter().any(|known| known.id == id && known.claimed_from.is_some()) {
+            return;
+        }
+        let Ok(metadata) = self.metadata(&self.job, id).await else { return };
+        let of = metadata.job.parse::<JobId>().ok();
+        let places = of.iter().flat_map(|of| dirs.iter().map(|(dir, subdir)| published_key(dir, of, *subdir, id)));
+        let places: BTreeSet<(String, String)> = named.into_iter().chain(places).collect();
+        for (bucket, key) in places.into_iter().filter(|(bucket, key)| self.engine.holds_key(bucket, key)) {
+            if self.published(&bucket, &key).await.is_ok_and(|subject| subject.is_that_of(&metadata)) {
+                self.delete_copy(&bucket, &key, None).await;
+            }
         }
     }
 
@@ -416,12 +459,8 @@ impl JobStorage {
     /// # Errors
     /// [`MetadataFault`].
     pub async fn metadata(&self, job: &JobId, id: CheckpointId) -> Result<CheckpointMetadata, MetadataFault> {
-        let name = metadata::segment_name();
-        let segments = self.engine.checkpoint_segments(job, id).await?;
-        let own = segments.into_iter().filter(|view| view.about.name == name && view.about.writer == Writer::default());
-        // The coordinator's is the last one that was stored.
-        let newest = own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id);
-        let view = newest.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
+        let found = metadata_segment(&self.engine, job, id).await?;
+        let view = found.ok_or_else(|| MetadataFault::None(job.clone(), id))?;
         let _paid = self.pay(view.location.len()).await?;
         Ok(CheckpointMetadata::read(&self.bytes_of(&view).await?)?)
     }
@@ -430,7 +469,7 @@ impl JobStorage {
     ///
     /// # Errors
     /// [`MetadataFault`].
-    pub async fn published(&self, bucket: &str, key: &str) -> Result<CheckpointOfJob, MetadataFault> {
+    pub async fn published(&self, bucket: &str, key: &str) -> Result<MetadataSubject, MetadataFault> {
         let object = self.engine.object(bucket, key).await?;
         let len = object.head().len;
         if len > PUBLISHED_BYTES_MAX {
@@ -444,7 +483,7 @@ impl JobStorage {
             Ok(all)
         });
         let bytes = bytes.await.map_err(|error| MetadataFault::Bytes(chain(&error)))?;
-        Ok(metadata::checkpoint_of(&bytes)?)
+        Ok(MetadataSubject::of(&bytes)?)
     }
 
     /// Pays for metadata while it is read: as the daemon's own, as reading it pays, too, maybe from the same share. Of more than half
@@ -454,6 +493,20 @@ impl JobStorage {
         paid.belongs_to_nobody();
         Ok(paid)
     }
+}
+
+/// The segment with the metadata of a completed checkpoint of `job`, if a coordinator has completed it.
+async fn metadata_segment(engine: &Engine, job: &JobId, id: CheckpointId) -> Result<Option<SegmentView>, EngineError> {
+    let name = metadata::segment_name();
+    let segments = engine.checkpoint_segments(job, id).await?;
+    let own = segments.into_iter().filter(|view| view.about.name == name && view.about.writer == Writer::default());
+    // The coordinator's is the last one that was stored.
+    Ok(own.filter(|view| view.about.checkpoint == Some(id)).max_by_key(|view| view.id))
+}
+
+/// Whether a coordinator has completed a checkpoint.
+pub async fn is_of_a_coordinator(engine: &Engine, job: &JobId, id: CheckpointId) -> bool {
+    metadata_segment(engine, job, id).await.is_ok_and(|found| found.is_some())
 }
 
 fn reason_of(error: &EngineError) -> FailureReason {

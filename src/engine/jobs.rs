@@ -151,19 +151,48 @@ impl Engine {
         id: CheckpointId,
         step: CheckpointStep,
     ) -> Result<Option<CheckpointView>, EngineError> {
+        self.step_in(None, job, id, step).await
+    }
+
+    /// The same; with a run it is refused once the job is in another one.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`]; nothing changed then.
+    pub async fn step_in(
+        &self,
+        run: Option<JobRun>,
+        job: &JobId,
+        id: CheckpointId,
+        step: CheckpointStep,
+    ) -> Result<Option<CheckpointView>, EngineError> {
         let of = job.clone();
-        self.catalog
-            .execute(match step {
-                CheckpointStep::Begin(kind) => Command::BeginCheckpoint(of, id, kind),
-                CheckpointStep::Complete => Command::CompleteCheckpoint(of, id),
-                CheckpointStep::Abort => Command::AbortCheckpoint(of, id),
-                CheckpointStep::Subsume => Command::SubsumeCheckpoint(of, id),
-            })
-            .await?;
+        let command = match step {
+            CheckpointStep::Begin(kind) => Command::BeginCheckpoint(of, id, kind),
+            CheckpointStep::Complete => Command::CompleteCheckpoint(of, id),
+            CheckpointStep::Abort => Command::AbortCheckpoint(of, id),
+            CheckpointStep::Subsume => Command::SubsumeCheckpoint(of, id),
+        };
+        self.catalog.execute(in_run(run, job, command)).await?;
         if !matches!(step, CheckpointStep::Begin(_)) {
             self.merger.checkpoint_barrier(job, id);
         }
         Ok(self.catalog.checkpoint(job, id))
+    }
+
+    /// Checkpoints from one on are subsumed, up to another one: what none after that uses is freed. Those before stay.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] if the job is not known, or in another run.
+    pub async fn subsume_since(
+        &self,
+        run: JobRun,
+        job: &JobId,
+        since: CheckpointId,
+        through: CheckpointId,
+    ) -> Result<(), EngineError> {
+        self.catalog.execute(in_run(Some(run), job, Command::SubsumeSince(job.clone(), since, through))).await?;
+        self.merger.checkpoint_barrier(job, through);
+        Ok(())
     }
 
     /// A savepoint is complete, with these of the segments that were stored for it. The others are freed, as it is never subsumed.
@@ -264,15 +293,20 @@ impl Engine {
         Ok(refused)
     }
 
-    /// A job goes on from a checkpoint. Checkpoints of the job that had begun are aborted.
+    /// A job goes on from a checkpoint. Checkpoints of the job that had begun are aborted. With a run it is refused once the job is in
+    /// another one.
     ///
     /// # Errors
     /// [`EngineError::NoAnswer`] if there is none to go on from, [`EngineError::Refused`].
-    pub async fn go_on(&self, GoOn { job, from, checkpoint, claim }: GoOn) -> Result<Restored, EngineError> {
+    pub async fn go_on(
+        &self,
+        GoOn { job, from, checkpoint, claim }: GoOn,
+        run: Option<JobRun>,
+    ) -> Result<Restored, EngineError> {
         let checkpoint = self.to_go_on_from(&job, &from, checkpoint, claim)?;
         let restore = RestorePoint { job: job.clone(), from: from.clone(), checkpoint, claim };
         self.admit_write().await?;
-        self.catalog.execute(Command::Restore(restore)).await?;
+        self.catalog.execute(in_run(run, &job, Command::Restore(restore))).await?;
         self.merger.close_job(&job);
         if claim == Claim::Claim {
             self.merger.close_job(&from);
@@ -358,11 +392,51 @@ impl Engine {
         end: JobEnd,
         retention: Option<Retention>,
     ) -> Result<Leavings, EngineError> {
+        self.end_job_in(None, job, end, retention).await
+    }
+
+    /// The same; with a run it is refused once the job is in another one.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`]; nothing changed then.
+    pub async fn end_job_in(
+        &self,
+        run: Option<JobRun>,
+        job: &JobId,
+        end: JobEnd,
+        retention: Option<Retention>,
+    ) -> Result<Leavings, EngineError> {
         let leavings = leavings(end, retention.unwrap_or(self.settings.checkpointing.retention));
         self.admit_write().await?;
-        self.catalog.execute(Command::EndJob(job.clone(), end, leavings)).await?;
+        self.catalog.execute(in_run(run, job, Command::EndJob(job.clone(), end, leavings))).await?;
         self.merger.close_job(job);
         Ok(leavings)
+    }
+
+    /// A job in this run has ended, with what it leaves. Its completed checkpoints before `since` stay in any case.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`]; nothing changed then.
+    pub async fn end_job_since(
+        &self,
+        run: JobRun,
+        job: &JobId,
+        (end, leavings): (JobEnd, Leavings),
+        since: CheckpointId,
+    ) -> Result<(), EngineError> {
+        self.admit_write().await?;
+        let command = Command::EndJobSince(job.clone(), end, leavings, since);
+        self.catalog.execute(in_run(Some(run), job, command)).await?;
+        self.merger.close_job(job);
+        Ok(())
+    }
+}
+
+/// What somebody asks of a job, in this run and no other if one is given.
+fn in_run(run: Option<JobRun>, job: &JobId, command: Command) -> Command {
+    match run {
+        Some(run) => Command::InRun(job.clone(), run, Box::new(command)),
+        None => command,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Words for checkpoints and for the ends of jobs, as Flink has them. Variants stand in the catalog's records: their order
 //! may not change.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// Whether a checkpoint belongs to the system or to the user.
@@ -44,6 +46,18 @@ pub enum JobEnd {
     Failed,
     /// Its job manager stopped; another one may go on with it.
     Suspended,
+}
+
+/// As Flink names it.
+impl fmt::Display for JobEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Finished => "FINISHED",
+            Self::Canceled => "CANCELED",
+            Self::Failed => "FAILED",
+            Self::Suspended => "SUSPENDED",
+        })
+    }
 }
 
 /// The fate of the checkpoints of a job that ended. Savepoints stay either way.

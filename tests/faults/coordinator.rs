@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use esker_client::wire::{
-    AckRequest, AckState, BatchHead, CheckpointState, DeclineRequest, EventsParams, JobEvent, JobOperator, NewJob,
-    RestoreJob, TaskReport, TasksReport, TriggerRequest,
+    AckRequest, AckState, BatchHead, CheckpointState, DeclineRequest, EndRequest, EventsParams, JobEnd, JobEvent,
+    JobOperator, JobSettings, NewJob, PutParams, RestoreJob, TaskReport, TasksReport, TriggerRequest,
 };
 use esker_client::{Client, ClientError};
 use http::StatusCode;
@@ -232,6 +232,90 @@ async fn the_number_of_an_attempt_is_told_to_nobody_before_it_is_durable() {
     }
     assert_eq!(attempt(client).await.unwrap(), first + 1);
     daemon.kill().await;
+}
+
+fn canceled(retention: Option<&str>) -> EndRequest {
+    EndRequest { state: JobEnd::Canceled, retention: retention.map(str::to_owned) }
+}
+
+async fn completed_of(client: &Client, job: &str) -> Vec<u64> {
+    let known = client.checkpoints(job).await.unwrap().into_iter();
+    known.filter(|known| known.state == CheckpointState::Completed).map(|known| known.checkpoint).collect()
+}
+
+/// What was told to whoever asked first holds; the others are told what is under way, or the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_ended_as_was_asked_first_whatever_comes_meanwhile() {
+    const KEEPS: &str = "RETAIN_ON_CANCELLATION";
+    let retention = ("execution.checkpointing.externalized-checkpoint-retention", KEEPS);
+    let (server, daemon) = server_and_daemon(&[("store.request-timeout", "20 s"), retention]).await;
+    let client = &daemon.client;
+    create(client).await.unwrap();
+    runs(client).await.unwrap();
+    checkpoint(client, &mut Told::default()).await.unwrap();
+    let kept = completed_of(client, COORDINATED).await;
+    let first = attempt(client).await.unwrap();
+    // One that it could claim.
+    let put = PutParams { checkpoint: Some(70), ..PutParams::default() };
+    client.create_job("other").await.unwrap();
+    client.put("other", &put, None, "x".into()).await.unwrap();
+    client.complete("other", 70).await.unwrap();
+
+    let gate = Gate::closed();
+    let rule = server.faults().add(Rule::on(Op::Put, any), Fault::Held(gate.clone()));
+    let ends = |request: EndRequest| {
+        let client = daemon.new_client();
+        tokio::spawn(async move { client.end_job(COORDINATED, &request).await.map(|answer| answer.kept) })
+    };
+    let asked_first = ends(canceled(None));
+    gate.arrived(1).await;
+    let same = [ends(canceled(None)), ends(canceled(Some(KEEPS)))];
+    let others = [
+        ends(canceled(Some("NO_EXTERNALIZED_CHECKPOINTS"))),
+        ends(EndRequest { state: JobEnd::Finished, retention: None }),
+    ];
+    let restored = tokio::spawn({
+        let (client, from) = (daemon.new_client(), Some("other".to_owned()));
+        async move { client.restore_coordinated(COORDINATED, &RestoreJob { from, ..RestoreJob::default() }).await }
+    });
+    let changed = tokio::spawn({
+        let settings = [("execution.checkpointing.num-retained".to_owned(), 5.into())].into();
+        let client = daemon.new_client();
+        async move { client.change_settings(COORDINATED, &JobSettings { settings }).await }
+    });
+    let finished = tokio::spawn(reports(daemon.new_client(), first, "finished"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    rule.lift();
+    gate.open();
+
+    assert!(asked_first.await.unwrap().unwrap(), "its checkpoints are kept");
+    for asked in same {
+        assert!(asked.await.unwrap().unwrap(), "the same end is answered as the first time");
+    }
+    let is_refused = |error: ClientError| {
+        assert_eq!(error.status(), Some(StatusCode::CONFLICT), "{error}");
+        assert!(error.to_string().contains("is being ended as CANCELED"), "{error}");
+    };
+    for asked in others {
+        is_refused(asked.await.unwrap().unwrap_err());
+    }
+    is_refused(restored.await.unwrap().unwrap_err());
+    is_refused(changed.await.unwrap().unwrap_err());
+    drop(finished.await.unwrap());
+    eventually("the job is over", SOON, || async { client.job(COORDINATED).await.unwrap().coordinator.is_none() })
+        .await;
+    assert_eq!(client.job(COORDINATED).await.unwrap().ended, Some(JobEnd::Canceled));
+    assert_eq!(completed_of(client, COORDINATED).await, kept);
+    assert_eq!(completed_of(client, "other").await, [70], "what was refused has claimed nothing");
+    // The answer was lost: what the job itself had said of its checkpoints is not known any more.
+    daemon.kill().await;
+    let lenient = Running::start(settings(&server, &[])).await;
+    assert!(lenient.client.end_job(COORDINATED, &canceled(None)).await.unwrap().kept);
+    let otherwise = EndRequest { state: JobEnd::Finished, retention: None };
+    let error = lenient.client.end_job(COORDINATED, &otherwise).await.unwrap_err();
+    assert!(error.to_string().contains("has ended as CANCELED"), "{error}");
+    assert_eq!(completed_of(&lenient.client, COORDINATED).await, kept);
+    lenient.kill().await;
 }
 
 /// Whatever it has to look at, and however often: a checkpoint that has completed does not change.

@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Uri};
 
-use super::parts::{Native, in_field, job_of, nothing, object, query, text};
+use super::parts::{AskedJob, Native, in_field, job_of, nothing, object, query, text};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
 use crate::engine::jobs::CheckpointStep;
@@ -74,12 +74,13 @@ async fn take_step(
     step: CheckpointStep,
 ) -> Result<Response, ApiError> {
     let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
-    if native.coordinators.find(&job).is_some() {
+    let AskedJob { run, coordinator } = AskedJob::of(&native, &job);
+    if coordinator.is_some() {
         let message = format!("job {job} has a coordinator, which begins and ends its checkpoints");
         return Err(ApiError { field: Some("job"), ..ApiError::of(ErrorKind::Conflict, message) });
     }
     nothing(&native, request).await?;
-    Ok(match native.engine.step(&job, id, step).await? {
+    Ok(match native.engine.step_in(Some(run), &job, id, step).await? {
         Some(checkpoint) => Json(checkpoint_info(&job, &checkpoint)).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
@@ -109,7 +110,8 @@ pub(super) async fn latest_checkpoint(
     Ok(Json(checkpoint_info(&job, &latest)))
 }
 
-/// Discards a savepoint: frees its segments. Nothing happens if there is none.
+/// Discards a savepoint: frees its segments. Nothing happens if there is none. One that is in progress in a job with a coordinator, or
+/// from which such a job would begin, is not discarded.
 #[utoipa::path(delete, tag = "Checkpoints", path = "/v1/jobs/{job}/checkpoints/{checkpoint}",
     params(("job" = String, Path), ("checkpoint" = u64, Path)), responses(
     (status = 204), (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
@@ -117,7 +119,9 @@ pub(super) async fn discard_savepoint(
     State(native): State<Native>,
     Path((job, checkpoint)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    native.engine.discard_savepoint(&job_of(&job)?, checkpoint.parse()?).await?;
+    let (job, id): (JobId, CheckpointId) = (job_of(&job)?, checkpoint.parse()?);
+    native.coordinators.check_unused(&job, id).await?;
+    native.engine.discard_savepoint(&job, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -174,8 +174,9 @@ pub(super) async fn change_settings(
     request: Request,
 ) -> Result<Json<JobInfo>, ApiError> {
     let job = job_of(&job)?;
+    let coordinator = native.coordinators.get(&job)?;
     let JobSettings { settings } = json(&native, request, SMALL_BYTES_MAX).await?;
-    native.coordinators.get(&job)?.reconfigure(texts(settings)?).await?;
+    coordinator.reconfigure(texts(settings)?).await?;
     Ok(Json(job_info(&native, native.engine.job(&job)?).await?))
 }
 

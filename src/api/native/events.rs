@@ -27,7 +27,7 @@ use crate::coordinator::error::CoordinatorError;
 use crate::coordinator::events::{CoordinatorEvent, EventLog, EventsAfter, TriggerNotice};
 use crate::coordinator::handle::JobHandle;
 use crate::coordinator::state::queue::{StopMode, WantedCheckpoint};
-use crate::model::{JobEnd, JobId, Label};
+use crate::model::{JobId, Label};
 
 /// Between two lines that say that a stream is alive.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -236,15 +236,6 @@ fn told(event: CoordinatorEvent) -> JobEvent {
         CoordinatorEvent::Stop { checkpoint, path, mode } => {
             JobEvent::Stop(StopData { checkpoint: checkpoint.0, path, drain: mode == StopMode::Drain })
         }
-        CoordinatorEvent::End { state, kept } => JobEvent::End(EndData { state: end_name(state).to_owned(), kept }),
-    }
-}
-
-fn end_name(state: JobEnd) -> &'static str {
-    match state {
-        JobEnd::Finished => "FINISHED",
-        JobEnd::Canceled => "CANCELED",
-        JobEnd::Failed => "FAILED",
-        JobEnd::Suspended => "SUSPENDED",
+        CoordinatorEvent::End { state, kept } => JobEvent::End(EndData { state: state.to_string(), kept }),
     }
 }

@@ -17,11 +17,12 @@ use crate::api::shards::siblings::Siblings;
 use crate::api::status::{ApiError, ONE_HOST, names_one_host};
 use crate::api::unread::BodyError;
 use crate::coordinator::error::CoordinatorError;
+use crate::coordinator::handle::JobHandle;
 use crate::coordinator::registry::Coordinators;
 use crate::engine::intake::Rejected;
 use crate::engine::{Engine, EngineError};
 use crate::metrics::labels::{DoorLabel, Operation, RejectReason};
-use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, Label, StateScope, SubtaskKey, Writer};
+use crate::model::{About, CheckpointId, Claim, IdempotencyKey, JobId, JobRun, Label, StateScope, SubtaskKey, Writer};
 use crate::runtime::{Clock, PaidBytes, Payer};
 use bytes::Bytes;
 use esker_client::wire::PutParams;
@@ -98,6 +99,22 @@ impl Native {
             Rejected::Body(error) => error,
             Rejected::Engine(error) => self.turned_away(error),
         }
+    }
+}
+
+/// The job that a request is about, as there was one of this name when the request came: by the time that its body is there, that may
+/// have ended, and another one have been created.
+pub(super) struct AskedJob {
+    /// The run that it was in.
+    pub run: JobRun,
+    /// Its coordinator, if it had one.
+    pub coordinator: Option<JobHandle>,
+}
+
+impl AskedJob {
+    /// The one of this name now.
+    pub(super) fn of(native: &Native, job: &JobId) -> Self {
+        Self { run: native.engine.run_of(job), coordinator: native.coordinators.find(job) }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::RangeBounds;
 
 use super::memory::CHECKPOINT_BYTES;
 use super::{CatalogState, JobLife};
-use crate::catalog::command::Refusal;
+use crate::catalog::command::{Command, Refusal};
 use crate::catalog::record::{CheckpointRecord, JobRecord, RecordKey};
 use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Holder, JobId, JobRun, Millis, SegmentId};
 
@@ -47,6 +47,16 @@ impl CatalogState {
         match run.is_none_or(|run| run == self.run_of(job)) {
             true => Ok(()),
             false => Err(Refusal::OtherRun(job.clone(), id)),
+        }
+    }
+
+    /// Refuses what was asked of a job in another run. The end of one that is forgotten has come, whoever brought it.
+    pub(super) fn is_asked_in_run(&self, job: &JobId, run: JobRun, command: &Command) -> Result<(), Refusal> {
+        let is_known = self.life(job).is_some_and(|life| life.record.is_some());
+        match run == self.run_of(job) || !is_known && matches!(command, Command::EndJob(..) | Command::EndJobSince(..))
+        {
+            true => Ok(()),
+            false => Err(Refusal::JobBeganAnew(job.clone())),
         }
     }
 
@@ -194,18 +204,22 @@ impl CatalogState {
         Ok(())
     }
 
-    pub(super) fn subsume_checkpoint(&mut self, job: &JobId, through: CheckpointId) -> Result<(), Refusal> {
-        self.known_job(job)?;
+    pub(super) fn subsume_checkpoint(
+        &mut self,
+        job: &JobId,
+        since: CheckpointId,
+        through: CheckpointId,
+    ) -> Result<(), Refusal> {
         let ended = self.known_job(job)?.1.ended.is_some();
-        self.set_subsumed(job, through);
+        self.set_subsumed(job, since, through);
         // Of a job that has ended, later checkpoints that are not there any more may have used it last.
         self.clear(job, CheckpointId(0), if ended { CheckpointId(u64::MAX) } else { through });
         self.forget_ended_job(job);
         Ok(())
     }
 
-    /// Checkpoints up to `through` are over, and what they alone use is dead.
-    pub(super) fn set_subsumed(&mut self, job: &JobId, through: CheckpointId) {
+    /// Checkpoints up to `through` are over, and what they alone use is dead; completed ones before `since` are kept.
+    pub(super) fn set_subsumed(&mut self, job: &JobId, since: CheckpointId, through: CheckpointId) {
         if let Some(record) = self.life_mut(job).and_then(|life| life.record.as_mut())
             && record.subsumed < Some(through)
         {
@@ -216,7 +230,7 @@ impl CatalogState {
         let is_over = |record: &CheckpointRecord| {
             record.kind == CheckpointKind::Checkpoint || record.state == CheckpointState::Aborted
         };
-        self.drop_checkpoints(job, ..=through, is_over);
+        self.drop_checkpoints(job, since.min(through)..=through, is_over);
     }
 
     /// Frees a savepoint that its user does not want any more; nothing happens if that was done before. One that has not

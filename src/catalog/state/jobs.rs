@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::memory::weight_of_coordinator;
 use super::work::being_claimed;
-use super::{CatalogState, JobEntry};
+use super::{CatalogState, FIRST, JobEntry};
 use crate::catalog::command::{Refusal, RestorePoint};
 use crate::catalog::record::{CheckpointRecord, CoordinatorRecord, RecordKey, SegmentRecord};
 use crate::model::{
@@ -126,7 +126,7 @@ impl CatalogState {
                 record.kind == CheckpointKind::Checkpoint && record.state != CheckpointState::Aborted
             });
             // What is still on its way for it is refused.
-            self.set_subsumed(from, id);
+            self.set_subsumed(from, FIRST, id);
         }
         self.hand_over(from, job, id, kind);
     }
@@ -165,7 +165,13 @@ impl CatalogState {
         }
     }
 
-    pub(super) fn end_job(&mut self, job: &JobId, end: JobEnd, leavings: Leavings, at: Millis) -> Result<(), Refusal> {
+    pub(super) fn end_job(
+        &mut self,
+        job: &JobId,
+        end: JobEnd,
+        (leavings, since): (Leavings, CheckpointId),
+        at: Millis,
+    ) -> Result<(), Refusal> {
         match self.known_job(job) {
             // That is all that is asked for; a job that ended and left nothing is not remembered.
             Err(Refusal::UnknownJob(_)) if leavings == Leavings::Delete => return Ok(()),
@@ -178,11 +184,10 @@ impl CatalogState {
             let put = RecordKey::Job(job.clone()).put(record);
             self.mutations.push(put);
         }
-        self.drop_checkpoints(job, .., |record| match record.kind {
-            _ if record.state == CheckpointState::Aborted => true,
-            CheckpointKind::Checkpoint => leavings == Leavings::Delete,
-            CheckpointKind::Savepoint => false,
-        });
+        self.drop_checkpoints(job, .., |record| record.state == CheckpointState::Aborted);
+        if leavings == Leavings::Delete {
+            self.drop_checkpoints(job, since.., |record| record.kind == CheckpointKind::Checkpoint);
+        }
         // What no completed checkpoint can be restored with is of no use.
         self.clear(job, CheckpointId(0), CheckpointId(u64::MAX));
         self.forget_ended_job(job);

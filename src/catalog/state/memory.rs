@@ -86,6 +86,7 @@ impl CatalogState {
             }
             Command::CreateBucket(bucket) => !self.has_bucket(bucket),
             Command::CreateUpload(id, _, _) => self.upload(id).is_none(),
+            Command::InRun(_, _, command) => return self.has_room_for(command),
             _ => false,
         };
         if more { self.has_room() } else { Ok(()) }

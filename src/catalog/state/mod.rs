@@ -68,6 +68,9 @@ use super::mutation::Mutation;
 use super::record::{BucketRecord, CheckpointRecord, FileRecord, JobRecord, OwnerRecord, PartRecord, UploadRecord};
 use crate::model::{CheckpointId, Forgotten, JobId, JobRun, Millis, PhysicalFileId, SegmentId};
 
+/// No checkpoint is before this one.
+const FIRST: CheckpointId = CheckpointId(0);
+
 type Files = Numbered<PhysicalFileId, FileEntry>;
 type Jobs = Numbered<JobId, JobEntry>;
 /// Segments by identity.
@@ -207,11 +210,16 @@ impl CatalogState {
             Command::BeginCheckpoint(job, id, kind) => self.begin_checkpoint(&job, id, kind, at)?,
             Command::CompleteCheckpoint(job, id) => self.complete_checkpoint(&job, id, at)?,
             Command::AbortCheckpoint(job, id) => self.abort_checkpoint(&job, id, at)?,
-            Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, id)?,
+            Command::SubsumeCheckpoint(job, id) => self.subsume_checkpoint(&job, FIRST, id)?,
+            Command::SubsumeSince(job, since, id) => self.subsume_checkpoint(&job, since, id)?,
             Command::DiscardSavepoint(job, id) => self.discard_savepoint(&job, id, at)?,
             Command::FreeOfSavepoint(job, id, segments) => self.free_of_savepoint(&job, id, &segments, at)?,
             Command::CompleteSavepoint(job, id, count) => self.complete_savepoint(&job, id, count, at)?,
             Command::BeginRun(job) => self.begin_run(&job)?,
+            Command::InRun(job, run, command) => {
+                self.is_asked_in_run(&job, run, &command)?;
+                return self.carry_out(*command, at);
+            }
             Command::Reuse(job, id, segments, run) => {
                 self.is_of_run(&job, id, run)?;
                 return self.reuse(&job, id, &segments, at).map(Outcome::Reused);
@@ -219,7 +227,8 @@ impl CatalogState {
             Command::Restore(restore) => self.restore(&restore, at)?,
             Command::GoOn(job) => self.go_on(&job, at),
             Command::PlaceJob(job, shard) => self.place_job(&job, shard, at)?,
-            Command::EndJob(job, end, leavings) => self.end_job(&job, end, leavings, at)?,
+            Command::EndJob(job, end, leavings) => self.end_job(&job, end, (leavings, FIRST), at)?,
+            Command::EndJobSince(job, end, leavings, since) => self.end_job(&job, end, (leavings, since), at)?,
             Command::Coordinate(job, text) => self.coordinate(&job, text, at),
             Command::Store(store) => {
                 let (token, answers) = self.store(store, at);

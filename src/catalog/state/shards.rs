@@ -20,7 +20,7 @@ impl CatalogState {
         }
         self.may_be_placed(job)?;
         if self.known_job(job).is_ok() {
-            self.end_job(job, JobEnd::Canceled, Leavings::Delete, at)?;
+            self.end_job(job, JobEnd::Canceled, (Leavings::Delete, super::FIRST), at)?;
         }
         self.mutations.push(RecordKey::Placed(job.clone()).put(&PlacedRecord { shard }));
         self.keep_placed(job.clone(), shard);

@@ -13,6 +13,7 @@ use crate::coordinator::memory::AckMemory;
 use crate::coordinator::metadata::CheckpointMetadata;
 use crate::coordinator::record::CheckpointOfJob;
 use crate::coordinator::storage::JobStorage;
+use crate::engine::{EngineError, Refusal};
 use crate::model::JobRun;
 
 /// Whoever asks waits so long for storage.
@@ -71,6 +72,18 @@ impl JobHandle {
             answer => crate::runtime::reply(reply, answer),
         });
         asked.await?
+    }
+
+    /// An error as whoever wanted to change the job is told it: where another job has its name by now, to repeat the request would
+    /// change that one.
+    pub(super) fn of_this_job(&self, error: CoordinatorError) -> CoordinatorError {
+        let (job, now) = (self.storage.job(), self.storage.engine().run_of(self.storage.job()));
+        match error {
+            CoordinatorError::Ended if now != self.run() && now != JobRun::default() => {
+                EngineError::Refused(Refusal::JobBeganAnew(job.clone())).into()
+            }
+            error => error,
+        }
     }
 
     /// The run of the job that it coordinates.

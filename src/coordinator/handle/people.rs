@@ -13,7 +13,7 @@ use crate::coordinator::metadata::CheckpointMetadata;
 use crate::coordinator::record::said_of;
 use crate::coordinator::requests::{NewRequest, RequestView};
 use crate::coordinator::state::queue::WantedCheckpoint;
-use crate::model::{CheckpointId, JobEnd};
+use crate::model::{CheckpointId, JobEnd, JobId};
 
 impl JobHandle {
     /// Somebody asks for a checkpoint or savepoint. The answer shows how that goes.
@@ -28,16 +28,19 @@ impl JobHandle {
         key: Option<String>,
     ) -> Result<watch::Receiver<RequestView>, CoordinatorError> {
         let given = dir.clone();
+        let of_this_job = |error| self.of_this_job(error);
         let dir = match wanted.is_savepoint() {
             false => None,
             true => {
-                let default = self.ask(|actor| actor.coordinator.rules().savepoint_dir.clone()).await?;
+                let default = self.ask(|actor| actor.coordinator.rules().savepoint_dir.clone()).await;
+                let default = default.map_err(of_this_job)?;
                 let dir = dir.or(default).ok_or(CoordinatorError::NoSavepointDir)?;
                 check_dir_of_savepoints(self.storage.engine(), &dir, ("dir", "the directory"))?;
                 Some(dir)
             }
         };
-        self.ask(move |actor| actor.request(NewRequest { wanted, given, dir, key })).await?
+        let asked = self.ask(move |actor| actor.request(NewRequest { wanted, given, dir, key }));
+        asked.await.map_err(of_this_job)?
     }
 
     /// Checkpoints in progress, and the last ones that are over, the newest first.
@@ -62,6 +65,9 @@ impl JobHandle {
     /// [`CoordinatorError`]; nothing changed then.
     pub async fn reconfigure(&self, settings: BTreeMap<String, String>) -> Result<(), CoordinatorError> {
         let changed = self.ask_later(move |actor, reply| {
+            if let Err(error) = actor.may_change() {
+                return crate::runtime::reply(reply, Err(error));
+            }
             let before = actor.coordinator.rules();
             let rules = match before.with(settings.iter().map(|(key, text)| (&**key, &**text))) {
                 Ok(rules) => rules,
@@ -90,7 +96,20 @@ impl JobHandle {
             actor.coordinator.reconfigure(rules, now);
             actor.record(Box::new(move |_| crate::runtime::reply(reply, Ok(()))));
         });
-        changed.await?
+        changed.await.map_err(|error| self.of_this_job(error))?
+    }
+
+    /// Refuses to have a checkpoint of a job, this one or another, deleted that this job takes or begins from.
+    ///
+    /// # Errors
+    /// [`CoordinatorError::InProgress`], [`CoordinatorError::InUse`].
+    pub async fn does_without(&self, of: &JobId, id: CheckpointId) -> Result<(), CoordinatorError> {
+        let of = of.clone();
+        match self.ask(move |actor| actor.does_without(&of, id)).await {
+            // It needs nothing any more.
+            Err(CoordinatorError::Ended) => Ok(()),
+            asked => asked?,
+        }
     }
 
     /// Ends the job. Returns whether its checkpoints are kept.
@@ -99,12 +118,9 @@ impl JobHandle {
     /// [`CoordinatorError`].
     pub async fn end(&self, state: JobEnd, retention: Option<Retention>) -> Result<bool, CoordinatorError> {
         let ended = self.ask_later(move |actor, reply| {
-            if actor.when_quiet.is_some() {
-                return crate::runtime::reply(reply, Err(CoordinatorError::Busy));
-            }
-            actor.end(state, retention, Box::new(move |_, ended| crate::runtime::reply(reply, ended)));
+            actor.end(state, retention, Box::new(move |ended| crate::runtime::reply(reply, ended)));
             actor.settle();
         });
-        ended.await?
+        ended.await.map_err(|error| self.of_this_job(error))?
     }
 }

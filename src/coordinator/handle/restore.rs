@@ -10,15 +10,15 @@ use crate::config::PublishDir;
 use crate::coordinator::assign::fit;
 use crate::coordinator::checks::check_operators;
 use crate::coordinator::error::CoordinatorError;
-use crate::coordinator::job::{JobActor, Message};
-use crate::coordinator::metadata::CheckpointMetadata;
+use crate::coordinator::job::{JobActor, JobChange, Message};
+use crate::coordinator::metadata::{CheckpointMetadata, MetadataSubject};
 use crate::coordinator::record::{CheckpointOfJob, ChosenStart, behind};
 use crate::coordinator::state::retained::{RetainedCheckpoint, RetainedKind};
 use crate::coordinator::storage::{JobStorage, MetadataFault, PUBLISHED_NAME};
 use crate::coordinator::topology::{OperatorSpec, Topology};
 use crate::engine::jobs::GoOn;
 use crate::error::ErrorKind;
-use crate::model::{CheckpointId, CheckpointKind, Claim, JobId};
+use crate::model::{CheckpointId, CheckpointKind, CheckpointState, Claim, JobId};
 
 /// A state that a job is to go on from.
 #[derive(Debug, Clone, Default)]
@@ -43,31 +43,33 @@ impl JobHandle {
     /// # Errors
     /// [`CoordinatorError`]; what is wrong with the wish is found before anything changes.
     pub async fn restore(&self, wanted: RestoreWanted) -> Result<(), CoordinatorError> {
+        self.restore_to(wanted).await.map_err(|error| self.of_this_job(error))
+    }
+
+    async fn restore_to(&self, wanted: RestoreWanted) -> Result<(), CoordinatorError> {
         let RestoreWanted { from, checkpoint, savepoint, claim, operators, allow_non_restored } = wanted;
         let job = self.storage.job().clone();
-        let source = match savepoint {
-            None => (from.unwrap_or_else(|| job.clone()), checkpoint),
+        let (from, checkpoint, published) = match savepoint {
+            None => (from.unwrap_or_else(|| job.clone()), checkpoint, None),
             Some(place) => {
                 let key = format!("{}{PUBLISHED_NAME}", place.prefix);
                 if !self.storage.engine().holds_key(&place.bucket, &key) {
                     return Err(CoordinatorError::OtherShard("savepoint", "the savepoint".to_owned()));
                 }
-                let metadata = self.storage.published(&place.bucket, &key).await?;
+                let subject = self.storage.published(&place.bucket, &key).await?;
                 let of =
-                    metadata.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", metadata.job)))?;
-                (of, Some(CheckpointId(metadata.checkpoint)))
+                    subject.job.parse().map_err(|_| MetadataFault::Bytes(format!("{:?} is no job", subject.job)))?;
+                (of, Some(CheckpointId(subject.checkpoint)), Some((subject, (place.bucket, key))))
             }
         };
-        let (from, checkpoint) = source;
         if !self.storage.engine().holds_job(&from) {
             return Err(CoordinatorError::OtherShard("from", format!("job {from}")));
         }
         let read = Mutex::default();
-        let wish = RestoreWish { from, checkpoint, claim, operators, allow_non_restored, read };
-        let asked = self.ask(|actor| (JobNow::of(actor), actor.when_quiet.is_some()));
-        let (now, busy) = asked.await?;
-        if busy {
-            return Err(CoordinatorError::Busy);
+        let wish = RestoreWish { from, checkpoint, published, claim, operators, allow_non_restored, read };
+        let now = self.ask(|actor| actor.may_change().map(|()| JobNow::of(actor))).await??;
+        if self.has_gone_on_from(&wish).await? {
+            return Ok(());
         }
         // What is wrong is found before anything changes; then once more, as what is being stored may complete before that.
         match wish.choose(&self.storage, now).await {
@@ -78,12 +80,35 @@ impl JobHandle {
         self.go_on(wish).await
     }
 
+    /// Whether the answer to an earlier request was lost, and the job has completed checkpoints since it has claimed what that named: it
+    /// is where it should be, and begun again from there it would undo what it has done since.
+    async fn has_gone_on_from(&self, wish: &RestoreWish) -> Result<bool, CoordinatorError> {
+        let (engine, from, checkpoint) = (self.storage.engine(), wish.from.clone(), wish.checkpoint);
+        let known = engine.checkpoints(&from).unwrap_or_default();
+        let mut there = known.iter().filter(|known| known.state == CheckpointState::Completed);
+        if wish.claim == Some(Claim::NoClaim) || there.any(|known| checkpoint.is_none_or(|id| id == known.id)) {
+            return Ok(false);
+        }
+        let operators = wish.operators.clone().map(Topology::new);
+        let asked = move |actor: &mut JobActor| {
+            let newest = actor.newest_own().map(|id| id.0);
+            let same = operators.is_none_or(|wanted| actor.coordinator.topology().is_as_wanted(&wanted));
+            actor.remembered.start.as_ref().is_some_and(|start| {
+                let is_it = start.claimed_from.as_deref() == Some(from.as_str())
+                    && checkpoint.is_none_or(|id| id.0 == start.checkpoint);
+                is_it && same && newest >= Some(start.until)
+            })
+        };
+        self.ask(asked).await
+    }
+
     async fn go_on(&self, wish: RestoreWish) -> Result<(), CoordinatorError> {
         let (storage, start) = (self.storage.clone(), Arc::clone(&self.start));
         let restored = self.ask_later(move |actor, reply| {
-            if actor.when_quiet.is_some() {
-                return crate::runtime::reply(reply, Err(CoordinatorError::Busy));
+            if let Err(error) = actor.may_change() {
+                return crate::runtime::reply(reply, Err(error));
             }
+            actor.changing = Some(JobChange::Restore { from: wish.from.clone(), checkpoint: wish.checkpoint });
             let now = actor.now();
             actor.coordinator.halt(now);
             actor.when_quiet = Some(Box::new(move |actor| {
@@ -104,6 +129,8 @@ impl JobHandle {
 struct RestoreWish {
     from: JobId,
     checkpoint: Option<CheckpointId>,
+    /// What its published metadata says of it, if it was named by that, and where that is.
+    published: Option<(MetadataSubject, (String, String))>,
     claim: Option<Claim>,
     operators: Option<Vec<OperatorSpec>>,
     allow_non_restored: bool,
@@ -125,6 +152,8 @@ struct ChosenRestore {
     claim: Claim,
     topology: Topology,
     metadata: Option<Arc<CheckpointMetadata>>,
+    /// Where the metadata that it was named by is published.
+    published: Option<(String, String)>,
 }
 
 impl JobNow {
@@ -155,10 +184,15 @@ impl RestoreWish {
         };
         let kind = |id: CheckpointId| known.iter().find(|known| known.id == id).map(|known| known.kind);
         let is_savepoint = target.as_ref().is_some_and(|(_, id)| kind(*id) == Some(CheckpointKind::Savepoint));
+        let is_claimed = |of: &JobId, id: CheckpointId| {
+            let own = engine.checkpoints(job).unwrap_or_default();
+            own.iter().any(|known| known.id == id && known.claimed_from.as_ref() == Some(of))
+        };
         if let Some((of, id)) = &target
-            && of == job
             && !is_savepoint
-            && newest.as_ref().is_some_and(|newest| newest.job == job.as_str() && newest.checkpoint != id.0)
+            && let Some(newest) = newest.as_ref().filter(|newest| newest.job == job.as_str())
+            // A claim that is not recorded, as its owner died, is above what the job has completed.
+            && (of == job && newest.checkpoint != id.0 || newest.checkpoint > id.0 && is_claimed(of, *id))
         {
             return Err(CoordinatorError::NotNewest(*id));
         }
@@ -182,13 +216,19 @@ impl RestoreWish {
             Some((of, id)) if of != job && kind(*id).is_none() => Some(self.metadata(storage, job, *id).await?),
             Some((of, id)) => Some(self.metadata(storage, of, *id).await?),
         };
+        if let (Some((published, _)), Some(metadata)) = (&self.published, &metadata)
+            && !published.is_that_of(metadata)
+        {
+            return Err(MetadataFault::Gone(published.job.clone(), CheckpointId(published.checkpoint)).into());
+        }
         let topology = match &metadata {
             None => topology,
             Some(metadata) => {
                 fit(&topology, &metadata.operators().map_err(MetadataFault::from)?, self.allow_non_restored)?
             }
         };
-        Ok(ChosenRestore { target, is_savepoint, claim, topology, metadata })
+        let published = self.published.as_ref().map(|(_, place)| place.clone());
+        Ok(ChosenRestore { target, is_savepoint, claim, topology, metadata, published })
     }
 
     /// The newest checkpoint of the other job, or that which this one has claimed from it before.
@@ -226,7 +266,7 @@ impl RestoreWish {
         let chosen = self.choose(storage, now).await?;
         if let Some((from, id)) = chosen.target.clone().filter(|(from, _)| from != storage.job()) {
             let go_on = GoOn { job: storage.job().clone(), from, checkpoint: Some(id), claim: chosen.claim };
-            storage.engine().go_on(go_on).await?;
+            storage.engine().go_on(go_on, Some(storage.run())).await?;
         }
         Ok(chosen)
     }
@@ -239,8 +279,9 @@ fn begin_attempt(
     start: &Mutex<KnownStart>,
     reply: oneshot::Sender<Result<(), CoordinatorError>>,
 ) {
+    actor.changing = None;
     let now = actor.now();
-    let ChosenRestore { target, is_savepoint, claim, topology, metadata } = match chosen {
+    let ChosenRestore { target, is_savepoint, claim, topology, metadata, published } = match chosen {
         Ok(chosen) => chosen,
         Err(error) => {
             actor.coordinator.resume(now);
@@ -250,14 +291,24 @@ fn begin_attempt(
     let job = actor.storage.job().clone();
     let claimed = claim == Claim::Claim;
     let own = target.as_ref().is_some_and(|(from, _)| *from == job);
+    let checkpoint = target.as_ref().filter(|_| own && !is_savepoint).map(|(_, id)| *id);
+    // Those of a job of this name that has ended are its own if it claims them.
+    let kept = checkpoint.filter(|id| *id < actor.remembered.first() && !actor.counts(*id));
+    let keeps = checkpoint.is_some() && (claimed || kept.is_none());
+    if let Some(id) = kept.filter(|id| claimed && is_newest_before(actor, *id)) {
+        actor.remembered.first_checkpoint = id.0;
+    }
     let next_id = CheckpointId(actor.coordinator.next_id().0.max(behind(target.iter().map(|(_, id)| id.0))));
-    let full = target.is_some() && if own { is_savepoint } else { !claimed };
-    let kind = if claimed || own { RetainedKind::Checkpoint } else { RetainedKind::Foreign };
+    let full = target.is_some() && if own { !keeps } else { !claimed };
+    let kind = if claimed || keeps { RetainedKind::Checkpoint } else { RetainedKind::Foreign };
     let from = target.as_ref().filter(|_| !own || !is_savepoint).map(|(_, id)| RetainedCheckpoint { id: *id, kind });
     actor.remembered.operators = topology.operators().to_vec();
     actor.remembered.start = target.map(|(from, id)| {
         let job = if claimed { job.to_string() } else { from.to_string() };
-        ChosenStart { job, checkpoint: id.0, claimed: claimed || own && !is_savepoint, until: next_id.0 }
+        let other = Some(from).filter(|_| claimed && !own);
+        let published = published.filter(|_| other.is_some());
+        let claimed_from = other.map(|from| from.to_string());
+        ChosenStart { job, checkpoint: id.0, claimed: claimed || keeps, until: next_id.0, claimed_from, published }
     });
     // All tasks ask for it next.
     *start.lock() = actor
@@ -270,4 +321,11 @@ fn begin_attempt(
     actor.coordinator.restore(topology, from, next_id, full, now);
     actor.settle();
     actor.once_recorded(Box::new(move |_| crate::runtime::reply(reply, Ok(()))));
+}
+
+/// Whether a completed checkpoint is the newest of those that were there before the job was created.
+fn is_newest_before(actor: &JobActor, id: CheckpointId) -> bool {
+    let known = actor.storage.engine().checkpoints(actor.storage.job()).unwrap_or_default();
+    let newer = known.iter().filter(|known| known.id > id && known.id < actor.remembered.first());
+    newer.filter(|known| known.kind == CheckpointKind::Checkpoint).count() == 0
 }

@@ -103,6 +103,8 @@ pub struct Coordinator {
     pub(super) final_asked: bool,
     /// When it is asked for again, because it was given up.
     pub(super) final_again: Option<Duration>,
+    /// When the job whose tasks are over ends, because it could not before.
+    pub(super) finish_again: Option<Duration>,
     /// Nothing begins: somebody has chosen another state, and what is being stored comes to its end first.
     halted: bool,
     pub(super) ended: bool,
@@ -144,6 +146,7 @@ impl Coordinator {
             stopping: None,
             final_asked: false,
             final_again: None,
+            finish_again: None,
             halted: false,
             ended: false,
             restart_due: None,
@@ -155,6 +158,7 @@ impl Coordinator {
         };
         // An owner before may have died between a completion and what goes for it.
         made.subsume_surplus();
+        made.finish_if_over();
         made
     }
 
@@ -175,6 +179,9 @@ impl Coordinator {
             (self.final_asked, self.final_again) = (false, None);
             self.ask_for_the_last(now);
         }
+        if self.finish_again.take_if(|due| *due <= now).is_some() {
+            self.finish_if_over();
+        }
         self.begin_next(now);
     }
 
@@ -183,7 +190,7 @@ impl Coordinator {
         let expire = self.pending.values().filter(|pending| pending.phase != CheckpointPhase::Storing);
         let expiry = expire.map(|pending| pending.expires).min();
         let lost = (self.tasks.may_be_lost() && !self.ended).then(|| self.looked_for_lost + self.look_every());
-        [self.schedule.planned(), expiry, lost, self.final_again].into_iter().flatten().min()
+        [self.schedule.planned(), expiry, lost, self.final_again, self.finish_again].into_iter().flatten().min()
     }
 
     fn look_every(&self) -> Duration {

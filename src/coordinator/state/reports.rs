@@ -14,6 +14,9 @@ use crate::coordinator::reason::FailureReason;
 use crate::coordinator::topology::{TaskId, Topology};
 use crate::model::CheckpointId;
 
+/// After the end of a job whose tasks are over did not happen, until it is tried again.
+const FINISH_AGAIN: Duration = Duration::from_secs(1);
+
 impl Coordinator {
     /// Tasks report how they are. Returns whether they are of this attempt; if not, nothing happens.
     pub fn report(
@@ -80,9 +83,9 @@ impl Coordinator {
         }
     }
 
-    /// The job ends with its last task, once nothing is being stored any more.
+    /// The job ends with its last task, once nothing is being stored any more; unless somebody is changing it, who says what it becomes.
     pub(super) fn finish_if_over(&mut self) {
-        if self.tasks.all_finished() && !self.is_storing() && !self.ended {
+        if self.tasks.all_finished() && !self.is_storing() && !self.ended && !self.is_halted() {
             self.ended = true;
             self.schedule.stop();
             self.out.push(Decision::Finished);
@@ -158,10 +161,13 @@ impl Coordinator {
         }
     }
 
-    /// A restore that was begun with [`halt`](Self::halt) did not happen: periodic checkpoints go on.
+    /// A restore or an end that was begun with [`halt`](Self::halt) did not happen: periodic checkpoints go on, and a job whose tasks are
+    /// over ends by itself.
     pub fn resume(&mut self, now: Duration) {
         self.go_on();
-        if self.tasks.all_run() && !self.ended && self.stopping.is_none() {
+        self.ended = false;
+        self.finish_again = self.tasks.all_finished().then(|| now + FINISH_AGAIN);
+        if self.tasks.all_run() && self.stopping.is_none() {
             self.start_schedule(now);
             self.schedule.put_off(now, self.rules.interval.unwrap_or_default());
         }

@@ -146,6 +146,39 @@ async fn two_jobs_do_not_publish_their_metadata_in_one_folder() {
     assert_eq!(left, [format!("one/metadata-{kept}.json")]);
 }
 
+/// A job may be told to publish in the folder that another one has by its name.
+#[tokio::test]
+async fn what_a_job_has_kept_in_a_folder_with_the_name_of_another_one_stays() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let keeps = ("externalized-checkpoint-retention", Value::from("RETAIN_ON_CANCELLATION"));
+    let settings = [("dir", Value::from("s3://checkpoints/meta/b")), ("create-subdir", false.into()), keeps];
+    let mut events = running(&daemon, "a", &settings).await;
+    let kept = checkpoint_of(&mut events, ["one", "two"]).await;
+    client.end_job("a", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+    let published = async || {
+        let page = client.objects("checkpoints", "meta/b/", None).await.unwrap();
+        page.objects.into_iter().map(|object| (object.key, object.etag)).collect::<Vec<_>>()
+    };
+    let before = published().await;
+    assert_eq!(before.len(), 1);
+
+    let settings = [("dir", Value::from("s3://checkpoints/meta")), ("tolerable-failed-checkpoints", 9.into())];
+    let mut events = running(&daemon, "b", &settings).await;
+    client.trigger_checkpoint("b", &TriggerRequest::default(), None).await.unwrap();
+    let id = events.triggered().await;
+    assert_eq!(id, kept, "it has the same number");
+    for subtask in 0..2 {
+        ack_with(client, "b", id, (events.first, subtask), "x").await;
+    }
+    let abort = events.find(|event| if let JobEvent::Abort(abort) = event { Some(abort.clone()) } else { None }).await;
+    assert!(abort.message.contains("job a has kept"), "{}", abort.message);
+    checkpoint_of(&mut events, ["three", "four"]).await;
+    client.end_job("b", &EndRequest { state: JobEnd::Canceled, retention: None }).await.unwrap();
+
+    assert_eq!(published().await, before);
+}
+
 #[tokio::test]
 async fn an_operator_with_the_longest_id_brings_channel_state_and_a_longer_one_is_refused() {
     let daemon = daemon().await;

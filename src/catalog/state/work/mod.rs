@@ -293,15 +293,13 @@ impl JobLife {
     /// by `last_used`.
     fn is_over(&self, written: Option<CheckpointId>, last_used: CheckpointId) -> bool {
         let Some(record) = &self.record else { return false };
-        if record.subsumed >= Some(last_used) {
-            return true;
-        }
         let aborted = |record: &CheckpointRecord| record.state == CheckpointState::Aborted;
         if written == Some(last_used) && self.checkpoints.get(&last_used).is_some_and(aborted) {
             return true;
         }
-        // Of a job that ended, segments that no completed checkpoint can be restored with are of no use.
-        record.ended.is_some() && {
+        // Of a job that ended, segments that no completed checkpoint can be restored with are of no use; and so are those that are
+        // subsumed, but for the checkpoints that were kept when those after them were.
+        (record.subsumed >= Some(last_used) || record.ended.is_some()) && {
             let first = written.unwrap_or(CheckpointId(0)).min(last_used);
             !self.checkpoints.range(first..=last_used).any(|(_, record)| {
                 record.state == CheckpointState::Completed && record.kind == CheckpointKind::Checkpoint

@@ -157,6 +157,9 @@ fn what_frees_segments_is_carried_out_in_pieces() {
     let a = || job("a");
     let left = |state: &CatalogState| [of_checkpoint(state, &job("a"), 2), of_checkpoint(state, &job("a"), 3)].concat();
     is_done_in_pieces(&Command::SubsumeCheckpoint(a(), CheckpointId(2)), left);
+    let of_one = |state: &CatalogState| of_checkpoint(state, &job("a"), 1);
+    is_done_in_pieces(&Command::SubsumeSince(a(), CheckpointId(2), CheckpointId(2)), of_one);
+    is_done_in_pieces(&Command::EndJobSince(a(), JobEnd::Finished, Leavings::Delete, CheckpointId(2)), of_one);
     is_done_in_pieces(&Command::AbortCheckpoint(a(), CheckpointId(4)), left);
     is_done_in_pieces(&Command::DiscardSavepoint(a(), CheckpointId(3)), left);
     is_done_in_pieces(&Command::EndJob(a(), JobEnd::Finished, Leavings::Delete), left);
@@ -348,4 +351,43 @@ fn a_page_that_is_listed_in_pieces_is_the_page_that_is_listed_at_once() {
         stopped_each_time(|goes_on| state.list_on("bucket", &query, &mut page, goes_on));
         assert_eq!(format!("{page:?}"), format!("{:?}", state.list("bucket", &query)), "{query:?}");
     }
+}
+
+/// What it has recorded, taken up by another process, is the same.
+fn recovered(state: &mut CatalogState, mut written: WrittenRecords) -> WrittenRecords {
+    let seen = picture(state);
+    written.write(&state.take_mutations());
+    assert_eq!(picture(&written.recovered(NOW)), seen);
+    assert_eq!(state.check(), Vec::<String>::new());
+    written
+}
+
+#[test]
+fn checkpoints_before_those_that_are_subsumed_or_end_with_the_job_keep_what_they_use() {
+    let (written, a) = (a_job(), job("a"));
+    let mut state = written.recovered(NOW);
+    let all_of = |state: &CatalogState, checkpoint| of_checkpoint(state, &job("a"), checkpoint);
+    let (first, second) = (all_of(&state, 1), all_of(&state, 2));
+    state.apply(Command::CompleteCheckpoint(a.clone(), CheckpointId(4)), NOW).unwrap();
+    store(&mut state, &a, 5, 4000, MANY);
+    state.apply(Command::CompleteCheckpoint(a.clone(), CheckpointId(5)), NOW).unwrap();
+
+    state.apply(Command::SubsumeSince(a.clone(), CheckpointId(3), CheckpointId(4)), NOW).unwrap();
+    let known = |state: &CatalogState| state.checkpoints(&job("a")).iter().map(|one| one.id.0).collect::<Vec<_>>();
+    assert_eq!(known(&state), [1, 2, 3, 5]);
+    assert_eq!((all_of(&state, 1), all_of(&state, 2)), (first.clone(), second.clone()));
+    assert_eq!(state.all_segments().count() as u64, 4 * MANY, "what 4 alone has stored is freed");
+    let written = recovered(&mut state, written);
+
+    let ends = Command::EndJobSince(a.clone(), JobEnd::Finished, Leavings::Delete, CheckpointId(3));
+    state.apply(ends, NOW).unwrap();
+    assert_eq!(known(&state), [1, 2, 3]);
+    assert_eq!((all_of(&state, 1), all_of(&state, 2)), (first, second));
+    assert_eq!(state.all_segments().count() as u64, 3 * MANY);
+    let written = recovered(&mut state, written);
+
+    state.apply(Command::SubsumeCheckpoint(a, CheckpointId(2)), NOW).unwrap();
+    assert_eq!(known(&state), [3]);
+    assert_eq!(state.all_segments().count() as u64, MANY);
+    recovered(&mut state, written);
 }

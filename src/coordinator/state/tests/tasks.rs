@@ -128,6 +128,52 @@ fn s5_12_a_job_ends_after_the_checkpoint_that_is_being_stored() {
 }
 
 #[test]
+fn a_job_that_is_being_changed_does_not_end_with_its_tasks_until_that_has_failed() {
+    let mut scene = Scene::new(&[]);
+    let tasks: Vec<TaskId> = scene.coordinator.topology().tasks().collect();
+    let finished = |scene: &Scene| scene.log.iter().filter(|decision| **decision == Decision::Finished).count();
+    scene.act(Coordinator::halt);
+
+    scene.report(&tasks, TaskState::Finished);
+    scene.pass(10_000);
+    assert_eq!((finished(&scene), scene.coordinator.phase()), (0, JobPhase::Running));
+
+    scene.act(Coordinator::resume);
+    scene.pass(1000);
+    assert_eq!((finished(&scene), scene.coordinator.phase()), (1, JobPhase::Ended));
+
+    // Storage did not take the end.
+    scene.act(Coordinator::halt);
+    scene.act(Coordinator::resume);
+    scene.pass(999);
+    assert_eq!(finished(&scene), 1, "not at once: storage has just failed");
+    scene.pass(1);
+    assert_eq!(finished(&scene), 2);
+}
+
+#[test]
+fn a_job_whose_owner_died_between_its_last_task_and_its_end_ends_with_the_next_owner() {
+    let topology = Topology::new(vec![operator("a", 2)]);
+    let (tasks, next_id) = (topology.tasks().collect(), chk(1));
+    let ran = Some(tasks);
+    let (rules, retained) = (rules(&[]), vec![]);
+
+    let scene = Scene::begun(Beginning {
+        rules,
+        topology,
+        attempt: 1,
+        first_attempt: 1,
+        ran,
+        next_id,
+        retained,
+        full: false,
+        draw: 1.0,
+    });
+
+    assert_eq!(scene.log, [Decision::Finished]);
+}
+
+#[test]
 fn a_task_that_fails_restarts_the_job_and_gives_up_what_is_pending() {
     let mut scene = Scene::new(&[("interval", "100 ms")]);
     scene.pass(100);
