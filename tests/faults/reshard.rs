@@ -36,23 +36,23 @@ const MIXED: [(&str, &str); 3] =
     [(INLINE, "1 kb"), ("merging.s3-boundary", "daemon"), ("server.buckets", "states,other,empty")];
 
 /// A daemon by itself.
-fn alone(server: &S3Server) -> Settings {
+pub fn alone(server: &S3Server) -> Settings {
     settings(server, &[&SIGNED[..], &MIXED[..]].concat())
 }
 
-async fn member(server: &S3Server, id: &str) -> Running {
+pub async fn member(server: &S3Server, id: &str) -> Running {
     Running::start(member_with(server, id, &MIXED)).await
 }
 
-fn nobody(_: reshard::ReshardProgress) {}
+pub fn nobody(_: reshard::ReshardProgress) {}
 
-async fn reshard_to(server: &S3Server, shards: u32) -> ReshardReport {
+pub async fn reshard_to(server: &S3Server, shards: u32) -> ReshardReport {
     let options = ReshardOptions { shards, force: false };
     reshard::run(&alone(server), options, &nobody).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 /// What clients have stored, beside what they are told of it.
-struct Stored {
+pub struct Stored {
     objects: BTreeMap<(&'static str, String), Bytes>,
     segments: BTreeMap<String, Bytes>,
     upload: String,
@@ -203,14 +203,14 @@ async fn told(daemon: &Running) -> BTreeSet<String> {
     told
 }
 
-fn assert_same(found: &BTreeSet<String>, expected: &BTreeSet<String>, when: &str) {
+pub fn assert_same(found: &BTreeSet<String>, expected: &BTreeSet<String>, when: &str) {
     let missing: Vec<_> = expected.difference(found).take(5).collect();
     let more: Vec<_> = found.difference(expected).take(5).collect();
     assert!(missing.is_empty() && more.is_empty(), "{when}: missing {missing:#?}, and there is {more:#?}");
 }
 
 /// All that was stored is there, byte for byte.
-async fn assert_there(daemon: &Running, stored: &Stored) {
+pub async fn assert_there(daemon: &Running, stored: &Stored) {
     let clients: BTreeMap<&str, AmazonS3> =
         [BUCKET, OTHER].into_iter().map(|bucket| (bucket, daemon.s3_client_of(bucket))).collect();
     let reads = stored.objects.iter().map(|((bucket, key), bytes)| {
@@ -231,7 +231,7 @@ async fn shards_of(server: &S3Server) -> StoreShards {
 }
 
 /// What stands on storage: each shard's catalog agrees with its files, and nothing else is there.
-async fn assert_clean(server: &S3Server) {
+pub async fn assert_clean(server: &S3Server) {
     let shards = shards_of(server).await;
     let mut expected: BTreeSet<String> = BTreeSet::from([format!("{PREFIX}/catalog/FORMAT")]);
     // A store that is tried when it is opened keeps the object of a trial that was cut short.
@@ -266,7 +266,7 @@ async fn assert_clean(server: &S3Server) {
     assert_eq!(server.objects().open_uploads(), Vec::<String>::new());
 }
 
-async fn stop(daemons: impl IntoIterator<Item = Running>) {
+pub async fn stop(daemons: impl IntoIterator<Item = Running>) {
     for daemon in daemons {
         daemon.shut_down().await.unwrap();
     }
@@ -322,13 +322,13 @@ async fn all_that_was_stored_is_there_whatever_the_number_of_shards() {
 }
 
 /// The command in a runtime of its own, which ends with it.
-struct Command {
+pub struct Command {
     kill: CancellationToken,
     thread: std::thread::JoinHandle<Option<Result<ReshardReport, String>>>,
 }
 
 impl Command {
-    fn start(settings: Settings, shards: u32) -> Self {
+    pub fn start(settings: Settings, shards: u32) -> Self {
         let kill = CancellationToken::new();
         let killed = kill.clone();
         let thread = std::thread::spawn(move || {
@@ -350,13 +350,13 @@ impl Command {
         eventually("the command ends", 6 * SOON, || async { self.thread.is_finished() }).await;
     }
 
-    async fn join(self) -> Option<Result<ReshardReport, String>> {
+    pub async fn join(self) -> Option<Result<ReshardReport, String>> {
         tokio::task::spawn_blocking(move || self.thread.join().unwrap()).await.unwrap()
     }
 }
 
 /// What is at work when nobody is: what all that is stored looks like, byte by byte, to the catalogs.
-async fn contents(server: &S3Server) -> BTreeSet<String> {
+pub async fn contents(server: &S3Server) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for shard in shards_of(server).await.all() {
         let stopped = Stopped::open(&alone(server).at_shard(shard)).await.unwrap();
@@ -383,7 +383,7 @@ async fn contents(server: &S3Server) -> BTreeSet<String> {
 }
 
 /// A store with a history, whose daemon has stopped.
-async fn stopped_store() -> (S3Server, Stored) {
+pub async fn stopped_store() -> (S3Server, Stored) {
     let server = S3Server::start().await;
     let daemon = Running::start(alone(&server)).await;
     let stored = store_history(&daemon).await;
@@ -392,7 +392,7 @@ async fn stopped_store() -> (S3Server, Stored) {
 }
 
 /// Dies at the request `number`, which arrives late or whose answer is lost, and is run again. Returns whether it came so far.
-async fn dies_at(
+pub async fn dies_at(
     server: &S3Server,
     number: u64,
     keys: fn(&str) -> bool,
@@ -447,11 +447,11 @@ async fn dies_at_each(step: u64, keys: fn(&str) -> bool, from: u32, shards: u32)
 }
 
 /// What says which shards are the store.
-fn marks(key: &str) -> bool {
+pub fn marks(key: &str) -> bool {
     key.ends_with("/FORMAT") || key.contains("/cluster/map/")
 }
 
-fn files(key: &str) -> bool {
+pub fn files(key: &str) -> bool {
     key.contains("/data/")
 }
 

@@ -63,7 +63,7 @@ pub use self::marker::Present;
 use self::marker::{Checked, JournalMarker};
 use self::opening::OpeningObjects;
 pub use self::quiet::Quiet;
-pub use self::reshard::RootMark;
+pub use self::reshard::{HowFarDeleted, RootMark};
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
 pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};

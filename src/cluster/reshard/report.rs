@@ -48,9 +48,24 @@ pub enum ReshardError {
     /// Some jobs would not find what they need.
     #[error("nothing was changed, because some jobs would not find what they need: {}", .0.join("; "))]
     Obstacles(Vec<String>),
-    /// Somebody else does the same, or has opened a catalog.
-    #[error("{0}. Nothing was given up: run this again when nobody else is at work")]
+    /// Somebody else has opened a catalog, or changed what the root says.
+    #[error("{0}. The store is as it was, and the change goes on when this is run again: first end whoever else is at work")]
     NotAlone(String),
+    /// Another command goes on with it.
+    #[error(
+        "another run of this command has taken the change to {0} over, and this one ends here: it has to be let alone. `esker cluster \
+         reshard --shards {count}` says how far the change has come", count = .0.count
+    )]
+    TakenOver(StoreShards),
+    /// Another command has brought it to its end.
+    #[error("another run of this command was faster: the store has {0} now. Run this again: it deletes what may be left of those before")]
+    DoneMeanwhile(StoreShards),
+    /// Another command has given it up.
+    #[error(
+        "the change to {0} was given up by another command, and this one ends here: it has changed nothing of the store since{1}. Do not \
+         run it again unless the number of shards is to be changed after all"
+    )]
+    GivenUpMeanwhile(StoreShards, &'static str),
     /// The map cannot be read or written.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -68,7 +83,8 @@ impl ReshardError {
         match self {
             Self::OneShard(_) | Self::Nothing(_) | Self::Count(_) | Self::Members(_) | Self::Begun(_) => true,
             Self::BeingAbandoned(_) | Self::NothingBegun(_) | Self::Obstacles(_) | Self::Open(_) => true,
-            Self::NotAlone(_) | Self::Map(_) | Self::Journal(_) | Self::Refill(_) => false,
+            Self::NotAlone(_) | Self::TakenOver(_) | Self::DoneMeanwhile(_) | Self::GivenUpMeanwhile(..) => false,
+            Self::Map(_) | Self::Journal(_) | Self::Refill(_) => false,
         }
     }
 }

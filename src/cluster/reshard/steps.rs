@@ -8,7 +8,7 @@ use super::jobs::NeededPlaces;
 use super::report::{
     OnReshard, PlacedJob, ReshardError, ReshardOptions, ReshardProgress, ReshardReport, ReshardState, ShardTransfer,
 };
-use crate::catalog::slate::{Journal, Present, Replaced, Resharding, RootMark};
+use crate::catalog::slate::{HowFarDeleted, Journal, Present, Replaced, Resharding, RootMark};
 use crate::catalog::state::{DividedBuckets, Division};
 use crate::cluster::map::ClusterMap;
 use crate::cluster::maps::{ClusterMaps, Written};
@@ -107,14 +107,10 @@ impl Reshard {
             report.notes.push(format!("the {shards} of before are still to be deleted: --run does so"));
             return Ok(report);
         }
-        let begun = mark.resharding.as_ref().map(|resharding| resharding.to).or(self
-            .maps
-            .read_any()
-            .await?
-            .last
-            .map
-            .resharding);
+        let in_map = self.maps.read_any().await?.last.map.resharding;
+        let begun = mark.resharding.as_ref().map(|resharding| resharding.to).or(in_map);
         match begun {
+            Some(to) if mark.has_given_up(to) => return Err(ReshardError::BeingAbandoned(to)),
             Some(to) if to.count != count => return Err(ReshardError::Begun(to)),
             None if mark.shards.count == count => {
                 return Ok(ReshardReport::new(ReshardState::NothingToDo, mark.shards, mark.shards));
@@ -157,7 +153,7 @@ impl Reshard {
         let mut deleted = None;
         if mark.replaces.is_some() {
             let mut report = ReshardReport::new(ReshardState::Done, mark.shards, mark.shards);
-            self.tell_map(mark.shards).await?;
+            self.tell_map(mark.shards, mark.shards).await?;
             self.delete_replaced(&mark, &mut report, on).await?;
             mark = self.mark().await?;
             if mark.shards.count == options.shards {
@@ -173,57 +169,115 @@ impl Reshard {
             report.deleted_files = before.deleted_files;
             report.notes.extend(before.notes);
         }
-        let mine = self.begin(&mark, &mut report, options).await?;
-        let from = mark.shards;
-        let settled = self.settle_all(from, &mine).await?;
-        Box::pin(self.fill(from, &mine, &settled, &mut report, on)).await?;
-        // Whoever has opened an old catalog since may have answered.
-        for SettledShard { shard, written, .. } in &settled {
-            if self.written_epoch(*shard).await? != *written {
-                return Err(ReshardError::NotAlone(format!("somebody has opened the catalog of {shard} meanwhile")));
-            }
+        let to = self.begin_in_map(&mark, options).await?;
+        report.to = to;
+        let mine = Resharding { to, by: Some(self.tools.entropy.hex(16)), given_up: false };
+        let marked = Journal::mark_resharding(self.root(), &mine).await;
+        let was_mine = marked.is_ok();
+        let made = match marked {
+            Ok(()) => self.make(mark.shards, &mine, &mut report, on).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = made {
+            return Err(self.why_it_ended(mark.shards, &mine, was_mine, error).await);
         }
-        Journal::finish_resharding(self.root(), &mine).await?;
-        tracing::info!(shards = mine.to.count, generation = mine.to.generation, "the store has other shards now");
-        self.tell_map(mine.to).await?;
+        tracing::info!(shards = to.count, generation = to.generation, "the store has other shards now");
+        self.tell_map(to, to).await?;
         let mark = self.mark().await?;
         self.delete_replaced(&mark, &mut report, on).await?;
         report.state = ReshardState::Done;
         Ok(report)
     }
 
-    /// Steps 1 and 2: nobody else opens the store.
-    async fn begin(
+    /// Steps 2 to 5, once the root is marked.
+    async fn make(
         &self,
-        mark: &RootMark,
+        from: StoreShards,
+        mine: &Resharding,
         report: &mut ReshardReport,
-        options: ReshardOptions,
-    ) -> Result<Resharding, ReshardError> {
-        let to = self.begin_in_map(mark, options).await?;
-        report.to = to;
-        let mine = Resharding { to, by: Some(self.tools.entropy.hex(16)) };
-        Journal::mark_resharding(self.root(), &mine).await?;
-        tracing::info!(
-            from = mark.shards.count,
-            to = to.count,
-            generation = to.generation,
-            "the number of shards is being changed: no daemon runs on the store meanwhile"
-        );
-        for shard in mark.shards.all().filter(|shard| shard.folder().is_some()) {
-            let place = self.place(shard).await;
-            if Journal::present(&place.opened.catalog).await? != Present::Nothing {
-                Journal::mark_resharding(&place.opened.catalog, &Resharding { to, by: None }).await?;
+        on: OnReshard<'_>,
+    ) -> Result<(), ReshardError> {
+        self.mark_all(from, mine).await?;
+        let settled = self.settle_all(from, mine).await?;
+        Box::pin(self.fill(from, mine, &settled, report, on)).await?;
+        // Whoever has opened an old catalog since may have answered.
+        for SettledShard { shard, written, .. } in &settled {
+            if self.written_epoch(*shard).await? != *written {
+                return Err(ReshardError::NotAlone(format!("somebody has opened the catalog of {shard} meanwhile")));
             }
         }
-        Ok(mine)
+        Ok(Journal::finish_resharding(self.root(), mine).await?)
     }
 
+    /// Step 2: nobody else opens the store.
+    async fn mark_all(&self, from: StoreShards, mine: &Resharding) -> Result<(), ReshardError> {
+        tracing::info!(
+            from = from.count,
+            to = mine.to.count,
+            generation = mine.to.generation,
+            "the number of shards is being changed: no daemon runs on the store meanwhile"
+        );
+        for catalog in self.catalogs(from).await? {
+            self.still_mine(mine).await?;
+            Journal::mark_resharding(&catalog, &Resharding { by: None, ..mine.clone() }).await?;
+        }
+        Ok(())
+    }
+
+    /// The catalogs of the shards that are there, but the one at the root.
+    async fn catalogs(&self, shards: StoreShards) -> Result<Vec<Placement>, ReshardError> {
+        let mut all = vec![];
+        for shard in shards.all().filter(|shard| shard.folder().is_some()) {
+            let catalog = self.place(shard).await.opened.catalog;
+            if Journal::present(&catalog).await? != Present::Nothing {
+                all.push(catalog);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Why a run did not come to its end, as far as the root tells. One whose change was given up meanwhile takes back what it has made since
+    /// then.
+    async fn why_it_ended(
+        &self,
+        from: StoreShards,
+        mine: &Resharding,
+        was_mine: bool,
+        error: ReshardError,
+    ) -> ReshardError {
+        let Ok(mark) = self.mark().await else { return error };
+        if mark.has_given_up(mine.to) {
+            let cleared = async {
+                self.delete_begun(mine.to).await?;
+                self.take_marks_back(from, mine.to.generation).await
+            };
+            if let Err(error) = cleared.await {
+                tracing::warn!(error = chain(&error), "something is left of a change that was given up");
+                return ReshardError::GivenUpMeanwhile(mine.to, "; run --abandon once more, which deletes what is left of it");
+            }
+            return ReshardError::GivenUpMeanwhile(mine.to, "");
+        }
+        if mark.shards.generation >= mine.to.generation {
+            return ReshardError::DoneMeanwhile(mark.shards);
+        }
+        match mark.resharding {
+            Some(other) if was_mine && other.by != mine.by => ReshardError::TakenOver(other.to),
+            _ => error,
+        }
+    }
+
+    /// Step 1.
     async fn begin_in_map(&self, mark: &RootMark, options: ReshardOptions) -> Result<StoreShards, ReshardError> {
         let marked = mark.resharding.as_ref().map(|resharding| resharding.to);
         let from = mark.shards;
         loop {
             let last = self.maps.read_any().await?.last;
+            // After that: whoever makes another change from here on writes a map, too, and this one's is refused.
+            if self.mark().await? != *mark {
+                return Err(ReshardError::NotAlone("another command has changed what the root says".to_owned()));
+            }
             match (marked, last.map.resharding) {
+                (Some(to), _) | (_, Some(to)) if mark.has_given_up(to) => return Err(ReshardError::BeingAbandoned(to)),
                 (Some(to), None) => return Err(ReshardError::BeingAbandoned(to)),
                 (_, Some(to)) if to.count != options.shards => return Err(ReshardError::Begun(to)),
                 (None, Some(to)) => return Ok(to),
@@ -235,7 +289,7 @@ impl Reshard {
                 return Err(ReshardError::Members(self.members().await?));
             }
             // The number of a map is never used again, and neither is the generation's.
-            let generation = (last.number + 1).max(from.generation + 1);
+            let generation = (last.number + 1).max(from.generation + 1).max(mark.given_up + 1);
             let to = StoreShards { count: options.shards, generation };
             let map = ClusterMap { resharding: Some(to), ..ClusterMap::of(from) };
             if let Written::Ours(_) = self.maps.write(&last, BY, map).await? {
@@ -269,7 +323,7 @@ impl Reshard {
     async fn still_mine(&self, mine: &Resharding) -> Result<(), ReshardError> {
         match self.mark().await?.resharding.as_ref() == Some(mine) {
             true => Ok(()),
-            false => Err(ReshardError::NotAlone("another command changes the number of shards, too".to_owned())),
+            false => Err(ReshardError::NotAlone("another command has changed what the root says".to_owned())),
         }
     }
 
@@ -290,6 +344,7 @@ impl Reshard {
         *report = ReshardReport { notes, deleted_files, ..ReshardReport::new(report.state, from, mine.to) };
         let mut buckets = DividedBuckets::default();
         for SettledShard { shard, .. } in settled {
+            self.still_mine(mine).await?;
             let Some(source) = self.source(*shard, mine.to.generation).await? else { continue };
             let needed = NeededPlaces::of(&source.state, &self.settings, mine.to.routing());
             let division = Division::new(&source.state, mine.to.routing(), needed.wishes());
@@ -299,6 +354,7 @@ impl Reshard {
             tracing::info!(%shard, segments = source.state.segment_count(), "all of a shard is where it goes");
             close(source).await?;
         }
+        self.still_mine(mine).await?;
         fillings.put(buckets.records()).await?;
         for copied in fillings.finish(&self.tools).await? {
             report.copied.add(&copied);
@@ -319,15 +375,17 @@ impl Reshard {
         Ok(opened)
     }
 
-    /// Step 6.
-    async fn tell_map(&self, to: StoreShards) -> Result<(), ReshardError> {
+    /// Step 6: the map names these shards, if it still says that `change` is being made. Any other map is somebody else's by now.
+    async fn tell_map(&self, shards: StoreShards, change: StoreShards) -> Result<(), ReshardError> {
         loop {
             let last = self.maps.read_any().await?.last;
-            if last.map.resharding.is_none() && last.map.store_shards() == to {
+            // Somebody has deleted all of them.
+            let is_none = last.number == 0 && !shards.is_undivided();
+            if last.map.resharding != Some(change) && !is_none {
                 return Ok(());
             }
-            if let Written::Ours(map) = self.maps.write(&last, BY, ClusterMap::of(to)).await? {
-                tracing::info!(map = map.number, shards = to.count, "daemons may start");
+            if let Written::Ours(map) = self.maps.write(&last, BY, ClusterMap::of(shards)).await? {
+                tracing::info!(map = map.number, shards = shards.count, "daemons may start");
                 return Ok(());
             }
         }
@@ -351,7 +409,7 @@ impl Reshard {
                 report.notes.extend(notes);
                 close(source).await?;
             }
-            Journal::mark_replaced(self.root(), Some(Replaced { shards, emptied: true })).await?;
+            Journal::mark_replaced(self.root(), shards, HowFarDeleted::Emptied).await?;
         }
         for shard in shards.all() {
             let place = self.place(shard).await;
@@ -363,48 +421,72 @@ impl Reshard {
                 .notes
                 .extend(others.iter().map(|name| format!("{name} is none of the catalog's objects, and stays")));
         }
-        Journal::mark_replaced(self.root(), None).await?;
+        Journal::mark_replaced(self.root(), shards, HowFarDeleted::Gone).await?;
         tracing::info!(files = report.deleted_files, shards = shards.count, "what was there before is deleted");
         Ok(())
     }
 
-    /// Gives up what has begun.
+    /// Gives up what has begun. Every step can be taken again, by several at once, and at any time later: what it is about is this one
+    /// generation, which nobody goes on with from the first step on.
     pub(super) async fn abandon(&self) -> Result<ReshardReport, ReshardError> {
         let mark = self.mark().await?;
-        let last = self.maps.read_any().await?.last;
-        let marked = mark.resharding.as_ref().map(|resharding| resharding.to);
-        let Some(to) = marked.or(last.map.resharding).filter(|_| mark.replaces.is_none()) else {
-            return Err(ReshardError::NothingBegun(mark.shards));
+        let in_map = self.maps.read_any().await?.last.map.resharding;
+        let begun = mark.resharding.as_ref().map(|resharding| resharding.to).or(in_map);
+        let Some(to) = begun.filter(|to| mark.replaces.is_none() && to.generation > mark.shards.generation) else {
+            return self.take_back_late_marks(&mark).await;
         };
         let mut report = ReshardReport::new(ReshardState::Abandoned, mark.shards, to);
-        if marked.is_some() {
-            // First: whoever still makes it does not bring it to its end.
-            let by = Some(self.tools.entropy.hex(16));
-            Journal::mark_resharding(self.root(), &Resharding { to, by }).await?;
+        // First: whoever still makes it does not bring it to its end.
+        if let Err(error) = Journal::begin_giving_up(self.root(), to, self.tools.entropy.hex(16)).await {
+            let now = self.mark().await?.shards;
+            return Err(if now.generation >= to.generation { ReshardError::NothingBegun(now) } else { error.into() });
         }
+        report.notes = self.delete_begun(to).await?;
+        self.tell_map(mark.shards, to).await?;
+        self.take_marks_back(mark.shards, to.generation).await?;
+        // Last: until then this is run again.
+        Journal::give_up(self.root(), to.generation).await?;
+        tracing::info!(shards = mark.shards.count, "the change of the number of shards was given up");
+        Ok(report)
+    }
+
+    /// Deletes the shards of a change that is given up. Returns what was found of them that was not whole.
+    async fn delete_begun(&self, to: StoreShards) -> Result<Vec<String>, ReshardError> {
+        let mut notes = vec![];
         for shard in to.all() {
             let place = self.place(shard).await;
             let begun = match Source::open(&place.settings, &place.opened, 0, &self.tools).await {
                 Ok(begun) => begun,
                 // One that was cut short before its first record, mostly.
                 Err(error) => {
-                    report.notes.push(format!("{shard} was not whole: {}", chain(&error)));
+                    notes.push(format!("{shard} was not whole: {}", chain(&error)));
                     None
                 }
             };
             remove::place(&place.opened, begun.as_ref()).await?;
         }
-        self.tell_map(mark.shards).await?;
-        for shard in mark.shards.all().filter(|shard| shard.folder().is_some()) {
-            let place = self.place(shard).await;
-            if Journal::present(&place.opened.catalog).await? != Present::Nothing {
-                Journal::unmark_resharding(&place.opened.catalog).await?;
+        Ok(notes)
+    }
+
+    /// Takes the marks of a change that is given up back, from the catalogs; those that had none yet are never marked so.
+    async fn take_marks_back(&self, from: StoreShards, generation: u64) -> Result<(), ReshardError> {
+        for catalog in self.catalogs(from).await? {
+            Journal::give_up(&catalog, generation).await?;
+        }
+        Ok(())
+    }
+
+    /// A command that stood still may have marked a catalog that was made after its change was given up, and have died with that.
+    async fn take_back_late_marks(&self, mark: &RootMark) -> Result<ReshardReport, ReshardError> {
+        let is_late = |to: StoreShards| to.generation <= mark.given_up;
+        for catalog in self.catalogs(mark.shards).await? {
+            if let Some(to) = Journal::resharding(&catalog).await?.filter(|to| is_late(*to)) {
+                self.delete_begun(to).await?;
+                self.take_marks_back(mark.shards, mark.given_up).await?;
+                return Ok(ReshardReport::new(ReshardState::Abandoned, mark.shards, to));
             }
         }
-        // Last: until then the next run goes on with this.
-        Journal::unmark_resharding(self.root()).await?;
-        tracing::info!(shards = mark.shards.count, "the change of the number of shards was given up");
-        Ok(report)
+        Err(ReshardError::NothingBegun(mark.shards))
     }
 }
 
