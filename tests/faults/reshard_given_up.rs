@@ -64,9 +64,9 @@ async fn a_run_that_goes_on_after_it_was_given_up_and_another_was_made_changes_n
     let begin = server.objects().contents();
     let early = std::env::var_os("RESHARD_STEP").is_some();
     let step = |usual: usize| if early { 1 } else { usual };
-    let at_marks = (0..24).step_by(step(3)).map(|number| (number, marks as fn(&str) -> bool));
-    let at_files = (0..40).step_by(step(13)).map(|number| (number, files as fn(&str) -> bool));
-    let at_any = (0..900).step_by(step(97)).map(|number| (number, any as fn(&str) -> bool));
+    let at_marks = (0..24).step_by(step(4)).map(|number| (number, marks as fn(&str) -> bool));
+    let at_files = (0..40).step_by(step(19)).map(|number| (number, files as fn(&str) -> bool));
+    let at_any = (0..900).step_by(step(170)).map(|number| (number, any as fn(&str) -> bool));
     let mut told = vec![];
     for (round, (number, keys)) in at_marks.chain(at_files).chain(at_any).enumerate() {
         let fault = if round % 2 == 0 { Fault::Held } else { Fault::AnswerHeld };
@@ -108,7 +108,7 @@ async fn who_gives_up_and_goes_on_after_another_change_was_made_changes_nothing(
     for number in 0.. {
         server.objects().put_back(&begin);
         let gate = Gate::closed();
-        let rule = server.faults().add(Rule::everything(any).after(4 * number).times(1), Fault::Held(gate.clone()));
+        let rule = server.faults().add(Rule::everything(any).after(11 * number).times(1), Fault::Held(gate.clone()));
         let settings = alone(&server);
         let late = tokio::spawn(async move { reshard::abandon(&settings).await });
         tokio::select! {

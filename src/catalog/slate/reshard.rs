@@ -195,7 +195,9 @@ impl Journal {
         let marker = root_of(placement).await?;
         let found = marker.read().await?.unwrap_or_default();
         let marked = marker.marked(&found)?;
-        if marked.resharding.is_none() && marked.replaces.is_none() {
+        // A store that is divided has no catalog at its root.
+        let is_root = matches!(marked.divided, Divided::Into(_));
+        if marked.resharding.is_none() && !is_root {
             return Err(marker.wrong(&found));
         }
         let Placement::Object { store, prefix, .. } = placement else { return Ok(vec![]) };

@@ -1,8 +1,12 @@
 //! The steps of a change of the number of shards. See the module's docs.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
+use http::StatusCode;
 
 use super::jobs::NeededPlaces;
 use super::report::{
@@ -12,13 +16,14 @@ use crate::catalog::slate::{HowFarDeleted, Journal, Present, Replaced, Reshardin
 use crate::catalog::state::{DividedBuckets, Division};
 use crate::cluster::map::ClusterMap;
 use crate::cluster::maps::{ClusterMaps, Written};
+use crate::cluster::peer::{PeerError, PeerLink};
 use crate::cluster::place::ClusterPlace;
 use crate::config::Settings;
 use crate::engine::reshard::fill::Filling;
 use crate::engine::reshard::fillings::Fillings;
 use crate::engine::reshard::{RefillError, Source, Tools, remove, settle};
-use crate::error::chain;
 use crate::model::{SHARDS_MAX, ShardOf, StoreShards};
+use crate::runtime::network::ThisMachine;
 use crate::store::{DataStore, OpenedStore, Placement};
 
 /// The name in maps that this writes.
@@ -27,13 +32,17 @@ const BY: &str = "esker cluster reshard";
 const OPENED_AT_ONCE: usize = 8;
 /// Storage tells within this time which epoch a catalog has.
 const EPOCH_PATIENCE: Duration = Duration::from_secs(60);
+/// A member that is there answers within this time.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// Of the files of a shard that are not there so many are named.
+const MISSING_NAMED_MAX: usize = 5;
 
 /// A store whose number of shards is changed.
 pub(super) struct Reshard {
     settings: Settings,
     opened: OpenedStore,
-    maps: ClusterMaps,
-    tools: Tools,
+    pub(super) maps: ClusterMaps,
+    pub(super) tools: Tools,
 }
 
 /// A catalog that nobody changes any more.
@@ -46,10 +55,10 @@ struct SettledShard {
 }
 
 /// One shard's part of it.
-struct ShardPlace {
+pub(super) struct ShardPlace {
     shard: ShardOf,
-    settings: Settings,
-    opened: OpenedStore,
+    pub(super) settings: Settings,
+    pub(super) opened: OpenedStore,
 }
 
 impl Reshard {
@@ -73,11 +82,11 @@ impl Reshard {
         Ok(Self { settings, opened, maps, tools })
     }
 
-    fn root(&self) -> &Placement {
+    pub(super) fn root(&self) -> &Placement {
         &self.opened.catalog
     }
 
-    async fn mark(&self) -> Result<RootMark, ReshardError> {
+    pub(super) async fn mark(&self) -> Result<RootMark, ReshardError> {
         let nothing = || ReshardError::Nothing(self.settings.store.url.to_string());
         let mark = Journal::root_mark(self.root()).await?.ok_or_else(nothing)?;
         let is_empty = mark.shards.is_undivided() && mark.resharding.is_none();
@@ -88,7 +97,7 @@ impl Reshard {
         Ok(mark)
     }
 
-    async fn place(&self, shard: ShardOf) -> ShardPlace {
+    pub(super) async fn place(&self, shard: ShardOf) -> ShardPlace {
         let settings = self.settings.of_shard(shard);
         let opened = self.opened.of_shard(shard, &settings.store, &self.tools.metrics).await;
         ShardPlace { shard, settings, opened }
@@ -104,7 +113,7 @@ impl Reshard {
         let mark = self.mark().await?;
         if let Some(Replaced { shards, .. }) = mark.replaces {
             let mut report = ReshardReport::new(ReshardState::ToBeDeleted, shards, mark.shards);
-            report.notes.push(format!("the {shards} of before are still to be deleted: --run does so"));
+            report.notes.push(format!("what is left of before, with {shards}, is still to be deleted: --run does so"));
             return Ok(report);
         }
         let in_map = self.maps.read_any().await?.last.map.resharding;
@@ -126,25 +135,40 @@ impl Reshard {
             report.notes.push(format!("members of the cluster have not left it: {members}"));
         }
         let generation = begun.map_or(0, |to| to.generation);
-        on(ReshardProgress::Looking(mark.shards.count));
         let mut obstacles = vec![];
         for shard in mark.shards.all() {
+            on(ReshardProgress::At(format!("looking at {shard}")));
             if let Some(source) = self.source(shard, generation).await? {
                 let needed = NeededPlaces::of(&source.state, &self.settings, to.routing());
                 let division = Division::new(&source.state, to.routing(), needed.wishes());
                 obstacles.extend(needed.obstacles(&division));
                 count_in(&mut report, shard, &division);
+                if begun.is_none() {
+                    report.missing.extend(missing_of(shard, &source, &division).await?);
+                }
                 close(source).await?;
             }
-            on(ReshardProgress::Looked);
         }
         if obstacles.is_empty() { Ok(report) } else { Err(ReshardError::Obstacles(obstacles)) }
     }
 
+    /// The members that have not left, and whether they are there.
     async fn members(&self) -> Result<String, ReshardError> {
         let last = self.maps.read_any().await?.last;
-        let names = last.map.members.iter().map(|member| format!("{} ({})", member.id, member.url));
-        Ok(names.collect::<Vec<_>>().join(", "))
+        let Tools { metrics, clock, .. } = &self.tools;
+        let named = last.map.members.iter().map(|member| async {
+            // It is no member, and has no token: who is there says so in any case.
+            let link = PeerLink::new(member.clone(), None, Arc::new(ThisMachine), clock.clone(), metrics.clone());
+            let answer = match link.ping(last.number, PING_PATIENCE).await {
+                Ok(_) => "it answers",
+                Err(PeerError::Unexpected { status: StatusCode::UNAUTHORIZED, .. }) => "it answers",
+                Err(PeerError::Unexpected { .. }) => "another process answers there",
+                Err(PeerError::Refused(_)) => "nobody listens there",
+                Err(_) => "it does not answer",
+            };
+            format!("{} ({}: {answer})", member.id, member.url)
+        });
+        Ok(join_all(named).await.join(", "))
     }
 
     /// All of it, from wherever an earlier run was cut short.
@@ -164,6 +188,9 @@ impl Reshard {
         let mut report = self.plan(options.shards, on).await?;
         if report.state == ReshardState::NothingToDo {
             return Ok(report);
+        }
+        if !report.missing.is_empty() {
+            return Err(ReshardError::Missing(report.missing));
         }
         if let Some(before) = deleted {
             report.deleted_files = before.deleted_files;
@@ -198,9 +225,10 @@ impl Reshard {
         on: OnReshard<'_>,
     ) -> Result<(), ReshardError> {
         self.mark_all(from, mine).await?;
-        let settled = self.settle_all(from, mine).await?;
+        let settled = self.settle_all(from, mine, on).await?;
         Box::pin(self.fill(from, mine, &settled, report, on)).await?;
-        // Whoever has opened an old catalog since may have answered.
+        on(ReshardProgress::At("looking whether anybody has opened an old catalog since".to_owned()));
+        // Who did may have answered.
         for SettledShard { shard, written, .. } in &settled {
             if self.written_epoch(*shard).await? != *written {
                 return Err(ReshardError::NotAlone(format!("somebody has opened the catalog of {shard} meanwhile")));
@@ -225,7 +253,7 @@ impl Reshard {
     }
 
     /// The catalogs of the shards that are there, but the one at the root.
-    async fn catalogs(&self, shards: StoreShards) -> Result<Vec<Placement>, ReshardError> {
+    pub(super) async fn catalogs(&self, shards: StoreShards) -> Result<Vec<Placement>, ReshardError> {
         let mut all = vec![];
         for shard in shards.all().filter(|shard| shard.folder().is_some()) {
             let catalog = self.place(shard).await.opened.catalog;
@@ -236,36 +264,6 @@ impl Reshard {
         Ok(all)
     }
 
-    /// Why a run did not come to its end, as far as the root tells. One whose change was given up meanwhile takes back what it has made since
-    /// then.
-    async fn why_it_ended(
-        &self,
-        from: StoreShards,
-        mine: &Resharding,
-        was_mine: bool,
-        error: ReshardError,
-    ) -> ReshardError {
-        let Ok(mark) = self.mark().await else { return error };
-        if mark.has_given_up(mine.to) {
-            let cleared = async {
-                self.delete_begun(mine.to).await?;
-                self.take_marks_back(from, mine.to.generation).await
-            };
-            if let Err(error) = cleared.await {
-                tracing::warn!(error = chain(&error), "something is left of a change that was given up");
-                return ReshardError::GivenUpMeanwhile(mine.to, "; run --abandon once more, which deletes what is left of it");
-            }
-            return ReshardError::GivenUpMeanwhile(mine.to, "");
-        }
-        if mark.shards.generation >= mine.to.generation {
-            return ReshardError::DoneMeanwhile(mark.shards);
-        }
-        match mark.resharding {
-            Some(other) if was_mine && other.by != mine.by => ReshardError::TakenOver(other.to),
-            _ => error,
-        }
-    }
-
     /// Step 1.
     async fn begin_in_map(&self, mark: &RootMark, options: ReshardOptions) -> Result<StoreShards, ReshardError> {
         let marked = mark.resharding.as_ref().map(|resharding| resharding.to);
@@ -273,7 +271,11 @@ impl Reshard {
         loop {
             let last = self.maps.read_any().await?.last;
             // After that: whoever makes another change from here on writes a map, too, and this one's is refused.
-            if self.mark().await? != *mark {
+            let now = self.mark().await?;
+            if now.shards != mark.shards {
+                return Err(ReshardError::DoneMeanwhile(now.shards));
+            }
+            if now != *mark {
                 return Err(ReshardError::NotAlone("another command has changed what the root says".to_owned()));
             }
             match (marked, last.map.resharding) {
@@ -299,11 +301,18 @@ impl Reshard {
     }
 
     /// Step 3.
-    async fn settle_all(&self, from: StoreShards, mine: &Resharding) -> Result<Vec<SettledShard>, ReshardError> {
+    async fn settle_all(
+        &self,
+        from: StoreShards,
+        mine: &Resharding,
+        on: OnReshard<'_>,
+    ) -> Result<Vec<SettledShard>, ReshardError> {
         let mut all = vec![];
         for shard in from.all() {
+            on(ReshardProgress::At(format!("taking the catalog of {shard} over")));
             let place = self.place(shard).await;
-            let settled = Box::pin(settle(&place.settings, &place.opened, mine.to.generation, &self.tools)).await?;
+            let settling = Box::pin(settle(&place.settings, &place.opened, mine.to.generation, &self.tools));
+            let settled = settling.await.map_err(|error| of_shard(shard, error))?;
             // After the fence: whoever has taken this one's place fences it after that.
             self.still_mine(mine).await?;
             if let Some(epoch) = settled {
@@ -337,11 +346,32 @@ impl Reshard {
         on: OnReshard<'_>,
     ) -> Result<(), ReshardError> {
         let epochs_before = settled.iter().map(|settled| settled.epoch).max().unwrap_or(0);
+        on(ReshardProgress::At(format!("making the catalogs of {}", mine.to)));
         let mut fillings = Fillings::new(self.open_new(mine, epochs_before).await?, settled.len());
         on(ReshardProgress::Copying(report.total.bytes));
         // What was counted before the catalogs were settled is counted again.
         let (notes, deleted_files) = (std::mem::take(&mut report.notes), report.deleted_files);
         *report = ReshardReport { notes, deleted_files, ..ReshardReport::new(report.state, from, mine.to) };
+        if let Err(error) = self.fill_with(&mut fillings, mine, settled, report, on).await {
+            // Nothing of it writes on when somebody deletes them.
+            fillings.close().await;
+            return Err(error);
+        }
+        on(ReshardProgress::At(format!("looking through the catalogs of {}", mine.to)));
+        for copied in fillings.finish(&self.tools).await? {
+            report.copied.add(&copied);
+        }
+        Ok(())
+    }
+
+    async fn fill_with(
+        &self,
+        fillings: &mut Fillings,
+        mine: &Resharding,
+        settled: &[SettledShard],
+        report: &mut ReshardReport,
+        on: OnReshard<'_>,
+    ) -> Result<(), ReshardError> {
         let mut buckets = DividedBuckets::default();
         for SettledShard { shard, .. } in settled {
             self.still_mine(mine).await?;
@@ -350,16 +380,14 @@ impl Reshard {
             let division = Division::new(&source.state, mine.to.routing(), needed.wishes());
             count_in(report, *shard, &division);
             buckets.add(&division, shard.decides_on_buckets());
-            fillings.take(&source, &division, &self.tools, &|bytes| on(ReshardProgress::Copied(bytes))).await?;
+            on(ReshardProgress::At(format!("copying {shard}")));
+            let copied = |bytes| on(ReshardProgress::Copied(bytes));
+            fillings.take(&source, &division, &self.tools, &copied).await.map_err(|error| of_shard(*shard, error))?;
             tracing::info!(%shard, segments = source.state.segment_count(), "all of a shard is where it goes");
             close(source).await?;
         }
         self.still_mine(mine).await?;
-        fillings.put(buckets.records()).await?;
-        for copied in fillings.finish(&self.tools).await? {
-            report.copied.add(&copied);
-        }
-        Ok(())
+        Ok(fillings.put(buckets.records()).await?)
     }
 
     /// Opens all new catalogs, which shuts out whoever was filling them.
@@ -369,14 +397,17 @@ impl Reshard {
             // In a box: each is large, and several are opened at a time.
             Box::pin(Filling::open(&place.settings, &place.opened, place.shard, epochs_before, &self.tools)).await
         });
-        let opened = futures::stream::iter(opening).buffered(OPENED_AT_ONCE).try_collect().await?;
+        let opened: Vec<_> = futures::stream::iter(opening).buffered(OPENED_AT_ONCE).try_collect().await?;
         // After the fences, as in step 3: a command that was stopped all the while writes nothing into what daemons use by now.
-        self.still_mine(mine).await?;
+        if let Err(error) = self.still_mine(mine).await {
+            join_all(opened.into_iter().map(Filling::close)).await;
+            return Err(error);
+        }
         Ok(opened)
     }
 
     /// Step 6: the map names these shards, if it still says that `change` is being made. Any other map is somebody else's by now.
-    async fn tell_map(&self, shards: StoreShards, change: StoreShards) -> Result<(), ReshardError> {
+    pub(super) async fn tell_map(&self, shards: StoreShards, change: StoreShards) -> Result<(), ReshardError> {
         loop {
             let last = self.maps.read_any().await?.last;
             // Somebody has deleted all of them.
@@ -399,9 +430,9 @@ impl Reshard {
         on: OnReshard<'_>,
     ) -> Result<(), ReshardError> {
         let Some(Replaced { shards, emptied }) = mark.replaces else { return Ok(()) };
-        on(ReshardProgress::Deleting);
         if !emptied {
             for shard in shards.all() {
+                on(ReshardProgress::At(format!("deleting the files of {shard}, which was there before")));
                 let Some(source) = self.source(shard, mark.shards.generation).await? else { continue };
                 let (deleted, unknown) = remove::files(&source).await?;
                 report.deleted_files += deleted;
@@ -412,6 +443,7 @@ impl Reshard {
             Journal::mark_replaced(self.root(), shards, HowFarDeleted::Emptied).await?;
         }
         for shard in shards.all() {
+            on(ReshardProgress::At(format!("deleting the catalog of {shard}, which was there before")));
             let place = self.place(shard).await;
             if Journal::present(&place.opened.catalog).await? == Present::Nothing {
                 continue;
@@ -425,69 +457,6 @@ impl Reshard {
         tracing::info!(files = report.deleted_files, shards = shards.count, "what was there before is deleted");
         Ok(())
     }
-
-    /// Gives up what has begun. Every step can be taken again, by several at once, and at any time later: what it is about is this one
-    /// generation, which nobody goes on with from the first step on.
-    pub(super) async fn abandon(&self) -> Result<ReshardReport, ReshardError> {
-        let mark = self.mark().await?;
-        let in_map = self.maps.read_any().await?.last.map.resharding;
-        let begun = mark.resharding.as_ref().map(|resharding| resharding.to).or(in_map);
-        let Some(to) = begun.filter(|to| mark.replaces.is_none() && to.generation > mark.shards.generation) else {
-            return self.take_back_late_marks(&mark).await;
-        };
-        let mut report = ReshardReport::new(ReshardState::Abandoned, mark.shards, to);
-        // First: whoever still makes it does not bring it to its end.
-        if let Err(error) = Journal::begin_giving_up(self.root(), to, self.tools.entropy.hex(16)).await {
-            let now = self.mark().await?.shards;
-            return Err(if now.generation >= to.generation { ReshardError::NothingBegun(now) } else { error.into() });
-        }
-        report.notes = self.delete_begun(to).await?;
-        self.tell_map(mark.shards, to).await?;
-        self.take_marks_back(mark.shards, to.generation).await?;
-        // Last: until then this is run again.
-        Journal::give_up(self.root(), to.generation).await?;
-        tracing::info!(shards = mark.shards.count, "the change of the number of shards was given up");
-        Ok(report)
-    }
-
-    /// Deletes the shards of a change that is given up. Returns what was found of them that was not whole.
-    async fn delete_begun(&self, to: StoreShards) -> Result<Vec<String>, ReshardError> {
-        let mut notes = vec![];
-        for shard in to.all() {
-            let place = self.place(shard).await;
-            let begun = match Source::open(&place.settings, &place.opened, 0, &self.tools).await {
-                Ok(begun) => begun,
-                // One that was cut short before its first record, mostly.
-                Err(error) => {
-                    notes.push(format!("{shard} was not whole: {}", chain(&error)));
-                    None
-                }
-            };
-            remove::place(&place.opened, begun.as_ref()).await?;
-        }
-        Ok(notes)
-    }
-
-    /// Takes the marks of a change that is given up back, from the catalogs; those that had none yet are never marked so.
-    async fn take_marks_back(&self, from: StoreShards, generation: u64) -> Result<(), ReshardError> {
-        for catalog in self.catalogs(from).await? {
-            Journal::give_up(&catalog, generation).await?;
-        }
-        Ok(())
-    }
-
-    /// A command that stood still may have marked a catalog that was made after its change was given up, and have died with that.
-    async fn take_back_late_marks(&self, mark: &RootMark) -> Result<ReshardReport, ReshardError> {
-        let is_late = |to: StoreShards| to.generation <= mark.given_up;
-        for catalog in self.catalogs(mark.shards).await? {
-            if let Some(to) = Journal::resharding(&catalog).await?.filter(|to| is_late(*to)) {
-                self.delete_begun(to).await?;
-                self.take_marks_back(mark.shards, mark.given_up).await?;
-                return Ok(ReshardReport::new(ReshardState::Abandoned, mark.shards, to));
-            }
-        }
-        Err(ReshardError::NothingBegun(mark.shards))
-    }
 }
 
 fn count_in(report: &mut ReshardReport, from: ShardOf, division: &Division<'_>) {
@@ -499,6 +468,25 @@ fn count_in(report: &mut ReshardReport, from: ShardOf, division: &Division<'_>) 
         }
     }
     report.placed.extend(division.placed().map(|(job, shard)| PlacedJob { job: job.clone(), shard }));
+}
+
+/// What is damaged in a shard, and what can be done about it before the change is made anew.
+fn of_shard(shard: ShardOf, error: RefillError) -> ReshardError {
+    if error.is_damage() { ReshardError::Damaged { shard, source: error } } else { error.into() }
+}
+
+/// Files with living segments that are not there.
+async fn missing_of(shard: ShardOf, source: &Source, division: &Division<'_>) -> Result<Vec<String>, ReshardError> {
+    let there: BTreeSet<String> =
+        source.data.list().await.map_err(RefillError::from)?.into_iter().map(|(name, _)| name).collect();
+    let missing: Vec<_> =
+        division.files().into_iter().map(|file| file.to_string()).filter(|name| !there.contains(name)).collect();
+    let named = missing.iter().take(MISSING_NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    Ok(match missing.len() {
+        0 => vec![],
+        files @ ..=MISSING_NAMED_MAX => vec![format!("{files} of the files of {shard}: {named}")],
+        files => vec![format!("{files} of the files of {shard}: {named}, and more")],
+    })
 }
 
 async fn close(source: Source) -> Result<(), ReshardError> {
