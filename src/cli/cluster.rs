@@ -1,6 +1,8 @@
 //! `esker cluster`: several daemons as one.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -10,9 +12,12 @@ use parking_lot::Mutex;
 
 use super::NotTried;
 use super::segments::{ApiArgs, block_on};
-use super::storage::{BYTES, StorageArgs, bar};
+use super::storage::{StorageArgs, WRITTEN, bar};
 use crate::cluster::reshard::{self, ReshardOptions, ReshardProgress, ReshardReport, ReshardState};
 use crate::cluster::upkeep;
+
+/// A change of the number of shards says so often where it is.
+const TOLD_EVERY: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Args)]
 pub(super) struct ClusterArgs {
@@ -140,33 +145,78 @@ fn change_shards(args: &ReshardArgs) -> anyhow::Result<()> {
         bail!(NotTried("--shard names one shard, and this is about all of them: leave it out".to_owned()));
     }
     let settings = args.storage.settings()?;
-    let shown = Mutex::new(ProgressBar::hidden());
-    let show = |step| match step {
-        ReshardProgress::Copying(bytes) => {
-            let next = bar(BYTES).with_message("copied");
-            next.set_length(bytes);
-            std::mem::replace(&mut *shown.lock(), next).finish_and_clear();
-        }
-        ReshardProgress::Copied(bytes) => shown.lock().inc(bytes),
-        ReshardProgress::Deleting => shown.lock().finish_and_clear(),
-        ReshardProgress::Looking(_) | ReshardProgress::Looked => {}
-    };
+    let shown = ChangeShown::default();
+    let show = |step| shown.take(step);
     let report = block_on(async {
-        Ok(match args.shards {
-            None => reshard::abandon(&settings).await?,
-            Some(shards) if args.run => {
-                reshard::run(&settings, ReshardOptions { shards, force: args.force }, &show).await?
-            }
-            Some(shards) => reshard::plan(&settings, shards, &show).await?,
-        })
-    })?;
-    shown.lock().finish_and_clear();
+        let changing = async {
+            anyhow::Ok(match args.shards {
+                None => reshard::abandon(&settings).await?,
+                Some(shards) if args.run => {
+                    reshard::run(&settings, ReshardOptions { shards, force: args.force }, &show).await?
+                }
+                Some(shards) => reshard::plan(&settings, shards, &show).await?,
+            })
+        };
+        tokio::select! {
+            report = changing => report,
+            never = shown.tell() => match never {},
+        }
+    });
+    shown.0.lock().bar.finish_and_clear();
+    let report = report?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print_change(&report);
     }
     Ok(())
+}
+
+/// Tells how far a change has come: by a bar on a terminal, by a line every few seconds elsewhere.
+struct ChangeShown(Mutex<ChangeSeen>);
+
+struct ChangeSeen {
+    bar: ProgressBar,
+    at: String,
+    copied: u64,
+    bytes: u64,
+}
+
+impl Default for ChangeShown {
+    fn default() -> Self {
+        Self(Mutex::new(ChangeSeen { bar: bar(WRITTEN), at: "looking at the store".to_owned(), copied: 0, bytes: 0 }))
+    }
+}
+
+impl ChangeShown {
+    fn take(&self, step: ReshardProgress) {
+        let mut seen = self.0.lock();
+        match step {
+            ReshardProgress::At(what) => {
+                seen.bar.set_message(what.clone());
+                seen.at = what;
+            }
+            ReshardProgress::Copying(bytes) => seen.bytes = bytes,
+            ReshardProgress::Copied(bytes) => {
+                seen.copied += bytes;
+                seen.bar.inc(bytes);
+            }
+        }
+    }
+
+    /// Says where it is, for as long as it is polled.
+    async fn tell(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(TOLD_EVERY).await;
+            let seen = self.0.lock();
+            if seen.bar.is_hidden() {
+                match seen.bytes {
+                    0 => eprintln!("esker: {}", seen.at),
+                    bytes => eprintln!("esker: {} ({} of {bytes} bytes are copied)", seen.at, seen.copied),
+                }
+            }
+        }
+    }
 }
 
 fn print_change(report: &ReshardReport) {
@@ -190,6 +240,7 @@ fn print_change(report: &ReshardReport) {
             placed.job, placed.shard
         );
     }
+    report.missing.iter().for_each(|missing| println!("MISSING: {missing}"));
     report.notes.iter().for_each(|note| println!("note: {note}"));
     let seconds = report.seconds;
     match state {
@@ -201,7 +252,9 @@ fn print_change(report: &ReshardReport) {
         ReshardState::Begun => {
             println!("the change from {from} to {to} has begun, and has not ended: --run goes on with it")
         }
-        ReshardState::ToBeDeleted => println!("the store has {to}; --run deletes what is left of the {from} before"),
+        ReshardState::ToBeDeleted => {
+            println!("the store has {to}; --run deletes what is left of before, when it had {from}")
+        }
         ReshardState::NothingToDo => println!("the store has {to} already"),
         ReshardState::Done => println!(
             "the store has {to}: {} segments with {} bytes were copied, {} files of before deleted, in {seconds:.1} s. Start the daemons, \

@@ -92,6 +92,13 @@ pub struct Ownership {
     pub since: String,
 }
 
+impl Ownership {
+    /// The epoch in which the owner has the shard's catalog.
+    pub fn epoch(&self) -> u64 {
+        self.epoch_before + 1
+    }
+}
+
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMap {

@@ -42,8 +42,11 @@ pub const PROTOCOL: HeaderName = HeaderName::from_static("esker-peer");
 pub const HOP: HeaderName = HeaderName::from_static("esker-peer-hop");
 /// The shard that a request is about; 0 if it is not said.
 pub const SHARD: HeaderName = HeaderName::from_static("esker-peer-shard");
+/// The epoch of the shard's owner that a request is for: who has the shard in another one does not carry it out. Releases that know of no
+/// such name do not say it, and take it for a header that means nothing.
+pub const EPOCH: HeaderName = HeaderName::from_static("esker-peer-epoch");
 /// All of them: a client's are taken off.
-pub const HEADERS: [HeaderName; 7] = [DOOR, FOR, MAP, TOKEN, PROTOCOL, HOP, SHARD];
+pub const HEADERS: [HeaderName; 8] = [DOOR, FOR, MAP, TOKEN, PROTOCOL, HOP, SHARD, EPOCH];
 /// The version that is spoken.
 pub const VERSION: &str = "1";
 /// Where calls of the members themselves go.

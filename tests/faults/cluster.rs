@@ -9,6 +9,8 @@ use bytes::Bytes;
 use esker::runtime::Clock;
 use esker_client::Client;
 use esker_client::wire::ClusterStatus;
+use http::Method;
+use http_body_util::Full;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 
@@ -347,15 +349,59 @@ async fn peers_without_the_token_are_refused_and_clients_cannot_pose_as_peers() 
     assert_eq!(reqwest_like(&again, &[("esker-peer-door", "s3")]).await, 200, "a client's header means nothing");
 }
 
+/// A request that was passed on to a member while it had the catalog arrives when another one has had it since, and the member has it once
+/// more: by then another one may have carried it out, and others may have followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_late_is_not_carried_out_by_who_has_the_catalog_again() {
+    let server = S3Server::start().await;
+    let (first, second) = (start(&server, "a").await, start(&server, "b").await);
+    create_job(&second.client).await;
+    let told = |field: &'static str| {
+        let last = server.objects().keys("esker/cluster/map/").into_iter().max().unwrap();
+        let map: serde_json::Value = serde_json::from_slice(&server.objects().get(&last).unwrap()).unwrap();
+        map["owners"][0][field].clone()
+    };
+    let epoch = || (told("epoch_before").as_u64().unwrap() + 1).to_string();
+    let (incarnation, before) = (told("incarnation").as_str().unwrap().to_owned(), epoch());
+    second.client.drain("a").await.unwrap();
+    owned_by(&second.client, "b").await;
+    second.kill().await;
+    owned_by(&first.client, "a").await;
+    listed(&first.client).await;
+    assert_eq!(told("incarnation").as_str(), Some(incarnation.as_str()), "the same process");
+    let now = epoch();
+    assert_ne!(now, before);
+    let passed_on = async |job: &str, epoch: Option<&str>| {
+        let mut headers = vec![("esker-peer", "1"), ("esker-peer-for", &incarnation), ("esker-peer-door", "api")];
+        headers.extend(epoch.map(|epoch| ("esker-peer-epoch", epoch)));
+        headers.push(("content-type", "application/json"));
+        let url = format!("http://{}/v1/jobs", first.address());
+        asked(Method::POST, &url, &headers, &format!("{{\"job\":\"{job}\"}}")).await
+    };
+
+    assert_eq!(passed_on("late", Some(&before)).await, 421);
+
+    let jobs = async || first.client.jobs().await.unwrap().into_iter().map(|job| job.job).collect::<Vec<_>>();
+    assert_eq!(jobs().await, [JOB]);
+    assert!((200..300).contains(&passed_on("in-time", Some(&now)).await));
+    assert!((200..300).contains(&passed_on("of-an-older-release", None).await));
+    assert_eq!(jobs().await.len(), 3);
+}
+
 /// The status of a GET.
 async fn reqwest_like(url: &str, headers: &[(&str, &str)]) -> u16 {
-    use http_body_util::Empty;
+    asked(Method::GET, url, headers, "").await
+}
+
+/// The status of a request.
+async fn asked(method: Method, url: &str, headers: &[(&str, &str)], body: &str) -> u16 {
     let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-    let mut request = http::Request::get(url);
+    let mut request = http::Request::builder().method(method).uri(url);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    client.request(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap().status().as_u16()
+    let body = Full::new(Bytes::from(body.to_owned()));
+    client.request(request.body(body).unwrap()).await.unwrap().status().as_u16()
 }
 
 #[tokio::test(flavor = "multi_thread")]

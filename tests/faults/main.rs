@@ -34,6 +34,7 @@ mod rebuild;
 mod reclaim;
 mod requests;
 mod reshard;
+mod reshard_given_up;
 mod restore;
 mod s3_server;
 mod shards;

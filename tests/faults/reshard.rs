@@ -36,23 +36,23 @@ const MIXED: [(&str, &str); 3] =
     [(INLINE, "1 kb"), ("merging.s3-boundary", "daemon"), ("server.buckets", "states,other,empty")];
 
 /// A daemon by itself.
-fn alone(server: &S3Server) -> Settings {
+pub fn alone(server: &S3Server) -> Settings {
     settings(server, &[&SIGNED[..], &MIXED[..]].concat())
 }
 
-async fn member(server: &S3Server, id: &str) -> Running {
+pub async fn member(server: &S3Server, id: &str) -> Running {
     Running::start(member_with(server, id, &MIXED)).await
 }
 
-fn nobody(_: reshard::ReshardProgress) {}
+pub fn nobody(_: reshard::ReshardProgress) {}
 
-async fn reshard_to(server: &S3Server, shards: u32) -> ReshardReport {
+pub async fn reshard_to(server: &S3Server, shards: u32) -> ReshardReport {
     let options = ReshardOptions { shards, force: false };
     reshard::run(&alone(server), options, &nobody).await.unwrap_or_else(|error| panic!("{}", chain(&error)))
 }
 
 /// What clients have stored, beside what they are told of it.
-struct Stored {
+pub struct Stored {
     objects: BTreeMap<(&'static str, String), Bytes>,
     segments: BTreeMap<String, Bytes>,
     upload: String,
@@ -203,14 +203,14 @@ async fn told(daemon: &Running) -> BTreeSet<String> {
     told
 }
 
-fn assert_same(found: &BTreeSet<String>, expected: &BTreeSet<String>, when: &str) {
+pub fn assert_same(found: &BTreeSet<String>, expected: &BTreeSet<String>, when: &str) {
     let missing: Vec<_> = expected.difference(found).take(5).collect();
     let more: Vec<_> = found.difference(expected).take(5).collect();
     assert!(missing.is_empty() && more.is_empty(), "{when}: missing {missing:#?}, and there is {more:#?}");
 }
 
 /// All that was stored is there, byte for byte.
-async fn assert_there(daemon: &Running, stored: &Stored) {
+pub async fn assert_there(daemon: &Running, stored: &Stored) {
     let clients: BTreeMap<&str, AmazonS3> =
         [BUCKET, OTHER].into_iter().map(|bucket| (bucket, daemon.s3_client_of(bucket))).collect();
     let reads = stored.objects.iter().map(|((bucket, key), bytes)| {
@@ -231,7 +231,7 @@ async fn shards_of(server: &S3Server) -> StoreShards {
 }
 
 /// What stands on storage: each shard's catalog agrees with its files, and nothing else is there.
-async fn assert_clean(server: &S3Server) {
+pub async fn assert_clean(server: &S3Server) {
     let shards = shards_of(server).await;
     let mut expected: BTreeSet<String> = BTreeSet::from([format!("{PREFIX}/catalog/FORMAT")]);
     // A store that is tried when it is opened keeps the object of a trial that was cut short.
@@ -266,7 +266,7 @@ async fn assert_clean(server: &S3Server) {
     assert_eq!(server.objects().open_uploads(), Vec::<String>::new());
 }
 
-async fn stop(daemons: impl IntoIterator<Item = Running>) {
+pub async fn stop(daemons: impl IntoIterator<Item = Running>) {
     for daemon in daemons {
         daemon.shut_down().await.unwrap();
     }
@@ -322,13 +322,13 @@ async fn all_that_was_stored_is_there_whatever_the_number_of_shards() {
 }
 
 /// The command in a runtime of its own, which ends with it.
-struct Command {
+pub struct Command {
     kill: CancellationToken,
     thread: std::thread::JoinHandle<Option<Result<ReshardReport, String>>>,
 }
 
 impl Command {
-    fn start(settings: Settings, shards: u32) -> Self {
+    pub fn start(settings: Settings, shards: u32) -> Self {
         let kill = CancellationToken::new();
         let killed = kill.clone();
         let thread = std::thread::spawn(move || {
@@ -346,17 +346,17 @@ impl Command {
         Self { kill, thread }
     }
 
-    async fn ended(&self) {
+    pub async fn ended(&self) {
         eventually("the command ends", 6 * SOON, || async { self.thread.is_finished() }).await;
     }
 
-    async fn join(self) -> Option<Result<ReshardReport, String>> {
+    pub async fn join(self) -> Option<Result<ReshardReport, String>> {
         tokio::task::spawn_blocking(move || self.thread.join().unwrap()).await.unwrap()
     }
 }
 
 /// What is at work when nobody is: what all that is stored looks like, byte by byte, to the catalogs.
-async fn contents(server: &S3Server) -> BTreeSet<String> {
+pub async fn contents(server: &S3Server) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for shard in shards_of(server).await.all() {
         let stopped = Stopped::open(&alone(server).at_shard(shard)).await.unwrap();
@@ -383,7 +383,7 @@ async fn contents(server: &S3Server) -> BTreeSet<String> {
 }
 
 /// A store with a history, whose daemon has stopped.
-async fn stopped_store() -> (S3Server, Stored) {
+pub async fn stopped_store() -> (S3Server, Stored) {
     let server = S3Server::start().await;
     let daemon = Running::start(alone(&server)).await;
     let stored = store_history(&daemon).await;
@@ -392,7 +392,7 @@ async fn stopped_store() -> (S3Server, Stored) {
 }
 
 /// Dies at the request `number`, which arrives late or whose answer is lost, and is run again. Returns whether it came so far.
-async fn dies_at(
+pub async fn dies_at(
     server: &S3Server,
     number: u64,
     keys: fn(&str) -> bool,
@@ -447,11 +447,11 @@ async fn dies_at_each(step: u64, keys: fn(&str) -> bool, from: u32, shards: u32)
 }
 
 /// What says which shards are the store.
-fn marks(key: &str) -> bool {
+pub fn marks(key: &str) -> bool {
     key.ends_with("/FORMAT") || key.contains("/cluster/map/")
 }
 
-fn files(key: &str) -> bool {
+pub fn files(key: &str) -> bool {
     key.contains("/data/")
 }
 
@@ -572,6 +572,7 @@ async fn a_daemon_that_looked_before_and_opens_after_ends() {
 async fn of_two_commands_the_second_one_does_it() {
     let (server, stored) = stopped_store().await;
     let expected = contents(&server).await;
+    let mut told = vec![];
     for (number, keys) in [(0, files as fn(&str) -> bool), (3, files), (2, marks), (5, marks)] {
         let begin = server.objects().contents();
         let gate = Gate::closed();
@@ -585,9 +586,10 @@ async fn of_two_commands_the_second_one_does_it() {
         let first = first.join().await.unwrap();
 
         assert_eq!(second.state, ReshardState::Done);
-        // It is shut out, or finds that all is done.
-        if let Ok(first) = &first {
-            assert!(matches!(first.state, ReshardState::Done | ReshardState::NothingToDo), "{first:?}");
+        // It is shut out, and says so, or finds that all is done.
+        match &first {
+            Ok(first) => assert!(matches!(first.state, ReshardState::Done | ReshardState::NothingToDo), "{first:?}"),
+            Err(why) => told.push(why.clone()),
         }
         assert_same(&contents(&server).await, &expected, &format!("{number}: {first:?}"));
         let daemon = member(&server, "a").await;
@@ -595,6 +597,7 @@ async fn of_two_commands_the_second_one_does_it() {
         stop([daemon]).await;
         server.objects().put_back(&begin);
     }
+    assert!(told.iter().any(|why| why.contains("another run of this command was faster")), "{told:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -605,6 +608,10 @@ async fn a_member_that_still_runs_is_named_and_shut_out_by_force() {
     let wanted = ReshardOptions { shards: 2, force: false };
     let refused = reshard::run(&alone(&server), wanted, &nobody).await.unwrap_err();
     assert!(matches!(&refused, ReshardError::Members(who) if who.contains("a (http://")), "{refused}");
+    let planned = reshard::plan(&alone(&server), 2, &nobody).await.unwrap();
+    for told in [&refused.to_string(), &planned.notes[0]] {
+        assert!(told.contains(": it answers)"), "{told}");
+    }
     assert_eq!(get(&daemon.s3_client_of(BUCKET), "d/x").await, "kept");
 
     reshard::run(&alone(&server), ReshardOptions { force: true, ..wanted }, &nobody).await.unwrap();
@@ -633,12 +640,36 @@ async fn damage_is_found_before_anything_is_given_up() {
 
     let refused = reshard::run(&alone(&server), ReshardOptions { shards: 2, force: false }, &nobody).await.unwrap_err();
 
-    assert!(chain(&refused).contains("has other bytes than were written"), "{}", chain(&refused));
+    let advice = chain(&refused);
+    assert!(advice.contains("has other bytes than were written"), "{advice}");
+    assert!(advice.contains("`esker cluster reshard --abandon`") && advice.contains("need no --shard"), "{advice}");
+    // It can be followed, in this order.
+    let verify = ["verify", "--read-data", "100"];
+    assert_eq!(offline::esker(&server, &verify).await.0, Some(2));
     reshard::abandon(&alone(&server)).await.unwrap();
+    let (code, output) = offline::esker(&server, &verify).await;
+    assert_eq!(code, Some(1), "{}", offline::text(&output));
     server.objects().put_back(&before);
     let daemon = Running::start(alone(&server)).await;
     assert_there(&daemon, &stored).await;
     stop([daemon]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_not_there_are_named_before_anything_is_begun() {
+    let (server, _) = stopped_store().await;
+    reshard_to(&server, 2).await;
+    let gone = server.objects().keys(PREFIX).into_iter().filter(|key| files(key)).max().unwrap();
+    server.objects().remove(&gone);
+    let keys = server.objects().keys(PREFIX);
+    let name = &gone[gone.find("data/").unwrap()..];
+
+    let planned = reshard::plan(&alone(&server), 3, &nobody).await.unwrap();
+    let refused = reshard::run(&alone(&server), ReshardOptions { shards: 3, force: false }, &nobody).await.unwrap_err();
+
+    assert!(planned.missing.iter().any(|missing| missing.contains(name)), "{name}: {:?}", planned.missing);
+    assert!(refused.is_refusal() && refused.to_string().contains(name), "{refused}");
+    assert_eq!(server.objects().keys(PREFIX), keys);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -692,9 +723,20 @@ async fn the_program_says_what_it_would_do_and_does_it() {
     let (code, output) = offline::esker(&server, &["verify"]).await;
     assert_eq!(code, Some(0), "{}", offline::text(&output));
 
-    let (code, output) = offline::esker(&server, &["cluster", "reshard", "--shards", "2", "--run"]).await;
+    // It says something while storage takes its time.
+    let gate = Gate::closed();
+    let rule = server.faults().add(Rule::everything(files).times(1), Fault::Held(gate.clone()));
+    let run = ["cluster", "reshard", "--shards", "2", "--run"];
+    let slowly = async {
+        gate.arrived(1).await;
+        rule.lift();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        gate.open();
+    };
+    let ((code, output), ()) = tokio::join!(offline::esker(&server, &run), slowly);
 
     assert!(offline::text(&output).contains("the store has 2 shards: "), "{}", offline::text(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("esker: "), "{}", offline::text(&output));
     assert_eq!(code, Some(0));
     for (shard, expected) in [("0", 0), ("1", 0), ("2", 2)] {
         let (code, output) = offline::esker(&server, &["verify", "--shard", shard, "--read-data", "100"]).await;
@@ -704,4 +746,5 @@ async fn the_program_says_what_it_would_do_and_does_it() {
     assert_eq!(code, Some(2), "{}", offline::text(&output));
     let (code, output) = offline::esker(&server, &["cluster", "reshard", "--abandon"]).await;
     assert_eq!(code, Some(2), "{}", offline::text(&output));
+    assert!(offline::text(&output).contains("is not being changed: the store has 2 shards"));
 }

@@ -18,16 +18,20 @@ pub(crate) enum Bug {
     BlindLogWrite,
     /// A new owner drops what has no file, and does not take the file's name: storage forgets tombstones.
     HeadWithoutTombstone,
+    /// A request that a peer has passed on is for whoever has the shard, not for its owner of one epoch: the network gives the header that
+    /// says the epoch a name that nobody knows.
+    ForAnyEpoch,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::ProofBeforeView,
         Self::ProofStandsStill,
         Self::ServesAtOnce,
         Self::OpenBeforeMap,
         Self::BlindLogWrite,
         Self::HeadWithoutTombstone,
+        Self::ForAnyEpoch,
     ];
 
     /// The runs in which it shows.
@@ -36,6 +40,7 @@ impl Bug {
             Self::ProofBeforeView | Self::ServesAtOnce | Self::OpenBeforeMap => About::Silent,
             Self::ProofStandsStill => About::Stopped,
             Self::BlindLogWrite | Self::HeadWithoutTombstone => About::All,
+            Self::ForAnyEpoch => About::Unheard,
         }
     }
 

@@ -215,4 +215,5 @@ bugs! {
     finds_an_open_before_the_map_was_written: OpenBeforeMap within 40;
     finds_a_fence_that_keeps_nobody_out: BlindLogWrite within 40;
     finds_a_look_in_place_of_a_tombstone: HeadWithoutTombstone within 200;
+    finds_a_request_that_is_done_in_a_later_epoch: ForAnyEpoch within 100;
 }

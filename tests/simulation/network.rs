@@ -23,12 +23,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 
+use crate::bug::Bug;
 use crate::world::{Place, ProcessClock, World};
 
 /// Bytes under way in one direction of a connection, at most.
 const UNDER_WAY_MAX: usize = 256 << 10;
+/// How the name of the header that says an epoch goes over a connection, and another name that is as long.
+const EPOCH: &str = "esker-peer-epoch";
+const NO_EPOCH: &str = "esker-peer-epocg";
 /// Whoever waits for the end of a cut looks so often.
 const LOOK: Duration = Duration::from_millis(20);
+/// Where what was sent into a cut arrives piece by piece, as what TCP sends again, the next piece is so much later.
+const TRICKLE: Duration = Duration::from_millis(60);
 
 /// All connections.
 #[derive(Debug, Default)]
@@ -66,6 +72,8 @@ struct Pipe {
     reader: Option<Waker>,
     writer: Option<Waker>,
     last: Duration,
+    /// Something was sent into a cut, and has not all arrived yet.
+    was_cut: bool,
 }
 
 /// One end of a connection.
@@ -107,7 +115,19 @@ fn pipe(from: Place, to: Place) -> Arc<Mutex<Pipe>> {
         reader: None,
         writer: None,
         last: Duration::ZERO,
+        was_cut: false,
     }))
+}
+
+impl Pipe {
+    /// What comes next arrives then at the earliest.
+    fn next_later(&mut self, at: Duration) {
+        match self.chunks.front_mut() {
+            Some((due, _)) => *due = at.max(*due),
+            None => self.ended = self.ended.map(|ended| ended.max(at)),
+        }
+        self.was_cut = !self.chunks.is_empty();
+    }
 }
 
 impl ReachedNetwork {
@@ -252,6 +272,7 @@ impl AsyncRead for SimSocket {
         // What comes meanwhile wakes it, too.
         pipe.reader = Some(cx.waker().clone());
         if self.world.is_cut(pipe.from, pipe.to) {
+            pipe.was_cut = self.world.scenario.trickles;
             return self.look_in(LOOK, cx);
         }
         if due > now {
@@ -265,6 +286,9 @@ impl AsyncRead for SimSocket {
             pipe.chunks.pop_front();
         }
         pipe.bytes -= len;
+        if std::mem::take(&mut pipe.was_cut) {
+            pipe.next_later(now + TRICKLE);
+        }
         if let Some(writer) = pipe.writer.take() {
             writer.wake();
         }
@@ -287,7 +311,11 @@ impl AsyncWrite for SimSocket {
         let due = pipe.last.max(now + wire);
         pipe.last = due;
         pipe.bytes += buf.len();
-        pipe.chunks.push_back((due, Bytes::copy_from_slice(buf)));
+        let sent = match self.world.has(Bug::ForAnyEpoch) {
+            true => without_epoch(buf),
+            false => Bytes::copy_from_slice(buf),
+        };
+        pipe.chunks.push_back((due, sent));
         let (from, to, reader) = (pipe.from, pipe.to, pipe.reader.take());
         drop(pipe);
         self.world.tell(format_args!("{from}>{to} {}", buf.len()));
@@ -305,6 +333,40 @@ impl AsyncWrite for SimSocket {
         end(&self.write, self.world.now());
         Poll::Ready(Ok(()))
     }
+}
+
+/// What is sent, with no word about epochs.
+fn without_epoch(sent: &[u8]) -> Bytes {
+    let (name, other) = (in_header_block(EPOCH), in_header_block(NO_EPOCH));
+    let mut sent = sent.to_vec();
+    while let Some(at) = sent.windows(name.len()).position(|window| window == name) {
+        sent[at..at + name.len()].copy_from_slice(&other);
+    }
+    sent.into()
+}
+
+/// A name as HTTP/2 writes it: in the codes of RFC 7541, appendix B, filled up with ones.
+fn in_header_block(name: &str) -> Vec<u8> {
+    let mut bits = String::new();
+    for letter in name.chars() {
+        bits += match letter {
+            'c' => "00100",
+            'e' => "00101",
+            'o' => "00111",
+            's' => "01000",
+            '-' => "010110",
+            'g' => "100110",
+            'h' => "100111",
+            'p' => "101011",
+            'r' => "101100",
+            'k' => "1110101",
+            other => unreachable!("{other} is in no such name"),
+        };
+    }
+    while !bits.len().is_multiple_of(8) {
+        bits.push('1');
+    }
+    bits.as_bytes().chunks(8).map(|bits| u8::from_str_radix(std::str::from_utf8(bits).unwrap(), 2).unwrap()).collect()
 }
 
 fn end(pipe: &Mutex<Pipe>, now: Duration) {

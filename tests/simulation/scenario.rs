@@ -64,6 +64,8 @@ pub(crate) struct Scenario {
     pub(crate) readers: u64,
     /// Of a thousand reads so many go to the first member, which is the owner at first, and of a thousand writes.
     pub(crate) at_first: (u32, u32),
+    /// What was sent into a cut arrives piece by piece.
+    pub(crate) trickles: bool,
     /// All members are on one machine.
     pub(crate) one_machine: bool,
     /// Milliseconds by which wall clocks are wrong.
@@ -84,14 +86,20 @@ pub(crate) enum About {
     Stopped,
     /// Owners that the others do not reach, but clients and storage do.
     Silent,
+    /// An owner that hears nothing of the others for a while, of one of them for longer: by then it has the shard again.
+    Unheard,
 }
 
 impl Scenario {
     pub(crate) fn draw(rng: &mut StdRng, scope: Option<Bug>) -> Self {
         let any = [About::All, About::All, About::Killed, About::Stopped, About::Silent][rng.random_range(0..5)];
         let about = scope.map_or(any, Bug::shows_in);
-        let narrow = scope.is_some_and(|bug| bug.shows_in() == About::Silent);
-        let members = if narrow { 2 } else { rng.random_range(3..=5) };
+        let narrow = scope.is_some_and(|bug| matches!(bug.shows_in(), About::Silent | About::Unheard));
+        let members = match about {
+            About::Unheard => 3,
+            _ if narrow => 2,
+            _ => rng.random_range(3..=5),
+        };
         let shards = if narrow || rng.random_bool(0.5) { 1 } else { rng.random_range(2..=3) };
         let storage = match rng.random_range(0..4) {
             _ if narrow => 0..1,
@@ -117,11 +125,16 @@ impl Scenario {
             files,
             readers: if narrow { 5 } else { 2 },
             at_first: if narrow { (700, 100) } else { (0, 0) },
+            trickles: about == About::Unheard,
             one_machine: rng.random_bool(0.75),
             wall_off,
             events: vec![],
             end: BEGIN + Duration::from_secs(seconds),
         };
+        if about == About::Unheard {
+            scenario.goes_unheard(rng);
+            return scenario;
+        }
         // One that is only silent is left alone for 5 s after it came.
         let patient = matches!(about, About::Silent | About::Stopped);
         let mut at = if patient { BEGIN + millis(rng, 3000..4500) } else { BEGIN };
@@ -133,6 +146,19 @@ impl Scenario {
         scenario
     }
 
+    /// The first member has the shard, loses it, and comes to it again, while what one of the others had passed on to it is under way.
+    fn goes_unheard(&mut self, rng: &mut StdRng) {
+        let (sender, other) = if rng.random_bool(0.5) { (1, 2) } else { (2, 1) };
+        let at = BEGIN + millis(rng, 3000..4500);
+        let cut = |from, time| Event::Cut(Target::Member(from), 0, time);
+        let killed_at = at + millis(rng, 3000..5000);
+        let end = killed_at + millis(rng, 2000..4000);
+        self.events.push((at, cut(sender, end - at)));
+        self.events.push((at, cut(other, millis(rng, 1500..3000))));
+        self.events.push((killed_at, Event::Kill(Target::Owner(0), millis(rng, 4000..6000))));
+        self.end = end + Duration::from_secs(3);
+    }
+
     fn event(&self, rng: &mut StdRng) -> Event {
         let owner = Target::Owner(rng.random_range(0..self.shards));
         let target = if rng.random_bool(0.7) { owner } else { Target::Member(rng.random_range(0..self.members)) };
@@ -142,6 +168,7 @@ impl Scenario {
             About::Stopped if rng.random_bool(0.2) => rng.random_range(10..13),
             About::Stopped => return Event::Stop(owner, millis(rng, 1500..6000)),
             About::Silent => return Event::Isolate(owner, millis(rng, 2500..6000)),
+            About::Unheard => unreachable!("its events are not drawn"),
         };
         match kind {
             0..5 => Event::Kill(target, millis(rng, 100..4000)),

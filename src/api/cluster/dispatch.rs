@@ -24,14 +24,14 @@ use hyper_util::service::TowerToHyperService;
 use s3s::{HttpError, HttpResponse, StdError};
 use tokio::time::Instant;
 
-use super::route::{Here, RouteTo, Routes, ShardRoutes};
+use super::route::{Here, PeerOwner, RouteTo, Routes, ShardRoutes};
 use super::target::RequestTarget;
 use crate::api::exchange::Exchange;
 use crate::api::s3::{Hosts, InPlace, PassedBody};
 use crate::api::shards::calls::{self, EngineCall};
 use crate::api::shards::siblings::{CallEngine, IDEMPOTENT};
 use crate::cluster::maps::ClusterMaps;
-use crate::cluster::peer::{self, PeerBody, PeerLink};
+use crate::cluster::peer::{self, PeerBody};
 use crate::cluster::proof::NotProven;
 use crate::metrics::Metrics;
 use crate::metrics::labels::{HeldOutcome, RejectReason};
@@ -95,6 +95,17 @@ impl PeerDoor {
             _ => None,
         }
     }
+}
+
+/// What a peer says of a request that it passes on.
+#[derive(Debug, Clone, Copy)]
+pub struct OfPeer {
+    /// Where it came to the peer.
+    pub door: PeerDoor,
+    /// The shard that it is about.
+    pub shard: u32,
+    /// The epoch of the owner that it is for; `None` from an older release.
+    pub epoch: Option<u64>,
 }
 
 /// Why a request was not answered by the engine of any daemon; it may be repeated.
@@ -362,10 +373,14 @@ impl Dispatcher {
     /// The same for a request that a peer has passed on: by this daemon or not at all.
     ///
     /// None if this daemon may not answer; then it was not carried out, or nobody knows.
-    pub async fn of_peer(&self, door: PeerDoor, shard: u32, request: Request<AxumBody>) -> Option<Response<AxumBody>> {
-        let RouteTo::Here(here) = self.routes.of(shard)?.now() else { return None };
+    pub async fn of_peer(&self, of: OfPeer, request: Request<AxumBody>) -> Option<Response<AxumBody>> {
+        let RouteTo::Here(here) = self.routes.of(of.shard)?.now() else { return None };
+        // It may be late, and have been carried out by another owner before this one came to the shard again.
+        if of.epoch.is_some_and(|epoch| epoch != here.epoch) {
+            return None;
+        }
         let request = request.map(boxed);
-        match door {
+        match of.door {
             PeerDoor::S3 => match self.try_here(&S3, &here, request).await? {
                 Ok(answer) => Some(answer.map(AxumBody::new)),
                 Err(error) => {
@@ -398,9 +413,9 @@ impl Dispatcher {
                     sending = self.kept_if_there_is_room(sending, len, KEPT_HERE_BYTES_MAX).await?;
                     self.here(door, here, &head, sending).await
                 }
-                RouteTo::There(link) => {
+                RouteTo::There(owner) => {
                     sending = self.kept_if_there_is_room(sending, len, KEPT_BYTES_MAX).await?;
-                    self.there::<D>(&routes, shard, &route, link, &head, sending).await
+                    self.there::<D>(&routes, shard, &route, owner, &head, sending).await
                 }
             };
             sending = match attempt {
@@ -486,10 +501,11 @@ impl Dispatcher {
         routes: &Routes,
         shard: u32,
         route: &RouteTo,
-        link: &PeerLink,
+        owner: &PeerOwner,
         head: &Parts,
         sending: Sending,
     ) -> Attempt<D::Answer> {
+        let link = &owner.link;
         let number = self.maps.known().number;
         // What cannot be sent twice is sent to who answers for sure.
         let serves = match &sending {
@@ -507,7 +523,9 @@ impl Dispatcher {
             return Attempt::NotSent(sending);
         };
         let Some((body, again)) = sending.sent() else { return Attempt::Unknown(Sending::Gone) };
-        let Some(request) = passed_on(D::NAME, shard, head, body) else { return Attempt::Unknown(Sending::Gone) };
+        let Some(request) = passed_on(D::NAME, (shard, owner.epoch), head, body) else {
+            return Attempt::Unknown(Sending::Gone);
+        };
         if D::NAME != Calls::NAME
             && let Some(exchange) = Exchange::current()
         {
@@ -601,7 +619,12 @@ fn is_repeatable(head: &Parts) -> bool {
 }
 
 /// A request as a peer gets it. None if its head is none that HTTP/2 can carry.
-fn passed_on(door: &'static str, shard: u32, head: &Parts, body: PeerBody) -> Option<Request<PeerBody>> {
+fn passed_on(
+    door: &'static str,
+    (shard, epoch): (u32, u64),
+    head: &Parts,
+    body: PeerBody,
+) -> Option<Request<PeerBody>> {
     let mut headers = head.headers.clone();
     let mut hops = vec![];
     for name in OF_ONE_CONNECTION {
@@ -618,6 +641,7 @@ fn passed_on(door: &'static str, shard: u32, head: &Parts, body: PeerBody) -> Op
     if shard > 0 {
         headers.insert(peer::SHARD, HeaderValue::from(shard));
     }
+    headers.insert(peer::EPOCH, HeaderValue::from(epoch));
     for hop in hops {
         headers.append(peer::HOP, hop);
     }

@@ -19,7 +19,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::{Dispatcher, PeerDoor, Unanswered};
+use super::dispatch::{Dispatcher, OfPeer, PeerDoor, Unanswered};
 use super::route::{RouteTo, Routes, ShardRoutes};
 use super::spread;
 use crate::api::admin::{all_taken, exposed, not_ready, readiness};
@@ -117,7 +117,7 @@ impl MemberDoor {
     }
 
     /// What a peer wants; `None` if the request is a client's.
-    fn wanted(&self, request: &Request) -> Option<OfPeer> {
+    fn wanted(&self, request: &Request) -> Option<PeerWants> {
         let said = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let version = said(peer::PROTOCOL)?;
         let token = said(peer::TOKEN).unwrap_or_default().as_bytes();
@@ -125,32 +125,33 @@ impl MemberDoor {
         if !known {
             self.metrics.rejected.of(RejectReason::Auth).inc();
             let error = ApiError::invalid("esker-peer-token", "cluster.token is another one here");
-            return Some(OfPeer::Refused(error.with_status(StatusCode::UNAUTHORIZED)));
+            return Some(PeerWants::Refused(error.with_status(StatusCode::UNAUTHORIZED)));
         }
         if let Some(peer) = request.extensions().get::<Arc<Peer>>() {
             peer.trust();
         }
         if version != VERSION {
             let error = ApiError::invalid("esker-peer", format!("peers speak version {VERSION} here"));
-            return Some(OfPeer::Refused(error.with_status(StatusCode::UPGRADE_REQUIRED)));
+            return Some(PeerWants::Refused(error.with_status(StatusCode::UPGRADE_REQUIRED)));
         }
         if said(peer::FOR) != Some(self.links.me().incarnation.as_str()) {
-            return Some(OfPeer::Misdirected);
+            return Some(PeerWants::Misdirected);
         }
         if let Some(number) = said(peer::MAP).and_then(|number| number.parse().ok()) {
             self.maps.hint(number);
         }
         let shard = said(peer::SHARD).and_then(|shard| shard.parse().ok()).unwrap_or_default();
+        let epoch = said(peer::EPOCH).and_then(|epoch| epoch.parse().ok());
         Some(match said(peer::DOOR).map(PeerDoor::named) {
-            Some(None) => OfPeer::Misdirected,
+            Some(None) => PeerWants::Misdirected,
             // Whoever makes it needs no key: only members may.
             Some(Some(PeerDoor::Engine)) if self.token.is_none() && !self.keys.current().lets_everybody_in() => {
                 self.metrics.rejected.of(RejectReason::Auth).inc();
                 let error = ApiError::invalid("esker-peer-token", "calls of members need cluster.token");
-                OfPeer::Refused(error.with_status(StatusCode::UNAUTHORIZED))
+                PeerWants::Refused(error.with_status(StatusCode::UNAUTHORIZED))
             }
-            Some(Some(door)) => OfPeer::Request { door, shard },
-            None => OfPeer::Call(request.method().clone(), request.uri().path().to_owned()),
+            Some(Some(door)) => PeerWants::Request(OfPeer { door, shard, epoch }),
+            None => PeerWants::Call(request.method().clone(), request.uri().path().to_owned()),
         })
     }
 
@@ -179,9 +180,9 @@ async fn metrics(State(door): State<MemberDoor>) -> impl IntoResponse {
 }
 
 /// What a peer wants.
-enum OfPeer {
+enum PeerWants {
     /// A request of a client, that came to its S3 door or to its native API.
-    Request { door: PeerDoor, shard: u32 },
+    Request(OfPeer),
     /// A call of its own.
     Call(Method, String),
     /// It means another process.
@@ -200,15 +201,15 @@ async fn peers_first(State(door): State<MemberDoor>, mut request: Request, next:
     remove_headers(&mut request);
     let misdirected = || StatusCode::MISDIRECTED_REQUEST.into_response();
     let mut answer = match wanted {
-        OfPeer::Refused(error) => return error.into_response(),
-        OfPeer::Misdirected => misdirected(),
-        OfPeer::Request { door: at, shard } => {
+        PeerWants::Refused(error) => return error.into_response(),
+        PeerWants::Misdirected => misdirected(),
+        PeerWants::Request(of) => {
             for (name, value) in hops {
                 request.headers_mut().append(name, value);
             }
-            door.dispatcher.of_peer(at, shard, request).await.unwrap_or_else(misdirected)
+            door.dispatcher.of_peer(of, request).await.unwrap_or_else(misdirected)
         }
-        OfPeer::Call(method, path) => {
+        PeerWants::Call(method, path) => {
             drop(request);
             of_peer(&door, method, path).await
         }

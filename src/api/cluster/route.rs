@@ -19,6 +19,8 @@ use crate::engine::Engine;
 pub struct Here {
     /// The shard.
     pub shard: u32,
+    /// The epoch of its catalog in which this daemon has it.
+    pub epoch: u64,
     /// What answers at the S3 door.
     pub s3: S3Service,
     /// What answers at the native API.
@@ -43,7 +45,17 @@ pub enum RouteTo {
     /// This daemon.
     Here(Arc<Here>),
     /// A peer.
-    There(Arc<PeerLink>),
+    There(PeerOwner),
+}
+
+/// A peer, as the owner of a shard.
+#[derive(Debug, Clone)]
+pub struct PeerOwner {
+    /// The way to it.
+    pub link: Arc<PeerLink>,
+    /// The epoch in which it has the shard. It may lose the shard, and come to it again: what was asked of it before may have been done by
+    /// another owner since, and may be late.
+    pub epoch: u64,
 }
 
 impl RouteTo {
@@ -52,7 +64,9 @@ impl RouteTo {
         match (self, other) {
             (Self::Nobody, Self::Nobody) => true,
             (Self::Here(one), Self::Here(other)) => Arc::ptr_eq(one, other),
-            (Self::There(one), Self::There(other)) => one.member().incarnation == other.member().incarnation,
+            (Self::There(one), Self::There(other)) => {
+                one.epoch == other.epoch && one.link.member().incarnation == other.link.member().incarnation
+            }
             _ => false,
         }
     }
@@ -228,21 +242,30 @@ mod tests {
     use crate::runtime::Clock;
     use crate::runtime::network::ThisMachine;
 
-    fn there(incarnation: &str) -> RouteTo {
+    fn there(incarnation: &str, epoch: u64) -> RouteTo {
         let [id, incarnation, url, host, since] = ["b", incarnation, "http://b:1", "", ""].map(str::to_owned);
-        RouteTo::There(PeerLink::new(
-            Member { id, incarnation, url, host, since },
-            None,
-            Arc::new(ThisMachine),
-            Clock::System,
-            Metrics::new(),
-        ))
+        let member = Member { id, incarnation, url, host, since };
+        let link = PeerLink::new(member, None, Arc::new(ThisMachine), Clock::System, Metrics::new());
+        RouteTo::There(PeerOwner { link, epoch })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_it_again_in_another_epoch_is_another_one() {
+        let (routes, patience) = (Routes::default(), Duration::from_secs(10));
+        routes.lead_to(there("1", 5));
+
+        routes.lead_to(there("1", 7));
+
+        let begun = Clock::instant();
+        routes.gone(&there("1", 5), patience).await;
+        let now = routes.other_than(&there("1", 5), patience).await;
+        assert!(begun.elapsed().is_zero() && now.is(&there("1", 7)), "{now:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_one_who_answers_is_given_up_when_it_was_missed_for_long_or_another_one_answers() {
         let (routes, patience) = (Routes::default(), Duration::from_secs(10));
-        let (first, second) = (there("1"), there("2"));
+        let (first, second) = (there("1", 5), there("2", 6));
         routes.lead_to(first.clone());
         let begun = tokio::time::Instant::now();
         routes.miss(Some(begun));

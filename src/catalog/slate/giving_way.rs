@@ -2,13 +2,18 @@
 
 use crate::model::{SHARDS_MAX, StoreShards};
 
+/// Stands behind the one who gives a change up.
+const GIVEN_UP: &str = ", given up";
+
 /// A change of the number of shards that has begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resharding {
     /// What is being made.
     pub to: StoreShards,
-    /// The one who makes it, at the root alone.
+    /// The one who makes it, or gives it up, at the root alone.
     pub by: Option<String>,
+    /// Whether it is being given up: nobody goes on with it any more.
+    pub given_up: bool,
 }
 
 /// Shards that others have taken the place of, and that are still to be deleted.
@@ -34,11 +39,20 @@ fn shards_of(text: &str) -> Option<(StoreShards, Option<&str>)> {
 impl Resharding {
     pub(super) fn parse(line: &str) -> Option<Self> {
         let (to, behind) = shards_of(line.strip_prefix("resharding to ")?)?;
-        let by = match behind {
-            Some(behind) => Some(behind.strip_prefix("by ")?.to_owned()),
-            None => None,
+        let (by, given_up) = match behind.map(|behind| behind.strip_suffix(GIVEN_UP).unwrap_or(behind)) {
+            Some(by) => {
+                (Some(by.strip_prefix("by ")?.to_owned()), behind.is_some_and(|behind| behind.ends_with(GIVEN_UP)))
+            }
+            None => (None, false),
         };
-        (to.generation > 0).then_some(Self { to, by })
+        (to.generation > 0).then_some(Self { to, by, given_up })
+    }
+
+    pub(super) fn line(&self) -> String {
+        let Self { to, by, given_up } = self;
+        let by = by.as_ref().map_or_else(String::new, |by| format!(", by {by}"));
+        let given_up = if *given_up { GIVEN_UP } else { "" };
+        format!("resharding to {}, generation {}{by}{given_up}\n", to.count, to.generation)
     }
 }
 

@@ -5,14 +5,15 @@
 //! epochs after <number>                   if it was rebuilt: added to SlateDB's writer epoch
 //! shard <n> of <number>, routing 1        of a catalog that has one shard of a store
 //! shards <number>, routing 1              where there is no database, because each shard has one of its own
+//! given up <g>                            if a change of the number of shards, of this generation, was given up: the last one
 //! resharding to <number>, generation <g>  while the number of shards is changed, and for good in those that others take the place of
 //! replaces <number>, generation <g>       after that, until what was there before is deleted
 //! cluster 1                               if only members of a cluster may open it, as the cluster's map says
 //! ```
 //!
 //! Shards of a later generation than 0 have it in their lines: `shard 3 of 4, routing 1, generation 12`. At the root the one who
-//! changes the number of shards stands behind its line, `, by <32 hex digits>`, and `, emptied` behind the last but one when no physical
-//! file is left.
+//! changes the number of shards stands behind its line, `, by <32 hex digits>`, and behind that `, given up` if it gives the change up;
+//! `, emptied` stands behind the last but one when no physical file is left.
 //!
 //! The last line keeps out daemons that know of no cluster: releases before there were any refuse a line that they do not know. One
 //! that says how many shards there are stays for good, and keeps out everybody who takes the store for one that is not divided.
@@ -42,6 +43,8 @@ pub(super) struct Marked {
     /// Epochs before those of the database.
     pub(super) epochs_before: u64,
     pub(super) divided: Divided,
+    /// The generation of the last change that was given up, since which there was none; 0 if there is no such.
+    pub(super) given_up: u64,
     /// Others are to take its place.
     pub(super) resharding: Option<Resharding>,
     /// It has taken the place of these.
@@ -50,9 +53,19 @@ pub(super) struct Marked {
 }
 
 impl Marked {
+    /// A database by itself.
+    const PLAIN: Self = Self {
+        epochs_before: 0,
+        divided: Divided::No,
+        given_up: 0,
+        resharding: None,
+        replaces: None,
+        of_cluster: false,
+    };
+
     /// Its lines, behind the first one.
     fn lines(&self) -> String {
-        let Self { epochs_before, divided, resharding, replaces, of_cluster } = self;
+        let Self { epochs_before, divided, given_up, resharding, replaces, of_cluster } = self;
         let mut lines = match epochs_before {
             0 => String::new(),
             epochs => format!("epochs after {epochs}\n"),
@@ -65,9 +78,11 @@ impl Marked {
                 lines += &format!("shards {}, routing {ROUTING}{}\n", shards.count, of(shards.generation));
             }
         }
-        if let Some(Resharding { to, by }) = resharding {
-            let by = by.as_ref().map_or_else(String::new, |by| format!(", by {by}"));
-            lines += &format!("resharding to {}, generation {}{by}\n", to.count, to.generation);
+        if *given_up > 0 {
+            lines += &format!("given up {given_up}\n");
+        }
+        if let Some(resharding) = resharding {
+            lines += &resharding.line();
         }
         if let Some(Replaced { shards, emptied }) = replaces {
             let emptied = if *emptied { ", emptied" } else { "" };
@@ -226,8 +241,7 @@ impl JournalMarker {
             Some(alone) => (alone, true),
             None => (found, false),
         };
-        let mut marked =
-            Marked { epochs_before: 0, divided: Divided::No, resharding: None, replaces: None, of_cluster };
+        let mut marked = Marked { of_cluster, ..Marked::PLAIN };
         let rest = alone.strip_prefix(&self.whole()).ok_or_else(wrong)?;
         let mut lines = rest.lines().peekable();
         if let Some(number) = lines.peek().and_then(|line| line.strip_prefix("epochs after ")) {
@@ -236,6 +250,10 @@ impl JournalMarker {
         }
         if let Some(line) = lines.next_if(|line| line.starts_with("shard")) {
             marked.divided = divided(line).ok_or_else(wrong)?;
+        }
+        if let Some(number) = lines.peek().and_then(|line| line.strip_prefix("given up ")) {
+            marked.given_up = number.parse().ok().filter(|generation| *generation > 0).ok_or_else(wrong)?;
+            lines.next();
         }
         if let Some(line) = lines.next_if(|line| line.starts_with("resharding ")) {
             marked.resharding = Some(Resharding::parse(line).ok_or_else(wrong)?);
@@ -280,6 +298,12 @@ impl JournalMarker {
         let found = self.found_or_made().await?;
         let marked = self.marked(&found)?;
         self.check_openable(&marked, claim)?;
+        // A command that stood still, and goes on when its change was given up, shuts nobody out.
+        if let JournalClaim::Reshard { generation } = claim
+            && !marked.resharding.as_ref().is_some_and(|begun| begun.to.generation == generation && !begun.given_up)
+        {
+            return Err(JournalError::MarkChanged(self.place()));
+        }
         let as_it_is = Checked { epochs_before: marked.epochs_before, shard: marked.shard() };
         let shard = match claim {
             JournalClaim::Member { shard, .. } => shard,
@@ -306,7 +330,7 @@ impl JournalMarker {
     /// A new database of a shard that is filled before anybody else opens it. Whoever had begun to has said how many epochs went before.
     async fn found_or_filled(&self, shard: ShardOf, epochs_before: u64) -> Result<Checked, JournalError> {
         let (divided, resharding, replaces) = (Divided::Shard(shard), None, None);
-        let new = Marked { epochs_before, divided, resharding, replaces, of_cluster: true };
+        let new = Marked { epochs_before, divided, given_up: 0, resharding, replaces, of_cluster: true };
         if self.read().await?.is_none() {
             self.create(self.text(&new)).await?;
         }
@@ -338,7 +362,7 @@ impl JournalMarker {
         if !self.has_manifest().await? {
             let divided = Divided::Into(StoreShards::first(shards));
             let (resharding, replaces) = (None, None);
-            let divided = Marked { epochs_before: 0, divided, resharding, replaces, of_cluster: true };
+            let divided = Marked { epochs_before: 0, divided, given_up: 0, resharding, replaces, of_cluster: true };
             self.create(self.text(&divided)).await?;
         }
         self.shards().await
@@ -523,6 +547,10 @@ mod tests {
             "shards 16, routing 1, generation x",
             "resharding to 0, generation 2",
             "resharding to 4, generation 0",
+            "resharding to 4, generation 2, given up",
+            "given up 0",
+            "given up 3, by a",
+            "resharding to 4, generation 2\ngiven up 2",
             "resharding to 4, generation 2\nreplaces 4, generation 2",
             "replaces 4",
         ] {

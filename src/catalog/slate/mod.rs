@@ -63,7 +63,7 @@ pub use self::marker::Present;
 use self::marker::{Checked, JournalMarker};
 use self::opening::OpeningObjects;
 pub use self::quiet::Quiet;
-pub use self::reshard::RootMark;
+pub use self::reshard::{HowFarDeleted, RootMark};
 pub use self::room::Hold;
 use self::scan::{ReadAhead, visit_all};
 pub use self::settings::{CompanyWait, JournalClaim, JournalSettings};
@@ -222,7 +222,8 @@ pub enum JournalError {
     },
     /// There is no catalog here: each shard has its own.
     #[error(
-        "{place} says that this store is divided into {shards} shards, each with a catalog of its own. A daemon needs cluster.enabled = true; a command on the storage needs to know which: --shard 0 to {}", shards - 1
+        "{place} says that this store is divided into {}, each with a catalog of its own. A daemon needs cluster.enabled = true; a command on the storage needs to know which: --shard 0{}",
+        StoreShards::first(*.shards), match .shards { 1 => String::new(), shards => format!(" to {}", shards - 1) }
     )]
     Divided {
         /// The marker.

@@ -7,11 +7,18 @@
 //! | the same, `resharding to 4, generation 12, by ..` | they still are, and nobody opens them: others are being filled |
 //! | `shards 4, routing 1, generation 12`, `replaces 16, generation 0` | the others are the store; what was there before is still to be deleted |
 //! | `shards 4, routing 1, generation 12` | that is done |
+//! | `shards 16, routing 1`, `resharding to 4, generation 12, by .., given up` | somebody gives that up: nobody goes on with it |
+//! | `shards 16, routing 1`, `given up 12` | that was given up, and nobody begins it again |
 //!
 //! A store that is not divided has no line of shards at first. Each change is made on the condition that the marker is as it was read: of
 //! two who change the number of shards, the second one takes the place of the first with its name, and the first changes nothing more.
 //!
 //! The catalogs that others take the place of keep their line for good.
+//!
+//! # Given up
+//! A generation is used once. Who gives it up says so at the root first, and last in the marker of each catalog and at the root once more, where
+//! it stays until another change is made. A command that stood still meanwhile finds it there with each of its own changes of a marker: it
+//! marks nothing, and opens nothing to write. No text of a marker ever comes back, so a change that was sent before and arrives late is refused.
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
@@ -40,10 +47,29 @@ const DELETES_AT_ONCE: usize = 32;
 pub struct RootMark {
     /// Its shards: those that it has until the change is made, if one has begun.
     pub shards: StoreShards,
+    /// The generation of the last change that was given up, since which there was none; 0 if there is no such.
+    pub given_up: u64,
     /// A change that has begun.
     pub resharding: Option<Resharding>,
     /// What was there before.
     pub replaces: Option<Replaced>,
+}
+
+/// How far shards are deleted that others have taken the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HowFarDeleted {
+    /// No physical file is left.
+    Emptied,
+    /// Nothing is.
+    Gone,
+}
+
+impl RootMark {
+    /// Whether a change to these shards was given up, or is being.
+    pub fn has_given_up(&self, to: StoreShards) -> bool {
+        let is_being = |begun: &Resharding| begun.to == to && begun.given_up;
+        self.given_up >= to.generation || self.resharding.as_ref().is_some_and(is_being)
+    }
 }
 
 impl Journal {
@@ -60,33 +86,65 @@ impl Journal {
             Divided::Into(shards) => shards,
             Divided::Shard(_) => return Err(marker.wrong(&found)),
         };
-        Ok(Some(RootMark { shards, resharding: marked.resharding, replaces: marked.replaces }))
+        let Marked { given_up, resharding, replaces, .. } = marked;
+        Ok(Some(RootMark { shards, given_up, resharding, replaces }))
     }
 
     /// Marks a store, or a catalog of it: others are to take its place. Whoever had begun that before at the root goes on no more.
     ///
     /// # Errors
-    /// As [`Self::root_mark`]; `Resharding` if others again are to, `MarkChanged` if somebody else changed it meanwhile.
+    /// As [`Self::root_mark`]; `Resharding` if others again are to, `MarkChanged` if that was given up, or is done, or if somebody else changes
+    /// the marker over and over.
     pub async fn mark_resharding(placement: &Placement, resharding: &Resharding) -> Result<(), JournalError> {
         let marker = root_of(placement).await?;
         change(&marker, |marked| {
-            match &marked.resharding {
-                Some(Resharding { to, .. }) if *to != resharding.to => {
-                    return Err(JournalError::Resharding { place: marker.place(), to: *to });
-                }
-                _ => {}
+            let to = resharding.to;
+            if marked.is_past(to) || marked.resharding.as_ref().is_some_and(|begun| begun.to == to && begun.given_up) {
+                return Err(JournalError::MarkChanged(marker.place()));
             }
-            Ok(Marked { resharding: Some(resharding.clone()), ..marked })
+            marked.with(resharding, &marker)
         })
         .await
     }
 
-    /// Takes that back.
+    /// Says at the root that a change is being given up: nobody goes on with it from here on. Nothing changes if that is over already.
+    ///
+    /// # Errors
+    /// As [`Self::mark_resharding`]; `MarkChanged` if the change is done.
+    pub async fn begin_giving_up(placement: &Placement, to: StoreShards, by: String) -> Result<(), JournalError> {
+        let marker = root_of(placement).await?;
+        let resharding = Resharding { to, by: Some(by), given_up: true };
+        change(&marker, |marked| match marked.given_up >= to.generation {
+            true => Ok(marked),
+            false if marked.is_past(to) => Err(JournalError::MarkChanged(marker.place())),
+            false => marked.with(&resharding, &marker),
+        })
+        .await
+    }
+
+    /// Takes the mark of a change that was given up back, from a store or a catalog of it, and says that it was: nobody marks it so again.
     ///
     /// # Errors
     /// As [`Self::mark_resharding`].
-    pub async fn unmark_resharding(placement: &Placement) -> Result<(), JournalError> {
-        change(&root_of(placement).await?, |marked| Ok(Marked { resharding: None, ..marked })).await
+    pub async fn give_up(placement: &Placement, generation: u64) -> Result<(), JournalError> {
+        change(&root_of(placement).await?, |mut marked| {
+            marked.resharding.take_if(|begun| begun.to.generation <= generation);
+            if marked.generation() < generation {
+                marked.given_up = marked.given_up.max(generation);
+            }
+            Ok(marked)
+        })
+        .await
+    }
+
+    /// The change that a catalog is marked with.
+    ///
+    /// # Errors
+    /// As [`Self::root_mark`].
+    pub async fn resharding(placement: &Placement) -> Result<Option<StoreShards>, JournalError> {
+        let marker = root_of(placement).await?;
+        let Some(found) = marker.read().await? else { return Ok(None) };
+        Ok(marker.marked(&found)?.resharding.map(|begun| begun.to))
     }
 
     /// The others are the store from now on, which is what `resharding` was for.
@@ -105,7 +163,7 @@ impl Journal {
             }
             let replaces = Some(Replaced { shards, emptied: false });
             let divided = Divided::Into(resharding.to);
-            Ok(Marked { epochs_before: 0, divided, resharding: None, replaces, of_cluster: true })
+            Ok(Marked { epochs_before: 0, divided, given_up: 0, resharding: None, replaces, of_cluster: true })
         })
         .await
     }
@@ -137,7 +195,9 @@ impl Journal {
         let marker = root_of(placement).await?;
         let found = marker.read().await?.unwrap_or_default();
         let marked = marker.marked(&found)?;
-        if marked.resharding.is_none() && marked.replaces.is_none() {
+        // A store that is divided has no catalog at its root.
+        let is_root = matches!(marked.divided, Divided::Into(_));
+        if marked.resharding.is_none() && !is_root {
             return Err(marker.wrong(&found));
         }
         let Placement::Object { store, prefix, .. } = placement else { return Ok(vec![]) };
@@ -175,12 +235,51 @@ impl Journal {
         }
     }
 
-    /// Says how far what was there before is deleted; `None`: all of it is.
+    /// Says how far these shards, which were there before, are deleted. Changes nothing if that is over, or they are none of those.
     ///
     /// # Errors
     /// As [`Self::mark_resharding`].
-    pub async fn mark_replaced(placement: &Placement, replaces: Option<Replaced>) -> Result<(), JournalError> {
-        change(&root_of(placement).await?, |marked| Ok(Marked { replaces: replaces.clone(), ..marked })).await
+    pub async fn mark_replaced(
+        placement: &Placement,
+        shards: StoreShards,
+        how_far: HowFarDeleted,
+    ) -> Result<(), JournalError> {
+        change(&root_of(placement).await?, |mut marked| {
+            if let Some(replaced) = marked.replaces.take_if(|replaced| replaced.shards == shards) {
+                marked.replaces = match how_far {
+                    HowFarDeleted::Emptied => Some(Replaced { emptied: true, ..replaced }),
+                    HowFarDeleted::Gone => None,
+                };
+            }
+            Ok(marked)
+        })
+        .await
+    }
+}
+
+impl Marked {
+    /// The generation of the shards, as the root says; 0 of a catalog that has one of a later generation than that.
+    fn generation(&self) -> u64 {
+        match self.divided {
+            Divided::Into(shards) => shards.generation,
+            Divided::Shard(shard) => shard.generation,
+            Divided::No => 0,
+        }
+    }
+
+    /// Whether a change to these shards was given up, or is done.
+    fn is_past(&self, to: StoreShards) -> bool {
+        self.given_up.max(self.generation()) >= to.generation
+    }
+
+    /// With this mark in place of an earlier one of the same change.
+    fn with(self, resharding: &Resharding, marker: &JournalMarker) -> Result<Self, JournalError> {
+        match &self.resharding {
+            Some(Resharding { to, .. }) if *to != resharding.to => {
+                Err(JournalError::Resharding { place: marker.place(), to: *to })
+            }
+            _ => Ok(Self { resharding: Some(resharding.clone()), ..self }),
+        }
     }
 }
 
@@ -241,7 +340,7 @@ mod tests {
     }
 
     fn to(count: u32, generation: u64, by: &str) -> Resharding {
-        Resharding { to: StoreShards { count, generation }, by: Some(by.to_owned()) }
+        Resharding { to: StoreShards { count, generation }, by: Some(by.to_owned()), given_up: false }
     }
 
     #[tokio::test]
@@ -275,24 +374,78 @@ mod tests {
         assert_eq!(text, format!("esker journal 1, log objects 1\n{lines}"));
         let shards = StoreShards { count: 4, generation: 12 };
         assert_eq!(Journal::shards(&place).await.unwrap(), Some(shards));
-        let replaced = Replaced { shards: StoreShards::UNDIVIDED, emptied: true };
-        Journal::mark_replaced(&place, Some(replaced.clone())).await.unwrap();
-        assert_eq!(Journal::root_mark(&place).await.unwrap().unwrap().replaces, Some(replaced));
-        Journal::mark_replaced(&place, None).await.unwrap();
+        let before = StoreShards::UNDIVIDED;
+        let replaces = async || Journal::root_mark(&place).await.unwrap().unwrap().replaces;
+        Journal::mark_replaced(&place, before, HowFarDeleted::Emptied).await.unwrap();
+        assert_eq!(replaces().await, Some(Replaced { shards: before, emptied: true }));
+        Journal::mark_replaced(&place, StoreShards::first(2), HowFarDeleted::Gone).await.unwrap();
+        assert!(replaces().await.is_some(), "others were there before");
+        Journal::mark_replaced(&place, before, HowFarDeleted::Gone).await.unwrap();
         let found = Journal::root_mark(&place).await.unwrap().unwrap();
-        assert_eq!(found, RootMark { shards, resharding: None, replaces: None });
+        assert_eq!(found, RootMark { shards, given_up: 0, resharding: None, replaces: None });
+        Journal::mark_replaced(&place, before, HowFarDeleted::Emptied).await.unwrap();
+        assert_eq!(replaces().await, None, "it is over");
+        let error = Journal::mark_resharding(&place, &to(4, 12, "c")).await.unwrap_err();
+        assert!(matches!(error, JournalError::MarkChanged(_)), "it is done: {error}");
     }
 
     #[tokio::test]
-    async fn what_was_begun_is_taken_back_as_it_was() {
+    async fn what_was_given_up_is_never_begun_again() {
         let store = Arc::new(InMemory::new());
         let (place, marker) = place(&store);
         marker.divide(16).await.unwrap();
-        let before = marker.read().await.unwrap();
+        let text = async || marker.read().await.unwrap().unwrap();
+        let (late, shards) = (to(4, 12, "a"), "esker journal 1, log objects 1\nshards 16, routing 1\n");
+        Journal::mark_resharding(&place, &late).await.unwrap();
 
-        Journal::mark_resharding(&place, &to(4, 12, "a")).await.unwrap();
-        Journal::unmark_resharding(&place).await.unwrap();
+        Journal::begin_giving_up(&place, late.to, "b".to_owned()).await.unwrap();
 
-        assert_eq!(marker.read().await.unwrap(), before);
+        assert_eq!(text().await, format!("{shards}resharding to 4, generation 12, by b, given up\ncluster 1\n"));
+        assert!(Journal::root_mark(&place).await.unwrap().unwrap().has_given_up(late.to));
+        let refused = async |refused: Result<(), JournalError>| {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, JournalError::MarkChanged(_)), "{error}");
+        };
+        refused(Journal::mark_resharding(&place, &late).await).await;
+        refused(Journal::finish_resharding(&place, &late).await).await;
+
+        Journal::give_up(&place, 12).await.unwrap();
+
+        assert_eq!(text().await, format!("{shards}given up 12\ncluster 1\n"));
+        assert_eq!(Journal::shards(&place).await.unwrap(), Some(StoreShards::first(16)), "it is opened as before");
+        refused(Journal::mark_resharding(&place, &late).await).await;
+
+        // Whoever gave it up, and is late, too, leaves the next change alone.
+        let next = to(8, 14, "c");
+        Journal::mark_resharding(&place, &next).await.unwrap();
+        let begun = text().await;
+        Journal::begin_giving_up(&place, late.to, "d".to_owned()).await.unwrap();
+        Journal::give_up(&place, 12).await.unwrap();
+        assert_eq!(text().await, begun);
+        Journal::finish_resharding(&place, &next).await.unwrap();
+        refused(Journal::begin_giving_up(&place, next.to, "d".to_owned()).await).await;
+        assert!(!text().await.contains("given up"));
+    }
+
+    #[tokio::test]
+    async fn a_catalog_is_not_marked_by_who_was_given_up_and_opened_by_nobody_for_that() {
+        let store = Arc::new(InMemory::new());
+        let (place, marker) = place(&store);
+        let shard = StoreShards::first(16).shard(7);
+        let member = JournalClaim::Member { epoch_before: 0, shard };
+        marker.check_claim(member).await.unwrap();
+        let mark = Resharding { by: None, ..to(4, 12, "") };
+
+        // It was not marked yet.
+        Journal::give_up(&place, 12).await.unwrap();
+
+        assert!(Journal::mark_resharding(&place, &mark).await.is_err());
+        assert!(marker.check_claim(JournalClaim::Reshard { generation: 12 }).await.is_err());
+        marker.check_claim(member).await.unwrap();
+        assert_eq!(Journal::resharding(&place).await.unwrap(), None);
+        let later = Resharding { by: None, ..to(4, 13, "") };
+        Journal::mark_resharding(&place, &later).await.unwrap();
+        assert_eq!(Journal::resharding(&place).await.unwrap(), Some(later.to));
+        marker.check_claim(JournalClaim::Reshard { generation: 13 }).await.unwrap();
     }
 }

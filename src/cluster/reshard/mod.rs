@@ -16,11 +16,12 @@
 //!
 //! - [`report`]: what is wanted, and what comes of it.
 //! - `jobs`: which jobs have to be where.
-//! - `steps`: the steps.
+//! - `steps`: the steps. `giving_up`: what becomes of them when somebody gives them up, or is faster.
 //!
 //! # Crash
 //! Before step 5 the old shards are the store, and after it the new ones. `docs/cluster.md` has a table.
 
+mod giving_up;
 mod jobs;
 pub mod report;
 mod steps;

@@ -7,7 +7,7 @@ use crate::catalog::slate::JournalError;
 use crate::catalog::state::DividedCounts;
 use crate::cluster::maps::MapError;
 use crate::engine::reshard::RefillError;
-use crate::model::{JobId, SHARDS_MAX, StoreShards};
+use crate::model::{JobId, SHARDS_MAX, ShardOf, StoreShards};
 use crate::store::OpenError;
 
 /// Why the number of shards is not changed, or not yet.
@@ -43,14 +43,51 @@ pub enum ReshardError {
     #[error("a change to {0} is being given up, and has not ended: run this with --abandon once more")]
     BeingAbandoned(StoreShards),
     /// Nothing is being changed.
-    #[error("the number of shards is not being changed: {0} are the store")]
+    #[error("the number of shards is not being changed: the store has {0}")]
     NothingBegun(StoreShards),
     /// Some jobs would not find what they need.
-    #[error("nothing was changed, because some jobs would not find what they need: {}", .0.join("; "))]
+    #[error("the number of shards is not changed, because some jobs would not find what they need: {}", .0.join("; "))]
     Obstacles(Vec<String>),
-    /// Somebody else does the same, or has opened a catalog.
-    #[error("{0}. Nothing was given up: run this again when nobody else is at work")]
+    /// Some files are not there.
+    #[error(
+        "nothing was begun, because not all that the store has is there: {}. Bring it back; or have the segments that are lost dropped by \
+         `esker verify --repair --drop-lost`", .0.join("; ")
+    )]
+    Missing(Vec<String>),
+    /// What a catalog has is damaged.
+    #[error(
+        "{shard} is damaged, so the change cannot come to its end; the shards of before are still the store. First give the change up with \
+         `esker cluster reshard --abandon`: nothing else opens the store until then, and commands on it {} after that", named(*.shard)
+    )]
+    Damaged {
+        /// The shard that has it.
+        shard: ShardOf,
+        /// What is wrong.
+        #[source]
+        source: RefillError,
+    },
+    /// Somebody else has opened a catalog, or changed what the root says.
+    #[error(
+        "{0}. The store is as it was, and the change goes on when this is run again: first end whoever else is at work"
+    )]
     NotAlone(String),
+    /// Another command goes on with it.
+    #[error(
+        "another run of this command has taken the change to {0} over, and this one ends here: it has to be let alone. `esker cluster \
+         reshard --shards {count}` says how far the change has come", count = .0.count
+    )]
+    TakenOver(StoreShards),
+    /// Another command has brought it to its end.
+    #[error(
+        "another run of this command was faster: the store has {0} now. Run this again: it deletes what may be left of those before"
+    )]
+    DoneMeanwhile(StoreShards),
+    /// Another command has given it up.
+    #[error(
+        "the change to {0} was given up by another command, and this one ends here: it has changed nothing of the store since{1}. Do not \
+         run it again unless the number of shards is to be changed after all"
+    )]
+    GivenUpMeanwhile(StoreShards, &'static str),
     /// The map cannot be read or written.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -62,13 +99,23 @@ pub enum ReshardError {
     Refill(#[from] RefillError),
 }
 
+/// How commands on the storage name a shard.
+fn named(shard: ShardOf) -> String {
+    match shard.folder() {
+        Some(_) => format!("need --shard {}", shard.shard),
+        None => "need no --shard".to_owned(),
+    }
+}
+
 impl ReshardError {
     /// Whether nothing was begun, and trying again changes nothing.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::OneShard(_) | Self::Nothing(_) | Self::Count(_) | Self::Members(_) | Self::Begun(_) => true,
+            Self::Missing(_) => true,
             Self::BeingAbandoned(_) | Self::NothingBegun(_) | Self::Obstacles(_) | Self::Open(_) => true,
-            Self::NotAlone(_) | Self::Map(_) | Self::Journal(_) | Self::Refill(_) => false,
+            Self::NotAlone(_) | Self::TakenOver(_) | Self::DoneMeanwhile(_) | Self::GivenUpMeanwhile(..) => false,
+            Self::Damaged { .. } | Self::Map(_) | Self::Journal(_) | Self::Refill(_) => false,
         }
     }
 }
@@ -142,6 +189,8 @@ pub struct ReshardReport {
     pub copied: DividedCounts,
     /// Physical files of before that were deleted.
     pub deleted_files: u64,
+    /// Files with living segments that are not there, by the shards that should have them. Looked for before anything is begun.
+    pub missing: Vec<String>,
     /// What the operator should know.
     pub notes: Vec<String>,
     /// How long it took.
@@ -151,9 +200,10 @@ pub struct ReshardReport {
 impl ReshardReport {
     pub(super) fn new(state: ReshardState, from: StoreShards, to: StoreShards) -> Self {
         let shards = vec![DividedCounts::default(); to.count as usize];
-        let (transfers, placed, notes) = (vec![], vec![], vec![]);
+        let (transfers, placed, missing, notes) = (vec![], vec![], vec![], vec![]);
         let (total, copied) = (DividedCounts::default(), DividedCounts::default());
-        Self { state, from, to, transfers, total, shards, placed, copied, deleted_files: 0, notes, seconds: 0.0 }
+        let (deleted_files, seconds) = (0, 0.0);
+        Self { state, from, to, transfers, total, shards, placed, copied, deleted_files, missing, notes, seconds }
     }
 
     pub(super) fn took(mut self, begun: Instant) -> Self {
@@ -165,16 +215,12 @@ impl ReshardReport {
 /// The steps of a change, as they are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReshardProgress {
-    /// Catalogs are read, so many.
-    Looking(u32),
-    /// One of them was.
-    Looked,
+    /// What it is at now.
+    At(String),
     /// So many bytes have to be copied.
     Copying(u64),
     /// So many were.
     Copied(u64),
-    /// The new shards are the store; what was there before is being deleted.
-    Deleting,
 }
 
 /// Whom a change tells.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{MemberShared, Membership, OwnerSeen, PAUSE, ShardMember, ShardState};
-use crate::api::cluster::route::RouteTo;
+use crate::api::cluster::route::{PeerOwner, RouteTo};
 use crate::cluster::map::{Member, Succession};
 use crate::cluster::maps::NumberedMap;
 use crate::cluster::watch::{OwnerVerdict, PINGS, judge};
@@ -79,7 +79,9 @@ impl ShardMember {
                 }
             }
             let next = match last.map.owner(shard.shard) {
-                Some((_, owner)) if owner.incarnation != me.incarnation => self.follow(&last, owner).await,
+                Some((owned, owner)) if owner.incarnation != me.incarnation => {
+                    self.follow(&last, owner, owned.epoch()).await
+                }
                 Some(_) => NextStep::TakeOver(Clock::instant(), Succession::Again),
                 None => self.wait_for_rank(&last, None, Succession::Unowned, Clock::instant()).await,
             };
@@ -107,8 +109,8 @@ impl ShardMember {
         }
     }
 
-    /// Passes requests on to the owner until there is another one, or it is gone.
-    async fn follow(&self, last: &NumberedMap, owner: &Member) -> NextStep {
+    /// Passes requests on to the owner, which has the catalog in this epoch, until there is another one, or it is gone.
+    async fn follow(&self, last: &NumberedMap, owner: &Member, epoch: u64) -> NextStep {
         let MemberShared { maps, links, stop, cluster, .. } = &*self.0;
         let ShardState { shard, routes, .. } = &*self.1;
         let interval = cluster.lease_timeout / PINGS;
@@ -116,7 +118,7 @@ impl ShardMember {
         let (owned_since, hold_down) = self.owned_since(last, owner);
         tracing::info!(%shard, owner = owner.id, url = owner.url, map = last.number, "requests go to the owner of the catalog");
         routes.miss(None);
-        routes.lead_to(RouteTo::There(Arc::clone(&link)));
+        routes.lead_to(RouteTo::There(PeerOwner { link: Arc::clone(&link), epoch }));
         let (mut missed_since, mut idle_since, mut opens_since) = (None, None::<Instant>, None::<Instant>);
         loop {
             maps.hint(link.told());

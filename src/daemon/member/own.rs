@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{JoinedAt, MemberShared, PAUSE, ShardMember, ShardState, now};
-use crate::api::cluster::route::{Here, RouteTo, Routes};
+use crate::api::cluster::route::{Here, PeerOwner, RouteTo, Routes};
 use crate::api::native::Native;
 use crate::api::s3::S3Door;
 use crate::api::shards::siblings::Siblings;
@@ -257,6 +257,7 @@ impl ShardMember {
         }
         Arc::new(Here {
             shard: shard.shard,
+            epoch: epoch_before + 1,
             s3: crate::api::s3::service(s3),
             api: native.router(),
             proofs: Proofs::new(evidence, self.0.clock.clone(), self.0.foundation.metrics.clone()),
@@ -398,7 +399,7 @@ impl ShardMember {
             if let Err(error) = link.ping(map.number, PAUSE).await {
                 tracing::debug!(error = chain(&error), "the one who has the catalog now was not told");
             }
-            routes.lead_to(RouteTo::There(Arc::clone(link)));
+            routes.lead_to(RouteTo::There(PeerOwner { link: Arc::clone(link), epoch: epoch_before + 2 }));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! A new catalog of one shard, which nobody else opens before it is filled.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{RefillError, Tools};
 use crate::catalog::slate::{Journal, JournalClaim, JournalSettings, Snapshot};
@@ -9,12 +10,15 @@ use crate::config::Settings;
 use crate::engine::identity::{self, Owned, Taker};
 use crate::engine::open::take_over;
 use crate::engine::progress::StartProgress;
+use crate::error::chain;
 use crate::model::{Holder, PhysicalFileId, ShardOf};
 use crate::store::{DataStore, OpenedStore, Placement};
 
 /// Records, and bytes of them, that are written at once.
 pub(super) const BATCH_RECORDS: usize = 5_000;
 const BATCH_BYTES: usize = 4 << 20;
+/// A catalog that is not finished is closed within this time, or not.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A new catalog, and the files beside it.
 pub struct Filling {
@@ -116,11 +120,28 @@ impl Filling {
         Ok(())
     }
 
+    /// Closes the catalog as it is: nothing is written to it from here on. It may be one that another command has taken over, or deleted.
+    pub async fn close(self) {
+        match tokio::time::timeout(CLOSE_PATIENCE, self.journal.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = chain(&error), "a new catalog was not closed"),
+            Err(_) => tracing::debug!("a new catalog is still being closed"),
+        }
+    }
+
     /// All is here: deletes files that the catalog does not name, and closes it. `files` are those that this run has written.
     ///
     /// # Errors
     /// [`RefillError`]; it can be begun anew.
     pub async fn finish(self, files: &BTreeSet<(u32, PhysicalFileId)>, tools: &Tools) -> Result<(), RefillError> {
+        if let Err(error) = self.put_all_right(files, tools).await {
+            self.close().await;
+            return Err(error);
+        }
+        Ok(self.journal.close().await?)
+    }
+
+    async fn put_all_right(&self, files: &BTreeSet<(u32, PhysicalFileId)>, tools: &Tools) -> Result<(), RefillError> {
         self.put_right(tools).await?;
         let listed = self.owned.data.list().await?;
         let listed = listed.into_iter().filter_map(|(name, _)| name.parse::<PhysicalFileId>().ok());
@@ -132,7 +153,6 @@ impl Filling {
             self.journal.check_owner().await?;
             self.owned.data.delete(unnamed).await;
         }
-        self.journal.close().await?;
         Ok(())
     }
 }

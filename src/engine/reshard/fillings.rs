@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
+use futures::future::join_all;
 
 use super::copy::{FilePortion, copy};
 use super::fill::{BATCH_RECORDS, Filling, RecordBatch};
@@ -149,15 +150,23 @@ impl Fillings {
         Ok(())
     }
 
+    /// Closes the catalogs as they are.
+    pub async fn close(self) {
+        join_all(self.all.into_iter().map(Filling::close)).await;
+    }
+
     /// Makes all durable, and closes the catalogs. Returns what this run has copied to each.
     ///
     /// # Errors
     /// [`RefillError`]; it can be begun anew.
     pub async fn finish(mut self, tools: &Tools) -> Result<Vec<DividedCounts>, RefillError> {
-        self.flush().await?;
+        let mut finished = self.flush().await;
         for filling in self.all {
-            filling.finish(&self.files, tools).await?;
+            match finished {
+                Ok(()) => finished = filling.finish(&self.files, tools).await,
+                Err(_) => filling.close().await,
+            }
         }
-        Ok(self.copied)
+        finished.map(|()| self.copied)
     }
 }

@@ -62,8 +62,8 @@ pub enum RefillError {
     Open(PhysicalFileId),
     /// Bytes are wrong or gone.
     #[error(
-        "segment {segment} in {place} has other bytes than were written, or none. Nothing was given up: `esker verify --read-data 100` \
-         tells of all that is damaged. Give the change up with --abandon, delete what is damaged, and begin anew"
+        "segment {segment} in {place} has other bytes than were written, or none: `esker verify --read-data 100` tells of all that is \
+         damaged. Bring it back, or delete what is damaged, and begin anew"
     )]
     Damaged {
         /// The segment.
@@ -89,6 +89,19 @@ pub enum RefillError {
         "{0} has no identity yet: it is of an older version. Start a daemon on it once, stop it, and run this again"
     )]
     Older(String),
+}
+
+impl RefillError {
+    /// Whether what the catalog has is damaged, or not all there: trying again changes nothing.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Recover(error) | Self::Opening(OpeningError::Recover(error)) => error.is_refusal(),
+            Self::Identity(error) | Self::Opening(OpeningError::Identity(error)) => error.is_refusal(),
+            Self::Opening(_) | Self::Journal(_) | Self::Store(_) | Self::Open(_) => false,
+            Self::Miscounted { .. } | Self::NotDeleted(_) | Self::Older(_) => false,
+        }
+    }
 }
 
 /// What all steps need.
