@@ -15,7 +15,7 @@ use super::errors::{self, OrS3, not_implemented, refuse};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
 use super::objects::checksum_type;
-use super::tagging::{replaces_tags, sent_tags};
+use super::tags::{replaces_tags, sent_tags};
 use super::xml::MoreElements;
 use crate::engine::objects::{NewCopy, NewObject, Put};
 use crate::engine::{Condition, EngineError, ObjectView};

@@ -50,6 +50,7 @@ mod request_xml;
 mod signature;
 pub mod surface;
 mod tagging;
+mod tags;
 mod upload_lists;
 mod xml;
 

@@ -16,14 +16,11 @@ use super::errors::{self, OrS3, refuse};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
 use super::objects::checksum_type;
-use super::ranges;
-use super::tagging::sent_tags;
+use super::ranges::{self, part_number};
+use super::tags::sent_tags;
 use super::xml::MoreElements;
 use crate::engine::uploads::{UploadName, UploadedPart};
 use crate::model::NewUpload;
-
-/// Numbers that a part may have.
-const PART_NUMBERS: std::ops::RangeInclusive<i32> = 1..=10_000;
 
 impl S3Door {
     /// Creates an upload. One that somebody may go on with after a restart is durable before its id is answered.
@@ -158,11 +155,6 @@ fn checksum_plan(algorithm: Option<&ChecksumAlgorithm>, kind: Option<&ChecksumTy
     Ok(Some(ChecksumPlan { algorithm, full_object }))
 }
 
-pub(super) fn part_number(number: i32) -> S3Result<u16> {
-    let number = u16::try_from(number).ok().filter(|_| PART_NUMBERS.contains(&number));
-    number.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the part number must be 1 to 10000"))
-}
-
 pub(super) fn upload_name(id: &str, bucket: &str, key: &str) -> UploadName {
     UploadName { id: id.to_owned(), bucket: bucket.to_owned(), key: key.to_owned() }
 }
@@ -189,14 +181,5 @@ mod tests {
         assert_eq!(plan("CRC32", Some("OTHER")), None);
         assert_eq!(plan("MD4", None), None);
         assert!(checksum_plan(None, None).unwrap().is_none());
-    }
-
-    #[test]
-    fn part_numbers_are_1_to_10000() {
-        assert_eq!(part_number(1).unwrap(), 1);
-        assert_eq!(part_number(10_000).unwrap(), 10_000);
-        for bad in [0, -1, 10_001, i32::MIN] {
-            assert!(part_number(bad).is_err());
-        }
     }
 }

@@ -13,7 +13,7 @@ use super::errors::{OrS3, not_implemented, refuse};
 use super::grants::{denied, grants};
 use super::headers::{self, object_headers};
 use super::intake::Intake;
-use super::tagging::sent_tags;
+use super::tags::sent_tags;
 use crate::config::EtagKind;
 use crate::engine::ObjectToDelete;
 use crate::engine::objects::NewObject;

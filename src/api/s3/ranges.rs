@@ -7,7 +7,9 @@ use http::{HeaderMap, HeaderValue};
 use s3s::{S3Error, S3ErrorCode, S3Result, dto};
 
 use super::errors::{custom, refuse, refuse_as};
-use super::multipart::part_number;
+
+/// Numbers that a part may have.
+const PART_NUMBERS: std::ops::RangeInclusive<i32> = 1..=10_000;
 
 /// The bytes that a read asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,15 @@ pub(super) fn of_read(
         (None, Some(number)) => of_part(number, len, part_lens),
         (None, None) => Ok(RequestedRange { bytes: 0..len, partial: false }),
     }
+}
+
+/// The number of a part, if one may have it.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(super) fn part_number(number: i32) -> S3Result<u16> {
+    let number = u16::try_from(number).ok().filter(|_| PART_NUMBERS.contains(&number));
+    number.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the part number must be 1 to 10000"))
 }
 
 /// Part 1 of an object that came in one piece is all of it.
@@ -119,6 +130,15 @@ mod tests {
 
         assert_eq!(refused.headers().unwrap()[CONTENT_RANGE], "bytes */10");
         assert_eq!(refused.headers().unwrap()[CONTENT_TYPE], "application/xml");
+    }
+
+    #[test]
+    fn part_numbers_are_1_to_10000() {
+        assert_eq!(part_number(1).unwrap(), 1);
+        assert_eq!(part_number(10_000).unwrap(), 10_000);
+        for bad in [0, -1, 10_001, i32::MIN] {
+            assert!(part_number(bad).is_err());
+        }
     }
 
     #[test]

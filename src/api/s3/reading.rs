@@ -22,7 +22,7 @@ use super::headers::{STANDARD, check_version};
 use super::listing::page_size;
 use super::objects::checksum_type;
 use super::ranges::{self, RequestedRange};
-use super::tagging::TAGGING_COUNT;
+use super::tags::TAGGING_COUNT;
 use super::xml::MoreElements;
 use crate::api::exchange::Exchange;
 use crate::engine::ObjectView;
