@@ -278,7 +278,9 @@ impl Keys {
             Some(token) if writes && token.access == KeyAccess::Read => {
                 ("the token may only read", StatusCode::FORBIDDEN)
             }
-            None if self.asks_for_tokens() => ("a bearer token of auth.tokens is needed", StatusCode::UNAUTHORIZED),
+            None if self.asks_for_tokens() => {
+                ("a bearer token of auth.tokens, or of auth.keys-file, is needed", StatusCode::UNAUTHORIZED)
+            }
             known => return Ok(known),
         };
         Err(ApiError::invalid("authorization", message).with_status(status))

@@ -19,9 +19,10 @@ use super::segments::{ApiArgs, block_on};
 use super::storage::{StorageArgs, WRITTEN, bar};
 use super::transfer::{TransferArgs, export_checkpoint};
 use super::{NotTried, could_not_be_tried, key_value};
-use crate::config::ReclaimMode;
+use crate::config::{AuthSettings, KeyAccess, ReclaimMode, S3Key, Secret};
 use crate::daemon::Daemon;
 use crate::engine::stopped::Stopped;
+use crate::runtime::{Clock, Entropy};
 
 /// Segments that an export asks for at a time.
 const SEGMENTS_AT_ONCE: usize = 1000;
@@ -90,14 +91,28 @@ impl FromArgs {
         Stopped::exists(&settings).await?;
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         (settings.server.s3, settings.server.api) = (any_port, any_port);
-        // Nobody but this process asks it.
-        (settings.server.api_unix_socket, settings.tls) = (None, None);
+        // Nobody but this process asks it, with keys of its own: those of a file are read later, and may have no token.
+        (settings.server.api_unix_socket, settings.tls, settings.telemetry.access_log) = (None, None, None);
+        let (auth, token) = keys_of_its_own();
+        settings.auth = auth;
         (settings.reclaim.mode, settings.reclaim.sweep_interval) = (ReclaimMode::Off, None);
-        let token = settings.auth.tokens.first().map(|token| token.expose().to_owned());
         let daemon = Daemon::start(settings).await?;
-        let client = Client::new(&format!("http://{}", daemon.addresses().api), token)?;
+        let client = Client::new(&format!("http://{}", daemon.addresses().api), Some(token))?;
         Ok(RestoreSource { client, daemon: Some(daemon) })
     }
+}
+
+/// Keys that were drawn for one daemon, and its token.
+fn keys_of_its_own() -> (AuthSettings, String) {
+    let drawn = Entropy::from_os(Clock::System);
+    let key = S3Key {
+        access_key: drawn.hex(16),
+        secret_key: Secret::new(drawn.hex(32)),
+        prefixes: vec![],
+        access: KeyAccess::Read,
+    };
+    let token = drawn.hex(32);
+    (AuthSettings { keys: vec![key], tokens: vec![Secret::new(token.clone())], keys_file: None }, token)
 }
 
 impl RestoreSource {

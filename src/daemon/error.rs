@@ -29,7 +29,7 @@ pub enum StartError {
     #[error("auth.keys-file: {0}")]
     Keys(#[from] ConfigErrors),
     /// The access log cannot be opened.
-    #[error("telemetry.access-log = {place:?}: cannot be opened")]
+    #[error("telemetry.access-log = \"{place}\": cannot be opened; its folder must be there, and be writable")]
     AccessLog {
         /// Where it is to be.
         place: AccessLogPlace,

@@ -552,6 +552,18 @@ async fn the_storage_of_a_stopped_daemon_is_audited_too() {
     assert!(text.contains(&format!("\"deleted\":{}", orphans.len())), "{text}");
     let (_, text) = on(&["orphans", "--older-than", "0s"]);
     assert!(text.lines().last().unwrap().contains("\"orphans\":0"), "{text}");
+
+    // Keys and tokens of a file are those of the doors, and its access log tells of clients.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let keys = elsewhere.path().join("keys.toml");
+    std::fs::write(&keys, "[[keys]]\naccess-key = \"a\"\nsecret-key = \"of-the-daemon\"\n").unwrap();
+    let (store, keys) =
+        (format!("store.url=file:{}", folder.path().display()), format!("auth.keys-file={}", keys.display()));
+    let set = ["audit", "--json", "--set", &store, "--set", &keys, "--set", "telemetry.access-log=stdout"];
+    let output = process::esker().args(set).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str::<AuditedCheckpoint>(&text).unwrap();
 }
 
 /// Puts so many objects that nothing names, over several connections.

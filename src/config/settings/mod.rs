@@ -501,6 +501,15 @@ pub enum AccessLogPlace {
     File(PathBuf),
 }
 
+impl std::fmt::Display for AccessLogPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("stdout"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 impl TryFrom<&Config> for Settings {
     type Error = ConfigErrors;
 
