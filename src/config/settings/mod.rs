@@ -501,8 +501,8 @@ pub enum AccessLogPlace {
     File(PathBuf),
 }
 
-impl std::fmt::Display for AccessLogPlace {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for AccessLogPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stdout => f.write_str("stdout"),
             Self::File(path) => path.display().fmt(f),
