@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::decision::{Decision, RestartCause};
 use super::failures::Blame;
 use super::machine::Coordinator;
-use super::queue::WantedCheckpoint;
+use super::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use super::retained::RetainedCheckpoint;
 use super::tasks::TaskState;
 use crate::config::JobCheckpointing;
@@ -172,6 +172,16 @@ impl Coordinator {
             self.schedule.put_off(now, self.rules.interval.unwrap_or_default());
         }
         self.begin_next(now);
+    }
+
+    /// The savepoint that the job stops with had completed when another owner had it: it stops still.
+    pub fn stops_with(&mut self, id: CheckpointId, mode: StopMode) {
+        if !self.ended {
+            let number = RequestNumber(self.next_request);
+            self.next_request += 1;
+            self.stopping = Some((number, true));
+            self.out.push(Decision::Stop(id, mode));
+        }
     }
 
     /// The job has ended: what is in progress is given up, and nothing follows.
