@@ -446,6 +446,14 @@ impl JobActor {
         self.record(Box::new(|_| {}));
     }
 
+    /// The last report of each source counts with the next owner, too.
+    pub(super) fn note_backlog(&mut self) {
+        if self.remembered.backlog != *self.coordinator.backlog() {
+            self.remembered.backlog.clone_from(self.coordinator.backlog());
+            self.record(Box::new(|_| {}));
+        }
+    }
+
     // ---- attempts ----
 
     /// Does `then` once the attempt at which the job is is durable: until then nobody is told its number.
@@ -483,6 +491,7 @@ impl JobActor {
         self.remembered.from = self.newest();
         self.remembered.ran = false;
         self.remembered.finished.clear();
+        self.remembered.backlog.clone_from(self.coordinator.backlog());
         (self.remembered.stopping, self.stop_told) = (None, None);
         self.workers.clear();
         self.record(Box::new(move |actor| {

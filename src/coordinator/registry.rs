@@ -117,6 +117,7 @@ impl Coordinators {
         let folder = published.as_ref().map(|(dir, subdir)| published_folder(dir, job, *subdir));
         let events = Arc::new(EventLog::new(engine.entropy().hex(6)));
         let mut coordinator = Coordinator::new(beginning, Duration::ZERO);
+        remembered.backlog.iter().for_each(|operator| coordinator.report_backlog(*operator, true, Duration::ZERO));
         if let Some((id, mode)) = stop {
             coordinator.stops_with(id, mode);
         }

@@ -379,6 +379,11 @@ impl Coordinator {
         &self.retained
     }
 
+    /// Operators whose last report is that they have a backlog.
+    pub fn backlog(&self) -> &BTreeSet<usize> {
+        &self.backlog
+    }
+
     /// Whether a source has a backlog.
     pub fn has_backlog(&self) -> bool {
         !self.backlog.is_empty()
