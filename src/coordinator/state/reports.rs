@@ -122,7 +122,11 @@ impl Coordinator {
     /// The settings are others from here on.
     pub fn reconfigure(&mut self, rules: JobCheckpointing, now: Duration) {
         let had_none = self.rules.interval.is_none();
-        self.rules = rules;
+        let before = std::mem::replace(&mut self.rules, rules);
+        if let Some(less) = before.heartbeat_timeout.checked_sub(self.rules.heartbeat_timeout) {
+            // By then each worker has reported, and been told.
+            self.tasks.patience_falls(less, now + before.heartbeat_interval);
+        }
         if had_none && self.tasks.all_run() && self.stopping.is_none() {
             self.start_schedule(now);
         }
