@@ -345,7 +345,10 @@ fn retained_of(job: &JobId, known: &[CheckpointView], remembered: &RememberedJob
         own.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::Checkpoint }).collect();
     if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {
         let id = CheckpointId(start.checkpoint);
-        if retained.iter().all(|one| one.id != id) {
+        // A savepoint of the job itself does not count, as it never goes.
+        let is_checkpoint = |known: &CheckpointView| known.id == id && known.kind == CheckpointKind::Checkpoint;
+        let counts = start.job != *job.as_str() || known.iter().any(is_checkpoint);
+        if counts && retained.iter().all(|one| one.id != id) {
             retained.push(RetainedCheckpoint { id, kind: RetainedKind::Foreign });
         }
     }
