@@ -108,6 +108,12 @@ pub enum CoordinatorError {
         "checkpoint {0} is not the newest of the job, and later ones have used and freed what it had: go on from it in another job, with mode no-claim"
     )]
     NotNewest(CheckpointId),
+    /// A savepoint of the job's own name is the user's, and stays so.
+    #[error(
+        "{0} is a savepoint of the job itself, or of one of its name, which no job of that name claims: go on from it with mode no-claim, and \
+         delete it (checkpoints/{0}) when the job has completed a checkpoint"
+    )]
+    OwnSavepoint(CheckpointId),
     /// It cannot be deleted, as nobody has it yet.
     #[error(
         "checkpoint {0} is in progress: wait until it is over, or have a task decline it (checkpoints/{0}/decline), which gives it up"
@@ -165,6 +171,7 @@ impl CoordinatorError {
             | Self::State(_)
             | Self::OtherJob(_)
             | Self::OtherShard(..)
+            | Self::OwnSavepoint(_)
             | Self::NoSavepointDir => ErrorKind::Invalid,
             Self::Busy => ErrorKind::Unavailable,
             Self::TooManyRequests | Self::AcksFull(..) => ErrorKind::Overloaded,
@@ -194,6 +201,7 @@ impl CoordinatorError {
             }
             Self::State(_) | Self::OtherJob(_) | Self::NotReusable { .. } | Self::AcksFull(..) => "state",
             Self::NoSavepointDir => "dir",
+            Self::OwnSavepoint(_) => "mode",
             Self::KeyOfAnother => "idempotency-key",
             Self::Metadata(MetadataFault::None(..)) => "checkpoint",
             Self::Metadata(MetadataFault::TooLarge(_) | MetadataFault::Gone(..)) => "savepoint",

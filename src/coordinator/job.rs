@@ -23,13 +23,13 @@ use super::events::{CoordinatorEvent, EventLog};
 use super::history::History;
 use super::memory::PaidAck;
 use super::reason::FailureReason;
-use super::record::{CheckpointOfJob, RememberedJob};
+use super::record::{CheckpointOfJob, RememberedJob, StoppingJob};
 use super::recorder::Recorder;
 use super::requests::{NewRequest, RequestBook, RequestView};
 use super::state::decision::{Decision, RestartCause};
 use super::state::machine::{Coordinator, JobPhase};
 use super::state::pending::PendingCheckpoint;
-use super::state::queue::WantedCheckpoint;
+use super::state::queue::{StopMode, WantedCheckpoint};
 use super::state::retained::RetainedKind;
 use super::steps::{StepQueue, StorageStep};
 use super::storage::{AcknowledgedCheckpoint, CopyPlaces, DurableCheckpoint, JobStorage, Publish, published_key};
@@ -113,6 +113,8 @@ pub(super) struct JobActor {
     /// The change of the job that is under way: one at a time.
     pub(super) changing: Option<JobChange>,
     pub(super) when_quiet: Option<WhenQuiet>,
+    /// The number of the event that told of the stop, if the job is stopping with a savepoint.
+    pub(super) stop_told: Option<u64>,
     /// The attempt that is durable: no task begins in another one.
     pub recorded_attempt: u64,
     /// Storage is ending the job: nothing is recorded any more, which would bring it back.
@@ -157,6 +159,7 @@ impl JobActor {
             after_attempt: vec![],
             changing: None,
             when_quiet: None,
+            stop_told: None,
             over: false,
         }
     }
@@ -297,8 +300,9 @@ impl JobActor {
                     actor.work.push(Box::pin(completing));
                 });
                 match wanted {
-                    Some(WantedCheckpoint::Stop(_)) => {
+                    Some(WantedCheckpoint::Stop(mode)) => {
                         self.remembered.stop_savepoint = Some(id.0);
+                        self.remembered.stopping = Some(StoppingJob { drain: mode == StopMode::Drain, path: None });
                         self.record(complete);
                     }
                     _ => complete(self),
@@ -442,6 +446,14 @@ impl JobActor {
         self.record(Box::new(|_| {}));
     }
 
+    /// The last report of each source counts with the next owner, too.
+    pub(super) fn note_backlog(&mut self) {
+        if self.remembered.backlog != *self.coordinator.backlog() {
+            self.remembered.backlog.clone_from(self.coordinator.backlog());
+            self.record(Box::new(|_| {}));
+        }
+    }
+
     // ---- attempts ----
 
     /// Does `then` once the attempt at which the job is is durable: until then nobody is told its number.
@@ -479,6 +491,8 @@ impl JobActor {
         self.remembered.from = self.newest();
         self.remembered.ran = false;
         self.remembered.finished.clear();
+        self.remembered.backlog.clone_from(self.coordinator.backlog());
+        (self.remembered.stopping, self.stop_told) = (None, None);
         self.workers.clear();
         self.record(Box::new(move |actor| {
             actor.recorded_attempt = actor.recorded_attempt.max(attempt);

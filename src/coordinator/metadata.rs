@@ -43,6 +43,9 @@ pub struct CheckpointMetadata {
     pub completed_ms: u64,
     /// Whether barriers might overtake records.
     pub unaligned: bool,
+    /// Bucket and key of the copy that goes with the checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<(String, String)>,
     /// The operators of the job.
     pub operators: Vec<OperatorMetadata>,
 }
@@ -267,6 +270,7 @@ mod tests {
             triggered_ms: 5,
             completed_ms: 6,
             unaligned: false,
+            published: None,
             operators: operators(&topology, &snapshots, &[(SegmentId(7), stored)].into()),
         }
     }
@@ -286,6 +290,10 @@ mod tests {
 
         assert_eq!(String::from_utf8(metadata().write()).unwrap(), text);
         assert_eq!(CheckpointMetadata::read(text.as_bytes()).unwrap(), metadata());
+        let copied = text.replace(r#","operators""#, r#","published":["bucket","meta/metadata-7.json"],"operators""#);
+        let published = Some(("bucket".to_owned(), "meta/metadata-7.json".to_owned()));
+        assert_eq!(CheckpointMetadata::read(copied.as_bytes()).unwrap().published, published);
+        assert_eq!(String::from_utf8(CheckpointMetadata { published, ..metadata() }.write()).unwrap(), copied);
         let subject = MetadataSubject::of(text.as_bytes()).unwrap();
         assert!(subject.is_that_of(&metadata()));
         for other in [

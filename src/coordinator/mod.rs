@@ -22,6 +22,7 @@ pub mod ack;
 pub mod assign;
 mod changes;
 mod checks;
+pub mod copies;
 pub mod error;
 pub mod events;
 pub mod handle;

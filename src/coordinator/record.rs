@@ -40,6 +40,16 @@ pub struct ChosenStart {
     pub published: Option<(String, String)>,
 }
 
+/// How a job stops with a savepoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppingJob {
+    /// Whether its sources have emitted their last watermark.
+    pub drain: bool,
+    /// Where the savepoint is; not known before that is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
 /// A checkpoint, by the job that has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointOfJob {
@@ -86,6 +96,12 @@ pub struct RememberedJob {
     /// done once more, whoever the owner is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_savepoint: Option<u64>,
+    /// How the job stops with that, once it is complete, until all begin anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopping: Option<StoppingJob>,
+    /// The operators whose last report is that they have a backlog.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub backlog: BTreeSet<usize>,
 }
 
 /// Settings as they were said, as they are kept.
@@ -136,6 +152,8 @@ impl RememberedJob {
             ids_before: 1,
             start: None,
             stop_savepoint: None,
+            stopping: None,
+            backlog: BTreeSet::new(),
         }
     }
 
@@ -218,11 +236,12 @@ mod tests {
 
     /// What has come since is there only if it says something, and daemons before that pass over it.
     #[test]
-    fn version_1_of_the_record_tells_what_was_claimed() {
+    fn version_1_of_the_record_tells_what_was_claimed_how_the_job_stops_and_who_has_a_backlog() {
         let text = concat!(
             r#"{"version":1,"settings":{},"said":{},"operators":[],"iterative":false,"attempt":1,"first_attempt":1,"#,
             r#""first_checkpoint":1,"from":null,"ran":false,"finished":{},"ids_before":1,"start":{"job":"j","checkpoint":7,"#,
-            r#""claimed":true,"until":8,"claimed_from":"from","published":["bucket","sp/metadata.json"]},"stop_savepoint":4}"#
+            r#""claimed":true,"until":8,"claimed_from":"from","published":["bucket","sp/metadata.json"]},"stop_savepoint":4,"#,
+            r#""stopping":{"drain":true,"path":"s3://bucket/sp/savepoint-j-1"},"backlog":[2]}"#
         );
         let read = RememberedJob::read(text).unwrap();
 
@@ -231,5 +250,7 @@ mod tests {
         let claimed_from = Some("from".to_owned());
         let start = ChosenStart { job: "j".into(), checkpoint: 7, claimed: true, until: 8, claimed_from, published };
         assert_eq!((read.start, read.stop_savepoint), (Some(start), Some(4)));
+        let path = Some("s3://bucket/sp/savepoint-j-1".to_owned());
+        assert_eq!((read.stopping, read.backlog), (Some(StoppingJob { drain: true, path }), [2].into()));
     }
 }

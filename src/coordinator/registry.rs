@@ -15,6 +15,7 @@ use super::job::{JobActor, Message, published_in};
 use super::memory::AckMemory;
 use super::record::{NUMBERS_MAX, RememberedJob, UnreadableJob, behind, said_of};
 use super::state::machine::{Beginning, Coordinator};
+use super::state::queue::StopMode;
 use super::state::retained::{RetainedCheckpoint, RetainedKind};
 use super::storage::{JobStorage, published_folder, published_key};
 use super::topology::{OperatorSpec, Topology};
@@ -90,7 +91,7 @@ impl Coordinators {
     fn spawn(&self, job: &JobId, mut remembered: RememberedJob, rules: JobCheckpointing) -> JobHandle {
         let engine = &self.0.engine;
         let known = engine.checkpoints(job).unwrap_or_default();
-        let retained = retained_of(&known, &remembered);
+        let retained = retained_of(job, &known, &remembered);
         let used = remembered.start.iter().map(|start| start.checkpoint);
         let next_id = CheckpointId(remembered.ids_before.max(behind_known(engine, job, &known)).max(behind(used)));
         remembered.ids_before = next_id.0;
@@ -99,6 +100,7 @@ impl Coordinators {
             .start
             .as_ref()
             .is_some_and(|start| !start.claimed && newest.is_none_or(|newest| newest < start.until));
+        let stop = stop_of(&retained, &remembered);
         let published = published_in(&rules).cloned().map(|dir| (dir, rules.create_subdir));
         let beginning = Beginning {
             rules,
@@ -114,12 +116,12 @@ impl Coordinators {
         let storage = JobStorage::new(engine.clone(), job.clone());
         let folder = published.as_ref().map(|(dir, subdir)| published_folder(dir, job, *subdir));
         let events = Arc::new(EventLog::new(engine.entropy().hex(6)));
-        let actor = JobActor::new(
-            storage.clone(),
-            Coordinator::new(beginning, Duration::ZERO),
-            remembered,
-            Arc::clone(&events),
-        );
+        let mut coordinator = Coordinator::new(beginning, Duration::ZERO);
+        remembered.backlog.iter().for_each(|operator| coordinator.report_backlog(*operator, true, Duration::ZERO));
+        if let Some((id, mode)) = stop {
+            coordinator.stops_with(id, mode);
+        }
+        let actor = JobActor::new(storage.clone(), coordinator, remembered, Arc::clone(&events));
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
         let handle = JobHandle {
             inbox,
@@ -329,7 +331,7 @@ fn behind_known(engine: &Engine, job: &JobId, known: &[CheckpointView]) -> u64 {
 }
 
 /// Completed checkpoints that count, the oldest first.
-fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
+fn retained_of(job: &JobId, known: &[CheckpointView], remembered: &RememberedJob) -> Vec<RetainedCheckpoint> {
     let completed = known.iter().filter(|known| known.state == CheckpointState::Completed);
     let own = completed.filter(|known| known.kind == CheckpointKind::Checkpoint);
     // One from before the job was created, or that it has claimed, counts if the job has gone on from it. If it has not, somebody died
@@ -343,18 +345,34 @@ fn retained_of(known: &[CheckpointView], remembered: &RememberedJob) -> Vec<Reta
         own.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::Checkpoint }).collect();
     if let Some(start) = remembered.start.as_ref().filter(|start| !start.claimed) {
         let id = CheckpointId(start.checkpoint);
-        if retained.iter().all(|one| one.id != id) {
+        // A savepoint of the job itself does not count, as it never goes.
+        let is_checkpoint = |known: &CheckpointView| known.id == id && known.kind == CheckpointKind::Checkpoint;
+        let counts = start.job != *job.as_str() || known.iter().any(is_checkpoint);
+        if counts && retained.iter().all(|one| one.id != id) {
             retained.push(RetainedCheckpoint { id, kind: RetainedKind::Foreign });
         }
     }
     retained.sort_unstable_by_key(|one| one.id);
-    let stopped_with = known.iter().find(|known| {
-        let is_it = remembered.stop_savepoint == Some(known.id.0) && known.kind == CheckpointKind::Savepoint;
-        is_it && known.state == CheckpointState::Completed
+    // If a later stop came to nothing, the one from which all have begun anew.
+    let of_chosen = |id: u64| remembered.start.as_ref().is_some_and(|start| start.checkpoint == id);
+    let begun = remembered.from.as_ref().filter(|from| from.job == *job.as_str() && !of_chosen(from.checkpoint));
+    let begun = begun.map(|from| from.checkpoint);
+    let stopped_with = known.iter().rev().find(|known| {
+        let is_it = [remembered.stop_savepoint, begun].contains(&Some(known.id.0));
+        is_it && known.kind == CheckpointKind::Savepoint && known.state == CheckpointState::Completed
     });
     let stopped_with = stopped_with.filter(|known| retained.last().is_none_or(|newest| newest.id < known.id));
     retained.extend(stopped_with.map(|known| RetainedCheckpoint { id: known.id, kind: RetainedKind::StopSavepoint }));
     retained
+}
+
+/// The savepoint that the job is stopping with, and how. Before that is complete the job is not: what its owner was asked for is gone
+/// with it.
+fn stop_of(retained: &[RetainedCheckpoint], remembered: &RememberedJob) -> Option<(CheckpointId, StopMode)> {
+    let stopping = remembered.stopping.as_ref()?;
+    let newest = retained.last().filter(|newest| newest.kind == RetainedKind::StopSavepoint)?;
+    let mode = if stopping.drain { StopMode::Drain } else { StopMode::Suspend };
+    (remembered.stop_savepoint == Some(newest.id.0)).then_some((newest.id, mode))
 }
 
 /// The first attempt of a job: a thousand by chance, and one. Of a job that ended and left nothing nothing is known, and workers of it
@@ -414,12 +432,12 @@ mod tests {
         let (_, text) = engine.coordinated().unwrap().remove(0);
         let mut remembered = RememberedJob::read(&text).unwrap();
 
-        assert_eq!(retained_of(&known, &remembered), []);
+        assert_eq!(retained_of(&job().job, &known, &remembered), []);
         let (claimed_from, published) = (Some("from".to_owned()), None);
         let start = ChosenStart { job: "j".into(), checkpoint: 40, claimed: true, until: 41, claimed_from, published };
         remembered.start = Some(start);
         let kind = RetainedKind::Checkpoint;
-        assert_eq!(retained_of(&known, &remembered), [RetainedCheckpoint { id: CheckpointId(40), kind }]);
+        assert_eq!(retained_of(&job().job, &known, &remembered), [RetainedCheckpoint { id: CheckpointId(40), kind }]);
     }
 
     #[tokio::test]

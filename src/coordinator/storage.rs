@@ -297,7 +297,8 @@ impl JobStorage {
     }
 
     async fn metadata_of(&self, completion: AcknowledgedCheckpoint) -> Result<CheckpointMetadata, EngineError> {
-        let AcknowledgedCheckpoint { id, kind, attempt, triggered_ms, unaligned, topology, snapshots, .. } = completion;
+        let AcknowledgedCheckpoint { id, kind, attempt, triggered_ms, unaligned, topology, snapshots, publish } =
+            completion;
         let named = snapshots.values().flat_map(|(_, state)| state).map(|entry| entry.segment);
         let mut segments: BTreeMap<SegmentId, StoredState> = BTreeMap::new();
         let mut embedded = 0;
@@ -322,6 +323,11 @@ impl JobStorage {
             triggered_ms,
             completed_ms: self.engine.now().0,
             unaligned,
+            published: match publish {
+                Publish::At(bucket, key) => Some((bucket, key)),
+                // People move and copy the folders of savepoints, and delete what is in them.
+                Publish::NewFolder(_) | Publish::Nowhere => None,
+            },
             operators: metadata::operators(&topology, &snapshots, &segments),
         })
     }
@@ -426,20 +432,30 @@ impl JobStorage {
         }
     }
 
-    /// Deletes the copies of the metadata of a completed checkpoint. That of one that was claimed was put by another job, which did not
-    /// record where: it is looked for where this one publishes, and where jobs do that say nothing.
+    /// Deletes the copies of the metadata of a completed checkpoint. That of one that was claimed was put by another job.
     pub async fn unpublish_copies(&self, id: CheckpointId, CopyPlaces { own, named, dirs }: CopyPlaces) {
         if let Some((bucket, key)) = own {
             self.unpublish(&bucket, &key).await;
         }
         let known = self.engine.checkpoints(&self.job).unwrap_or_default();
-        if !known.iter().any(|known| known.id == id && known.claimed_from.is_some()) {
-            return;
+        if known.iter().any(|known| known.id == id && known.claimed_from.is_some()) {
+            self.unpublish_found(id, named, &dirs).await;
         }
+    }
+
+    /// The same of one that an owner or a job before has put: it is where the metadata says, or, from before that said so, in one of these
+    /// directories.
+    pub(super) async fn unpublish_found(
+        &self,
+        id: CheckpointId,
+        named: Option<(String, String)>,
+        dirs: &[(PublishDir, bool)],
+    ) {
         let Ok(metadata) = self.metadata(&self.job, id).await else { return };
         let of = metadata.job.parse::<JobId>().ok();
         let places = of.iter().flat_map(|of| dirs.iter().map(|(dir, subdir)| published_key(dir, of, *subdir, id)));
-        let places: BTreeSet<(String, String)> = named.into_iter().chain(places).collect();
+        let said = named.into_iter().chain(metadata.published.clone());
+        let places: BTreeSet<(String, String)> = said.chain(places).collect();
         for (bucket, key) in places.into_iter().filter(|(bucket, key)| self.engine.holds_key(bucket, key)) {
             if self.published(&bucket, &key).await.is_ok_and(|subject| subject.is_that_of(&metadata)) {
                 self.delete_copy(&bucket, &key, None).await;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::events::{CoordinatorEvent, TriggerNotice};
+use super::events::{CoordinatorEvent, EventsAfter, TriggerNotice};
 use super::history::CheckpointFigures;
 use super::job::JobActor;
 use super::memory::PaidAck;
 use super::reason::FailureReason;
 use super::state::decision::RequestOutcome;
+use super::state::machine::JobPhase;
 use super::state::pending::PendingCheckpoint;
 use super::state::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use crate::metrics::labels::TakenKind;
@@ -65,9 +66,23 @@ impl JobActor {
         });
     }
 
-    pub(super) fn tell_stop(&self, id: CheckpointId, mode: StopMode) {
-        let path = self.requests.path(id);
+    pub(super) fn tell_stop(&mut self, id: CheckpointId, mode: StopMode) {
+        let known = self.remembered.stopping.as_ref().and_then(|stopping| stopping.path.clone());
+        let path = known.clone().or_else(|| self.requests.path(id));
+        if let Some(stopping) = self.remembered.stopping.as_mut().filter(|_| known != path) {
+            // For the next owner, which has no requests. Without it, it tells of the stop all the same.
+            stopping.path.clone_from(&path);
+            self.record(Box::new(|_| {}));
+        }
         self.events.publish(CoordinatorEvent::Stop { checkpoint: id, path, mode });
+        self.stop_told = Some(self.events.last());
+    }
+
+    /// The last event that a worker has missed nothing by which comes in now: it is told of the stop of the job, like all others.
+    pub(super) fn last_event_for_whoever_comes(&self) -> u64 {
+        let stop = self.stop_told.filter(|_| self.coordinator.phase() == JobPhase::Stopping);
+        let before = stop.map(|told| told - 1).filter(|before| self.events.after(*before, 0) != EventsAfter::TooOld);
+        before.unwrap_or_else(|| self.events.last())
     }
 
     pub(super) fn answer(&self, number: RequestNumber, end: RequestOutcome) {

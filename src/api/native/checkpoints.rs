@@ -8,6 +8,7 @@ use http::{StatusCode, Uri};
 use super::parts::{AskedJob, Native, in_field, job_of, nothing, object, query, text};
 use crate::api::status::ApiError;
 use crate::api::wire::checkpoint_info;
+use crate::coordinator::copies::unpublish_kept;
 use crate::engine::jobs::CheckpointStep;
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, Handle, JobId, SegmentId};
@@ -80,6 +81,9 @@ async fn take_step(
         return Err(ApiError { field: Some("job"), ..ApiError::of(ErrorKind::Conflict, message) });
     }
     nothing(&native, request).await?;
+    if step == CheckpointStep::Subsume && native.engine.job(&job).is_ok_and(|job| job.ended.is_some()) {
+        unpublish_kept(&native.engine, &job, Some(id)).await;
+    }
     Ok(match native.engine.step_in(Some(run), &job, id, step).await? {
         Some(checkpoint) => Json(checkpoint_info(&job, &checkpoint)).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),

@@ -10,10 +10,11 @@ use super::elsewhere::{self, WantedRestore};
 use super::parts::{AskedJob, Native, claim_of, in_field, job_of, json};
 use crate::api::status::ApiError;
 use crate::config::Retention;
+use crate::coordinator::copies::unpublish_kept;
 use crate::coordinator::error::CoordinatorError;
 use crate::coordinator::storage;
 use crate::engine::Engine;
-use crate::engine::jobs::{GoOn, Restored};
+use crate::engine::jobs::{GoOn, Restored, leavings};
 use crate::error::ErrorKind;
 use crate::model::{CheckpointId, CheckpointKind, Claim, InvalidId, JobEnd, JobId, Leavings};
 use esker_client::wire::{EndAnswer, EndRequest, ErrorBody, JobInfo, ListedSegment, NewJob, RestoreJob, RestoredJob};
@@ -132,6 +133,10 @@ pub(super) async fn end_job(
     }
     if let Some(kept) = left_by_an_end(&native, &job, state.into(), retention)? {
         return Ok(Json(EndAnswer { kept }));
+    }
+    let known = retention.unwrap_or(native.engine.settings().checkpointing.retention);
+    if leavings(state.into(), known) == Leavings::Delete {
+        unpublish_kept(&native.engine, &job, None).await;
     }
     let leavings = native.engine.end_job_in(Some(run), &job, state.into(), retention).await?;
     Ok(Json(EndAnswer { kept: leavings == Leavings::Keep }))

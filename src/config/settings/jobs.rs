@@ -229,7 +229,9 @@ fn set(execution: &mut ExecutionConfig, key: &str, text: &str) -> Result<(), Job
     }
     let Some(below) = key.strip_prefix("execution.") else { return Err(unknown(key)) };
     let mut refusal = None;
-    for reading in Literal::readings(text) {
+    // Flink reads `TRUE` as it reads `true`.
+    let yes_or_no = text.trim().to_ascii_lowercase().parse().ok().map(Literal::Bool);
+    for reading in Literal::readings(text).into_iter().chain(yes_or_no) {
         match execution.set(below, &reading) {
             None => return Err(unknown(key)),
             Some(Ok(())) => return Ok(()),
@@ -270,12 +272,15 @@ mod tests {
                 ("execution.checkpointing.interval", "1 s"),
                 ("execution.checkpointing.num-retained", "3"),
                 ("execution.checkpointing.mode", "at_least_once"),
+                ("execution.checkpointing.incremental", "TRUE"),
+                ("execution.checkpointing.create-subdir", "False"),
                 ("heartbeat.timeout", "20 s"),
             ])
             .unwrap();
 
         assert_eq!((job.interval, job.retained), (Some(Duration::from_secs(1)), 3));
         assert_eq!((job.mode, job.timeout), (CheckpointMode::AtLeastOnce, Duration::from_secs(600)));
+        assert_eq!((job.incremental, job.create_subdir), (true, false));
         assert_eq!(job.heartbeat_timeout, Duration::from_secs(20));
     }
 

@@ -196,6 +196,9 @@ impl RestoreWish {
         {
             return Err(CoordinatorError::NotNewest(*id));
         }
+        if is_savepoint && from == job && self.claim == Some(Claim::Claim) {
+            return Err(CoordinatorError::OwnSavepoint(target.map_or(CheckpointId(0), |(_, id)| id)));
+        }
         let claim = self.claim.unwrap_or(if is_savepoint { Claim::NoClaim } else { Claim::Claim });
         if from != job && (claim == Claim::Claim || !is_savepoint) && engine.is_coordinated(from)? {
             return Err(CoordinatorError::Runs(from.clone()));

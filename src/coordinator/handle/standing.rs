@@ -76,7 +76,7 @@ impl JobHandle {
             let told =
                 actor.coordinator.pending().iter().filter(|(_, pending)| pending.phase != CheckpointPhase::Beginning);
             let pending = told.map(|(id, pending)| actor.notice(*id, pending)).collect();
-            Ok(Greeting { standing: standing_of(actor), pending, last_event: actor.events.last() })
+            Ok(Greeting { standing: standing_of(actor), pending, last_event: actor.last_event_for_whoever_comes() })
         });
         asked.await?
     }

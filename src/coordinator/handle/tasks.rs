@@ -73,6 +73,7 @@ impl JobHandle {
             }
             actor.coordinator.report(attempt, &found, message.as_deref(), now);
             actor.settle();
+            actor.note_backlog();
             actor.once_recorded(Box::new(move |actor| {
                 actor.once_attempt_is_durable(Box::new(move |actor| {
                     crate::runtime::reply(reply, Ok(standing_of(actor)))
@@ -105,18 +106,20 @@ impl JobHandle {
         declined.await
     }
 
-    /// A source reports whether it has a backlog.
+    /// A source reports whether it has a backlog. Resolves once another owner would know.
     ///
     /// # Errors
     /// [`CoordinatorError::Operators`] if it is no operator of the job.
     pub async fn report_backlog(&self, source: String, backlog: bool) -> Result<(), CoordinatorError> {
-        let reported = self.ask(move |actor| {
+        let reported = self.ask_later(move |actor, reply| {
             let Some((operator, _)) = actor.coordinator.topology().operator(&source) else {
-                return Err(CoordinatorError::Operators(format!("the job has no operator {source:?}")));
+                let unknown = CoordinatorError::Operators(format!("the job has no operator {source:?}"));
+                return crate::runtime::reply(reply, Err(unknown));
             };
             let now = actor.now();
             actor.coordinator.report_backlog(operator, backlog, now);
-            Ok(())
+            actor.note_backlog();
+            actor.once_recorded(Box::new(move |_| crate::runtime::reply(reply, Ok(()))));
         });
         reported.await?
     }

@@ -7,7 +7,7 @@ use super::decision::{Decision, RequestOutcome, RestartCause};
 use super::failures::{Blame, FailureCount};
 use super::pending::{CheckpointPhase, PendingCheckpoint};
 use super::queue::{CheckpointRequest, RequestNumber, RequestQueue, WantedCheckpoint};
-use super::retained::{RetainedCheckpoint, RetainedCheckpoints};
+use super::retained::{RetainedCheckpoint, RetainedCheckpoints, RetainedKind};
 use super::schedule::Schedule;
 use super::tasks::TaskTable;
 use crate::config::JobCheckpointing;
@@ -156,8 +156,10 @@ impl Coordinator {
             out: vec![],
             given_up: VecDeque::new(),
         };
-        // An owner before may have died between a completion and what goes for it.
-        made.subsume_surplus();
+        // An owner before may have died between a completion and what goes for it. For the savepoint of a stop nothing does.
+        if made.retained.newest().is_none_or(|newest| newest.kind != RetainedKind::StopSavepoint) {
+            made.subsume_surplus();
+        }
         made.finish_if_over();
         made
     }
@@ -377,6 +379,11 @@ impl Coordinator {
     /// Completed checkpoints that count.
     pub fn retained(&self) -> &RetainedCheckpoints {
         &self.retained
+    }
+
+    /// Operators whose last report is that they have a backlog.
+    pub fn backlog(&self) -> &BTreeSet<usize> {
+        &self.backlog
     }
 
     /// Whether a source has a backlog.

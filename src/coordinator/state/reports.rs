@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::decision::{Decision, RestartCause};
 use super::failures::Blame;
 use super::machine::Coordinator;
-use super::queue::WantedCheckpoint;
+use super::queue::{RequestNumber, StopMode, WantedCheckpoint};
 use super::retained::RetainedCheckpoint;
 use super::tasks::TaskState;
 use crate::config::JobCheckpointing;
@@ -122,7 +122,11 @@ impl Coordinator {
     /// The settings are others from here on.
     pub fn reconfigure(&mut self, rules: JobCheckpointing, now: Duration) {
         let had_none = self.rules.interval.is_none();
-        self.rules = rules;
+        let before = std::mem::replace(&mut self.rules, rules);
+        if let Some(less) = before.heartbeat_timeout.checked_sub(self.rules.heartbeat_timeout) {
+            // By then each worker has reported, and been told.
+            self.tasks.patience_falls(less, now + before.heartbeat_interval);
+        }
         if had_none && self.tasks.all_run() && self.stopping.is_none() {
             self.start_schedule(now);
         }
@@ -172,6 +176,16 @@ impl Coordinator {
             self.schedule.put_off(now, self.rules.interval.unwrap_or_default());
         }
         self.begin_next(now);
+    }
+
+    /// The savepoint that the job stops with had completed when another owner had it: it stops still.
+    pub fn stops_with(&mut self, id: CheckpointId, mode: StopMode) {
+        if !self.ended {
+            let number = RequestNumber(self.next_request);
+            self.next_request += 1;
+            self.stopping = Some((number, true));
+            self.out.push(Decision::Stop(id, mode));
+        }
     }
 
     /// The job has ended: what is in progress is given up, and nothing follows.

@@ -94,7 +94,7 @@ impl TaskTable {
     /// Something was heard of a task.
     pub fn heard_of(&mut self, task: TaskId, now: Duration) {
         if let Some((_, heard)) = self.tasks.get_mut(task.operator).and_then(|of| of.get_mut(task.subtask as usize)) {
-            *heard = now;
+            *heard = now.max(*heard);
         }
     }
 
@@ -111,7 +111,15 @@ impl TaskTable {
     /// Nobody listened for so long: silence meanwhile is nobody's fault.
     pub fn was_deaf(&mut self, span: Duration, now: Duration) {
         for (_, heard) in self.tasks.iter_mut().flatten() {
-            *heard = now.min(*heard + span);
+            *heard = now.min(*heard + span).max(*heard);
+        }
+    }
+
+    /// Whoever waited for a sign of life waits for `less` time from here on: not before `told`, as a task cannot do what it does not know,
+    /// and then it is as if something had been heard of it; nor for longer than it would have waited.
+    pub fn patience_falls(&mut self, less: Duration, told: Duration) {
+        for (_, heard) in self.tasks.iter_mut().flatten() {
+            *heard = told.min(*heard + less).max(*heard);
         }
     }
 

@@ -305,3 +305,37 @@ async fn a_job_that_is_created_anew_begins_from_nothing_until_somebody_says_othe
         (Some(kept), vec![vec!["one".to_owned()], vec!["two".to_owned()]])
     );
 }
+
+/// Whoever deletes it: else it names what is not there, and another job in that folder cannot publish its own.
+#[tokio::test]
+async fn the_published_metadata_of_what_a_job_has_kept_goes_with_it() {
+    let daemon = daemon().await;
+    let client = &daemon.client;
+    let keys = [
+        ("dir", Value::from("s3://checkpoints/flat")),
+        ("create-subdir", false.into()),
+        ("num-retained", 2.into()),
+        (KEEPS, "RETAIN_ON_CANCELLATION".into()),
+    ];
+    let copies = |ids: &[u64]| ids.iter().map(|id| format!("flat/metadata-{id}.json")).collect::<Vec<_>>();
+    for (by_hand, names) in [(false, ["a", "b"]), (true, ["c", "d"])] {
+        let mut events = running(&daemon, names[0], &keys).await;
+        let kept = [checkpoint_of(&mut events, ["1", "2"]).await, checkpoint_of(&mut events, ["3", "4"]).await];
+        assert!(client.end_job(names[0], &canceled(None)).await.unwrap().kept);
+        assert_eq!(keys_in(client, "flat/").await, copies(&kept));
+
+        if by_hand {
+            client.subsume(names[0], kept[0]).await.unwrap();
+            assert_eq!(keys_in(client, "flat/").await, copies(&kept[1..]));
+            client.subsume(names[0], kept[1]).await.unwrap();
+        } else {
+            let all = canceled(Some("NO_EXTERNALIZED_CHECKPOINTS"));
+            assert!(!client.end_job(names[0], &all).await.unwrap().kept);
+        }
+
+        assert_eq!(keys_in(client, "flat/").await, copies(&[]));
+        let mut events = running(&daemon, names[1], &keys).await;
+        assert_eq!(checkpoint_of(&mut events, ["5", "6"]).await, kept[0], "of the same number");
+        client.end_job(names[1], &canceled(Some("NO_EXTERNALIZED_CHECKPOINTS"))).await.unwrap();
+    }
+}

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use esker_client::wire::{
-    AckRequest, AckState, BatchHead, EndRequest, EventPage, EventsParams, JobEnd, JobEvent, JobOperator,
+    AckRequest, AckState, BacklogReport, BatchHead, EndRequest, EventPage, EventsParams, JobEnd, JobEvent, JobOperator,
     JobOperatorInput, JobSettings, JobStateInfo, KeyGroups, NewJob, PutParams, RestoreJob, SavepointRequest,
     StopRequest, TaskReport, TasksReport, TriggerRequest,
 };

@@ -222,3 +222,53 @@ async fn a_restore_that_is_refused_leaves_a_savepoint_in_progress() {
     assert_eq!((&*done.state, done.checkpoint), ("completed", Some(savepoint)));
     assert_eq!(client.job("j").await.unwrap().coordinator.unwrap().restarts, 0);
 }
+
+/// It is the user's: no claim of it is one, and it counts for nothing that goes.
+#[tokio::test]
+async fn a_job_goes_on_from_a_savepoint_of_its_own_which_stays_the_users() {
+    let daemon = daemon().await;
+    let keys = [("num-retained", Value::from(2)), ("savepoint-dir", "s3://checkpoints/sp".into())];
+    let mut events = running(&daemon, "j", &keys).await;
+    let older = checkpoint_of(&mut events, ["1", "1"]).await;
+    let newer = checkpoint_of(&mut events, ["2", "2"]).await;
+    daemon.client.trigger_savepoint("j", &SavepointRequest::default(), None).await.unwrap();
+    let savepoint = events.triggered().await;
+    for subtask in 0..2 {
+        ack_with(&daemon.client, "j", savepoint, (events.first, subtask), "3").await;
+    }
+    let known = async |client: &Client| {
+        let all = client.checkpoints("j").await.unwrap().into_iter();
+        let completed = all.filter(|known| known.state == esker_client::wire::CheckpointState::Completed);
+        completed.map(|known| known.checkpoint).collect::<Vec<_>>()
+    };
+    while known(&daemon.client).await.len() < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let wish = |mode: Option<&str>| {
+        let (checkpoint, mode) = (Some(savepoint), mode.map(str::to_owned));
+        RestoreJob { checkpoint, mode, ..RestoreJob::default() }
+    };
+
+    let claimed = daemon.client.restore_coordinated("j", &wish(Some("claim"))).await;
+
+    refused(claimed, StatusCode::BAD_REQUEST, "mode", "no-claim");
+    let state = daemon.client.restore_coordinated("j", &wish(None)).await.unwrap();
+    let daemon = daemon.restart().await;
+    let client = &daemon.client;
+    let mut events = Events::of(client, "j").await;
+    events.first = state.attempt;
+    client.report_tasks("j", &tasks_of(state.attempt, &[("count", 0), ("count", 1)], "running")).await.unwrap();
+    events.next().await;
+    client.trigger_checkpoint("j", &TriggerRequest::default(), None).await.unwrap();
+    let last = events.triggered().await;
+    for subtask in 0..2 {
+        ack_with(client, "j", last, (events.first, subtask), "4").await;
+    }
+    let complete = events.find(|event| if let JobEvent::Complete(it) = event { Some(it.clone()) } else { None }).await;
+    assert_eq!((complete.checkpoint, complete.last_subsumed), (last, Some(older)));
+    let begun = std::time::Instant::now();
+    while known(client).await != [newer, savepoint, last] {
+        assert!(begun.elapsed() < PATIENCE, "{:?} are left", known(client).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -58,6 +58,54 @@ async fn a_job_that_stops_with_a_savepoint_begins_from_that_if_a_task_fails_afte
     assert_eq!(starts(&daemon.client, &state).await, [["end"], ["end"]]);
 }
 
+/// Its answer was that it is complete. What completes behind it would have no state of the tasks that have ended with it.
+#[tokio::test]
+async fn a_stop_whose_savepoint_is_complete_goes_on_after_the_daemon_has_died() {
+    let daemon = daemon().await;
+    let keys = [("interval", Value::from("50 ms")), ("savepoint-dir", "s3://checkpoints/sp".into())];
+    let mut events = running(&daemon, "j", &keys).await;
+    daemon.client.stop_job("j", &StopRequest { drain: true, ..StopRequest::default() }, None).await.unwrap();
+    let of_stop = |event: &JobEvent| match event {
+        JobEvent::Trigger(trigger) if trigger.stop.is_some() => Some(trigger.checkpoint),
+        _ => None,
+    };
+    let savepoint = events.find(of_stop).await;
+    for subtask in 0..2 {
+        ack_with(&daemon.client, "j", savepoint, (events.first, subtask), "end").await;
+    }
+    let told = events.find(|event| if let JobEvent::Stop(stop) = event { Some(stop.clone()) } else { None }).await;
+    daemon.client.report_tasks("j", &tasks_of(events.first, &[("count", 0)], "finished")).await.unwrap();
+
+    let daemon = daemon.restart().await;
+
+    let client = &daemon.client;
+    let first = first_attempt(client, "j").await;
+    let answer = client.report_tasks("j", &tasks_of(first, &[("count", 1)], "running")).await.unwrap();
+    assert_eq!(answer.status, "stopping");
+    for _ in 0..2 {
+        let mut events = Events::of(client, "j").await;
+        assert!(matches!(events.next().await, JobEvent::Hello(hello) if hello.status == "stopping"));
+        let JobEvent::Stop(stop) = events.next().await else { panic!("whoever comes is told to stop") };
+        assert_eq!((stop.checkpoint, stop.path, stop.drain), (savepoint, told.path.clone(), true));
+    }
+    let waits = Some("20 s".to_owned());
+    let trigger = client.trigger_checkpoint("j", &TriggerRequest { wait: waits.clone() }, None).await.unwrap();
+    let stop = client.stop_job("j", &StopRequest { wait: waits, ..StopRequest::default() }, None).await.unwrap();
+    for refused in [trigger, stop] {
+        assert_eq!((&*refused.state, refused.message.as_deref()), ("failed", Some("the job is stopping")));
+    }
+    let mut events = Events::of(client, "j").await;
+    events.next().await;
+    client.report_tasks("j", &tasks_of(first, &[("count", 1)], "failed")).await.unwrap();
+    let restore = events.find(|event| if let JobEvent::Restore(it) = event { Some(it.clone()) } else { None }).await;
+    assert_eq!(restore.checkpoint, Some(savepoint));
+    assert_eq!(starts(client, &client.job_state("j", None).await.unwrap()).await, [["end"], ["end"]]);
+
+    let daemon = daemon.restart().await;
+    assert_eq!(daemon.client.job("j").await.unwrap().coordinator.unwrap().status, "restarting", "it has not stopped");
+    assert_eq!(daemon.client.job_state("j", None).await.unwrap().checkpoint, Some(savepoint));
+}
+
 #[tokio::test]
 async fn s5_9_the_end_of_a_job_keeps_or_frees_its_checkpoints_as_its_settings_say() {
     let daemon = daemon().await;

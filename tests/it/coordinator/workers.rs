@@ -153,3 +153,27 @@ async fn a_worker_of_a_job_that_has_ended_is_none_of_the_next_one() {
 
     assert!(matches!(event, WorkerEvent::End(_)), "{event:?}");
 }
+
+/// A source says it once, and not again because the daemon is another one.
+#[tokio::test]
+async fn the_last_report_of_a_backlog_counts_after_a_restart_of_the_daemon() {
+    let mut daemon = daemon().await;
+    let first = running(&daemon, "j", &[("interval", "1 h".into())]).await.first;
+    let report = |backlog| BacklogReport { source: "count".to_owned(), backlog };
+    let has_backlog = async |client: &Client| client.job("j").await.unwrap().coordinator.unwrap().backlog;
+
+    daemon.client.report_backlog("j", &report(true)).await.unwrap();
+    daemon = daemon.restart().await;
+    assert!(has_backlog(&daemon.client).await);
+
+    daemon.client.report_backlog("j", &report(false)).await.unwrap();
+    daemon = daemon.restart().await;
+    assert!(!has_backlog(&daemon.client).await);
+
+    // At the end of its data a source has none.
+    daemon.client.report_backlog("j", &report(true)).await.unwrap();
+    let ends = tasks_of(first, &[("count", 0), ("count", 1)], "end-of-data");
+    daemon.client.report_tasks("j", &ends).await.unwrap();
+    daemon = daemon.restart().await;
+    assert!(!has_backlog(&daemon.client).await);
+}

@@ -154,20 +154,22 @@ fn s5_7_one_that_is_not_cleaned_does_not_stop_the_walk_and_the_highest_is_told()
 
 #[test]
 fn s5_7_what_an_owner_before_left_over_goes() {
-    let retained = (1..=3).map(|id| kept(id, RetainedKind::Checkpoint)).collect();
-    let scene = Scene::begun(Beginning {
-        rules: rules(&[]),
-        topology: Topology::new(vec![operator("a", 1)]),
-        attempt: 1,
-        first_attempt: 1,
-        ran: None,
-        next_id: chk(4),
-        retained,
-        full: false,
-        draw: 1.0,
-    });
+    for (newest, gone) in [(RetainedKind::Checkpoint, vec![1, 2]), (RetainedKind::StopSavepoint, vec![])] {
+        let retained = vec![kept(1, RetainedKind::Checkpoint), kept(2, RetainedKind::Checkpoint), kept(3, newest)];
+        let scene = Scene::begun(Beginning {
+            rules: rules(&[]),
+            topology: Topology::new(vec![operator("a", 1)]),
+            attempt: 1,
+            first_attempt: 1,
+            ran: None,
+            next_id: chk(4),
+            retained,
+            full: false,
+            draw: 1.0,
+        });
 
-    assert_eq!(scene.subsumed(), [1, 2]);
+        assert_eq!(scene.subsumed(), gone, "for the savepoint of a stop nothing goes");
+    }
 }
 
 #[test]

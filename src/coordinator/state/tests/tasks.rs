@@ -342,3 +342,28 @@ fn the_end_of_a_job_gives_up_what_is_pending() {
     assert_eq!(scene.failed_with(number), Some(FailureReason::CoordinatorShutdown));
     assert_eq!(scene.coordinator.next_wake(), None);
 }
+
+/// A worker hears of it in its next answer, and reports as rarely as it was told until then.
+#[test]
+fn a_shorter_heartbeat_timeout_counts_once_each_worker_had_to_report() {
+    let shorter = || rules(&[("heartbeat.interval", "500 ms"), ("heartbeat.timeout", "2 s")]);
+    let mut scene = Scene::new(&[("heartbeat.interval", "10 s"), ("heartbeat.timeout", "50 s")]);
+    scene.pass_silently(9000, false);
+    scene.act(|coordinator, now| coordinator.reconfigure(shorter(), now));
+
+    scene.pass_silently(10_000, false);
+    assert_eq!(scene.restarts(), 0, "nobody had to report yet");
+    scene.pass(1);
+    scene.pass_silently(1900, false);
+    assert_eq!(scene.restarts(), 0);
+    scene.pass_silently(400, false);
+    assert_eq!(scene.restarts(), 1, "the new one counts");
+
+    let mut scene = Scene::new(&[("heartbeat.interval", "10 s"), ("heartbeat.timeout", "50 s")]);
+    scene.pass_silently(45_000, false);
+    scene.act(|coordinator, now| coordinator.reconfigure(shorter(), now));
+    scene.pass_silently(4000, false);
+    assert_eq!(scene.restarts(), 0);
+    scene.pass_silently(1500, false);
+    assert_eq!(scene.restarts(), 1, "nobody is waited for longer than before");
+}
