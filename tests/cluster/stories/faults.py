@@ -16,7 +16,7 @@ from .history import Clients
 from .wires import Wire, is_open, process_of
 
 WRITERS, READERS = 4, 3
-# As in `deploy`: a request to an object store.
+# What a request to an object store takes.
 STORAGE_DELAY = 0.03
 # The longest that a request may take from its beginning to its answer, with what holds it and a machine that is busy.
 BACK_SECONDS = 90

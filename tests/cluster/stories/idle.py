@@ -21,7 +21,7 @@ class Alone(Daemons):
 
 
 def run(frame, options, versitygw):
-    rows, seen = [], {}
+    seen = {}
     cases = [("one daemon by itself", Alone, 1), ("three daemons, 1 shard", Daemons, 1), ("three daemons, 16 shards", Daemons, 16)]
     for number, (label, kind, shards) in enumerate(cases):
         folder = frame.folder / str(number)
@@ -40,8 +40,8 @@ def run(frame, options, versitygw):
         frame.say(f"{label}: {dict(seen[label])}")
     names = sorted({name for requests in seen.values() for name in requests})
     hours = options.minutes / 60
-    for label, requests in seen.items():
-        rows.append([label, *(f"{requests[name] / hours:.0f}" for name in names), f"{sum(requests.values()) / hours:.0f}"])
+    rows = [[label, *(f"{requests[name] / hours:.0f}" for name in names), f"{sum(requests.values()) / hours:.0f}"]
+            for label, requests in seen.items()]
     print("\nrequests an hour\n")
     print(aligned([["", *names, "all"], *rows]))
     wrote = {label: sum(requests[name] for name in WRITING) for label, requests in seen.items()}

@@ -70,7 +70,8 @@ class Wire(Proxy):
         there = back = None
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.upstream)
-            await asyncio.gather(self._ahead(name, reader, back), self._pass_while(name, there, writer))
+            await asyncio.gather(self._pass_unless_cut(name, reader, back, self._asked),
+                                 self._pass_unless_cut(name, there, writer))
         except OSError:
             pass
         finally:
@@ -78,27 +79,25 @@ class Wire(Proxy):
                 if end:
                     end.close()
 
-    async def _ahead(self, name, reader, writer):
-        """From who has connected: what is asked is counted."""
+    async def _pass_unless_cut(self, name, reader, writer, seen=None):
+        """Passes pieces on while the way is not cut; `seen` is called with each before."""
         while data := await reader.read(1 << 18):
-            if _REQUEST.match(data):
-                self.requests += 1
-                if self.at_request and self.requests >= self.at_request[0]:
-                    (_, kill), self.at_request = self.at_request, None
-                    threading.Thread(target=kill).start()
-            if self.delay:
-                await asyncio.sleep(self.delay)
+            if seen:
+                await seen(data)
             await self._until_mended(name)
             writer.write(data)
             await writer.drain()
         writer.close()
 
-    async def _pass_while(self, name, reader, writer):
-        while data := await reader.read(1 << 18):
-            await self._until_mended(name)
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+    async def _asked(self, data):
+        """From who has connected: what is asked is counted, and takes its time."""
+        if _REQUEST.match(data):
+            self.requests += 1
+            if self.at_request and self.requests >= self.at_request[0]:
+                (_, kill), self.at_request = self.at_request, None
+                threading.Thread(target=kill).start()
+        if self.delay:
+            await asyncio.sleep(self.delay)
 
     async def _until_mended(self, name):
         while (number := self.cuts.get(name)) is not None:
